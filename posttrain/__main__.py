@@ -1,0 +1,31 @@
+"""`python -m posttrain +recipe=NAME`: parse, check, run; returns the number that a sweep optimises."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from posttrain import config, preflight
+
+
+def job(cfg: DictConfig) -> float | None:
+    """One run: what Hydra calls, once, or once per job of a sweep."""
+    run = config.parse(cfg)
+    preflight.check(run)
+    from posttrain.jobs.train import train  # torch and trl load only after the cheap checks
+
+    return train(run, config.origin(HydraConfig.get()))
+
+
+def main() -> None:
+    config.register()
+    OmegaConf.register_new_resolver("posttrain_help", config.help_text, replace=True)
+    entry = hydra.main(version_base="1.3", config_path=str(config.ROOT / "conf"), config_name="config")(job)
+    entry()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

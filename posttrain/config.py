@@ -1,0 +1,261 @@
+"""What a run is made of: the schema, the recipes, and the step from Hydra's config to a checked `Run`.
+
+Nothing here knows torch: `--help` and a config error answer in about a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from posttrain.errors import PosttrainError
+
+# Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
+OPEN = (
+    *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "data.columns"),
+    *("reward", "probe.rewards"),
+)
+PACKAGE = Path(__file__).parent
+# A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+
+
+@dataclass
+class TrainerConfig:
+    """Which TRL trainer, and its own options under their own names (`trainer.args`)."""
+
+    kind: str = MISSING
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ModelConfig:
+    """The starting model: a hub id, a local folder, a run directory, `embedded:smollm2` or `embedded:tiny`."""
+
+    path: str = MISSING
+    revision: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str = "auto"
+    chat_template: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    trust_remote_code: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PeftConfig:
+    """`method: none` trains all weights, `lora` an adapter; `quantization` holds BitsAndBytesConfig's options."""
+
+    method: str = "none"
+    lora: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it."""
+
+    path: str = MISSING
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    eval_path: str | None = None
+    eval_split: str | None = None
+    eval_size: float = 0.05
+    columns: dict[str, str] = field(default_factory=dict)
+    max_train_rows: int | None = None
+    max_eval_rows: int | None = None
+
+
+@dataclass
+class RewardConfig:
+    """One reward: a function `package.module.function` in TRL's signature, or a reward model (run directory, hub id)."""
+
+    function: str | None = None
+    model: str | None = None
+    weight: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrackingConfig:
+    """Where metrics go beside `metrics.jsonl`."""
+
+    backend: str = "wandb"
+    mode: str = "auto"
+    project: str = "posttrain"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ProbeConfig:
+    """The policy's own samples on held-out prompts, before, during (at evaluations) and after training.
+
+    `rewards` are scored on those samples, or on greedy completions of the same prompts with `greedy`.
+    """
+
+    prompts: int = 32
+    during: bool = False
+    greedy: bool = False
+    max_new_tokens: int = 64
+    batch_size: int = 16
+    rewards: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: dict[str, Any] = field(default_factory=dict)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    name: str | None = None
+    output_dir: str = "outputs"
+    objective: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run came from: its recipe, its command line, and the sweep it is part of."""
+
+    recipe: str | None
+    overrides: tuple[str, ...]
+    sweep_dir: Path | None
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this run alone, ready for a shell."""
+        return shlex.join(["python", "-m", "posttrain", *self.overrides])
+
+
+def register() -> None:
+    """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`."""
+    store = ConfigStore.instance()
+    schema = OmegaConf.structured(Run)
+    for path in OPEN:
+        OmegaConf.set_struct(OmegaConf.select(schema, path), False)
+    store.store(name="schema", node=schema)
+    for path in recipe_files():
+        store.store(group="recipe", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+def recipe_files() -> list[Path]:
+    return sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def help_text() -> str:
+    """The `--help` page: how to call, the groups, and each recipe with the purpose on its first line."""
+    purposes = {p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for p in recipe_files()}
+    width = max(map(len, purposes))
+    recipes = "\n".join(f"  +recipe={name:<{width}}  {purpose}" for name, purpose in purposes.items())
+    groups = sorted(p.name for p in (ROOT / "conf").iterdir() if p.is_dir())
+    options = "\n".join(
+        f"  {g + '=':<11}{', '.join(sorted(p.stem for p in (ROOT / 'conf' / g).glob('*.yaml')))}" for g in groups
+    )
+    return f"""posttrain: post-training of language models on one GPU, from recipes over TRL.
+
+  python -m posttrain +recipe=dpo_smollm2                               one run
+  python -m posttrain +recipe=dpo_llama trainer.args.beta=0.05          any TRL option, under its own name
+  python -m posttrain +recipe=dpo_llama model.path=ORG/NAME data.path=pairs.jsonl
+  python -m posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1 a sweep
+  python -m posttrain +recipe=dpo_llama dry_run=true                    the plan; loads no weights
+
+Recipes
+{recipes}
+
+Groups
+{options}
+
+--cfg job shows the composed config; a run goes to output_dir/NAME-HASH and continues there when called again."""
+
+
+def parse(cfg: DictConfig) -> Run:
+    """Hydra's config as a `Run`; raises `PosttrainError` for unknown keys, wrong types and missing values."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    schema = OmegaConf.structured(Run)
+    try:
+        # `+key=value` on the command line bypasses the schema, so merge once more from plain values.
+        merged = OmegaConf.merge(schema, plain)
+        OmegaConf.resolve(merged)
+        missing = sorted(OmegaConf.missing_keys(merged))
+    except ConfigKeyError as error:
+        raise PosttrainError(_unknown_key(str(error.full_key))) from None
+    except OmegaConfBaseException as error:
+        raise PosttrainError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+    if missing:
+        lines = [f"{key}: required, and not set; {_mend_missing(key)}" for key in missing]
+        raise PosttrainError("\n".join(lines))
+    run = OmegaConf.to_object(merged)
+    assert isinstance(run, Run)
+    run.reward = _rewards(run.reward, "reward")
+    run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards")
+    return run
+
+
+def _rewards(entries: dict[str, Any], path: str) -> dict[str, RewardConfig]:
+    """Reward entries as `RewardConfig`s: OmegaConf cannot override a key of a dict of dataclasses that is not there."""
+    result: dict[str, RewardConfig] = {}
+    known = [f.name for f in fields(RewardConfig)]
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise PosttrainError(f"{path}.{name}={entry!r}: expected keys {', '.join(known)}")
+        if unknown := [key for key in entry if key not in known]:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise PosttrainError(f"{path}.{name}.{unknown[0]}: unknown key; {mend}")
+        try:
+            result[name] = RewardConfig(**OmegaConf.to_container(OmegaConf.merge(RewardConfig, entry)))  # type: ignore
+        except OmegaConfBaseException as error:
+            raise PosttrainError(f"{path}.{name}.{error.full_key}: {str(error).splitlines()[0]}") from None
+    return result
+
+
+def origin(hydra_config: DictConfig) -> Origin:
+    """What Hydra knows of the running job."""
+    sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
+    return Origin(
+        recipe=hydra_config.runtime.choices.get("recipe"),
+        overrides=tuple(hydra_config.overrides.task),
+        sweep_dir=Path(hydra_config.sweep.dir).absolute() if sweep else None,
+    )
+
+
+def _unknown_key(key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    cls: Any = Run
+    for part in filter(None, parent.split(".")):
+        cls = next((f.default_factory for f in fields(cls) if f.name == part), None)
+    known = [f.name for f in fields(cls)] if isinstance(cls, type) and cls is not dict else []
+    near = difflib.get_close_matches(name, known, n=2)
+    mend = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
+    return f"{key}: unknown key; {mend}"
+
+
+def _mend_missing(key: str) -> str:
+    if key == "trainer.kind":
+        return "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto (see --help)"
+    return {
+        "model.path": "choose +recipe=NAME or model=NAME, or set model.path=HUB_ID_OR_FOLDER",
+        "data.path": "choose +recipe=NAME or data=NAME, or set data.path=HUB_ID_OR_FILE",
+    }.get(key, f"set {key}=VALUE")
+
+
+def main_process() -> bool:
+    """Whether this process speaks and writes for all (rank 0 under `accelerate launch`)."""
+    return os.environ.get("RANK", "0") == "0"

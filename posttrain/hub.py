@@ -1,0 +1,30 @@
+"""What a failed download means, in one sentence with the mend."""
+
+from __future__ import annotations
+
+
+def explain(error: BaseException, path: str, what: str) -> str | None:
+    """Say what went wrong between here and the hub for the `what` (model, data set) at `path`; `None` if not that."""
+    from huggingface_hub import errors
+
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    text = " ".join(str(e) for e in chain)
+
+    def any_of(*classes: type[BaseException]) -> bool:
+        return any(isinstance(e, classes) for e in chain)
+
+    if any_of(errors.GatedRepoError) or "gated" in text.lower():
+        return f"gated on the hub; accept its terms on the page of {path}, then run `hf auth login`"
+    if any_of(errors.RevisionNotFoundError):
+        return f"the hub has no such revision of {path}"
+    if any_of(errors.RepositoryNotFoundError) or type(error).__name__ == "DatasetNotFoundError":
+        return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
+    if any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) or "offline" in text.lower():
+        return "not in the local cache, and the hub cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    if "valid model identifier" in text or "not a local folder" in text:
+        return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
+    return None

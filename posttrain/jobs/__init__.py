@@ -1,0 +1,1 @@
+"""What can be done with a run's config; so far, train it."""

@@ -1,0 +1,266 @@
+"""Train one run: claim its directory, prepare, train or continue, measure, save, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from posttrain import __version__, config, preflight
+from posttrain.config import Origin, Run, main_process
+from posttrain.errors import PosttrainError
+from posttrain.rundir import RunDirectory
+
+LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
+
+
+def train(run: Run, origin: Origin) -> float | None:
+    """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
+    quiet_libraries()
+    from posttrain import report
+    from posttrain.progress import console
+
+    directory = RunDirectory.of(run, origin)
+    if directory.finished():
+        if main_process():
+            console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
+            console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
+            report.show(directory)
+        return _objective(run, directory)
+    working = console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext()
+    with working:
+        plan = preflight.prepare(run, directory.path)
+    if main_process():
+        report.show_plan(run, plan, directory)
+    if run.dry_run:
+        return None
+    if main_process():
+        directory.claim()
+    try:
+        _train(run, origin, plan, directory)
+    finally:
+        if main_process():
+            directory.release()
+    if main_process():
+        report.show(directory)
+    return _objective(run, directory)
+
+
+def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory) -> None:
+    from posttrain import rewards
+    from posttrain.interrupt import Interrupt
+    from posttrain.probe import Probe
+    from posttrain.progress import ProgressBar, console
+    from posttrain.tracking import Metrics, Tracker
+
+    started = time.time()
+    checkpoint = directory.last_checkpoint()
+    if main_process():
+        _start(run, origin, plan, directory, checkpoint)
+    group = origin.sweep_dir.name if origin.sweep_dir else None
+    settings = run.tracking if main_process() else config.TrackingConfig(backend="none")
+    tracker = Tracker(settings, directory.path, asdict(run), group)
+    try:
+        functions = rewards.resolve(run.reward)
+        bar = ProgressBar(directory.name)
+        interrupt = Interrupt()
+        callbacks: list[Any] = [bar, interrupt]
+        if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
+            judges = rewards.resolve(run.probe.rewards) or functions
+            probe = Probe(
+                run.probe, plan.data.prompts, plan.tokenizer, judges, tracker, directory.metrics, directory.samples
+            )
+            callbacks.append(probe)
+        else:
+            probe = None
+        with console.status("Loading the model") if console.is_terminal else nullcontext():
+            trainer = _build(run, plan, directory, tracker, functions, callbacks)
+        if probe is not None:
+            probe.trainer = trainer
+        beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
+        trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
+        with interrupt:
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                bar.close()
+        if interrupt.signal and trainer.state.global_step < trainer.state.max_steps:
+            trainer.accelerator.wait_for_everyone()
+            if main_process():
+                console.print(
+                    f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "
+                    f"Continue with: {origin.command}"
+                )
+            raise SystemExit(128 + interrupt.number)
+        _finish(run, plan, directory, trainer, tracker, started)
+    finally:
+        tracker.finish()
+
+
+def _build(
+    run: Run,
+    plan: preflight.Plan,
+    directory: RunDirectory,
+    tracker: Any,
+    functions: dict[str, Any],
+    callbacks: list[Any],
+) -> Any:
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from posttrain import models, trainers
+
+    parts = trainers.Parts(
+        model=models.locate(run.model.path),
+        args=trainer_args(run, plan, directory, tracker.report_to),
+        tokenizer=plan.tokenizer,
+        train=plan.data.train,
+        eval=plan.data.eval,
+        lora=models.lora_config(run.peft, run.trainer.kind),
+        quantization=models.quantization_config(run.peft),
+        callbacks=callbacks,
+        rewards=functions,
+        reward_weights=[entry.weight for entry in run.reward.values()],
+    )
+    try:
+        trainer = trainers.build(run.trainer.kind, parts)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        # TRL's and PEFT's own checks of options and data; their messages name the option.
+        raise PosttrainError(f"trainer={run.trainer.kind}: {error}") from error
+    if run.peft.quantization:
+        models.keep_heads_in_float32(trainer.model)
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:
+    """The options of the TRL config class: the user's, and those that this layer decides."""
+    from posttrain import models
+
+    args: dict[str, Any] = {
+        "output_dir": str(directory.checkpoints),
+        "report_to": report_to,
+        "run_name": directory.name,
+        "use_cpu": plan.precision.device == "CPU",
+        "bf16": plan.precision.bf16,
+        "fp16": plan.precision.fp16,
+        "model_init_kwargs": models.init_kwargs(run.model, plan.precision),
+        "trust_remote_code": run.model.trust_remote_code,
+        "disable_tqdm": True,
+        "save_total_limit": 1,
+        "eval_strategy": "epoch" if plan.data.eval is not None else "no",
+        "eval_on_start": plan.data.eval is not None,
+        "dataloader_pin_memory": plan.precision.device != "CPU",
+        **run.trainer.args,
+    }
+    if plan.data.eval is None:
+        args.update(eval_strategy="no", eval_on_start=False)
+    return args
+
+
+def _start(
+    run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory, checkpoint: Path | None
+) -> None:
+    """Write `config.yaml` and `run.json`, and take the log back to the checkpoint."""
+    before = directory.record()
+    if before and before["data"]["fingerprint"] != plan.data.source["fingerprint"]:
+        raise PosttrainError(
+            f"{directory.path}: the data has changed since this run began "
+            f"(fingerprint {before['data']['fingerprint']}, now {plan.data.source['fingerprint']}); "
+            "set name=OTHER to begin a new run"
+        )
+    directory.truncate_metrics(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
+    directory.write_config(run)
+    directory.write(
+        {
+            "status": "running",
+            "name": directory.name,
+            "command": origin.command,
+            "recipe": origin.recipe,
+            "trainer": run.trainer.kind,
+            "model": {"path": run.model.path, "revision": run.model.revision, "parameters": plan.parameters[0]},
+            "adapter": run.peft.lora if run.peft.method == "lora" else None,
+            "quantization": run.peft.quantization or None,
+            "parents": [entry.model for entry in run.reward.values() if entry.model],
+            "data": plan.data.source,
+            "seed": run.trainer.args.get("seed", 42),
+            "precision": str(plan.precision),
+            "hardware": {"device": plan.precision.device, "cpus": os.cpu_count(), "machine": platform.machine()},
+            "versions": {
+                "posttrain": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in LIBRARIES},
+            },
+            "started": (before or {}).get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": (before or {}).get("seconds", 0.0),
+        }
+    )
+
+
+def _finish(run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float) -> None:
+    """Last evaluation, model, curves, and then, when all is in place, `status: finished`."""
+    from posttrain import report
+    from posttrain.card import write_card
+
+    if plan.data.eval is not None and not _evaluated(trainer.state):
+        trainer.evaluate()
+    trainer.accelerator.wait_for_everyone()
+    if not main_process():
+        return
+    record = directory.record() or {}
+    record["model"]["commit"] = getattr(trainer.model.config, "_commit_hash", None)
+    record["steps"] = trainer.state.global_step
+    record["metrics"] = report.final_metrics(directory.metrics)
+    record["seconds"] = round(record["seconds"] + time.time() - started, 1)
+    record["tracking"] = tracker.where
+
+    def save(folder: Path) -> None:
+        trainer.save_model(str(folder))
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and config.yaml says it all
+        plan.tokenizer.save_pretrained(folder)
+        write_card(folder, run, record)
+
+    directory.save_model(save)
+    report.draw_curves(directory.metrics, directory.curves, directory.name)
+    record["status"] = "finished"
+    record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    directory.write(record)
+
+
+def _evaluated(state: Any) -> bool:
+    return any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
+
+
+def _objective(run: Run, directory: RunDirectory) -> float | None:
+    """The number a sweep optimises: the final value of the metric `objective`."""
+    record = directory.record()
+    if run.objective is None or record is None or not main_process():
+        return None
+    metrics = record.get("metrics", {})
+    if run.objective not in metrics:
+        raise PosttrainError(f"objective={run.objective}: not measured; there are {', '.join(sorted(metrics))}")
+    return metrics[run.objective]
+
+
+def quiet_libraries() -> None:
+    """Leave only what a user can act on: no import chatter, no per-file bars off a terminal, no repeated warnings."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # bitsandbytes says at import that an optional CPU kernel is missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from posttrain.progress import console
+
+    if not console.is_terminal:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()

@@ -1,0 +1,214 @@
+"""The options of TRL, PEFT and bitsandbytes classes: names, types and choices, read from their source.
+
+Importing `trl` takes some seconds, and a misspelt option should be answered in one. So the installed library's own
+source file is parsed (never executed): dataclass fields for the config classes, the `__init__` signature for others.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+import typing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+# class -> (package, file inside it). Base classes and enumerations are looked up here too.
+SOURCES = {
+    "SFTConfig": ("trl", "trainer/sft_config.py"),
+    "RewardConfig": ("trl", "trainer/reward_config.py"),
+    "DPOConfig": ("trl", "trainer/dpo_config.py"),
+    "GRPOConfig": ("trl", "trainer/grpo_config.py"),
+    "RLOOConfig": ("trl", "trainer/rloo_config.py"),
+    "KTOConfig": ("trl", "trainer/kto_config.py"),
+    "_BaseConfig": ("trl", "trainer/base_config.py"),
+    "TrainingArguments": ("transformers", "training_args.py"),
+    "OptimizerNames": ("transformers", "training_args.py"),
+    "SchedulerType": ("transformers", "trainer_utils.py"),
+    "IntervalStrategy": ("transformers", "trainer_utils.py"),
+    "SaveStrategy": ("transformers", "trainer_utils.py"),
+    "HubStrategy": ("transformers", "trainer_utils.py"),
+    "LoraConfig": ("peft", "tuners/lora/config.py"),
+    "PeftConfig": ("peft", "config.py"),
+    "PeftConfigMixin": ("peft", "config.py"),
+    "BitsAndBytesConfig": ("transformers", "utils/quantization_config.py"),
+}
+
+# Choices that the libraries state in prose only, and check after the weights are loaded.
+CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DPOConfig": {
+        "loss_type": (
+            *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
+            *("aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+        ),
+        "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    },
+    "GRPOConfig": {
+        "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+        "importance_sampling_level": ("token", "sequence"),
+        "scale_rewards": ("group", "batch", "none", True, False),
+        "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+        "vllm_mode": ("server", "colocate"),
+        "vllm_model_impl": ("transformers", "vllm"),
+    },
+    "RLOOConfig": {"vllm_mode": ("server", "colocate"), "vllm_model_impl": ("transformers", "vllm")},
+    "LoraConfig": {"bias": ("none", "all", "lora_only")},
+    "BitsAndBytesConfig": {
+        "bnb_4bit_quant_type": ("nf4", "fp4"),
+        "bnb_4bit_compute_dtype": ("bfloat16", "float16", "float32"),
+        "bnb_4bit_quant_storage": ("uint8", "bfloat16", "float16", "float32"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: the type its value must have, and the values it may take where the library lists them."""
+
+    type: Any
+    choices: tuple[Any, ...] | None = None
+
+
+def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str] | None = None) -> list[str]:
+    """Everything wrong with `options` for the class named `cls`, one message each; empty when all is well.
+
+    `path` is where the options stand in the config (`trainer.args`); `reserved` maps options that posttrain sets
+    itself to the config key to use instead.
+    """
+    known, errors = options_of(cls), []
+    for name, value in options.items():
+        if reserved and name in reserved:
+            errors.append(f"{path}.{name}: set by posttrain; {reserved[name]}")
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            mend = f"; did you mean {' or '.join(near)}?" if near else ""
+            errors.append(f"{path}.{name}: not an option of {cls}{mend}")
+        elif problem := _problem(known[name], value):
+            errors.append(f"{path}.{name}={value!r}: {problem}")
+    return errors
+
+
+def _problem(option: Option, value: Any) -> str | None:
+    if option.choices is not None:
+        wrong = [v for v in (value if isinstance(value, list) else [value]) if v is not None and v not in option.choices]
+        if wrong:
+            near = difflib.get_close_matches(str(wrong[0]), map(str, option.choices), n=1)
+            mend = f"did you mean {near[0]}? " if near else ""
+            return f"{mend}choose from {', '.join(map(str, option.choices))}"
+        return None
+    try:
+        # JSON mode: strict about types, yet a YAML list is fine for a tuple.
+        TypeAdapter(option.type).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return f"expected {_spell(option.type)} ({error.errors()[0]['msg'].lower()})"
+    except (TypeError, ValueError):
+        return f"expected {_spell(option.type)}"
+    return None
+
+
+def _spell(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+@cache
+def options_of(cls: str) -> dict[str, Option]:
+    """Name -> `Option` of every option of the class `cls` (a key of `SOURCES`), inherited ones included."""
+    node = _class(cls)
+    found: dict[str, Option] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in SOURCES:
+            found |= options_of(base.id)
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    for field in fields:
+        assert isinstance(field.target, ast.Name)
+        if _initialised(field):
+            found[field.target.id] = Option(_evaluate(field.annotation), _metadata_choices(field))
+    if not fields:
+        found |= _signature(node)
+    for name, values in CHOICES.get(cls, {}).items():
+        found[name] = Option(found[name].type, values)
+    return {name: _literal_as_choices(option) for name, option in found.items()}
+
+
+def _literal_as_choices(option: Option) -> Option:
+    is_literal = typing.get_origin(option.type) is typing.Literal
+    return Option(option.type, typing.get_args(option.type)) if is_literal else option
+
+
+def source_of(cls: str) -> str:
+    """The source text of the file that defines `cls`, from the installed library, without importing it."""
+    package, file = SOURCES[cls]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is not installed; run `make install`")
+    return (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
+
+
+@cache
+def _tree(cls: str) -> ast.Module:
+    return ast.parse(source_of(cls))
+
+
+def _class(cls: str) -> ast.ClassDef:
+    return next(n for n in _tree(cls).body if isinstance(n, ast.ClassDef) and n.name == cls)
+
+
+def _signature(node: ast.ClassDef) -> dict[str, Option]:
+    """Options of a class without annotated fields: its `__init__` arguments, typed by their defaults."""
+    init = next(n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    names = [a.arg for a in init.args.args[1:]]
+    defaults = [ast.literal_eval(d) for d in init.args.defaults]
+    return {n: Option(Any if d is None else type(d)) for n, d in zip(names[-len(defaults) :], defaults, strict=True)}
+
+
+def _keywords(field: ast.AnnAssign) -> dict[str, ast.expr]:
+    return {k.arg: k.value for k in field.value.keywords if k.arg} if isinstance(field.value, ast.Call) else {}
+
+
+def _initialised(field: ast.AnnAssign) -> bool:
+    return not (isinstance(off := _keywords(field).get("init"), ast.Constant) and off.value is False)
+
+
+def _metadata_choices(field: ast.AnnAssign) -> tuple[Any, ...] | None:
+    metadata = _keywords(field).get("metadata")
+    if isinstance(metadata, ast.Dict):
+        for key, value in zip(metadata.keys, metadata.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == "choices" and isinstance(value, ast.List):
+                return tuple(ast.literal_eval(value))
+    return None
+
+
+class _Names(dict):
+    """Names an annotation may use; enumerations become literals of their values, unknown classes `Any`."""
+
+    def __missing__(self, name: str) -> Any:
+        if name in SOURCES:
+            values = [n.value.value for n in _class(name).body if isinstance(n, ast.Assign) and _is_text(n.value)]
+            return typing.Literal[tuple(values)] if values else Any
+        return Any
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _evaluate(annotation: ast.expr) -> Any:
+    names = _Names({n: getattr(typing, n) for n in ("Any", "Literal", "Optional", "Union", "Callable")})
+    names |= {t.__name__: t for t in (bool, int, float, str, list, dict, tuple, set, type(None))}
+    if isinstance(annotation, ast.BinOp):
+        parts = [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
+        if any(p in SOURCES for p in parts):
+            # `SchedulerType | str` accepts any string, and Transformers rejects the unknown ones much later.
+            return typing.Union[tuple(names[p] for p in parts if p != "str")]
+    text = str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+    if "_[" in text:  # a pattern written as a literal: "pissa_niter_[number of iters]"
+        return bool | str
+    # Names and subscripts only; an annotation with a call in it is not evaluated.
+    if any(isinstance(n, ast.Call) for n in ast.walk(annotation)):
+        return Any
+    return eval(text, {"__builtins__": {}}, names)

@@ -1,0 +1,219 @@
+"""Everything that can be known before weights load: `check` without heavy imports, `prepare` with them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain import options, rewards
+from posttrain.config import ROOT, Run
+from posttrain.errors import PosttrainError
+from posttrain.trainers import KINDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data import Data
+    from posttrain.models import Precision
+
+# Options of TRL's config classes that this layer decides.
+RESERVED = {
+    "output_dir": "set output_dir (the run directory is made inside it)",
+    "report_to": "choose tracking=wandb|trackio|tensorboard|none",
+    "run_name": "set name",
+    "project": "set tracking.project",
+    "disable_tqdm": "posttrain draws the progress bar",
+    "resume_from_checkpoint": "the same command continues from the last checkpoint by itself",
+    "model_init_kwargs": "set model.dtype, model.attn_implementation or model.kwargs",
+    "trust_remote_code": "set model.trust_remote_code",
+    "chat_template_path": "set model.chat_template",
+    "eos_token": "set model.eos_token",
+    "pad_token": "set model.pad_token",
+    "do_eval": "set trainer.args.eval_strategy",
+    "enable_jit_checkpoint": "posttrain saves at SIGTERM by itself",
+    "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
+}
+EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad",)}
+CHOICES = {
+    "trainer.kind": tuple(KINDS),
+    "peft.method": ("none", "lora"),
+    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "tracking.backend": ("wandb", "trackio", "tensorboard", "none"),
+    "tracking.mode": ("auto", "online", "offline", "disabled"),
+}
+
+
+def check(run: Run) -> None:
+    """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
+    errors = [e for key, allowed in CHOICES.items() if (e := _choice(key, _value(run, key), allowed))]
+    if run.trainer.kind in KINDS:
+        kind = KINDS[run.trainer.kind]
+        errors += options.check(kind.config, run.trainer.args, "trainer.args", RESERVED)
+        errors += _online(run) if kind.online else []
+    errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
+    errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
+    if run.peft.quantization and run.peft.method == "none":
+        errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
+    errors += _paths(run)
+    errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
+    for key, value, least in (
+        ("probe.prompts", run.probe.prompts, 0),
+        ("probe.max_new_tokens", run.probe.max_new_tokens, 1),
+        ("probe.batch_size", run.probe.batch_size, 1),
+        ("data.eval_size", run.data.eval_size, 0),
+        ("data.max_train_rows", run.data.max_train_rows, 1),
+        ("data.max_eval_rows", run.data.max_eval_rows, 1),
+    ):
+        if value is not None and value < least:
+            errors.append(f"{key}={value}: expected at least {least}")
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def _value(run: Run, key: str) -> Any:
+    group, _, name = key.partition(".")
+    return getattr(getattr(run, group), name)
+
+
+def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> str | None:
+    if value in allowed:
+        return None
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    return f"{key}={value}: " + (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(allowed)}"
+
+
+def _online(run: Run) -> list[str]:
+    """What GRPO and RLOO need beside options: a reward, and batches that hold whole groups."""
+    errors = []
+    if not run.reward:
+        named = ", ".join(sorted(p.stem for p in (ROOT / "conf" / "reward").glob("*.yaml")))
+        errors.append(
+            f"reward: {run.trainer.kind} needs one; choose reward={named}, "
+            "or +reward.NAME.function=package.module.function, or +reward.NAME.model=RUN_OR_HUB_ID"
+        )
+    args = run.trainer.args
+    group = args.get("num_generations", 8 if run.trainer.kind == "grpo" else 2)
+    batch = args.get("generation_batch_size") or (
+        args.get("per_device_train_batch_size", 8)
+        * int(os.environ.get("WORLD_SIZE", "1"))
+        * (args.get("steps_per_generation") or args.get("gradient_accumulation_steps", 1))
+    )
+    if isinstance(group, int) and isinstance(batch, int) and group > 0 and batch % group:
+        errors.append(
+            f"trainer.args.num_generations={group}: does not divide the {batch} completions of a generation batch "
+            "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
+        )
+    return errors
+
+
+def _paths(run: Run) -> list[str]:
+    errors = []
+    for key, allowed in EMBEDDED.items():
+        if (value := _value(run, key)).startswith("embedded:") and value not in allowed:
+            errors.append(f"{key}={value}: choose from {', '.join(allowed)}")
+    local = {"data.path": run.data.path, "data.eval_path": run.data.eval_path}
+    for key, value in local.items():
+        if value and not value.startswith("embedded:") and _looks_local(value) and not _exists(value):
+            errors.append(f"{key}={value}: no such file or folder")
+        elif value and Path(value).is_file() and Path(value).suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+            errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
+    for key in ("model.path", "model.chat_template"):
+        value = _value(run, key)
+        if value and not value.startswith("embedded:"):
+            is_file = key == "model.chat_template"
+            if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
+                errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}")
+    return errors
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or Path(path).suffix in (".jsonl", ".json", ".csv", ".parquet")
+
+
+def _exists(path: str) -> bool:
+    return Path(os.path.expanduser(path)).exists()
+
+
+@dataclass
+class Plan:
+    """A run that is ready to train: all its parts but the weights."""
+
+    data: Data
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision
+    parameters: tuple[int, int]
+    tokens_per_row: float
+    steps: int
+    rows_per_step: int
+
+
+def prepare(run: Run, output_dir: Path) -> Plan:
+    """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
+    from posttrain import models
+    from posttrain.data import load
+
+    tokenizer = models.tokenizer(run.model)
+    data = load(run.data, run.trainer.kind)
+    first = data.train[0]
+    models.check_template(tokenizer, first, run.model)
+    _check_columns(run, data)
+    precision = models.precision(run.model, run.peft, run.trainer.args)
+    parameters = models.parameters(run)
+    _check_space(run, parameters, output_dir)
+    args = run.trainer.args
+    rows = args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1)
+    rows *= int(os.environ.get("WORLD_SIZE", "1"))
+    if KINDS[run.trainer.kind].online:
+        # A row is repeated num_generations times, so a step sees fewer of them.
+        rows = max(rows // args.get("num_generations", 8 if run.trainer.kind == "grpo" else 2), 1)
+    epochs = args.get("num_train_epochs", 3.0)
+    steps = args.get("max_steps", -1)
+    if steps <= 0:
+        steps = int(-(-len(data.train) * epochs // rows))
+    return Plan(data, tokenizer, precision, parameters, _tokens(tokenizer, data), steps, rows)
+
+
+def _check_columns(run: Run, data: Data) -> None:
+    """Built-in rewards name the column they read; say before training that it is not there."""
+    errors = []
+    available = set(data.train.column_names)
+    for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
+        rows = available if path == "reward" else set(data.prompts.column_names if data.prompts else available)
+        for name, entry in entries.items():
+            column = entry.args.get("column") or rewards.default_column(entry)
+            if column and column not in rows:
+                errors.append(f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(rows))}")
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> None:
+    """Checkpoints need room for the trained weights and AdamW's two moments, at float32, twice while one is replaced."""
+    needed = parameters[1] * 4 * 3 * 2
+    folder = next(p for p in (output_dir, *output_dir.parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise PosttrainError(
+            f"output_dir={run.output_dir}: {free / 1e9:.1f} GB free, and checkpoints need {needed / 1e9:.1f} GB; "
+            "free some space, or train an adapter (peft=lora)"
+        )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, data: Data, sample: int = 256) -> float:
+    """Mean tokens of a row (all its texts), estimated on the first rows."""
+    from trl.data_utils import is_conversational
+
+    total = 0
+    rows = data.train.select(range(min(sample, len(data.train))))
+    columns = [c for c in rows.column_names if c in ("text", "messages", "prompt", "completion", "chosen", "rejected")]
+    for row in rows.select_columns(columns):
+        for value in row.values():
+            if isinstance(value, str):
+                total += len(tokenizer(value)["input_ids"])
+            elif is_conversational(row):
+                total += sum(len(tokenizer(str(m["content"]))["input_ids"]) + 4 for m in value)
+    return total / len(rows)

@@ -1,0 +1,101 @@
+"""What a person sees while a run trains: a live bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+# A log file has no width of its own; tables need some.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+# What is worth a place on the bar, in this order: trainer metric -> short name.
+SHOWN = {
+    "loss": "loss",
+    "reward": "reward",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "acc",
+    "accuracy": "acc",
+    "kl": "kl",
+    "mean_token_accuracy": "token acc",
+}
+
+
+class ProgressBar(TrainerCallback):
+    """Steps, loss, reward, KL, tokens per second and time left. Off a terminal: about twenty lines in all."""
+
+    def __init__(self, label: str):
+        self.label = label
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.latest: dict[str, float] = {}
+        self.started = (0.0, 0, 0.0)  # time, step, tokens when training (re)started
+        self.printed = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.started = (time.monotonic(), state.global_step, float(state.num_input_tokens_seen or 0))
+        self.printed = time.monotonic()
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, figures="")
+            self.bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        self.latest.update({k: v for k, v in logs.items() if isinstance(v, (int, float))})
+        figures = self._figures(state)
+        if self.bar is not None:
+            self.bar.update(self.task, figures=figures)
+        elif not any(k.startswith("eval_") for k in logs) and self._due(state):
+            left = self._left(state)
+            console.print(f"{self.label} {state.global_step}/{state.max_steps}  {figures}  {left} left")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _due(self, state: Any) -> bool:
+        """A line at each twentieth of the steps, and at least one a minute."""
+        every = max(state.max_steps // 20, 1)
+        now = time.monotonic()
+        if state.global_step % every < max(state.logging_steps, 1) or now - self.printed > 60:
+            self.printed = now
+            return True
+        return False
+
+    def _figures(self, state: Any) -> str:
+        parts = [f"{name} {self.latest[key]:.3g}" for key, name in SHOWN.items() if key in self.latest]
+        tokens = self.latest.get("num_tokens", float(state.num_input_tokens_seen or 0)) - self.started[2]
+        seconds = time.monotonic() - self.started[0]
+        if tokens > 0 and seconds > 0:
+            parts.append(f"{tokens / seconds:.0f} tokens/s")
+        return "  ".join(parts)
+
+    def _left(self, state: Any) -> str:
+        done = state.global_step - self.started[1]
+        seconds = (time.monotonic() - self.started[0]) / max(done, 1) * (state.max_steps - state.global_step)
+        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,218 @@
+"""What a person reads of a run: its plan, its table before and after, samples side by side, its curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from posttrain.progress import console
+from posttrain.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from posttrain.config import Run
+    from posttrain.preflight import Plan
+
+# Metrics of the before/after table, best known first; those not here follow under their own names.
+TITLES = {
+    "eval_rewards/accuracies": "preference accuracy (implicit reward)",
+    "eval_rewards/margins": "preference margin (implicit reward)",
+    "eval_accuracy": "preference accuracy (reward model)",
+    "eval_margin": "preference margin (reward model)",
+    "eval_loss": "held-out loss",
+    "eval_mean_token_accuracy": "held-out token accuracy",
+    "eval_reward": "held-out reward",
+    "probe/kl": "KL to the reference (nats per sequence)",
+    "probe/length": "completion length (tokens)",
+    "probe/ended": "share of completions that end",
+}
+# Bookkeeping that says nothing about the model.
+SKIPPED = ("runtime", "per_second", "num_tokens", "epoch", "model_preparation_time", "step", "kl_stderr", "step_time")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a last line that was cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def final_metrics(path: Path) -> dict[str, float]:
+    """The last value of every metric of a run."""
+    last: dict[str, float] = {}
+    for row in read(path):
+        last.update({k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "epoch")})
+    return last
+
+
+def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
+    """The plan, a line per fact."""
+    total, trained = plan.parameters
+    source = plan.data.source
+    tokens = plan.tokens_per_row * len(plan.data.train)
+    how = "full fine-tuning" if run.peft.method == "none" else f"LoRA r={run.peft.lora.get('r', 8)}"
+    if run.peft.lora.get("use_dora") and run.peft.method == "lora":
+        how = how.replace("LoRA", "DoRA")
+    if run.peft.quantization:
+        how += f" on {run.peft.quantization.get('bnb_4bit_quant_type', '8-bit')} weights"
+    checkpoint = directory.last_checkpoint() if directory.record() else None
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
+        "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
+        "data": f"{source['path']}: {source['train_rows']} rows of about {plan.tokens_per_row:.0f} tokens "
+        f"({_count(tokens)} in all), {source['held_out_rows']} held out",
+        "steps": f"{plan.steps} of {plan.rows_per_step} rows each",
+        "device": str(plan.precision),
+        "directory": str(directory.path),
+    }
+    for name, text in rows.items():
+        table.add_row(f"[bold]{name}[/]", escape(text))
+    console.print(table)
+
+
+def show(directory: RunDirectory) -> None:
+    """What changed between the first and the last measurement, a few samples, and where everything is."""
+    record = directory.record() or {}
+    table = before_after(directory)
+    if table.row_count:
+        console.print(table)
+    if (samples := side_by_side(directory)) is not None:
+        console.print(samples)
+    console.print(f"curves   {directory.curves}")
+    console.print(f"model    {directory.model}")
+    console.print(f"run      {directory.path}")
+    if record.get("tracking"):
+        console.print(f"tracking {record['tracking']}", markup=False)
+    if command := record.get("command"):
+        console.print(f"next     {command} {_next(record)}", markup=False)
+
+
+def _next(record: dict[str, Any]) -> str:
+    beta = {"dpo": "0.05", "kto": "0.05", "grpo": "0.04", "rloo": "0.1"}.get(record["trainer"])
+    return f"trainer.args.beta={beta}" if beta else "trainer.args.learning_rate=5e-5"
+
+
+def before_after(directory: RunDirectory) -> Table:
+    """The held-out metrics at the first and at the last measurement."""
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for row in read(directory.metrics):
+        for key, value in row.items():
+            if not key.startswith(("eval_", "probe/")) or any(s in key for s in SKIPPED):
+                continue
+            if isinstance(value, (int, float)):
+                first.setdefault(key, value)
+                last[key] = value
+                counts[key] = counts.get(key, 0) + 1
+    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith("probe/") and k not in TITLES)
+    table = Table(title=f"{directory.name}: held out, before and after", title_justify="left")
+    table.add_column("metric")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for key in shown:
+        # Before a DPO step policy and reference are one model: every pair ties, and no accuracy is defined.
+        tie = key == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
+        before = "all tie" if tie else _figure(first[key]) if counts[key] > 1 else ""
+        title = TITLES.get(key, key.removeprefix("probe/").replace("_", " "))
+        table.add_row(title, before, _figure(last[key]))
+    return table
+
+
+def side_by_side(directory: RunDirectory, count: int = 4) -> Table | None:
+    """The first prompts whose completion changed, with both completions; `None` without samples."""
+    rows = read(directory.samples)
+    steps = sorted({row["step"] for row in rows})
+    if len(steps) < 2:
+        return None
+    start = [row for row in rows if row["step"] == steps[0]]
+    end = [row for row in rows if row["step"] == steps[-1]]
+    table = Table(title="completions", title_justify="left", show_lines=True)
+    for name in ("prompt", "before", "after"):
+        table.add_column(name, overflow="fold", ratio=3 if name == "prompt" else 2)
+    changed = [(a, b) for a, b in zip(start, end, strict=False) if a["completion"] != b["completion"]]
+    for before, after in changed[:count]:
+        table.add_row(*(escape(_short(t)) for t in (before["prompt"], before["completion"], after["completion"])))
+    return table if changed else None
+
+
+def _short(text: str, limit: int = 400) -> str:
+    """The end of a long text: a question stands at the end of its prompt."""
+    text = text.strip()
+    return text if len(text) <= limit else "… " + text[-limit:]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _count(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+# Panels of the curves picture: title, and the metrics that belong in it.
+PANELS = {
+    "loss": ("loss", "eval_loss"),
+    "implicit reward, chosen and rejected": ("rewards/chosen", "rewards/rejected"),
+    "reward": ("reward", "eval_reward"),
+    "margin": ("rewards/margins", "margin", "eval_rewards/margins", "eval_margin"),
+    "accuracy": (
+        *("rewards/accuracies", "accuracy", "mean_token_accuracy"),
+        *("eval_rewards/accuracies", "eval_accuracy", "eval_mean_token_accuracy"),
+    ),
+    "KL to the reference (nats)": ("kl", "probe/kl"),
+    "completion length (tokens)": ("completions/mean_length", "probe/length"),
+    "gradient norm": ("grad_norm",),
+}
+
+
+def draw_curves(metrics: Path, target: Path, title: str) -> None:
+    """A PNG with a panel per kind of metric that the run logged, over optimizer steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read(metrics)
+    series = {
+        key: [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+        for keys in PANELS.values()
+        for key in keys
+    }
+    panels = {name: [k for k in keys if len(series[k]) > 1] for name, keys in PANELS.items()}
+    panels = {name: keys for name, keys in panels.items() if keys}
+    if not panels:
+        return
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.9 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (name, keys) in zip(axes.flat, panels.items(), strict=False):
+        for key in keys:
+            held_out = key.startswith(("eval_", "probe/"))
+            label = ("held out: " if held_out else "") + key.removeprefix("eval_").removeprefix("probe/")
+            axis.plot(*zip(*series[key], strict=True), marker="o" if held_out else None, ms=4, lw=1.4, label=label)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("optimizer step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        if len(keys) > 1 or keys[0].startswith(("eval_", "probe/")):
+            axis.legend(fontsize=7, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    half = target.with_name("curves.incomplete.png")
+    figure.savefig(half, dpi=130)
+    plt.close(figure)
+    half.replace(target)

@@ -1,0 +1,82 @@
+"""A trained reward model as a TRL reward function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from posttrain.errors import PosttrainError
+from posttrain.rewards.text import Completion
+
+
+class RewardModel:
+    """Scores prompt and completion as token ids, just as `trl.RewardTrainer` tokenized its training pairs.
+
+    `path` is a finished run directory (adapter or full) or a hub id. Text without EOS, which TRL's own scoring of
+    non-conversational data would give the model, scores differently from what it was trained on (some -8.4 became
+    -5.3), so EOS is appended here as `RewardTrainer` does.
+    """
+
+    def __init__(self, path: str, batch_size: int = 16, max_length: int | None = None, dtype: str = "auto"):
+        from transformers import AutoTokenizer
+
+        from posttrain.models import locate
+
+        folder = locate(path)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.model = _load(folder, dtype)
+        except (OSError, ValueError) as error:
+            raise PosttrainError(f"reward model {path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        if self.model.config.num_labels != 1:
+            raise PosttrainError(f"reward model {path}: has {self.model.config.num_labels} outputs, a reward has one")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.__name__ = "reward_model"
+
+    @torch.no_grad()
+    def __call__(self, completions: list[Completion], prompts: list[Completion], **columns: Any) -> list[float | None]:
+        """One score per completion; `prompts` and `completions` are strings or lists of messages."""
+        ids = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        scores: list[float | None] = [None] * len(ids)
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            batch = self.tokenizer.pad(
+                {"input_ids": [ids[i] for i in part]}, padding_side="right", return_tensors="pt"
+            ).to(self.model.device)
+            logits = self.model(**batch).logits[:, 0].float().tolist()
+            for i, score in zip(part, logits, strict=True):
+                scores[i] = score
+        return scores
+
+    def _ids(self, prompt: Completion, completion: Completion) -> list[int]:
+        if isinstance(completion, str):
+            assert isinstance(prompt, str)
+            eos = self.tokenizer.eos_token
+            text = prompt + completion
+            ids = self.tokenizer(text if text.endswith(eos) else text + eos)["input_ids"]
+        else:
+            assert not isinstance(prompt, str)
+            ids = self.tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True)["input_ids"]
+        return ids[: self.max_length]
+
+
+def _load(folder: str, dtype: str) -> Any:
+    from pathlib import Path
+
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (Path(folder) / "adapter_config.json").is_file():
+        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=dtype, use_safetensors=True
+        )
+    return model.to(device).eval()

@@ -1,0 +1,126 @@
+"""Rewards computed from the text alone, in TRL's signature: `f(completions, **columns) -> list[float | None]`.
+
+A completion is a string or a list of messages; `columns` are the data set's own, each a list as long as the batch.
+None means that the reward does not apply to that row; TRL leaves it out of the sum. Options such as `column` are
+keywords, bound by `functools.partial` from the config.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from posttrain.errors import PosttrainError
+
+Completion: TypeAlias = str | list[dict[str, Any]]
+
+# What TRL passes beside the data set's columns.
+NOT_COLUMNS = {"prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+
+
+def text_of(completion: Completion) -> str:
+    """The completion's text, stripped: the string itself, or the content of its last message."""
+    if not isinstance(completion, str):
+        completion = completion[-1]["content"] if completion else ""
+    return completion.strip()
+
+
+def references(columns: dict[str, Any], column: str) -> list[list[str]]:
+    """The reference answers of each row; a row may hold one string, a list of them, or None for none.
+
+    Raises `PosttrainError` where the data has no such column.
+    """
+    if column not in columns:
+        there = ", ".join(sorted(columns.keys() - NOT_COLUMNS)) or "none"
+        raise PosttrainError(f"reward: the data has no column {column!r}; its columns beside the prompt: {there}")
+    return [[] if row is None else [row] if isinstance(row, str) else list(row) for row in columns[column]]
+
+
+def normalize(text: str) -> str:
+    """Lower case, without punctuation, the articles a/an/the and extra white space, as SQuAD's official script does."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def f1(text: str, reference: str) -> float:
+    """Harmonic mean of the precision and recall of normalized words; in [0, 1].
+
+    Source: Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text" (EMNLP 2016), section 6.1,
+    and its official evaluation script 2.0: where either side normalizes to nothing, 1 if both do, else 0.
+    """
+    words, wanted = normalize(text).split(), normalize(reference).split()
+    if not words or not wanted:
+        return float(words == wanted)
+    common = (Counter(words) & Counter(wanted)).total()
+    return 2 * common / (len(words) + len(wanted))
+
+
+def best(
+    completions: Sequence[Completion], answers: list[list[str]], score: Callable[[str, str], float]
+) -> list[float | None]:
+    """The best score of each completion over its references; None where it has none."""
+    return [
+        max(score(text_of(completion), answer) for answer in row) if row else None
+        for completion, row in zip(completions, answers, strict=True)
+    ]
+
+
+def exact_match(completions: Sequence[Completion], column: str = "answers", **columns: Any) -> list[float | None]:
+    """1.0 where the completion equals a reference after SQuAD's normalization, else 0.0; None without references."""
+    answers = references(columns, column)
+    return best(completions, answers, lambda text, answer: float(normalize(text) == normalize(answer)))
+
+
+def token_f1(completions: Sequence[Completion], column: str = "answers", **columns: Any) -> list[float | None]:
+    """SQuAD's word F1 against the closest reference, in [0, 1]; None without references."""
+    return best(completions, references(columns, column), f1)
+
+
+def length(
+    completions: Sequence[Completion], aim: int | None = None, at_most: int | None = None, **columns: Any
+) -> list[float | None]:
+    """The number of words, or how well it keeps to a wish.
+
+    - neither option: the count of words itself; give it a negative weight to shorten
+    - `aim=n`: 1 at n words, falling in a straight line to 0 at none and at 2n
+    - `at_most=n`: 1 up to n words, falling in a straight line to 0 at 2n
+
+    Raises `PosttrainError` where both are given or one is below 1.
+    """
+    limit = aim if at_most is None else at_most
+    if (aim is not None and at_most is not None) or (limit is not None and limit < 1):
+        raise PosttrainError(f"reward length: give aim or at_most, at least 1; got aim={aim}, at_most={at_most}")
+    words = [len(text_of(completion).split()) for completion in completions]
+    if limit is None:
+        return [float(count) for count in words]
+    missed = [abs(count - limit) if aim else max(0, count - limit) for count in words]
+    return [max(0.0, 1 - miss / limit) for miss in missed]
+
+
+def regex(completions: Sequence[Completion], pattern: str, **columns: Any) -> list[float | None]:
+    """1.0 where `pattern` is found in the completion, else 0.0. Flags go inside it, as `(?i)`; `^` and `$` anchor it.
+
+    Raises `PosttrainError` where the pattern is not a regular expression.
+    """
+    try:
+        found = re.compile(pattern).search
+    except re.error as error:
+        raise PosttrainError(f"reward regex: {pattern!r} is not a regular expression: {error}") from error
+    return [float(found(text_of(completion)) is not None) for completion in completions]
+
+
+@lru_cache(maxsize=1)
+def _vader() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
+def sentiment(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+    """VADER's compound sentiment, from -1 (most negative) to 1 (most positive); 0 for an empty completion.
+
+    Source: Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis" (ICWSM 2014).
+    """
+    return [_vader().polarity_scores(text_of(completion))["compound"] for completion in completions]

@@ -1,0 +1,169 @@
+"""The run directory: where a run lives, whose it is, and what makes it complete.
+
+    config.yaml     the composed config          metrics.jsonl   every logged point
+    run.json        what it is, from what        checkpoints/    Transformers checkpoints
+    samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
+
+Its name is the run's name and a digest of everything that decides the result, so the same command finds its own
+unfinished work, and other settings cannot overwrite it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from posttrain.config import Origin, Run
+from posttrain.errors import PosttrainError
+
+# Settings that change where things go or what is shown, never what is trained.
+NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
+
+
+class RunDirectory:
+    """Paths and state of one run; `claim` before writing."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.curves = path / "curves.png"
+        self._lock = FileLock(path / ".lock")
+
+    @classmethod
+    def of(cls, run: Run, origin: Origin) -> RunDirectory:
+        name = run.name or origin.recipe or run.trainer.kind
+        return cls((Path(run.output_dir) / f"{name}-{digest(run)}").absolute())
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def claim(self) -> None:
+        """Make the directory this process's own; raises `PosttrainError` while another process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            # The lock is the kernel's: it is released when the process dies, however it dies.
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise PosttrainError(
+                f"{self.path}: another process is running this very run; wait for it, or set name=OTHER"
+            ) from None
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def record(self) -> dict[str, Any] | None:
+        """`run.json`, or `None` before the first `write`."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write(self, record: dict[str, Any]) -> None:
+        write_atomic(self.path / "run.json", json.dumps(record, indent=2, default=str) + "\n")
+
+    def write_config(self, run: Run) -> None:
+        write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(run))))
+
+    def finished(self) -> bool:
+        record = self.record()
+        return record is not None and record["status"] == "finished"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint; those that a killed process left half-written are removed."""
+        found: list[tuple[int, Path]] = []
+        for path in self.checkpoints.glob("checkpoint-*"):
+            if _whole(path):
+                found.append((int(path.name.split("-")[1]), path))
+            else:
+                shutil.rmtree(path)
+        return max(found)[1] if found else None
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop points after `step`: a continued run logs them again."""
+        for path in (self.metrics, self.samples):
+            if path.is_file():
+                rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+                write_atomic(path, "".join(f"{row}\n" for row in rows))
+
+    def save_model(self, save: Any) -> None:
+        """Call `save(folder)` on a temporary folder, then put it in place whole as `model/`."""
+        half = self.path / "model.incomplete"
+        shutil.rmtree(half, ignore_errors=True)
+        save(half)
+        shutil.rmtree(self.model, ignore_errors=True)
+        os.replace(half, self.model)
+
+
+def model_folder(path: str) -> str:
+    """`path`, or the `model/` folder inside it when it is a run directory; raises for an unfinished run."""
+    folder = Path(os.path.expanduser(path))
+    if not (folder / "run.json").is_file():
+        return path
+    if not RunDirectory(folder).finished():
+        raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
+    return str(folder / "model")
+
+
+def digest(run: Run) -> str:
+    """Eight hex digits over everything that decides the result: settings, and the content of local files."""
+    settings = {k: v for k, v in asdict(run).items() if k not in NOT_THE_RESULT}
+    local = [run.model.path, run.model.chat_template, run.data.path, run.data.eval_path]
+    local += [reward.model for reward in run.reward.values()]
+    settings["files"] = [_content(Path(os.path.expanduser(p))) for p in local if p]
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _content(path: Path) -> str | None:
+    """A digest of a local file, or of a folder's file names and sizes with its small JSON files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    if path.is_dir():
+        whole = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and "checkpoint" not in str(p)):
+            whole.update(f"{file.relative_to(path)} {file.stat().st_size}".encode())
+            if file.name in ("config.json", "adapter_config.json", "run.json"):
+                whole.update(file.read_bytes())
+        return whole.hexdigest()
+    return None
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _whole(checkpoint: Path) -> bool:
+    # Transformers writes trainer_state.json last, after weights, optimizer and random state.
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def _step(line: str) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return 1 << 62  # a line cut short by a full disk or a kill
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    half = path.with_name(path.name + ".incomplete")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
