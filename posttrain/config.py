@@ -62,7 +62,10 @@ class PeftConfig:
 
 @dataclass
 class DataConfig:
-    """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it."""
+    """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it.
+
+    `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
+    """
 
     path: str = MISSING
     name: str | None = None
@@ -72,6 +75,7 @@ class DataConfig:
     eval_split: str | None = None
     eval_size: float = 0.05
     columns: dict[str, str] = field(default_factory=dict)
+    conversational: bool = False
     max_train_rows: int | None = None
     max_eval_rows: int | None = None
 
@@ -102,14 +106,15 @@ class TrackingConfig:
 class ProbeConfig:
     """The policy's own samples on held-out prompts, before, during (at evaluations) and after training.
 
-    `rewards` are scored on those samples, or on greedy completions of the same prompts with `greedy`.
+    `prompts` of them are sampled for KL and length; `rewards` are scored on the same samples, or, where
+    `greedy_prompts` is set, on greedy completions of that many prompts.
     """
 
     prompts: int = 32
+    greedy_prompts: int = 0
     during: bool = False
-    greedy: bool = False
     max_new_tokens: int = 64
-    batch_size: int = 16
+    batch_size: int = 32
     rewards: dict[str, Any] = field(default_factory=dict)
 
 

@@ -53,7 +53,11 @@ def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any]) -> Pre
     import torch
 
     cuda = torch.cuda.is_available() and not args.get("use_cpu")
-    bf16_capable = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if cuda:
+        bf16_capable = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without instructions for it, bfloat16 on a CPU is emulated, and slower than float32.
+        bf16_capable = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     bf16, fp16 = args.get("bf16"), args.get("fp16")
     if bf16 is None:
         bf16 = bf16_capable and not fp16
@@ -183,8 +187,8 @@ def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: Mo
         )
 
 
-def parameters(run: Run) -> tuple[int, int]:
-    """(all, trained) parameter counts, from the architecture alone: nothing is loaded, no memory is taken."""
+def architecture(run: Run) -> tuple[tuple[int, int], int | None]:
+    """((all, trained) parameter counts, context length), from the config alone: no weights, no memory."""
     import torch
     from peft import get_peft_model
     from transformers import (
@@ -212,4 +216,5 @@ def parameters(run: Run) -> tuple[int, int]:
                 raise PosttrainError(f"peft.lora: {error}") from error
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.
     unique = {id(p): p for p in model.parameters()}.values()
-    return sum(p.numel() for p in unique), sum(p.numel() for p in unique if p.requires_grad)
+    counts = sum(p.numel() for p in unique), sum(p.numel() for p in unique if p.requires_grad)
+    return counts, getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -146,7 +146,7 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase
     precision: Precision
     parameters: tuple[int, int]
-    tokens_per_row: float
+    lengths: Lengths
     steps: int
     rows_per_step: int
 
@@ -162,7 +162,9 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     models.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
     precision = models.precision(run.model, run.peft, run.trainer.args)
-    parameters = models.parameters(run)
+    parameters, context = models.architecture(run)
+    lengths = _lengths(tokenizer, data)
+    _check_lengths(run, lengths, context)
     _check_space(run, parameters, output_dir)
     args = run.trainer.args
     rows = args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1)
@@ -174,7 +176,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     steps = args.get("max_steps", -1)
     if steps <= 0:
         steps = int(-(-len(data.train) * epochs // rows))
-    return Plan(data, tokenizer, precision, parameters, _tokens(tokenizer, data), steps, rows)
+    return Plan(data, tokenizer, precision, parameters, lengths, steps, rows)
 
 
 def _check_columns(run: Run, data: Data) -> None:
@@ -203,17 +205,57 @@ def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> Non
         )
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, data: Data, sample: int = 256) -> float:
-    """Mean tokens of a row (all its texts), estimated on the first rows."""
-    from trl.data_utils import is_conversational
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the first rows: of a whole row's longest sequence, and of its prompt alone."""
 
-    total = 0
-    rows = data.train.select(range(min(sample, len(data.train))))
-    columns = [c for c in rows.column_names if c in ("text", "messages", "prompt", "completion", "chosen", "rejected")]
-    for row in rows.select_columns(columns):
-        for value in row.values():
-            if isinstance(value, str):
-                total += len(tokenizer(value)["input_ids"])
-            elif is_conversational(row):
-                total += sum(len(tokenizer(str(m["content"]))["input_ids"]) + 4 for m in value)
-    return total / len(rows)
+    sequence: list[int]
+    prompt: list[int]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.sequence) / len(self.sequence)
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data, sample: int = 256) -> Lengths:
+    """Rendered as the trainer will render them; for pairs the longer of the two."""
+    sequence, prompt = [], []
+    for row in data.train.select(range(min(sample, len(data.train)))):
+        start = row.get("prompt", row.get("messages", row.get("text")))
+        ends = [row[c] for c in ("completion", "chosen", "rejected") if c in row]
+        prompt.append(_rendered(tokenizer, start) if ends else 0)
+        sequence.append(max((_rendered(tokenizer, start + end) for end in ends), default=_rendered(tokenizer, start)))
+    return Lengths(sequence, prompt)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, text: str | list[dict[str, Any]]) -> int:
+    if isinstance(text, str):
+        return len(tokenizer(text)["input_ids"])
+    return len(tokenizer.apply_chat_template(text, tokenize=True, return_dict=True)["input_ids"])
+
+
+def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
+    """`max_length` must leave something to learn, and everything must fit the model's context."""
+    args, errors = run.trainer.args, []
+    if KINDS[run.trainer.kind].online:
+        longest = max(lengths.sequence) + args.get("max_completion_length", 512)
+        if context and longest > context:
+            errors.append(
+                f"trainer.args.max_completion_length: the longest prompt and its completion take {longest} tokens, "
+                f"and the model's context is {context}"
+            )
+    elif limit := args.get("max_length", 1024):
+        if context and limit > context:
+            errors.append(f"trainer.args.max_length={limit}: the model's context is {context}; set it to that or less")
+        measured = lengths.sequence if run.trainer.kind == "reward" else lengths.prompt
+        if min(measured) >= limit:
+            errors.append(
+                f"trainer.args.max_length={limit}: every row is dropped, the shortest takes {min(measured)} tokens "
+                f"{'' if run.trainer.kind == 'reward' else 'before its completion '}(median {_median(measured)})"
+            )
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def _median(values: list[int]) -> int:
+    return sorted(values)[len(values) // 2]

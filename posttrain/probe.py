@@ -58,6 +58,7 @@ class Probe(TrainerCallback):
     ):
         self.config = config
         self.rows = [prompts[i] for i in range(min(config.prompts, len(prompts)))]
+        self.greedy_rows = [prompts[i] for i in range(min(config.greedy_prompts, len(prompts)))]
         self.tokenizer = tokenizer
         self.rewards = rewards
         self.tracker = tracker
@@ -93,7 +94,7 @@ class Probe(TrainerCallback):
 
     def _run(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        drawn = self._generate(model, do_sample=True)
+        drawn = self._generate(model, self.rows, do_sample=True)
         metrics = {
             "probe/length": fmean(len(d["ids"]) for d in drawn),
             "probe/ended": fmean(d["ended"] for d in drawn),
@@ -102,9 +103,10 @@ class Probe(TrainerCallback):
         if kl:
             metrics["probe/kl"] = fmean(kl)
             metrics["probe/kl_stderr"] = float(torch.tensor(kl).std() / len(kl) ** 0.5) if len(kl) > 1 else 0.0
-        judged = self._generate(model, do_sample=False) if self.config.greedy else drawn
+        rows = self.greedy_rows or self.rows
+        judged = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
         completions = [d["text"] for d in judged]
-        scores = self._scores(completions)
+        scores = self._scores(rows, completions)
         for name, values in scores.items():
             applicable = [v for v in values if v is not None]
             if applicable:
@@ -115,14 +117,14 @@ class Probe(TrainerCallback):
                 "completion": completion,
                 **{name: values[i] for name, values in scores.items()},
             }
-            for i, (row, completion) in enumerate(zip(self.rows, completions, strict=True))
+            for i, (row, completion) in enumerate(zip(rows, completions, strict=True))
         ]
         return metrics, samples
 
-    def _generate(self, model: Any, do_sample: bool) -> list[dict[str, Any]]:
+    def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[dict[str, Any]]:
         """One completion per prompt: prompt ids, completion ids (EOS included), text, and whether EOS came."""
         eos = _eos_ids(model, self.tokenizer)
-        encoded = [self._prompt_ids(row["prompt"]) for row in self.rows]
+        encoded = [self._prompt_ids(row["prompt"]) for row in rows]
         drawn: list[dict[str, Any]] = [{} for _ in encoded]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), self.config.batch_size):
@@ -199,11 +201,11 @@ class Probe(TrainerCallback):
         copy = getattr(self.trainer, "ref_model", None)
         return None if copy is None else lambda: nullcontext(copy)
 
-    def _scores(self, completions: list[str]) -> dict[str, list[float | None]]:
+    def _scores(self, rows: list[dict[str, Any]], completions: list[str]) -> dict[str, list[float | None]]:
         if not self.rewards:
             return {}
-        columns = {name: [row[name] for row in self.rows] for name in self.rows[0] if name != "prompt"}
-        prompts = [row["prompt"] for row in self.rows]
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+        prompts = [row["prompt"] for row in rows]
         conversational = not isinstance(prompts[0], str)
         given: list[Any] = [[{"role": "assistant", "content": c}] for c in completions] if conversational else completions
         return {

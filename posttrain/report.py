@@ -56,7 +56,9 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
     total, trained = plan.parameters
     source = plan.data.source
-    tokens = plan.tokens_per_row * len(plan.data.train)
+    tokens = plan.lengths.mean * len(plan.data.train)
+    limit = run.trainer.args.get("max_length")
+    over = sum(n > limit for n in plan.lengths.sequence) / len(plan.lengths.sequence) if limit else 0.0
     how = "full fine-tuning" if run.peft.method == "none" else f"LoRA r={run.peft.lora.get('r', 8)}"
     if run.peft.lora.get("use_dora") and run.peft.method == "lora":
         how = how.replace("LoRA", "DoRA")
@@ -67,8 +69,9 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     rows = {
         "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
         "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
-        "data": f"{source['path']}: {source['train_rows']} rows of about {plan.tokens_per_row:.0f} tokens "
-        f"({_count(tokens)} in all), {source['held_out_rows']} held out",
+        "data": f"{source['path']}: {source['train_rows']} rows of about {plan.lengths.mean:.0f} tokens "
+        f"({_count(tokens)} in all), {source['held_out_rows']} held out"
+        + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
         "steps": f"{plan.steps} of {plan.rows_per_step} rows each",
         "device": str(plan.precision),
         "directory": str(directory.path),

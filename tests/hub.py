@@ -81,8 +81,6 @@ class Hub:
     query) so far, and `unimplemented` those of them that are no endpoint here: they were answered 404.
     """
 
-    url: str
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self.gated: set[str] = set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
-from posttrain.data.formats import adapt, check_rows, rename
+from posttrain.data.formats import adapt, check_rows, converse, rename
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load(config: DataConfig, kind: str) -> Data:
     train = _load_split(config, config.path, config.split, "data.path")
     if config.eval_path:
         held_out, how = _load_split(config, config.eval_path, config.eval_split or "train", "data.eval_path"), "file"
-    elif config.eval_split:
+    elif config.eval_split and _has_splits(config.path):
         held_out, how = _load_split(config, config.path, config.eval_split, "data.path"), config.eval_split
     elif config.eval_size:
         size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
@@ -46,15 +46,17 @@ def load(config: DataConfig, kind: str) -> Data:
         held_out, how = None, "none"
     train, held_out = _head(train, config.max_train_rows), _head(held_out, config.max_eval_rows)
     assert train is not None
-    ready = {}
+    ready, prompts = {}, None
     for name, rows in (("train", train), ("held-out", held_out)):
         if rows is not None:
             rows = rename(rows, config.columns)
             if not len(rows):
                 raise PosttrainError(f"data.path={config.path}: no rows for {name}")
+            if config.conversational:
+                rows = converse(rows)
             ready[name] = adapt(rows, kind)
             check_rows(ready[name], name, config.path)
-    prompts = _prompts(rename(held_out, config.columns)) if held_out is not None else None
+            prompts = _prompts(rows) if name == "held-out" else None
     return Data(
         train=ready["train"],
         eval=ready.get("held-out"),
@@ -112,6 +114,12 @@ def _load_split(config: DataConfig, path: str, split: str, key: str) -> Dataset:
         raise PosttrainError(f"{key}={path}: {_explain(error, path, split)}") from error
 
 
+def _has_splits(path: str) -> bool:
+    """Whether split names mean anything; one file, or one saved data set, would be its own held-out data."""
+    local = Path(os.path.expanduser(path))
+    return not local.is_file() and not (local / "state.json").is_file()
+
+
 def _pick(splits: Any, split: str, key: str, path: str) -> Dataset:
     if split not in splits:
         raise PosttrainError(f"{key}={path}: no split {split}; there are {', '.join(splits)}")
@@ -135,12 +143,13 @@ def _prompts(held_out: Dataset) -> Dataset | None:
     """Held-out prompts with their other columns; `None` for plain text, which has no prompt."""
     from posttrain.data.formats import PAIRS, TRL_COLUMNS
 
-    columns = held_out.column_names
-    if "prompt" not in columns and not set(PAIRS) <= set(columns) and "messages" not in columns:
-        return None
-    if "messages" in columns and "prompt" not in columns:
+    columns = set(held_out.column_names)
+    if set(PAIRS) <= columns:
+        held_out = adapt(held_out, "dpo")
+    elif "messages" in columns:
+        # UltraChat has the first turn as text beside the conversation: the conversation is what is trained on.
         held_out = held_out.map(lambda row: {"prompt": row["messages"][:-1]})
         held_out = held_out.filter(lambda row: bool(row["prompt"]))
-    elif set(PAIRS) <= set(columns):
-        held_out = adapt(held_out, "dpo")
+    elif "prompt" not in columns:
+        return None
     return held_out.remove_columns([c for c in held_out.column_names if c in TRL_COLUMNS and c != "prompt"])

@@ -24,6 +24,8 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "rloo": [("prompt",), PAIRS],
 }
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
+# Whose turn a text becomes in a conversation.
+ROLES = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
 
 
 def form(columns: list[str], kind: str) -> tuple[str, ...]:
@@ -48,6 +50,32 @@ def rename(dataset: Dataset, columns: dict[str, str]) -> Dataset:
     in_the_way = [ours for ours, theirs in columns.items() if ours != theirs and ours in dataset.column_names]
     dataset = dataset.remove_columns([c for c in in_the_way if c not in columns.values()])
     return dataset.rename_columns({theirs: ours for ours, theirs in columns.items() if ours != theirs})
+
+
+def converse(dataset: Dataset) -> Dataset:
+    """Text as conversations of one turn each: the prompt is the user's, what answers it the assistant's.
+
+    An instruct model expects its chat template, which TRL applies to conversations only. The texts are stripped: the
+    space that joins a completion to its prompt would otherwise open the turn. Raises `PosttrainError` without a column
+    `prompt`, and for a value that is no text, such as a conversation.
+    """
+    columns = [column for column in ROLES if column in dataset.column_names]
+    if "prompt" not in columns:
+        raise PosttrainError(
+            f"data.conversational=true: needs a column prompt, and the data has {', '.join(dataset.column_names)}; "
+            "map it, ours to theirs: 'data.columns={prompt: question}'"
+        )
+
+    def turns(row: dict[str, Any], index: int) -> dict[str, Any]:
+        for column in columns:
+            if not isinstance(row[column], str):
+                raise PosttrainError(
+                    f"data.conversational=true: row {index}, column {column}: expected text, got "
+                    f"{row[column]!r:.80}; set it to false where the data holds conversations"
+                )
+        return {column: [{"role": ROLES[column], "content": row[column].strip()}] for column in columns}
+
+    return dataset.map(turns, with_indices=True, desc="Making conversations")
 
 
 def adapt(dataset: Dataset, kind: str) -> Dataset:

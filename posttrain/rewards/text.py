@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -76,6 +77,29 @@ def exact_match(completions: Sequence[Completion], column: str = "answers", **co
 def token_f1(completions: Sequence[Completion], column: str = "answers", **columns: Any) -> list[float | None]:
     """SQuAD's word F1 against the closest reference, in [0, 1]; None without references."""
     return best(completions, references(columns, column), f1)
+
+
+# A sign and a currency sign, then digits in groups of three, a decimal, or digits. A minus after a digit, a letter or a
+# closing bracket is an operator or a hyphen: 5-3 ends in 3.
+_NUMBER = re.compile(
+    r"(?:(?<![\w)\]}])([-−])[$€£]?)?([0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]*\.[0-9]+|[0-9]+)"
+)
+
+
+def number(text: str) -> Decimal | None:
+    """The last number in a text: -1234.5 for "about -$1,234.50."; None without one."""
+    found = _NUMBER.findall(text)
+    return Decimal(("-" if found[-1][0] else "") + found[-1][1].replace(",", "")) if found else None
+
+
+def last_number(completions: Sequence[Completion], column: str = "answer", **columns: Any) -> list[float | None]:
+    """1.0 where the last numbers of completion and reference are equal, else 0.0; None without a number to compare to.
+
+    For GSM8K, whose answers end in "#### 42" (Cobbe et al., "Training Verifiers to Solve Math Word Problems", 2021),
+    and other data with one numeric result. How the completion marks its result is left to it.
+    """
+    answers = [[a for a in row if number(a) is not None] for row in references(columns, column)]
+    return best(completions, answers, lambda text, answer: float(number(text) == number(answer)))
 
 
 def length(

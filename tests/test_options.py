@@ -1,0 +1,89 @@
+"""Options are read from the installed libraries' source; these tests hold that reading against the real classes."""
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+from posttrain import options
+from posttrain.trainers import KINDS
+
+
+@pytest.mark.parametrize("cls", [kind.config for kind in KINDS.values()])
+def test_names_are_those_of_the_real_trl_class(cls):
+    import trl
+
+    real = {f.name for f in dataclasses.fields(getattr(trl, cls)) if f.init}
+    assert set(options.options_of(cls)) == real
+
+
+def test_names_are_those_of_the_real_lora_and_quantization_classes():
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+
+    assert set(options.options_of("LoraConfig")) == {f.name for f in dataclasses.fields(LoraConfig) if f.init}
+    real = set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"}
+    assert set(options.options_of("BitsAndBytesConfig")) == real
+
+
+@pytest.mark.parametrize(("cls", "name"), [(c, n) for c, names in options.CHOICES.items() for n in names])
+def test_hand_listed_choices_stand_in_the_library_source(cls, name):
+    text = options.source_of(cls)
+    for choice in options.CHOICES[cls][name]:
+        if isinstance(choice, str) and not name.startswith("bnb_4bit_compute") and "storage" not in name:
+            assert re.search(rf"['\"`]{re.escape(choice)}['\"`]", text), f"{cls}.{name}={choice}: gone from the library"
+
+
+def test_every_dpo_loss_type_the_library_documents_is_listed():
+    text = options.source_of("DPOConfig")
+    documented = re.search(r"loss_type \(`list\[str\]`.*?Possible values are:(.*?)\. If", text, re.S)
+    assert documented
+    assert set(re.findall(r"'(\w+)'", documented[1])) == set(options.CHOICES["DPOConfig"]["loss_type"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"betta": 0.1}, "trainer.args.betta: not an option of DPOConfig; did you mean beta?"),
+        ({"packing": True}, "trainer.args.packing: not an option of DPOConfig"),
+        ({"learning_rate": "fast"}, "trainer.args.learning_rate='fast': expected float"),
+        ({"max_length": 1.5}, "trainer.args.max_length=1.5: expected int"),
+        ({"label_smoothing": True}, "trainer.args.label_smoothing=True: expected float"),
+        ({"loss_type": ["sigmoidd"]}, "did you mean sigmoid? choose from sigmoid, hinge"),
+        ({"loss_type": "ipoo"}, "did you mean ipo?"),
+        ({"lr_scheduler_type": "cosin"}, "did you mean cosine?"),
+        ({"save_strategy": "sometimes"}, "choose from no, steps, epoch, best"),
+        ({"train_sampling_strategy": "x"}, "choose from random, sequential"),
+    ],
+)
+def test_a_wrong_option_gets_path_value_and_mend(given, said):
+    (error,) = options.check("DPOConfig", given, "trainer.args")
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"learning_rate": 1, "beta": 0.5, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+        {"loss_type": "ipo", "max_length": None, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"optim": "paged_adamw_8bit", "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "bf16": None},
+    ],
+)
+def test_right_options_pass(given):
+    assert options.check("DPOConfig", given, "trainer.args") == []
+
+
+def test_a_yaml_list_is_a_tuple_where_the_library_wants_one():
+    assert options.check("RLOOConfig", {"reward_clip_range": [-1, 1.5]}, "trainer.args") == []
+
+
+def test_all_errors_come_at_once():
+    wrong = {"betta": 1, "learning_rate": "x", "loss_type": "y"}
+    assert len(options.check("DPOConfig", wrong, "trainer.args")) == 3
+
+
+def test_lora_and_quantization_typos():
+    assert "did you mean lora_alpha" in options.check("LoraConfig", {"lora_alfa": 8}, "peft.lora")[0]
+    assert "load_in_4bit" in options.check("BitsAndBytesConfig", {"load_in_4bits": True}, "peft.quantization")[0]
+    assert options.check("LoraConfig", {"init_lora_weights": "pissa_niter_4", "target_modules": "all-linear"}, "p") == []
