@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from posttrain import config, preflight
+from posttrain import config, preflight, sweep
 
 
 def job(cfg: DictConfig) -> float | None:
@@ -24,7 +25,12 @@ def main() -> None:
     config.register()
     OmegaConf.register_new_resolver("posttrain_help", config.help_text, replace=True)
     entry = hydra.main(version_base="1.3", config_path=str(config.ROOT / "conf"), config_name="config")(job)
-    entry()
+    # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
+    sys.path.append(os.getcwd())
+    try:
+        entry()
+    finally:
+        sweep.report()
 
 
 if __name__ == "__main__":

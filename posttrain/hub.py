@@ -17,7 +17,8 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
     def any_of(*classes: type[BaseException]) -> bool:
         return any(isinstance(e, classes) for e in chain)
 
-    if any_of(errors.GatedRepoError) or "gated" in text.lower():
+    # Data sets hide the cause: a gated one is told from a missing one by its message alone.
+    if any_of(errors.GatedRepoError) or "is a gated dataset" in text:
         return f"gated on the hub; accept its terms on the page of {path}, then run `hf auth login`"
     if any_of(errors.RevisionNotFoundError):
         return f"the hub has no such revision of {path}"

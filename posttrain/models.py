@@ -112,13 +112,14 @@ def quantization_config(peft: PeftConfig) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(**peft.quantization)
 
 
-def keep_heads_in_float32(model: Any) -> None:
-    """Undo TRL's cast to bfloat16 for a trained head (`modules_to_save`) of a quantized model.
+def keep_trained_in_float32(model: Any) -> None:
+    """Undo TRL's cast of a quantized model's adapter and head to bfloat16.
 
-    A head learns from scratch by small steps, which bfloat16's 8 bits of precision round away.
+    AdamW's steps at usual learning rates are below what bfloat16's 8 bits can add to a weight, so most would be lost
+    (TRL exempts DoRA's magnitudes for that reason, trl#7268). Mixed precision still computes in bfloat16.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "modules_to_save" in name:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
@@ -198,6 +199,11 @@ def architecture(run: Run) -> tuple[tuple[int, int], int | None]:
     )
 
     trust = run.model.trust_remote_code
+    folder = Path(locate(run.model.path))
+    if (folder / "adapter_config.json").is_file():
+        raise PosttrainError(
+            f"model.path={run.model.path}: an adapter, not a whole model; train from the model that it was trained on"
+        )
     try:
         config = AutoConfig.from_pretrained(
             locate(run.model.path), revision=run.model.revision, trust_remote_code=trust

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,12 @@ RESERVED = {
     "enable_jit_checkpoint": "posttrain saves at SIGTERM by itself",
     "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
 }
+SECRETS = {
+    "token": "run `hf auth login`",
+    "use_auth_token": "run `hf auth login`",
+    "api_key": "put it into the environment",
+    "password": "put it into the environment",
+}
 EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad",)}
 CHOICES = {
     "trainer.kind": tuple(KINDS),
@@ -54,14 +60,20 @@ def check(run: Run) -> None:
         kind = KINDS[run.trainer.kind]
         errors += options.check(kind.config, run.trainer.args, "trainer.args", RESERVED)
         errors += _online(run) if kind.online else []
+    if run.trainer.kind == "kto" and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
+        errors.append(
+            "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
+            "set at least 2, and fewer gradient_accumulation_steps"
+        )
     errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
     errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
-    errors += _paths(run)
+    errors += _paths(run) + _secrets(asdict(run))
     errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
+        ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
         ("probe.max_new_tokens", run.probe.max_new_tokens, 1),
         ("probe.batch_size", run.probe.batch_size, 1),
         ("data.eval_size", run.data.eval_size, 0),
@@ -72,6 +84,18 @@ def check(run: Run) -> None:
             errors.append(f"{key}={value}: expected at least {least}")
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def _secrets(settings: Any, path: str = "") -> list[str]:
+    """Keys that hold a secret: the config is stored in the run directory and sent to the tracker."""
+    if not isinstance(settings, dict):
+        return []
+    errors = []
+    for key, value in settings.items():
+        if key in SECRETS and value:
+            errors.append(f"{path}{key}: a secret does not belong in a config, which is stored; {SECRETS[key]}")
+        errors += _secrets(value, f"{path}{key}.")
+    return errors
 
 
 def _value(run: Run, key: str) -> Any:
@@ -106,6 +130,13 @@ def _online(run: Run) -> list[str]:
         errors.append(
             f"trainer.args.num_generations={group}: does not divide the {batch} completions of a generation batch "
             "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
+        )
+    group = args.get("num_generations_eval") or group
+    batch = args.get("per_device_eval_batch_size", 8) * int(os.environ.get("WORLD_SIZE", "1"))
+    if args.get("eval_strategy") != "no" and isinstance(group, int) and isinstance(batch, int) and batch % group:
+        errors.append(
+            f"trainer.args.per_device_eval_batch_size: {batch} completions over all processes do not hold whole "
+            f"groups of {group}; set a multiple of it, or num_generations_eval"
         )
     return errors
 

@@ -83,7 +83,7 @@ class Probe(TrainerCallback):
         metrics: dict[str, float] = {}
         if state.is_world_process_zero:
             with self._apart():
-                metrics, samples = self._run()
+                metrics, samples = self._run(state)
             append(self.metrics_path, {"step": state.global_step, **metrics})
             for sample in samples:
                 append(self.samples_path, {"step": state.global_step, **sample})
@@ -92,7 +92,7 @@ class Probe(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         return metrics
 
-    def _run(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def _run(self, state: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         drawn = self._generate(model, self.rows, do_sample=True)
         metrics = {
@@ -106,11 +106,11 @@ class Probe(TrainerCallback):
         rows = self.greedy_rows or self.rows
         judged = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
         completions = [d["text"] for d in judged]
-        scores = self._scores(rows, completions)
+        scores = self._scores(rows, judged, state)
         for name, values in scores.items():
             applicable = [v for v in values if v is not None]
             if applicable:
-                metrics[f"probe/{name}"] = fmean(applicable)
+                metrics[f"probe/rewards/{name}"] = fmean(applicable)
         samples = [
             {
                 "prompt": self._text(row["prompt"]),
@@ -201,15 +201,28 @@ class Probe(TrainerCallback):
         copy = getattr(self.trainer, "ref_model", None)
         return None if copy is None else lambda: nullcontext(copy)
 
-    def _scores(self, rows: list[dict[str, Any]], completions: list[str]) -> dict[str, list[float | None]]:
+    def _scores(
+        self, rows: list[dict[str, Any]], judged: list[dict[str, Any]], state: Any
+    ) -> dict[str, list[float | None]]:
+        """Each reward's score of each completion; functions get what TRL's trainers give them."""
         if not self.rewards:
             return {}
+        completions = [d["text"] for d in judged]
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         prompts = [row["prompt"] for row in rows]
         conversational = not isinstance(prompts[0], str)
         given: list[Any] = [[{"role": "assistant", "content": c}] for c in completions] if conversational else completions
         return {
-            name: list(function(completions=given, prompts=prompts, **columns)) for name, function in self.rewards.items()
+            name: list(
+                function(
+                    completions=given,
+                    prompts=prompts,
+                    completion_ids=[d["ids"] for d in judged],
+                    trainer_state=state,
+                    **columns,
+                )
+            )
+            for name, function in self.rewards.items()
         }
 
     def _prompt_ids(self, prompt: Any) -> list[int]:

@@ -72,6 +72,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         "data": f"{source['path']}: {source['train_rows']} rows of about {plan.lengths.mean:.0f} tokens "
         f"({_count(tokens)} in all), {source['held_out_rows']} held out"
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
+        **({"note": note} if (note := _note(run, plan)) else {}),
         "steps": f"{plan.steps} of {plan.rows_per_step} rows each",
         "device": str(plan.precision),
         "directory": str(directory.path),
@@ -79,6 +80,14 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     for name, text in rows.items():
         table.add_row(f"[bold]{name}[/]", escape(text))
     console.print(table)
+
+
+def _note(run: Run, plan: Plan) -> str | None:
+    first = plan.data.train[0]
+    plain = isinstance(first.get("prompt", first.get("text")), str)
+    if plain and plan.tokenizer.chat_template and not run.data.conversational:
+        return "the data is plain text, so the model's chat template is not used; data.conversational=true uses it"
+    return None
 
 
 def show(directory: RunDirectory) -> None:
@@ -116,7 +125,7 @@ def before_after(directory: RunDirectory) -> Table:
                 first.setdefault(key, value)
                 last[key] = value
                 counts[key] = counts.get(key, 0) + 1
-    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith("probe/") and k not in TITLES)
+    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith("probe/rewards/"))
     table = Table(title=f"{directory.name}: held out, before and after", title_justify="left")
     table.add_column("metric")
     table.add_column("before", justify="right")
@@ -125,7 +134,7 @@ def before_after(directory: RunDirectory) -> Table:
         # Before a DPO step policy and reference are one model: every pair ties, and no accuracy is defined.
         tie = key == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
         before = "all tie" if tie else _figure(first[key]) if counts[key] > 1 else ""
-        title = TITLES.get(key, key.removeprefix("probe/").replace("_", " "))
+        title = TITLES.get(key, key.removeprefix("probe/rewards/").replace("_", " "))
         table.add_row(title, before, _figure(last[key]))
     return table
 

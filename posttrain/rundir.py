@@ -118,7 +118,7 @@ def digest(run: Run) -> str:
     """Eight hex digits over everything that decides the result: settings, and the content of local files."""
     settings = {k: v for k, v in asdict(run).items() if k not in NOT_THE_RESULT}
     local = [run.model.path, run.model.chat_template, run.data.path, run.data.eval_path]
-    local += [reward.model for reward in run.reward.values()]
+    local += [reward.model for reward in (*run.reward.values(), *run.probe.rewards.values())]
     settings["files"] = [_content(Path(os.path.expanduser(p))) for p in local if p]
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -19,8 +19,8 @@ from posttrain.config import TrackingConfig
 
 logger = logging.getLogger(__name__)
 
-# Keys of a config whose values must not leave the machine.
-SECRET = ("token", "api_key", "password", "secret")
+# Seconds until W&B counts as out of reach.
+INIT_TIMEOUT = 30
 
 
 class Tracker:
@@ -33,7 +33,7 @@ class Tracker:
         self._writer: Any = None
         start = {"wandb": self._start_wandb, "trackio": self._start_trackio, "tensorboard": self._start_tensorboard}
         if config.backend != "none":
-            self._guard(lambda: start[config.backend](config, redact(run_config), config.group or group))
+            self._guard(lambda: start[config.backend](config, run_config, config.group or group))
 
     @property
     def report_to(self) -> str:
@@ -109,7 +109,7 @@ class Tracker:
             "config": run_config,
             "resume": "allow",
             # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
-            "settings": wandb.Settings(init_timeout=60, finish_timeout=120, silent=True, console="off"),
+            "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=120, silent=True, console="off"),
         }
         # Transformers' callback would otherwise ask for another project when W&B is restarted.
         os.environ["WANDB_PROJECT"] = config.project
@@ -120,6 +120,7 @@ class Tracker:
                 raise
             logger.warning("W&B cannot be reached (%s); logging offline", error)
             mode = "offline"
+            wandb.teardown()  # its service would keep the run's id in use
             wandb.init(mode=mode, **options)
         assert wandb.run is not None
         offline = f"{Path(wandb.run.dir).parent} (offline; `wandb sync` sends it)"
@@ -148,13 +149,6 @@ def _wandb_mode() -> str:
         return "online" if wandb.login(prompt=False) else "offline"
     except Exception:  # a malformed key
         return "offline"
-
-
-def redact(config: Any) -> Any:
-    """A copy of a config without the values of keys that name a secret."""
-    if isinstance(config, dict):
-        return {k: "***" if v and any(s in str(k) for s in SECRET) else redact(v) for k, v in config.items()}
-    return [redact(v) for v in config] if isinstance(config, list) else config
 
 
 class Metrics(TrainerCallback):

@@ -90,11 +90,14 @@ def adapt(dataset: Dataset, kind: str) -> Dataset:
         elif kind == "kto":
             from trl.data_utils import unpair_preference_dataset
 
-            # KTO estimates KL from neighbours' completions, which must not belong to the same prompt: shuffle.
-            dataset = unpair_preference_dataset(dataset).shuffle(seed=0)
+            dataset = unpair_preference_dataset(dataset)
             found = ("prompt", "completion", "label")
         elif kind in ("grpo", "rloo"):
             found = ("prompt",)
+    if kind == "kto":
+        # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
+        # different prompts, and a batch must hold both labels.
+        dataset = dataset.shuffle(seed=0)
     return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
 
 
@@ -132,4 +135,6 @@ def _problem(column: str, value: Any) -> str | None:
     for message in value:
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             return f"expected messages with role and content, got {message!r:.120}"
+        if message["role"] == "assistant" and not message["content"] and not message.get("tool_calls"):
+            return "an assistant turn is empty"
     return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -86,7 +88,7 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
             probe.trainer = trainer
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
-        with interrupt:
+        with interrupt, _explained(directory):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
@@ -102,6 +104,28 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
+
+
+@contextmanager
+def _explained(directory: RunDirectory) -> Iterator[None]:
+    """Say what a full disk or full memory means for the run."""
+    import torch
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        last = directory.last_checkpoint()
+        raise PosttrainError(
+            f"{directory.path}: {error.strerror}; the last whole checkpoint is {last.name if last else 'none'}. "
+            "Free some space, and the same command goes on from there"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise PosttrainError(
+            f"out of memory ({str(error).splitlines()[0]}); halve trainer.args.per_device_train_batch_size and double "
+            "gradient_accumulation_steps, lower max_length, keep gradient_checkpointing=true, or take peft=qlora"
+        ) from error
 
 
 def _build(
@@ -134,7 +158,7 @@ def _build(
         # TRL's and PEFT's own checks of options and data; their messages name the option.
         raise PosttrainError(f"trainer={run.trainer.kind}: {error}") from error
     if run.peft.quantization:
-        models.keep_heads_in_float32(trainer.model)
+        models.keep_trained_in_float32(trainer.model)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -253,6 +277,7 @@ def quiet_libraries() -> None:
     """Leave only what a user can act on: no import chatter, no per-file bars off a terminal, no repeated warnings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("WANDB_SILENT", "true")
     # bitsandbytes says at import that an optional CPU kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
