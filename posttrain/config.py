@@ -20,7 +20,7 @@ from posttrain.errors import PosttrainError
 
 # Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
 OPEN = (
-    *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "data.columns"),
+    *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns"),
     *("reward", "probe.rewards"),
 )
 PACKAGE = Path(__file__).parent
@@ -53,11 +53,15 @@ class ModelConfig:
 
 @dataclass
 class PeftConfig:
-    """`method: none` trains all weights, `lora` an adapter; `quantization` holds BitsAndBytesConfig's options."""
+    """`method: none` trains all weights, `lora` an adapter; `quantization` holds BitsAndBytesConfig's options.
+
+    `value` holds what the adapter of PPO's value function has otherwise than `lora`.
+    """
 
     method: str = "none"
     lora: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
+    value: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,11 +86,15 @@ class DataConfig:
 
 @dataclass
 class RewardConfig:
-    """One reward: a function `package.module.function` in TRL's signature, or a reward model (run directory, hub id)."""
+    """One reward: `package.module.function` in TRL's signature, or a reward model (run directory, hub id).
+
+    PPO loads a reward model that is an adapter onto the policy's base; with `shared: false` it gets a base of its own.
+    """
 
     function: str | None = None
     model: str | None = None
     weight: float = 1.0
+    shared: bool = True
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -156,8 +164,8 @@ def register() -> None:
     for path in OPEN:
         OmegaConf.set_struct(OmegaConf.select(schema, path), False)
     store.store(name="schema", node=schema)
-    for path in recipe_files():
-        store.store(group="recipe", name=path.stem, node=OmegaConf.load(path), package="_global_")
+    for file in recipe_files():
+        store.store(group="recipe", name=file.stem, node=OmegaConf.load(file), package="_global_")
 
 
 def recipe_files() -> list[Path]:
@@ -231,7 +239,7 @@ def _rewards(entries: dict[str, Any], path: str) -> dict[str, RewardConfig]:
     return result
 
 
-def origin(hydra_config: DictConfig) -> Origin:
+def origin(hydra_config: Any) -> Origin:
     """What Hydra knows of the running job."""
     sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
     return Origin(
@@ -254,7 +262,7 @@ def _unknown_key(key: str) -> str:
 
 def _mend_missing(key: str) -> str:
     if key == "trainer.kind":
-        return "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto (see --help)"
+        return "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto|ppo (see --help)"
     return {
         "model.path": "choose +recipe=NAME or model=NAME, or set model.path=HUB_ID_OR_FOLDER",
         "data.path": "choose +recipe=NAME or data=NAME, or set data.path=HUB_ID_OR_FILE",

@@ -1,6 +1,18 @@
-"""What a failed download means, in one sentence with the mend."""
+"""The hub: which commit was taken, and what a failed download means, in one sentence with the mend."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+
+def commit(path: str, revision: str | None) -> str | None:
+    """The commit of the model `path` that the local cache holds; `None` for a local folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).exists() or path.startswith("embedded:"):
+        return None
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def explain(error: BaseException, path: str, what: str) -> str | None:
@@ -24,8 +36,13 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
         return f"the hub has no such revision of {path}"
     if any_of(errors.RepositoryNotFoundError) or type(error).__name__ == "DatasetNotFoundError":
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
-    if any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) or "offline" in text.lower():
-        return "not in the local cache, and the hub cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    if (
+        any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError)
+        or "offline" in text.lower()
+    ):
+        return (
+            "not in the local cache, and the hub cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+        )
     if "valid model identifier" in text or "not a local folder" in text:
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
     return None

@@ -1,4 +1,7 @@
-"""A stop from outside (SIGTERM, Ctrl-C) ends the training after the current step, with a checkpoint."""
+"""A stop from outside (SIGTERM, Ctrl-C) ends the training after the current step, with a checkpoint.
+
+PPO ends after the current rollout: its rest is not in a checkpoint, so from within one a run could not go on exactly.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class Interrupt(TrainerCallback):
         self._before = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.number:
+        if self.number and state.global_step % getattr(args, "steps_per_rollout", 1) == 0:
             control.should_save = True
             control.should_training_stop = True
             control.should_evaluate = False

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import ModelConfig, PeftConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.rundir import model_folder
+from posttrain.tokens import ids
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 # Tokens that models reserve for padding or never emit, best first.
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
@@ -88,13 +89,13 @@ def init_kwargs(model: ModelConfig, chosen: Precision) -> dict[str, Any]:
     return kwargs
 
 
-def lora_config(peft: PeftConfig, kind: str) -> LoraConfig | None:
-    """The adapter; a reward model trains its `score` head beside it."""
+def lora_config(peft: PeftConfig, kind: str, value: bool = False) -> LoraConfig | None:
+    """The adapter; a reward model trains its `score` head beside it. `value`: that of PPO's value function."""
     if peft.method == "none":
         return None
     from peft import LoraConfig
 
-    options = dict(peft.lora)
+    options = {**peft.lora, **(peft.value if value else {})}
     options.setdefault("task_type", "SEQ_CLS" if kind == "reward" else "CAUSAL_LM")
     return LoraConfig(**options)
 
@@ -133,7 +134,10 @@ def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     path = locate(config.path)
     try:
         tok = AutoTokenizer.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code, clean_up_tokenization_spaces=False
+            path,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            clean_up_tokenization_spaces=False,
         )
     except Exception as error:
         raise PosttrainError(f"model.path={config.path}: {_explain(error, config.path)}") from error
@@ -178,43 +182,42 @@ def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: Mo
             "set model.chat_template=FILE.jinja, or take an instruct model"
         )
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    ids = tok.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
-    prompt = tok.apply_chat_template(turns[:1], tokenize=True, return_dict=True)["input_ids"]
-    if tok.eos_token_id not in ids[len(prompt) :]:
-        end = tok.decode([i for i in ids if i in tok.all_special_ids][-1:]) or repr(tok.decode(ids[-3:]))
+    whole, prompt = ids(tok, turns), ids(tok, turns[:1])
+    if tok.eos_token_id not in whole[len(prompt) :]:
+        end = tok.decode([i for i in whole if i in tok.added_tokens_decoder][-1:]) or repr(tok.decode(whole[-3:]))
         raise PosttrainError(
             f"model.path={config.path}: the chat template ends an assistant turn with {end}, and EOS is "
             f"{tok.eos_token}: the model would not learn to stop; set model.eos_token={end}, or another template"
         )
 
 
+def config(model: ModelConfig) -> PretrainedConfig:
+    """The model's own config; raises `PosttrainError` where there is none, and for an adapter."""
+    from transformers import AutoConfig
+
+    folder = locate(model.path)
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise PosttrainError(
+            f"model.path={model.path}: an adapter, not a whole model; train from the model that it was trained on"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except Exception as error:
+        raise PosttrainError(f"model.path={model.path}: {_explain(error, model.path)}") from error
+
+
 def architecture(run: Run) -> tuple[tuple[int, int], int | None]:
     """((all, trained) parameter counts, context length), from the config alone: no weights, no memory."""
     import torch
     from peft import get_peft_model
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-    )
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    trust = run.model.trust_remote_code
-    folder = Path(locate(run.model.path))
-    if (folder / "adapter_config.json").is_file():
-        raise PosttrainError(
-            f"model.path={run.model.path}: an adapter, not a whole model; train from the model that it was trained on"
-        )
-    try:
-        config = AutoConfig.from_pretrained(
-            locate(run.model.path), revision=run.model.revision, trust_remote_code=trust
-        )
-    except Exception as error:
-        raise PosttrainError(f"model.path={run.model.path}: {_explain(error, run.model.path)}") from error
+    known = config(run.model)
     auto: Any = AutoModelForCausalLM
     if run.trainer.kind == "reward":
-        auto, config.num_labels = AutoModelForSequenceClassification, 1
+        auto, known.num_labels = AutoModelForSequenceClassification, 1
     with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=trust)
+        model = auto.from_config(known, trust_remote_code=run.model.trust_remote_code)
         if adapter := lora_config(run.peft, run.trainer.kind):
             try:
                 model = get_peft_model(model, adapter)
@@ -223,4 +226,4 @@ def architecture(run: Run) -> tuple[tuple[int, int], int | None]:
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.
     unique = {id(p): p for p in model.parameters()}.values()
     counts = sum(p.numel() for p in unique), sum(p.numel() for p in unique if p.requires_grad)
-    return counts, getattr(config.get_text_config(), "max_position_embeddings", None)
+    return counts, getattr(known.get_text_config(), "max_position_embeddings", None)

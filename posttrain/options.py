@@ -1,4 +1,4 @@
-"""The options of TRL, PEFT and bitsandbytes classes: names, types and choices, read from their source.
+"""The options of TRL, PEFT and bitsandbytes classes, and of our PPOConfig: names, types and choices, read from source.
 
 Importing `trl` takes some seconds, and a misspelt option should be answered in one. So the installed library's own
 source file is parsed (never executed): dataclass fields for the config classes, the `__init__` signature for others.
@@ -26,6 +26,7 @@ SOURCES = {
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "RLOOConfig": ("trl", "trainer/rloo_config.py"),
     "KTOConfig": ("trl", "trainer/kto_config.py"),
+    "PPOConfig": ("posttrain", "ppo/config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
     "TrainingArguments": ("transformers", "training_args.py"),
     "OptimizerNames": ("transformers", "training_args.py"),
@@ -95,7 +96,9 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
 
 def _problem(option: Option, value: Any) -> str | None:
     if option.choices is not None:
-        wrong = [v for v in (value if isinstance(value, list) else [value]) if v is not None and v not in option.choices]
+        wrong = [
+            v for v in (value if isinstance(value, list) else [value]) if v is not None and v not in option.choices
+        ]
         if wrong:
             near = difflib.get_close_matches(str(wrong[0]), map(str, option.choices), n=1)
             mend = f"did you mean {near[0]}? " if near else ""
@@ -188,13 +191,13 @@ class _Names(dict):
 
     def __missing__(self, name: str) -> Any:
         if name in SOURCES:
-            values = [n.value.value for n in _class(name).body if isinstance(n, ast.Assign) and _is_text(n.value)]
+            values = [text for n in _class(name).body if isinstance(n, ast.Assign) and (text := _text(n.value))]
             return typing.Literal[tuple(values)] if values else Any
         return Any
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _text(node: ast.expr) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def _evaluate(annotation: ast.expr) -> Any:
@@ -204,7 +207,7 @@ def _evaluate(annotation: ast.expr) -> Any:
         parts = [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
         if any(p in SOURCES for p in parts):
             # `SchedulerType | str` accepts any string, and Transformers rejects the unknown ones much later.
-            return typing.Union[tuple(names[p] for p in parts if p != "str")]
+            return typing.Union[tuple(names[p] for p in parts if p != "str")]  # noqa: UP007 - built from values
     text = str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
     if "_[" in text:  # a pattern written as a literal: "pissa_niter_[number of iters]"
         return bool | str

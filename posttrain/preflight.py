@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import options, rewards
-from posttrain.config import ROOT, Run
+from posttrain import online, options, rewards
+from posttrain.config import Run
 from posttrain.errors import PosttrainError
+from posttrain.tokens import ids
 from posttrain.trainers import KINDS
 
 if TYPE_CHECKING:
@@ -58,14 +59,18 @@ def check(run: Run) -> None:
     errors = [e for key, allowed in CHOICES.items() if (e := _choice(key, _value(run, key), allowed))]
     if run.trainer.kind in KINDS:
         kind = KINDS[run.trainer.kind]
-        errors += options.check(kind.config, run.trainer.args, "trainer.args", RESERVED)
-        errors += _online(run) if kind.online else []
+        reserved = {**RESERVED, **(online.DERIVED if run.trainer.kind == "ppo" else {})}
+        errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
+        errors += online.check(run) if kind.online else []
     if run.trainer.kind == "kto" and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
         errors.append(
             "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
             "set at least 2, and fewer gradient_accumulation_steps"
         )
     errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
+    errors += options.check("LoraConfig", run.peft.value, "peft.value")
+    if run.peft.value and not online.value_adapter(run):
+        errors.append("peft.value: only the value adapter of trainer=ppo with value_mode=adapter has options of its own")
     errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
@@ -110,37 +115,6 @@ def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> str | None:
     return f"{key}={value}: " + (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(allowed)}"
 
 
-def _online(run: Run) -> list[str]:
-    """What GRPO and RLOO need beside options: a reward, and batches that hold whole groups."""
-    errors = []
-    if not run.reward:
-        named = ", ".join(sorted(p.stem for p in (ROOT / "conf" / "reward").glob("*.yaml")))
-        errors.append(
-            f"reward: {run.trainer.kind} needs one; choose reward={named}, "
-            "or +reward.NAME.function=package.module.function, or +reward.NAME.model=RUN_OR_HUB_ID"
-        )
-    args = run.trainer.args
-    group = args.get("num_generations", 8 if run.trainer.kind == "grpo" else 2)
-    batch = args.get("generation_batch_size") or (
-        args.get("per_device_train_batch_size", 8)
-        * int(os.environ.get("WORLD_SIZE", "1"))
-        * (args.get("steps_per_generation") or args.get("gradient_accumulation_steps", 1))
-    )
-    if isinstance(group, int) and isinstance(batch, int) and group > 0 and batch % group:
-        errors.append(
-            f"trainer.args.num_generations={group}: does not divide the {batch} completions of a generation batch "
-            "(per_device_train_batch_size x gradient_accumulation_steps x processes)"
-        )
-    group = args.get("num_generations_eval") or group
-    batch = args.get("per_device_eval_batch_size", 8) * int(os.environ.get("WORLD_SIZE", "1"))
-    if args.get("eval_strategy") != "no" and isinstance(group, int) and isinstance(batch, int) and batch % group:
-        errors.append(
-            f"trainer.args.per_device_eval_batch_size: {batch} completions over all processes do not hold whole "
-            f"groups of {group}; set a multiple of it, or num_generations_eval"
-        )
-    return errors
-
-
 def _paths(run: Run) -> list[str]:
     errors = []
     for key, allowed in EMBEDDED.items():
@@ -180,6 +154,7 @@ class Plan:
     lengths: Lengths
     steps: int
     rows_per_step: int
+    steps_per_rollout: int
 
 
 def prepare(run: Run, output_dir: Path) -> Plan:
@@ -193,21 +168,13 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     models.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
     precision = models.precision(run.model, run.peft, run.trainer.args)
+    if run.trainer.kind == "ppo":
+        online.check_ppo(run, data, tokenizer, precision, models.config(run.model))
     parameters, context = models.architecture(run)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
     _check_space(run, parameters, output_dir)
-    args = run.trainer.args
-    rows = args.get("per_device_train_batch_size", 8) * args.get("gradient_accumulation_steps", 1)
-    rows *= int(os.environ.get("WORLD_SIZE", "1"))
-    if KINDS[run.trainer.kind].online:
-        # A row is repeated num_generations times, so a step sees fewer of them.
-        rows = max(rows // args.get("num_generations", 8 if run.trainer.kind == "grpo" else 2), 1)
-    epochs = args.get("num_train_epochs", 3.0)
-    steps = args.get("max_steps", -1)
-    if steps <= 0:
-        steps = int(-(-len(data.train) * epochs // rows))
-    return Plan(data, tokenizer, precision, parameters, lengths, steps, rows)
+    return Plan(data, tokenizer, precision, parameters, lengths, *online.schedule(run, len(data.train)))
 
 
 def _check_columns(run: Run, data: Data) -> None:
@@ -225,7 +192,7 @@ def _check_columns(run: Run, data: Data) -> None:
 
 
 def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> None:
-    """Checkpoints need room for the trained weights and AdamW's two moments, at float32, twice while one is replaced."""
+    """Checkpoints hold the trained weights and AdamW's two moments in float32, twice while one is replaced."""
     needed = parameters[1] * 4 * 3 * 2
     folder = next(p for p in (output_dir, *output_dir.parents) if p.exists())
     free = shutil.disk_usage(folder).free
@@ -254,15 +221,9 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data, sample: int = 256) 
     for row in data.train.select(range(min(sample, len(data.train)))):
         start = row.get("prompt", row.get("messages", row.get("text")))
         ends = [row[c] for c in ("completion", "chosen", "rejected") if c in row]
-        prompt.append(_rendered(tokenizer, start) if ends else 0)
-        sequence.append(max((_rendered(tokenizer, start + end) for end in ends), default=_rendered(tokenizer, start)))
+        prompt.append(len(ids(tokenizer, start)) if ends else 0)
+        sequence.append(max((len(ids(tokenizer, start + end)) for end in ends), default=len(ids(tokenizer, start))))
     return Lengths(sequence, prompt)
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, text: str | list[dict[str, Any]]) -> int:
-    if isinstance(text, str):
-        return len(tokenizer(text)["input_ids"])
-    return len(tokenizer.apply_chat_template(text, tokenize=True, return_dict=True)["input_ids"])
 
 
 def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:

@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from posttrain.config import ProbeConfig
+from posttrain.tokens import ids as token_ids
 from posttrain.tracking import Tracker, append
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Probe(TrainerCallback):
     def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[dict[str, Any]]:
         """One completion per prompt: prompt ids, completion ids (EOS included), text, and whether EOS came."""
         eos = _eos_ids(model, self.tokenizer)
-        encoded = [self._prompt_ids(row["prompt"]) for row in rows]
+        encoded = [token_ids(self.tokenizer, row["prompt"], generation=True) for row in rows]
         drawn: list[dict[str, Any]] = [{} for _ in encoded]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), self.config.batch_size):
@@ -211,12 +212,15 @@ class Probe(TrainerCallback):
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         prompts = [row["prompt"] for row in rows]
         conversational = not isinstance(prompts[0], str)
-        given: list[Any] = [[{"role": "assistant", "content": c}] for c in completions] if conversational else completions
+        given: list[Any] = (
+            [[{"role": "assistant", "content": c}] for c in completions] if conversational else completions
+        )
         return {
             name: list(
                 function(
                     completions=given,
                     prompts=prompts,
+                    prompt_ids=[d["prompt_ids"] for d in judged],
                     completion_ids=[d["ids"] for d in judged],
                     trainer_state=state,
                     **columns,
@@ -224,13 +228,6 @@ class Probe(TrainerCallback):
             )
             for name, function in self.rewards.items()
         }
-
-    def _prompt_ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
 
     def _text(self, prompt: Any) -> str:
         return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)

@@ -20,6 +20,7 @@ SHOWN = {
     "rewards/margins": "margin",
     "rewards/accuracies": "acc",
     "accuracy": "acc",
+    "objective/kl": "kl",
     "kl": "kl",
     "mean_token_accuracy": "token acc",
 }
@@ -88,7 +89,9 @@ class ProgressBar(TrainerCallback):
         return False
 
     def _figures(self, state: Any) -> str:
-        parts = [f"{name} {self.latest[key]:.3g}" for key, name in SHOWN.items() if key in self.latest]
+        # PPO logs its KL per answer and per token; the first key with a short name has it.
+        values = {name: self.latest[key] for key, name in reversed(SHOWN.items()) if key in self.latest}
+        parts = [f"{name} {values[name]:.3g}" for name in dict.fromkeys(SHOWN.values()) if name in values]
         tokens = self.latest.get("num_tokens", float(state.num_input_tokens_seen or 0)) - self.started[2]
         seconds = time.monotonic() - self.started[0]
         if tokens > 0 and seconds > 0:

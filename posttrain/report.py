@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from posttrain import online
 from posttrain.progress import console
 from posttrain.rundir import RunDirectory
+from posttrain.trainers import KINDS
 
 if TYPE_CHECKING:
     from posttrain.config import Run
@@ -73,13 +75,25 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         f"({_count(tokens)} in all), {source['held_out_rows']} held out"
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
         **({"note": note} if (note := _note(run, plan)) else {}),
-        "steps": f"{plan.steps} of {plan.rows_per_step} rows each",
+        **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if KINDS[run.trainer.kind].online else {}),
+        "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
+        if plan.steps_per_rollout == 1
+        else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
         "device": str(plan.precision),
         "directory": str(directory.path),
     }
     for name, text in rows.items():
         table.add_row(f"[bold]{name}[/]", escape(text))
     console.print(table)
+
+
+def _reward(name: str, run: Run) -> str:
+    """A reward of the plan: its weight, and whether its model is a second one in memory."""
+    entry, shared = run.reward[name], online.shared_reward(run)
+    where = ""
+    if entry.model is not None:
+        where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a model of its own)"
+    return name + where + (f" x {entry.weight:g}" if entry.weight != 1 else "")
 
 
 def _note(run: Run, plan: Plan) -> str | None:
@@ -108,7 +122,7 @@ def show(directory: RunDirectory) -> None:
 
 
 def _next(record: dict[str, Any]) -> str:
-    beta = {"dpo": "0.05", "kto": "0.05", "grpo": "0.04", "rloo": "0.1"}.get(record["trainer"])
+    beta = {"dpo": "0.05", "kto": "0.05", "grpo": "0.04", "rloo": "0.1", "ppo": "0.2"}.get(record["trainer"])
     return f"trainer.args.beta={beta}" if beta else "trainer.args.learning_rate=5e-5"
 
 
@@ -183,7 +197,8 @@ PANELS = {
         *("rewards/accuracies", "accuracy", "mean_token_accuracy"),
         *("eval_rewards/accuracies", "eval_accuracy", "eval_mean_token_accuracy"),
     ),
-    "KL to the reference (nats)": ("kl", "probe/kl"),
+    "KL to the reference (nats)": ("kl", "objective/kl", "probe/kl"),
+    "value function: explained variance": ("value/explained_variance",),
     "completion length (tokens)": ("completions/mean_length", "probe/length"),
     "gradient norm": ("grad_norm",),
 }

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from posttrain.config import Origin, Run
+from posttrain.config import Origin, Run, main_process
 from posttrain.errors import PosttrainError
 
 # Settings that change where things go or what is shown, never what is trained.
@@ -84,7 +84,7 @@ class RunDirectory:
         for path in self.checkpoints.glob("checkpoint-*"):
             if _whole(path):
                 found.append((int(path.name.split("-")[1]), path))
-            else:
+            elif main_process():
                 shutil.rmtree(path)
         return max(found)[1] if found else None
 
@@ -126,24 +126,19 @@ def digest(run: Run) -> str:
 
 def _content(path: Path) -> str | None:
     """A digest of a local file, or of a folder's file names and sizes with its small JSON files."""
+    whole = hashlib.sha256()
     if path.is_file():
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-    if path.is_dir():
-        whole = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and "checkpoint" not in str(p)):
-            whole.update(f"{file.relative_to(path)} {file.stat().st_size}".encode())
-            if file.name in ("config.json", "adapter_config.json", "run.json"):
-                whole.update(file.read_bytes())
-        return whole.hexdigest()
-    return None
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+            while block := file.read(1 << 20):
+                whole.update(block)
+    elif path.is_dir():
+        for inner in sorted(p for p in path.rglob("*") if p.is_file() and "checkpoint" not in str(p)):
+            whole.update(f"{inner.relative_to(path)} {inner.stat().st_size}".encode())
+            if inner.name in ("config.json", "adapter_config.json", "run.json"):
+                whole.update(inner.read_bytes())
+    else:
+        return None
+    return whole.hexdigest()
 
 
 def _whole(checkpoint: Path) -> bool:

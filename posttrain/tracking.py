@@ -60,7 +60,7 @@ class Tracker:
         """A table of samples, one row per completion, in W&B and Trackio; elsewhere `samples.jsonl` holds it."""
 
         def send() -> None:
-            columns = list(rows[0])
+            columns: list[Any] = list(rows[0])
             data = [[row[c] for c in columns] for row in rows]
             if self.backend == "wandb":
                 import wandb
@@ -97,7 +97,7 @@ class Tracker:
     def _start_wandb(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
         import wandb
 
-        mode = config.mode if config.mode != "auto" else os.environ.get("WANDB_MODE") or _wandb_mode()
+        mode: Any = config.mode if config.mode != "auto" else os.environ.get("WANDB_MODE") or _wandb_mode()
         options: dict[str, Any] = {
             "project": config.project,
             "entity": config.entity,

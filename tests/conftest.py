@@ -103,7 +103,7 @@ def train(pairs: Path) -> Iterator[Callable[..., Any]]:
         job(run, origin)
         return RunDirectory.of(run, origin)
 
-    yield run
+    return run
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

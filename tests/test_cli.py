@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import ENVIRONMENT
+
 from posttrain.config import recipe_files
 
 
@@ -52,7 +52,10 @@ def test_cfg_job_shows_the_composed_config(cli):
         (["+recipe=grpo_smollm2", "trainer.args.num_generations=7"], ["num_generations=7: does not divide"]),
         (["+recipe=grpo_smollm2", "reward.mine.function=os.nothing"], ["reward.mine.function=os.nothing"]),
         (["+recipe=grpo_smollm2", "reward.mine.weight=2"], ["reward.mine: give either function"]),
-        (["+recipe=grpo_smollm2", "reward.mine.functon=x"], ["reward.mine.functon: unknown key; did you mean function?"]),
+        (
+            ["+recipe=grpo_smollm2", "reward.mine.functon=x"],
+            ["reward.mine.functon: unknown key; did you mean function?"],
+        ),
         (["+recipe=grpo_smollm2", "reward.abstention.args.colum=x"], ["reward.abstention.args.colum"]),
     ],
 )

@@ -9,9 +9,9 @@ import time
 
 import pytest
 import torch
+from conftest import ENVIRONMENT, SMALL, compose, rows, weights, write_pairs
 from filelock import FileLock
 
-from conftest import ENVIRONMENT, SMALL, compose, rows, weights, write_pairs
 from posttrain.errors import PosttrainError
 from posttrain.jobs.train import train as job
 from posttrain.rundir import RunDirectory
@@ -48,7 +48,7 @@ def wait_for(path, process, timeout=120):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kind", ("sft", "reward", "dpo", "kto", "grpo", "rloo"))
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "kto", "grpo", "rloo"])
 def test_interrupted_and_continued_equals_uninterrupted(kind, tmp_path, monkeypatch, pairs):
     """A run stopped after its third step, continued from there, ends with the very weights of one never stopped."""
     from posttrain import interrupt
@@ -88,7 +88,7 @@ def test_interrupted_and_continued_equals_uninterrupted(kind, tmp_path, monkeypa
 def test_killed_then_the_same_command(tmp_path):
     """SIGKILL while training: the same command continues from the last whole checkpoint and finishes."""
     write_pairs(tmp_path / "pairs.jsonl", 72)
-    args = command("dpo", "trainer.args.num_train_epochs=40", "trainer.args.save_steps=20")
+    args = command("dpo", "trainer.args.num_train_epochs=15", "trainer.args.save_steps=10")
     process = start(tmp_path, *args)
     wait_for(tmp_path / "outputs/*/checkpoints/checkpoint-*/trainer_state.json", process)
     process.kill()
@@ -155,7 +155,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, pairs, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", full)
-        with pytest.raises(PosttrainError, match="No space left on device.*checkpoint-2"):
+        with pytest.raises(PosttrainError, match=r"No space left on device.*checkpoint-2"):
             job(run, origin)
     directory = RunDirectory.of(run, origin)
     assert directory.last_checkpoint().name == "checkpoint-2"

@@ -5,9 +5,9 @@ import os
 import shutil
 
 import pytest
-
 from conftest import ENVIRONMENT
 from hub import Hub
+
 from posttrain import assets
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"

@@ -86,4 +86,6 @@ def test_all_errors_come_at_once():
 def test_lora_and_quantization_typos():
     assert "did you mean lora_alpha" in options.check("LoraConfig", {"lora_alfa": 8}, "peft.lora")[0]
     assert "load_in_4bit" in options.check("BitsAndBytesConfig", {"load_in_4bits": True}, "peft.quantization")[0]
-    assert options.check("LoraConfig", {"init_lora_weights": "pissa_niter_4", "target_modules": "all-linear"}, "p") == []
+    assert (
+        options.check("LoraConfig", {"init_lora_weights": "pissa_niter_4", "target_modules": "all-linear"}, "p") == []
+    )

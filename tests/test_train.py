@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
-
 from conftest import rows, weights
 
 KINDS = ("sft", "reward", "dpo", "kto", "grpo", "rloo")
 ONLINE = ("grpo", "rloo")
 # More steps, larger ones: enough for the tiny model to learn.
-LEARN = ("trainer.args.learning_rate=1e-2", "trainer.args.num_train_epochs=8", "trainer.args.lr_scheduler_type=constant")
+LEARN = (
+    "trainer.args.learning_rate=1e-2",
+    "trainer.args.num_train_epochs=8",
+    "trainer.args.lr_scheduler_type=constant",
+)
 
 
 def short(kind: str) -> tuple[str, ...]:
@@ -37,7 +40,7 @@ def base_and_trained(run, kind):
     return base.state_dict(), trained
 
 
-@pytest.mark.parametrize("kind", ("sft", "reward", "dpo", "kto"))
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "kto"])
 def test_loss_falls(train, kind):
     run = train(f"+recipe={kind}_smollm2", *LEARN)
     losses = [row["loss"] for row in rows(run.metrics) if "loss" in row]
@@ -70,7 +73,7 @@ def test_only_the_adapter_and_head_move_and_the_saved_model_loads(train, kind):
     assert not list(run.path.rglob("model/*.bin")), "no pickle in the model folder"
 
 
-@pytest.mark.parametrize("kind", ("sft", "dpo"))
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_full_fine_tuning_moves_every_weight(train, kind):
     from transformers import AutoModelForCausalLM
 

@@ -22,6 +22,7 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "kto": [("prompt", "completion", "label"), PAIRS],
     "grpo": [("prompt",), PAIRS],
     "rloo": [("prompt",), PAIRS],
+    "ppo": [("prompt",), PAIRS],
 }
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
 # Whose turn a text becomes in a conversation.
@@ -92,7 +93,7 @@ def adapt(dataset: Dataset, kind: str) -> Dataset:
 
             dataset = unpair_preference_dataset(dataset)
             found = ("prompt", "completion", "label")
-        elif kind in ("grpo", "rloo"):
+        elif kind in ("grpo", "rloo", "ppo"):
             found = ("prompt",)
     if kind == "kto":
         # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__, config, preflight
+from posttrain import __version__, config, hub, preflight
 from posttrain.config import Origin, Run, main_process
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
@@ -56,7 +57,7 @@ def train(run: Run, origin: Origin) -> float | None:
 
 
 def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory) -> None:
-    from posttrain import rewards
+    from posttrain import online, rewards
     from posttrain.interrupt import Interrupt
     from posttrain.probe import Probe
     from posttrain.progress import ProgressBar, console
@@ -70,7 +71,8 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
     settings = run.tracking if main_process() else config.TrackingConfig(backend="none")
     tracker = Tracker(settings, directory.path, asdict(run), group)
     try:
-        functions = rewards.resolve(run.reward)
+        shared = online.shared_reward(run)
+        functions = rewards.resolve({n: entry for n, entry in run.reward.items() if not shared or n != shared[0]})
         bar = ProgressBar(directory.name)
         interrupt = Interrupt()
         callbacks: list[Any] = [bar, interrupt]
@@ -86,6 +88,8 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
             trainer = _build(run, plan, directory, tracker, functions, callbacks)
         if probe is not None:
             probe.trainer = trainer
+            if shared and not run.probe.rewards:
+                probe.rewards = {shared[0]: trainer.reward_funcs[0], **functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         with interrupt, _explained(directory):
@@ -138,8 +142,11 @@ def _build(
 ) -> Any:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from posttrain import models, trainers
+    from posttrain import models, online, trainers
 
+    shared = online.shared_reward(run)
+    # The reward on the policy's base comes first, in the trainer as here.
+    entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     parts = trainers.Parts(
         model=models.locate(run.model.path),
         args=trainer_args(run, plan, directory, tracker.report_to),
@@ -150,7 +157,9 @@ def _build(
         quantization=models.quantization_config(run.peft),
         callbacks=callbacks,
         rewards=functions,
-        reward_weights=[entry.weight for entry in run.reward.values()],
+        reward_weights=[entry.weight for _, entry in entries],
+        reward_adapter=shared,
+        value_lora=models.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None,
     )
     try:
         trainer = trainers.build(run.trainer.kind, parts)
@@ -189,9 +198,7 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
     return args
 
 
-def _start(
-    run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory, checkpoint: Path | None
-) -> None:
+def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory, checkpoint: Path | None) -> None:
     """Write `config.yaml` and `run.json`, and take the log back to the checkpoint."""
     before = directory.record()
     if before and before["data"]["fingerprint"] != plan.data.source["fingerprint"]:
@@ -209,7 +216,12 @@ def _start(
             "command": origin.command,
             "recipe": origin.recipe,
             "trainer": run.trainer.kind,
-            "model": {"path": run.model.path, "revision": run.model.revision, "parameters": plan.parameters[0]},
+            "model": {
+                "path": run.model.path,
+                "revision": run.model.revision,
+                "commit": hub.commit(run.model.path, run.model.revision),
+                "parameters": plan.parameters[0],
+            },
             "adapter": run.peft.lora if run.peft.method == "lora" else None,
             "quantization": run.peft.quantization or None,
             "parents": [entry.model for entry in run.reward.values() if entry.model],
@@ -228,7 +240,9 @@ def _start(
     )
 
 
-def _finish(run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float) -> None:
+def _finish(
+    run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float
+) -> None:
     """Last evaluation, model, curves, and then, when all is in place, `status: finished`."""
     from posttrain import report
     from posttrain.card import write_card
@@ -239,7 +253,6 @@ def _finish(run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: An
     if not main_process():
         return
     record = directory.record() or {}
-    record["model"]["commit"] = getattr(trainer.model.config, "_commit_hash", None)
     record["steps"] = trainer.state.global_step
     record["metrics"] = report.final_metrics(directory.metrics)
     record["seconds"] = round(record["seconds"] + time.time() - started, 1)
@@ -248,6 +261,11 @@ def _finish(run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: An
     def save(folder: Path) -> None:
         trainer.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and config.yaml says it all
+        # PPO's value function and reference serve training only; its checkpoints have them.
+        for name in ("value_head.safetensors", "ppo_state.json"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("value", "ref"):
+            shutil.rmtree(folder / name, ignore_errors=True)
         plan.tokenizer.save_pretrained(folder)
         write_card(folder, run, record)
 

@@ -7,10 +7,8 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from posttrain.config import RewardConfig
-from posttrain.errors import PosttrainError
 
 RewardFunction = Callable[..., list[float | None]]
 

@@ -8,6 +8,7 @@ import torch
 
 from posttrain.errors import PosttrainError
 from posttrain.rewards.text import Completion
+from posttrain.tokens import ids
 
 
 class RewardModel:
@@ -41,29 +42,24 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, completions: list[Completion], prompts: list[Completion], **columns: Any) -> list[float | None]:
         """One score per completion; `prompts` and `completions` are strings or lists of messages."""
-        ids = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        scores: list[float | None] = [None] * len(ids)
+        tokens = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        scores: list[float | None] = [None] * len(tokens)
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
             batch = self.tokenizer.pad(
-                {"input_ids": [ids[i] for i in part]}, padding_side="right", return_tensors="pt"
+                {"input_ids": [tokens[i] for i in part]}, padding_side="right", return_tensors="pt"
             ).to(self.model.device)
             logits = self.model(**batch).logits[:, 0].float().tolist()
             for i, score in zip(part, logits, strict=True):
                 scores[i] = score
         return scores
 
-    def _ids(self, prompt: Completion, completion: Completion) -> list[int]:
-        if isinstance(completion, str):
-            assert isinstance(prompt, str)
-            eos = self.tokenizer.eos_token
-            text = prompt + completion
-            ids = self.tokenizer(text if text.endswith(eos) else text + eos)["input_ids"]
-        else:
-            assert not isinstance(prompt, str)
-            ids = self.tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True)["input_ids"]
-        return ids[: self.max_length]
+    def _ids(self, prompt: Any, completion: Any) -> list[int]:
+        eos, whole = self.tokenizer.eos_token, prompt + completion
+        if isinstance(whole, str) and not whole.endswith(eos):
+            whole += eos
+        return ids(self.tokenizer, whole)[: self.max_length]
 
 
 def _load(folder: str, dtype: str) -> Any:
