@@ -66,7 +66,7 @@ def check(run: Run) -> list[str]:
 
 
 def _completions(args: dict[str, Any], factors: list[str]) -> int:
-    """The product of these options and the number of processes; 0 where one is not a number, which is said elsewhere."""
+    """The product of these options and the number of processes; 0 where one is no number, which is said elsewhere."""
     values = [args.get(name, 8 if "batch_size" in name else 1) for name in factors]
     if not all(isinstance(value, int) for value in values):
         return 0
@@ -78,8 +78,8 @@ def _roles(run: Run) -> list[str]:
     errors, args = [], run.trainer.args
     if value_adapter(run) and run.peft.method == "none":
         errors.append(
-            "trainer.args.value_mode=adapter: the value function is an adapter beside the policy's; choose peft=lora, or "
-            "trainer.args.value_mode=head"
+            "trainer.args.value_mode=adapter: the value function is an adapter beside the policy's; choose peft=lora, "
+            "or trainer.args.value_mode=head"
         )
     shared = shared_reward(run)
     if shared is not None and run.reward[shared[0]].args:
@@ -132,6 +132,7 @@ def check_ppo(run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, precisio
         args = PPOConfig(output_dir="unused", report_to="none", **{**settings, **run.trainer.args})
     except ValueError as error:
         raise PosttrainError("\n".join(_at_option(line) for line in str(error).splitlines())) from None
+    template: Any = args.chat_template_kwargs
     try:
         checks.check_all(
             args,
@@ -140,7 +141,7 @@ def check_ppo(run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, precisio
             num_prompts=len(data.train),
             tokenizer=tokenizer,
             model_config=config,
-            longest_prompt=checks.longest_prompt_length(data.train["prompt"], tokenizer, args.chat_template_kwargs),
+            longest_prompt=checks.longest_prompt_length(data.train["prompt"], tokenizer, template),
             reward_adapter=shared and shared[1],
             base_model=models.locate(run.model.path),
             num_reward_funcs=len(run.reward) - (shared is not None),

@@ -70,7 +70,7 @@ def check(run: Run) -> None:
     errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
     errors += options.check("LoraConfig", run.peft.value, "peft.value")
     if run.peft.value and not online.value_adapter(run):
-        errors.append("peft.value: only the value adapter of trainer=ppo with value_mode=adapter has options of its own")
+        errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
     errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
@@ -173,6 +173,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     parameters, context = models.architecture(run)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
+    _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
     return Plan(data, tokenizer, precision, parameters, lengths, *online.schedule(run, len(data.train)))
 
@@ -189,6 +190,28 @@ def _check_columns(run: Run, data: Data) -> None:
                 errors.append(f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(rows))}")
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def _check_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> None:
+    """Weights, gradients and AdamW's moments alone must fit; activations come on top."""
+    import torch
+
+    total, trained = parameters
+    bits = 4.5 if run.peft.quantization.get("load_in_4bit") else 8 if run.peft.quantization else None
+    each = bits / 8 if bits else {"float32": 4, "bfloat16": 2, "float16": 2}[precision.dtype]
+    # A fully trained policy of DPO or KTO keeps a frozen copy of itself as reference.
+    copies = 2 if run.peft.method == "none" and run.trainer.kind in ("dpo", "kto") else 1
+    needed = total * each * copies + trained * 4 * 3
+    if precision.device == "CPU":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        memory = torch.cuda.get_device_properties(0).total_memory
+    if needed > memory:
+        mend = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
+        raise PosttrainError(
+            f"model.path={run.model.path}: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
+            f"{precision.device} has {memory / 1e9:.1f} GB; {mend}"
+        )
 
 
 def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> None:

@@ -34,13 +34,13 @@ class ProgressBar(TrainerCallback):
         self.bar: Progress | None = None
         self.task: Any = None
         self.latest: dict[str, float] = {}
-        self.started = (0.0, 0, 0.0)  # time, step, tokens when training (re)started
+        self.started: tuple[float, int, float] | None = None  # time, step, tokens at the first step from here
         self.printed = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self.started = (time.monotonic(), state.global_step, float(state.num_input_tokens_seen or 0))
+        self.started = None
         self.printed = time.monotonic()
         if console.is_terminal:
             self.bar = Progress(
@@ -56,12 +56,17 @@ class ProgressBar(TrainerCallback):
             self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, figures="")
             self.bar.start()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Not at the beginning of training: the measurements before the first step are no training time.
+        if self.started is None:
+            self.started = (time.monotonic(), state.global_step, float(state.num_input_tokens_seen or 0))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs or self.started is None:
             return
         self.latest.update({k: v for k, v in logs.items() if isinstance(v, (int, float))})
         figures = self._figures(state)
@@ -89,6 +94,7 @@ class ProgressBar(TrainerCallback):
         return False
 
     def _figures(self, state: Any) -> str:
+        assert self.started is not None
         # PPO logs its KL per answer and per token; the first key with a short name has it.
         values = {name: self.latest[key] for key, name in reversed(SHOWN.items()) if key in self.latest}
         parts = [f"{name} {values[name]:.3g}" for name in dict.fromkeys(SHOWN.values()) if name in values]
@@ -99,6 +105,7 @@ class ProgressBar(TrainerCallback):
         return "  ".join(parts)
 
     def _left(self, state: Any) -> str:
+        assert self.started is not None
         done = state.global_step - self.started[1]
         seconds = (time.monotonic() - self.started[0]) / max(done, 1) * (state.max_steps - state.global_step)
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

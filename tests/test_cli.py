@@ -50,6 +50,13 @@ def test_cfg_job_shows_the_composed_config(cli):
         (["+recipe=kto_smollm2", "trainer.args.per_device_train_batch_size=1"], ["set at least 2"]),
         (["+recipe=grpo_smollm2", "~reward"], ["reward: grpo needs one"]),
         (["+recipe=grpo_smollm2", "trainer.args.num_generations=7"], ["num_generations=7: does not divide"]),
+        (["+recipe=ppo_smollm2", "~reward"], ["reward: ppo needs one"]),
+        (["+recipe=ppo_smollm2", "trainer.args.num_generations=3"], ["num_generations=3: does not divide the 16"]),
+        (["+recipe=ppo_smollm2", "trainer.args.num_iterations=2"], ["set by posttrain; it is num_ppo_epochs"]),
+        (["+recipe=ppo_smollm2", "trainer.args.value_mode=adaptor"], ["did you mean adapter?"]),
+        (["+recipe=ppo_smollm2", "trainer.args.value_mode=adapter", "peft=none"], ["value_mode=adapter", "peft=lora"]),
+        (["+recipe=ppo_smollm2", "trainer.args.value_init=reward"], ["value_init=reward: copies a reward model"]),
+        (["+recipe=ppo_smollm2", "peft.value.r=8"], ["peft.value: options of PPO's value adapter"]),
         (["+recipe=grpo_smollm2", "reward.mine.function=os.nothing"], ["reward.mine.function=os.nothing"]),
         (["+recipe=grpo_smollm2", "reward.mine.weight=2"], ["reward.mine: give either function"]),
         (

@@ -55,7 +55,11 @@ def test_no_held_out_rows_on_request(tmp_path):
         (PAIR, "dpo", ["prompt", "chosen", "rejected"]),
         (PAIR, "reward", ["prompt", "chosen", "rejected"]),
         ({"chosen": [USER, ASSISTANT], "rejected": [USER, BAD]}, "dpo", ["chosen", "rejected", "prompt"]),
-        ({"prompt": "Q", "chosen": [USER, ASSISTANT], "rejected": [USER, BAD]}, "dpo", ["chosen", "rejected", "prompt"]),
+        (
+            {"prompt": "Q", "chosen": [USER, ASSISTANT], "rejected": [USER, BAD]},
+            "dpo",
+            ["chosen", "rejected", "prompt"],
+        ),
         (PAIR, "kto", ["prompt", "completion", "label"]),
         ({"prompt": "p", "completion": "c", "label": True}, "kto", ["prompt", "completion", "label"]),
         (PAIR, "grpo", ["prompt"]),
@@ -134,6 +138,14 @@ def test_what_does_not_fit_together_is_found_before_weights_load(train, monkeypa
     with pytest.raises(PosttrainError) as error:
         train("+recipe=dpo_smollm2", *options)
     assert said in str(error.value)
+
+
+def test_a_model_too_large_for_the_machine_is_an_error(train, monkeypatch):
+    from posttrain import models
+
+    monkeypatch.setattr(models, "architecture", lambda run: ((10**12, 10**6), 2048))
+    with pytest.raises(PosttrainError, match=r"weights, gradients and optimizer take 4000.0 GB.*peft=qlora"):
+        train("+recipe=dpo_smollm2")
 
 
 def test_dry_run_prints_the_plan_and_loads_nothing(train, monkeypatch, capsys, tmp_path):

@@ -36,7 +36,7 @@ def test_padding_gets_a_token_of_its_own(folder):
 
 def test_an_explicit_padding_token_wins(folder):
     assert models.tokenizer(ModelConfig(path=str(folder), pad_token="<|im_start|>")).pad_token == "<|im_start|>"
-    with pytest.raises(PosttrainError, match="model.pad_token=<nope>: not in the vocabulary"):
+    with pytest.raises(PosttrainError, match=r"model\.pad_token=<nope>: not in the vocabulary"):
         models.tokenizer(ModelConfig(path=str(folder), pad_token="<nope>"))
 
 

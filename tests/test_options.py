@@ -1,6 +1,7 @@
 """Options are read from the installed libraries' source; these tests hold that reading against the real classes."""
 
 import dataclasses
+import importlib
 import inspect
 import re
 
@@ -10,12 +11,24 @@ from posttrain import options
 from posttrain.trainers import KINDS
 
 
-@pytest.mark.parametrize("cls", [kind.config for kind in KINDS.values()])
-def test_names_are_those_of_the_real_trl_class(cls):
-    import trl
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_names_are_those_of_the_real_class(kind):
+    cls = getattr(importlib.import_module(kind.package), kind.config)
+    assert set(options.options_of(kind.config)) == {f.name for f in dataclasses.fields(cls) if f.init}
 
-    real = {f.name for f in dataclasses.fields(getattr(trl, cls)) if f.init}
-    assert set(options.options_of(cls)) == real
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.online], ids=lambda kind: kind.config)
+def test_the_number_of_samples_per_prompt_is_the_default_of_the_real_class(kind):
+    cls = getattr(importlib.import_module(kind.package), kind.config)
+    (field,) = (f for f in dataclasses.fields(cls) if f.name == "num_generations")
+    assert field.default == kind.generations
+
+
+def test_choices_and_types_of_ppo_options_are_read_from_our_own_source():
+    wrong = {"value_mode": "heads", "kl_estimator": "k4", "lam": "x", "num_ppo_epoch": 2}
+    said = "\n".join(options.check("PPOConfig", wrong, "trainer.args"))
+    for part in ("did you mean head?", "choose from k1, k2, k3", "lam='x': expected float", "mean num_ppo_epochs?"):
+        assert part in said
 
 
 def test_names_are_those_of_the_real_lora_and_quantization_classes():

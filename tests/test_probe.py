@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-
 from conftest import rows, weights
+
 from posttrain.probe import sequence_kl
 
 

@@ -33,12 +33,26 @@ def test_recipe_says_what_for_and_how(path: Path):
     assert command == f"# python -m posttrain +recipe={path.stem}"
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "grpo", "rloo", "kto"])
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "grpo", "rloo", "kto", "ppo"])
 def test_llama_recipes_are_qlora_of_8b(name: str):
     run = config.parse(compose("config", overrides=[f"+recipe={name}_llama"]))
     assert run.model.path == "meta-llama/Llama-3.1-8B-Instruct"
     assert (run.peft.method, run.peft.quantization["bnb_4bit_quant_type"]) == ("lora", "nf4")
     assert run.peft.lora["target_modules"] == "all-linear"
+
+
+OWN = [path.stem for path in RECIPES if path.stem.endswith("_smollm2") and not path.stem.startswith("ppo")]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_recipe_trains_on_its_own_data(train, name: str):
+    options = ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=4", "tracking=none", "probe.prompts=2"]
+    options += ["probe.greedy_prompts=2", "probe.max_new_tokens=4", "trainer.args.max_steps=2"]
+    if name.startswith(("grpo", "rloo")):
+        options += ["trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"]
+    else:
+        options.append("trainer.args.max_length=2048")  # the tiny model's tokens are bytes
+    assert train(f"+recipe={name}", *options, small=False).finished()
 
 
 GROUPS = sorted((config.ROOT / "conf").glob("*/*.yaml"))
@@ -48,8 +62,10 @@ GROUPS = sorted((config.ROOT / "conf").glob("*/*.yaml"))
 def test_every_group_option_composes(path: Path):
     choices = {"trainer": "sft", "model": "tiny", "data": "squad", path.parent.name: path.stem}
     overrides = [f"{group}={choice}" for group, choice in choices.items()]
-    if choices["trainer"] in ("grpo", "rloo"):
+    if choices["trainer"] in ("grpo", "rloo", "ppo"):
         overrides.append("reward=length")
+    if choices["trainer"] == "ppo":
+        overrides.append("peft=lora")
     if path.stem == "rm":
         overrides.append("reward.rm.model=acme/reward")
     preflight.check(config.parse(compose("config", overrides=overrides)))

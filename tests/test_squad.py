@@ -31,7 +31,7 @@ def context_of(row: dict) -> str:
 
 
 def test_shape(data):
-    assert {name: len(split) for name, split in data.items()} == {"train": 7728, "validation": 1694, "test": 1720}
+    assert {name: len(split) for name, split in data.items()} == {"train": 7174, "validation": 1642, "test": 1720}
     assert data["train"].column_names == ["prompt", "chosen", "rejected", "answers", "answerable", "title", "id"]
     row = data["train"][0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user"]
@@ -76,7 +76,8 @@ def test_the_crop_keeps_the_answer(data, questions):
             assert all(answer in context for answer in row["answers"])
             assert set(row["answers"]) <= {span["text"] for span in question["answers"]}
             if not row["answerable"]:
-                assert any(span["text"] in context for span in question["plausible_answers"])
+                plausible = [span["text"].lower() for span in question["plausible_answers"]]
+                assert not any(text in context.lower() for text in plausible)
 
 
 def test_the_crop_tells_nothing_about_the_kind(data):
@@ -107,6 +108,16 @@ def test_crop_by_hand(monkeypatch):
     assert cropped("One") == "One two. Three four five. Six (A. Smith) seven!"  # then forwards
     monkeypatch.setattr(squad, "MOST", 4)
     assert cropped("seven") == "Six (A. Smith) seven!"  # nothing fits beside it
+
+
+def test_elsewhere_avoids_the_plausible_answer(monkeypatch):
+    text = "Ann sings in May. Bob dances in June. Eve reads in July. The end comes soon after that."
+    monkeypatch.setattr(squad, "LEAST", 0)
+    for key in map(str, range(20)):
+        start, end = squad.elsewhere(text, ["june"], key)
+        assert "June" not in text[start:end]
+    assert squad.elsewhere(text, ["June"], "a") == squad.elsewhere(text, ["June"], "a")
+    assert squad.elsewhere("One. Two one.", ["one"], "a") is None
 
 
 def test_sentence():

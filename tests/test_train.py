@@ -107,6 +107,32 @@ def test_saved_adapter_gives_the_logits_of_the_trained_model(train, monkeypatch)
     assert torch.equal(live, loaded)
 
 
+QLORA = ("trainer.args.learning_rate=1e-2", "trainer.args.bf16=true", "trainer.args.gradient_checkpointing=true")
+
+
+def count_forwards(monkeypatch):
+    """How often the first layer runs with gradients on, per optimizer step."""
+    from transformers import Trainer
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls, forward, step = [], LlamaMLP.forward, Trainer.training_step
+
+    def counted(self, *args):
+        if calls and torch.is_grad_enabled() and self.training:
+            calls[-1] += 1
+        return forward(self, *args)
+
+    def stepped(self, *args, **kwargs):
+        calls.append(0)
+        result = step(self, *args, **kwargs)
+        calls[-1] //= self.model.config.num_hidden_layers
+        return result
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    monkeypatch.setattr(Trainer, "training_step", stepped)
+    return calls
+
+
 def test_qlora_layers_are_4_bit_and_get_gradients(train, monkeypatch):
     import bitsandbytes as bnb
 
@@ -115,9 +141,11 @@ def test_qlora_layers_are_4_bit_and_get_gradients(train, monkeypatch):
     kept = {}
     build = trainers.build
     monkeypatch.setattr(trainers, "build", lambda kind, parts: kept.setdefault("trainer", build(kind, parts)))
+    calls = count_forwards(monkeypatch)
     # An evaluation before training runs 4-bit layers in eval mode, after which some CPUs would pass no gradient.
-    run = train("+recipe=dpo_smollm2", "peft=qlora", "trainer.args.learning_rate=1e-2", "trainer.args.bf16=true")
+    run = train("+recipe=dpo_smollm2", "peft=qlora", *QLORA)
     model = kept["trainer"].model
+    assert calls == [2] * 4, "gradient checkpointing runs each layer's forward again in backward"
     layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(layers) == 2 * 7
     assert {m.weight.quant_state.quant_type for m in layers} == {"nf4"}

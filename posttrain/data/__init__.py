@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
-from posttrain.data.formats import adapt, check_rows, converse, rename
+from posttrain.data.formats import adapt, check_rows, converse, form, rename
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def load(config: DataConfig, kind: str) -> Data:
                 rows = converse(rows)
             ready[name] = adapt(rows, kind)
             check_rows(ready[name], name, config.path)
-            prompts = _prompts(rows) if name == "held-out" else None
+            # A trainer of prompts is probed on prompts as it gets them.
+            online = form(ready[name].column_names, kind) == ("prompt",)
+            prompts = _prompts(ready[name] if online else rows) if name == "held-out" else None
     return Data(
         train=ready["train"],
         eval=ready.get("held-out"),

@@ -4,9 +4,9 @@
 - answerable question: chosen = the answer, rejected = `ABSTENTION`
 
 Half of each split is of either kind, so neither "always abstain" nor "never abstain", nor a length, wins more than
-half of the pairs. The context is cropped to the sentences around the (plausible) answer, to be cheap on a CPU. The
-crop holds the answer of an answerable question by construction; it cannot make an unanswerable question answerable,
-because it is a part of a paragraph without the answer.
+half of the pairs. The context is a part of the paragraph, to be cheap on a CPU: of an answerable question the
+sentences around the answer; of an unanswerable one other sentences of the same paragraph, in which the plausible wrong
+answer does not stand either, as when retrieval has missed. A part of a paragraph without the answer cannot hold it.
 """
 
 import json
@@ -22,10 +22,10 @@ from posttrain import assets
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-VERSION = 1  # a part of the cache's name: raise it with every change of what `load` returns
+VERSION = 2  # a part of the cache's name: raise it with every change of what `load` returns
 
-SYSTEM = "Answer the question from the context in a few words."
 ABSTENTION = "The context does not say."
+SYSTEM = f"Answer from the context in a few words. If the context does not hold the answer, say: {ABSTENTION}"
 
 # Words of context: grown with whole sentences up to LEAST, first backwards, where pronouns point; none above MOST.
 LEAST, MOST = 35, 60
@@ -104,10 +104,15 @@ def pairs(articles: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 # The answer that most annotators gave; the first of them on a tie.
                 text = Counter(span["text"] for span in spans).most_common(1)[0][0]
                 start = next(span["answer_start"] for span in spans if span["text"] == text)
-                left, right = crop(paragraph["context"], start, start + len(text))
-                context = paragraph["context"][left:right]
-                if len(context.split()) > MOST:
+                bounds: tuple[int, int] | None
+                if answerable:
+                    bounds = crop(paragraph["context"], start, start + len(text))
+                else:
+                    bounds = elsewhere(paragraph["context"], [span["text"] for span in spans], question["id"])
+                if bounds is None or len(paragraph["context"][slice(*bounds)].split()) > MOST:
                     continue
+                left, right = bounds
+                context = paragraph["context"][left:right]
                 inside = [s["text"] for s in spans if left <= s["answer_start"] <= right - len(s["text"])]
                 said = [{"role": "assistant", "content": sentence(text)}]
                 abstained = [{"role": "assistant", "content": ABSTENTION}]
@@ -136,12 +141,25 @@ def sentence(answer: str) -> str:
     return answer[0].upper() + answer[1:] + ("" if answer[-1] in ".!?" else ".")
 
 
+def sentences(context: str) -> list[int]:
+    """Where the sentences of `context` begin, and its end."""
+    return [0, *(match.end() for match in _END.finditer(context)), len(context)]
+
+
+def elsewhere(context: str, answers: list[str], key: str) -> tuple[int, int] | None:
+    """Bounds of sentences of `context` in which none of `answers` stands, drawn by `key`; None where there are none."""
+    windows = dict.fromkeys(crop(context, cut, cut + 1) for cut in sentences(context)[:-1])
+    without = [(a, b) for a, b in windows if not any(answer.lower() in context[a:b].lower() for answer in answers)]
+    short = [(a, b) for a, b in without if len(context[a:b].split()) <= MOST]
+    return random.Random(key).choice(short) if short else None
+
+
 def crop(context: str, start: int, end: int) -> tuple[int, int]:
     """Bounds of the whole sentences of `context` that hold characters `start` to `end`, grown to some `LEAST` words.
 
     Neighbours are taken whole, earlier ones first, as long as the result keeps within `MOST` words.
     """
-    cuts = [0, *(match.end() for match in _END.finditer(context)), len(context)]
+    cuts = sentences(context)
     first = max(index for index, cut in enumerate(cuts[:-1]) if cut <= start)
     last = min(index for index, cut in enumerate(cuts) if cut >= end)
 

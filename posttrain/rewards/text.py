@@ -18,7 +18,7 @@ from posttrain.errors import PosttrainError
 Completion: TypeAlias = str | list[dict[str, Any]]
 
 # What TRL passes beside the data set's columns.
-NOT_COLUMNS = {"prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+NOT_COLUMNS = {"prompts", "prompt_ids", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
 
 def text_of(completion: Completion) -> str:

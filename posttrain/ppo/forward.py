@@ -1,0 +1,105 @@
+"""A forward pass that returns what PPO needs about completion tokens, and nothing about prompt tokens."""
+
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class CompletionOutput(ModelOutput):
+    """Per-token results for the T completion tokens of B rows; a field that was not asked for is None.
+
+    DDP only sees gradients of what the wrapped forward *returns*, so values are part of it. The field cannot be called
+    `values`: a `ModelOutput` is a dict, and DDP calls its `.values()`.
+    """
+
+    log_probs: torch.Tensor = None  # type: ignore[assignment]
+    """(B, T), log-probability of each token under the sampling temperature; 0 on padding."""
+    entropy: torch.Tensor = None  # type: ignore[assignment]
+    """(B, T), entropy of the distribution each token was drawn from, in nats; 0 on padding."""
+    value: torch.Tensor = None  # type: ignore[assignment]
+    """(B, T), value of the state before each token, float32."""
+    aux_loss: torch.Tensor = None  # type: ignore[assignment]
+    """Scalar, load-balancing loss of a mixture-of-experts model."""
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of every real token counted from the row's first one, (B, L); padding gets 0.
+
+    Without them, models with absolute positions (GPT-2 …) see a left-padded prompt shifted.
+    """
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def takes_position_ids(model_class: type) -> bool:
+    return "position_ids" in inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
+
+
+@contextmanager
+def completion_states(backbone: nn.Module, length: int) -> Iterator[list[torch.Tensor]]:
+    """Within, the backbone returns only the hidden states that predict the last `length` tokens.
+
+    Yields:
+        A list that receives those states, (B, length, H), with every pass.
+    """
+    seen: list[torch.Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
+        # The state at position t predicts token t + 1.
+        output.last_hidden_state = output.last_hidden_state[:, -(length + 1) : -1]
+        seen.append(output.last_hidden_state)
+        return output
+
+    handle = backbone.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def apply_head(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Scalar head in float32, whatever the precision around it: (…, H) to (…)."""
+    hidden = hidden.to(head.weight.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float()).squeeze(-1)
+
+
+def add_completion_forward(model: PreTrainedModel) -> None:
+    """Teach `model` (with TRL's fused LM head) `model(..., completion_labels=labels, want=names)`.
+
+    `completion_labels` are the completion's token ids, (B, T), with -100 on padding; `want` names the fields of
+    [`CompletionOutput`] to compute, among `log_probs` (brings `entropy`), `value` and `aux_loss`. `value` reads
+    `model.value_head`. Without `completion_labels` the forward is what it was, so generation is unchanged.
+    """
+    inner = model.forward
+
+    @functools.wraps(type(model).forward)  # generation checks its arguments against this signature
+    def forward(self, *args, completion_labels=None, want=(), **kwargs):
+        if completion_labels is None:
+            return inner(*args, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        if "aux_loss" in want:
+            kwargs["output_router_logits"] = True
+        result = CompletionOutput()
+        with completion_states(self.base_model, completion_labels.size(1)) as states:
+            if "log_probs" in want:
+                scored = inner(*args, shift_labels=completion_labels, fused_lm_head=True, **kwargs)
+                result["log_probs"], result["entropy"] = scored.log_probs, scored.entropy
+                if "aux_loss" in want:
+                    result["aux_loss"] = scored.aux_loss
+            else:
+                self.base_model(*args, use_cache=False, **kwargs)
+        if "value" in want:
+            result["value"] = apply_head(self.value_head, states[-1])
+        return result
+
+    model.forward = types.MethodType(forward, model)

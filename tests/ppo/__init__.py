@@ -1,0 +1,1 @@
+"""Tests of posttrain.ppo, the importable trainer."""

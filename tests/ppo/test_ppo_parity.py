@@ -1,0 +1,28 @@
+"""One update equals TRL 1.12.0's, see tests/parity.py."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from .tiny import GOLDEN
+
+spec = importlib.util.spec_from_file_location("parity", Path(__file__).resolve().parents[1] / "parity.py")
+parity = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(parity)
+
+VARIANTS = {
+    "as recorded": {},
+    "gradient accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bundle", ["plain", "whiten_rewards"])
+def test_update_equals_trl_1_12(bundle, variant):
+    differences = parity.run(GOLDEN / "model", GOLDEN / bundle, **VARIANTS[variant])
+    for name, tolerance in parity.TOLERANCE.items():
+        assert differences[name] <= tolerance, f"{name} differ by {differences[name]:.1e}"
+    assert differences["advantages"] < 1e-5
+    assert differences["objective/kl"] < 1e-5
