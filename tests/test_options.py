@@ -27,7 +27,7 @@ def test_the_number_of_samples_per_prompt_is_the_default_of_the_real_class(kind)
 def test_choices_and_types_of_ppo_options_are_read_from_our_own_source():
     wrong = {"value_mode": "heads", "kl_estimator": "k4", "lam": "x", "num_ppo_epoch": 2}
     said = "\n".join(options.check("PPOConfig", wrong, "trainer.args"))
-    for part in ("did you mean head?", "choose from k1, k2, k3", "lam='x': expected float", "mean num_ppo_epochs?"):
+    for part in ("did you mean head?", "choose from k1, k2, k3", "lam='x': expected float", "mean num_ppo_epochs"):
         assert part in said
 
 

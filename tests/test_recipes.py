@@ -1,26 +1,18 @@
 """Every recipe composes, is valid for the installed TRL, and says what it is for and how to run it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from conftest import compose
 
 from posttrain import config, preflight
 
 RECIPES = config.recipe_files()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra() -> Iterator[None]:
-    config.register()
-    with initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
-        yield
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_passes_the_cheap_checks(path: Path):
-    run = config.parse(compose("config", overrides=[f"+recipe={path.stem}"]))
+    run = compose(f"+recipe={path.stem}")[0]
     preflight.check(run)
     assert run.trainer.kind == path.stem.split("_")[0]
 
@@ -35,7 +27,7 @@ def test_recipe_says_what_for_and_how(path: Path):
 
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo", "grpo", "rloo", "kto", "ppo"])
 def test_llama_recipes_are_qlora_of_8b(name: str):
-    run = config.parse(compose("config", overrides=[f"+recipe={name}_llama"]))
+    run = compose(f"+recipe={name}_llama")[0]
     assert run.model.path == "meta-llama/Llama-3.1-8B-Instruct"
     assert (run.peft.method, run.peft.quantization["bnb_4bit_quant_type"]) == ("lora", "nf4")
     assert run.peft.lora["target_modules"] == "all-linear"
@@ -68,4 +60,4 @@ def test_every_group_option_composes(path: Path):
         overrides.append("peft=lora")
     if path.stem == "rm":
         overrides.append("reward.rm.model=acme/reward")
-    preflight.check(config.parse(compose("config", overrides=overrides)))
+    preflight.check(compose(*overrides)[0])

@@ -85,7 +85,7 @@ def test_the_crop_tells_nothing_about_the_kind(data):
     for row in data["train"]:
         words[row["answerable"]].append(len(context_of(row).split()))
     means = {kind: sum(counts) / len(counts) for kind, counts in words.items()}
-    assert abs(means[True] - means[False]) < 1
+    assert abs(means[True] - means[False]) < 2  # of some 43
 
 
 def test_crop_by_hand(monkeypatch):
@@ -161,4 +161,4 @@ def test_building_is_deterministic(data, tmp_path):
     for name in data:
         assert fresh[name]["id"][:] == data[name]["id"][:]
         assert fresh[name]["prompt"][:] == data[name]["prompt"][:]
-    assert Counter(fresh["train"]["answerable"][:]) == {True: 3864, False: 3864}
+    assert Counter(fresh["train"]["answerable"][:]) == {True: 3587, False: 3587}
