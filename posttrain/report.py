@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,6 +205,18 @@ PANELS = {
 }
 
 
+def _without_tie(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the accuracy of a policy that still is its reference: every pair ties, and TRL logs 0."""
+    tied = [k for k in row if k.endswith("rewards/accuracies") and row.get(k.replace("accuracies", "margins")) == 0]
+    return {key: value for key, value in row.items() if key not in tied}
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Running mean over the last tenth of the points."""
+    width = max(len(values) // 10, 1)
+    return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - width) : i + 1])]
+
+
 def draw_curves(metrics: Path, target: Path, title: str) -> None:
     """A PNG with a panel per kind of metric that the run logged, over optimizer steps."""
     import matplotlib
@@ -211,14 +224,14 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read(metrics)
+    rows = [_without_tie(row) for row in read(metrics)]
     series = {
         key: [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
         for keys in PANELS.values()
         for key in keys
     }
-    panels = {name: [k for k in keys if len(series[k]) > 1] for name, keys in PANELS.items()}
-    panels = {name: keys for name, keys in panels.items() if keys}
+    panels = {name: [k for k in keys if series[k]] for name, keys in PANELS.items()}
+    panels = {name: keys for name, keys in panels.items() if any(len(series[k]) > 1 for k in keys)}
     if not panels:
         return
     columns = min(len(panels), 3)
@@ -230,7 +243,12 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
         for key in keys:
             held_out = key.startswith(("eval_", "probe/"))
             label = ("held out: " if held_out else "") + key.removeprefix("eval_").removeprefix("probe/")
-            axis.plot(*zip(*series[key], strict=True), marker="o" if held_out else None, ms=4, lw=1.4, label=label)
+            steps, values = zip(*series[key], strict=True)
+            if held_out or len(values) < 20:
+                axis.plot(steps, values, marker="o", ls=":" if held_out else "-", ms=4, lw=1.2, label=label)
+            else:
+                (line,) = axis.plot(steps, _smooth(values), lw=1.6, label=label)
+                axis.plot(steps, values, lw=0.8, alpha=0.3, color=line.get_color())
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("optimizer step", fontsize=8)
         axis.tick_params(labelsize=8)

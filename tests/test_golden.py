@@ -19,7 +19,8 @@ STEPS = ("trainer.args.learning_rate=5e-3", "trainer.args.num_train_epochs=2", "
 def losses(train, kind):
     from conftest import rows
 
-    run = train(f"+recipe={kind}_smollm2", *STEPS)
+    plain = ("trainer.args.loss_type=[sigmoid]", "trainer.args.loss_weights=null") if kind == "dpo" else ()
+    run = train(f"+recipe={kind}_smollm2", *STEPS, *plain)
     return [row["loss"] for row in rows(run.metrics) if "loss" in row]
 
 
