@@ -1,6 +1,6 @@
 """What the layer costs: the same SFT and DPO work by posttrain and by a plain TRL script, interleaved.
 
-    python benchmarks/overhead.py [--rounds 3] [--steps 24] [--hidden 256]
+    python benchmarks/overhead.py [--rounds 3] [--steps 12] [--hidden 1024]
 
 Each round trains both ways in fresh processes, in turn. A process reports the median seconds of an optimizer step
 (the first two left out) and its peak resident memory. The printed figures are medians over rounds, and the ratio
@@ -144,8 +144,8 @@ def measure(way: str, kind: str, model: str, data: str, steps: int) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:
