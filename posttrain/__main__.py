@@ -7,7 +7,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from posttrain import config, preflight, sweep
 
@@ -22,8 +22,11 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        # Hydra lists its groups for a help page by copying its whole config store for each: a second of waiting.
+        print(config.help_text())
+        return
     config.register()
-    OmegaConf.register_new_resolver("posttrain_help", config.help_text, replace=True)
     entry = hydra.main(version_base="1.3", config_path=str(config.ROOT / "conf"), config_name="config")(job)
     # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
     sys.path.append(os.getcwd())
