@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from posttrain.config import Origin, Run, main_process
+from posttrain.config import Origin, Run
 from posttrain.errors import PosttrainError
 
 # Settings that change where things go or what is shown, never what is trained.
@@ -79,14 +79,15 @@ class RunDirectory:
         return record is not None and record["status"] == "finished"
 
     def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint; those that a killed process left half-written are removed."""
-        found: list[tuple[int, Path]] = []
-        for path in self.checkpoints.glob("checkpoint-*"):
-            if _whole(path):
-                found.append((int(path.name.split("-")[1]), path))
-            elif main_process():
-                shutil.rmtree(path)
+        """The newest whole checkpoint."""
+        found = [(int(p.name.split("-")[1]), p) for p in self.checkpoints.glob("checkpoint-*") if _whole(p)]
         return max(found)[1] if found else None
+
+    def remove_incomplete(self) -> None:
+        """Remove checkpoints that a killed process left half-written; only for who has claimed the directory."""
+        for path in self.checkpoints.glob("checkpoint-*"):
+            if not _whole(path):
+                shutil.rmtree(path)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop points after `step`: a continued run logs them again."""
@@ -95,11 +96,8 @@ class RunDirectory:
                 rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
                 write_atomic(path, "".join(f"{row}\n" for row in rows))
 
-    def save_model(self, save: Any) -> None:
-        """Call `save(folder)` on a temporary folder, then put it in place whole as `model/`."""
-        half = self.path / "model.incomplete"
-        shutil.rmtree(half, ignore_errors=True)
-        save(half)
+    def put_model(self, half: Path) -> None:
+        """Put a folder that is written to the end in place as `model/`."""
         shutil.rmtree(self.model, ignore_errors=True)
         os.replace(half, self.model)
 

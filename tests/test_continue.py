@@ -125,8 +125,11 @@ def test_a_run_in_progress_is_not_run_twice(pairs):
     run, origin = compose(*command("sft"))
     directory = RunDirectory.of(run, origin)
     directory.path.mkdir(parents=True)
+    half = directory.checkpoints / "checkpoint-2"
+    half.mkdir(parents=True)  # the other process is in the middle of saving
     with FileLock(directory.path / ".lock"), pytest.raises(PosttrainError, match="another process is running"):
         job(run, origin)
+    assert half.is_dir(), "what another process writes is left alone"
 
 
 def test_changed_data_makes_another_run(pairs):

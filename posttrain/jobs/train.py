@@ -45,7 +45,9 @@ def train(run: Run, origin: Origin) -> float | None:
     if run.dry_run:
         return None
     if main_process():
+        # Before the claim the checkpoints may be another process's, in the middle of writing one.
         directory.claim()
+        directory.remove_incomplete()
     try:
         _train(run, origin, plan, directory)
     finally:
@@ -181,9 +183,6 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
         "output_dir": str(directory.checkpoints),
         "report_to": report_to,
         "run_name": directory.name,
-        "use_cpu": plan.precision.device == "CPU",
-        "bf16": plan.precision.bf16,
-        "fp16": plan.precision.fp16,
         "model_init_kwargs": models.init_kwargs(run.model, plan.precision),
         "trust_remote_code": run.model.trust_remote_code,
         "disable_tqdm": True,
@@ -192,6 +191,10 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
         "eval_on_start": plan.data.eval is not None,
         "dataloader_pin_memory": plan.precision.device != "CPU",
         **run.trainer.args,
+        # These follow the user's choice already, and `bf16: null` would be TRL's default, not the machine's best.
+        "use_cpu": plan.precision.device == "CPU",
+        "bf16": plan.precision.bf16,
+        "fp16": plan.precision.fp16,
     }
     if plan.data.eval is None:
         args.update(eval_strategy="no", eval_on_start=False)
@@ -249,6 +252,11 @@ def _finish(
 
     if plan.data.eval is not None and not _evaluated(trainer.state):
         trainer.evaluate()
+    half = directory.path / "model.incomplete"
+    if main_process():
+        shutil.rmtree(half, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(half))  # by every process: sharded weights are gathered
     trainer.accelerator.wait_for_everyone()
     if not main_process():
         return
@@ -258,18 +266,15 @@ def _finish(
     record["seconds"] = round(record["seconds"] + time.time() - started, 1)
     record["tracking"] = tracker.where
 
-    def save(folder: Path) -> None:
-        trainer.save_model(str(folder))
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and config.yaml says it all
-        # PPO's value function and reference serve training only; its checkpoints have them.
-        for name in ("value_head.safetensors", "ppo_state.json"):
-            (folder / name).unlink(missing_ok=True)
-        for name in ("value", "ref"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        plan.tokenizer.save_pretrained(folder)
-        write_card(folder, run, record)
-
-    directory.save_model(save)
+    # training_args.bin is a pickle, and config.yaml says it all. PPO's value function and reference serve training
+    # only; its checkpoints have them.
+    for name in ("training_args.bin", "value_head.safetensors", "ppo_state.json"):
+        (half / name).unlink(missing_ok=True)
+    for name in ("value", "ref"):
+        shutil.rmtree(half / name, ignore_errors=True)
+    plan.tokenizer.save_pretrained(half)
+    write_card(half, run, record)
+    directory.put_model(half)
     report.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"
     record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
