@@ -113,13 +113,13 @@ def show(directory: RunDirectory) -> None:
         console.print(table)
     if (samples := side_by_side(directory)) is not None:
         console.print(samples)
-    console.print(f"curves   {directory.curves}")
-    console.print(f"model    {directory.model}")
-    console.print(f"run      {directory.path}")
+    console.print(f"curves   {directory.curves}", soft_wrap=True, markup=False)
+    console.print(f"model    {directory.model}", soft_wrap=True, markup=False)
+    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     if record.get("tracking"):
-        console.print(f"tracking {record['tracking']}", markup=False)
+        console.print(f"tracking {record['tracking']}", soft_wrap=True, markup=False)
     if command := record.get("command"):
-        console.print(f"next     {command} {_next(record)}", markup=False)
+        console.print(f"next     {command} {_next(record)}", soft_wrap=True, markup=False)
 
 
 def _next(record: dict[str, Any]) -> str:

@@ -104,7 +104,8 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
             if main_process():
                 console.print(
                     f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "
-                    f"Continue with: {origin.command}"
+                    f"Continue with: {origin.command}",
+                    soft_wrap=True,
                 )
             raise SystemExit(128 + interrupt.number)
         _finish(run, plan, directory, trainer, tracker, started)
