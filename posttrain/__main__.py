@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
@@ -16,9 +17,9 @@ def job(cfg: DictConfig) -> float | None:
     """One run: what Hydra calls, once, or once per job of a sweep."""
     run = config.parse(cfg)
     preflight.check(run)
-    from posttrain.jobs.train import train  # torch and trl load only after the cheap checks
-
-    return train(run, config.origin(HydraConfig.get()))
+    # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
+    start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
+    return start(run, config.origin(HydraConfig.get()))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from posttrain.errors import PosttrainError
 # Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
 OPEN = (
     *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns"),
-    *("reward", "probe.rewards"),
+    *("reward", "probe.rewards", "stages"),
 )
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
@@ -38,9 +38,13 @@ class TrainerConfig:
 
 @dataclass
 class ModelConfig:
-    """The starting model: a hub id, a local folder, a run directory, `embedded:smollm2` or `embedded:tiny`."""
+    """The starting model: a hub id, a local folder, `embedded:smollm2` or `embedded:tiny`.
+
+    `init_from` is a finished run of that model to continue from.
+    """
 
     path: str = MISSING
+    init_from: str | None = None
     revision: str | None = None
     dtype: str = "auto"
     attn_implementation: str = "auto"
@@ -127,9 +131,44 @@ class ProbeConfig:
 
 
 @dataclass
-class Run:
-    """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s."""
+class SampleConfig:
+    """`job=sample`: `n` completions for each prompt of `data`, scored by `reward`, and which of them are kept.
 
+    `select` is all, best (of n), top (`fraction` of all), threshold (a score of at least `threshold`) or pairs (best
+    against worst, at least `margin` apart). `prompts` limits the rows of `split` (train, eval) that are taken.
+    """
+
+    n: int = 4
+    select: str = "all"
+    fraction: float = 0.25
+    threshold: float | None = None
+    margin: float = 0.0
+    split: str = "train"
+    prompts: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """`job=evaluate`: held-out metrics with bootstrap intervals; `against` is a run or model to compare with."""
+
+    against: str | None = None
+    confidence: float = 0.95
+    resamples: int = 2000
+
+
+@dataclass
+class Run:
+    """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s.
+
+    `job` is train, sample, evaluate or pipeline; `stages` are a pipeline's.
+    """
+
+    job: str = "train"
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
@@ -137,6 +176,9 @@ class Run:
     reward: dict[str, Any] = field(default_factory=dict)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    stages: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     output_dir: str = "outputs"
     objective: str | None = None
@@ -211,7 +253,10 @@ def parse(cfg: DictConfig) -> Run:
         raise PosttrainError(_unknown_key(str(error.full_key))) from None
     except OmegaConfBaseException as error:
         raise PosttrainError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
-    if missing:
+    if merged.job == "pipeline":
+        for key in missing:  # trainer, model and data stand in its stages
+            OmegaConf.update(merged, key, "")
+    elif missing:
         lines = [f"{key}: required, and not set; {_mend_missing(key)}" for key in missing]
         raise PosttrainError("\n".join(lines))
     run = OmegaConf.to_object(merged)

@@ -45,6 +45,7 @@ SECRETS = {
     "password": "put it into the environment",
 }
 EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad",)}
+JOBS = ("train", "sample", "evaluate", "pipeline")
 CHOICES = {
     "trainer.kind": tuple(KINDS),
     "peft.method": ("none", "lora"),
@@ -56,6 +57,8 @@ CHOICES = {
 
 def check(run: Run) -> None:
     """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
+    if wrong := _choice("job", run.job, JOBS):
+        raise PosttrainError(wrong)
     errors = [e for key, allowed in CHOICES.items() if (e := _choice(key, _value(run, key), allowed))]
     if run.trainer.kind in KINDS:
         kind = KINDS[run.trainer.kind]

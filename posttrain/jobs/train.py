@@ -226,6 +226,13 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
                 "commit": hub.commit(run.model.path, run.model.revision),
                 "parameters": plan.parameters[0],
             },
+            "base": {
+                "path": run.model.path,
+                "local": False,
+                "revision": run.model.revision,
+                "commit": hub.commit(run.model.path, run.model.revision),
+                "dtype": plan.precision.dtype,
+            },
             "adapter": run.peft.lora if run.peft.method == "lora" else None,
             "quantization": run.peft.quantization or None,
             "parents": [entry.model for entry in run.reward.values() if entry.model],

@@ -1,0 +1,119 @@
+"""Where weights come from: a model, or a finished run with its adapter, its base and its parents."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.models import locate
+from posttrain.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to start from or to use. `name` is how the user wrote it.
+
+    `base` is the hub id or folder of the weights; `adapter` is the folder of the LoRA adapter on them, or `None`;
+    `quantization` (BitsAndBytesConfig's options) and `dtype` are those the adapter was trained with ("auto" outside
+    runs); `tokenizer` is where tokenizer and chat template lie; `run` is the run directory, where there is one.
+    """
+
+    name: str
+    base: str
+    tokenizer: str
+    revision: str | None = None
+    adapter: str | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
+    run: RunDirectory | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`run.json` of the run; empty for what is no run."""
+        return (self.run.record() or {}) if self.run else {}
+
+
+def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
+    """What `path` names: a run directory, a folder (model or adapter), a hub id or an embedded model.
+
+    Raises `PosttrainError`, its message beginning with `key`, for a run that is unfinished, has lost its files, or
+    whose base is not there any more.
+    """
+    folder = Path(os.path.expanduser(path))
+    if (folder / "run.json").is_file():
+        return _of_run(RunDirectory(folder.absolute()), path, key)
+    if (folder / "adapter_config.json").is_file():
+        known = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else known["base_model_name_or_path"]
+        return Source(path, known["base_model_name_or_path"], tokenizer, known.get("revision"), str(folder))
+    if path.startswith((".", "/", "~")) and not folder.is_dir():
+        raise PosttrainError(f"{key}={path}: no such folder")
+    where = locate(path)
+    return Source(path, where, where, revision)
+
+
+def _of_run(run: RunDirectory, path: str, key: str) -> Source:
+    record = run.record() or {}
+    if not run.finished():
+        raise PosttrainError(
+            f"{key}={path}: this run is not finished; continue it with: {record.get('command', 'its command')}"
+        )
+    weights = "adapter_model.safetensors" if record.get("adapter") is not None else "config.json"
+    if not (run.model / weights).is_file():
+        raise PosttrainError(f"{key}={path}: model/{weights} is missing; was the folder moved in part?")
+    if record.get("adapter") is None:
+        return Source(path, str(run.model), str(run.model), dtype=record["base"]["dtype"], run=run)
+    base = base_of(run, record, key)
+    return Source(
+        path,
+        base,
+        str(run.model),
+        record["base"]["commit"] or record["base"]["revision"],
+        str(run.model),
+        record.get("quantization") or {},
+        record["base"]["dtype"],
+        run,
+    )
+
+
+def base_of(run: RunDirectory, record: dict[str, Any], key: str) -> str:
+    """Hub id or folder of the weights under the run's adapter; a local one is kept relative to the run directory."""
+    stored = record["base"]["path"]
+    if record["base"]["local"]:
+        folder = (run.path / stored).resolve()
+        if not folder.is_dir():
+            raise PosttrainError(
+                f"{key}={run.path}: was trained on {folder}, which is not there any more; put it back, or move the run "
+                "together with it"
+            )
+        return str(folder)
+    return locate(stored)
+
+
+def load(origin: Source, device: str | None = None, dtype: str | None = None) -> Any:
+    """The causal language model of `origin` in evaluation mode: a `PeftModel`, or a plain one.
+
+    Loaded as it was trained: base in the run's type and quantization, the adapter in float32.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from posttrain.config import PeftConfig
+    from posttrain.models import quantization_config
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kwargs: dict[str, Any] = {"dtype": dtype or origin.dtype, "revision": origin.revision, "use_safetensors": True}
+    if origin.quantization:
+        kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
+        kwargs["device_map"] = where
+    model = AutoModelForCausalLM.from_pretrained(origin.base, **kwargs)
+    if not origin.quantization:
+        model = model.to(where)
+    if origin.adapter:
+        model = PeftModel.from_pretrained(model, origin.adapter)
+    return model.eval()
