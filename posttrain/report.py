@@ -72,6 +72,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     rows = {
         "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
         "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
+        **({"starts from": plan.start.note} if plan.start.note else {}),
         "data": f"{source['path']}: {source['train_rows']} rows of about {plan.lengths.mean:.0f} tokens "
         f"({_count(tokens)} in all), {source['held_out_rows']} held out"
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),

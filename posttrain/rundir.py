@@ -112,6 +112,15 @@ def model_folder(path: str) -> str:
     return str(folder / "model")
 
 
+def weights_digest(folder: Path) -> str:
+    """16 hex digits over the weights in `folder`: what a child's `run.json` knows its parent by."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        whole.update(file.name.encode())
+        _feed(whole, file)
+    return whole.hexdigest()[:16]
+
+
 def digest(run: Run) -> str:
     """Eight hex digits over everything that decides the result: settings, and the content of local files."""
     settings = {k: v for k, v in asdict(run).items() if k not in NOT_THE_RESULT}
@@ -126,9 +135,7 @@ def _content(path: Path) -> str | None:
     """A digest of a local file, or of a folder's file names and sizes with its small JSON files."""
     whole = hashlib.sha256()
     if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                whole.update(block)
+        _feed(whole, path)
     elif path.is_dir():
         for inner in sorted(p for p in path.rglob("*") if p.is_file() and "checkpoint" not in str(p)):
             whole.update(f"{inner.relative_to(path)} {inner.stat().st_size}".encode())
@@ -137,6 +144,12 @@ def _content(path: Path) -> str | None:
     else:
         return None
     return whole.hexdigest()
+
+
+def _feed(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
 
 
 def _whole(checkpoint: Path) -> bool:
