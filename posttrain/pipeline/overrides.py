@@ -81,6 +81,8 @@ def run_of(overrides: tuple[str, ...]) -> Run:
     with nullcontext() if ready else initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
         try:
             return config.parse(compose("config", overrides=list(overrides)))
+        except PosttrainError:
+            raise
         except ConfigCompositionException as error:
             raise PosttrainError(_explain(error)) from None
         except (HydraException, ValueError) as error:
