@@ -1,4 +1,7 @@
-"""Pipelines without training: a stand-in for the stages' processes finishes each run with metrics that a test chooses."""
+"""Pipelines without training: a stand-in for the stages' processes finishes each run, with metrics of a test's choice.
+
+What takes real processes is in `test_pipeline_runs.py`.
+"""
 
 import json
 import shlex
@@ -10,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import compose, rows, write_pairs
+from conftest import compose, write_pairs
 from filelock import FileLock
 
 from posttrain import config, preflight
@@ -96,8 +99,11 @@ def record():
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 3, -0.5, 1e-05, "plain", "embedded:tiny", "a,b", "{x}", "a=b", 'it\'s "so"', "", "null", "1e-3", "50"]
-    + ["<|im_end|>", "a\\", "a b", "$HOME", ["a", 1.5, [None]], {"a": {"b": ["x,y"]}}, "two\nlines", "~/x", "(1)"],
+    [
+        *(None, True, 3, -0.5, 1e-05, "plain", "embedded:tiny", "a,b", "{x}", "a=b", 'it\'s "so"', "", "null", "1e-3"),
+        *("50", "<|im_end|>", "a\\", "a b", "$HOME", "two\nlines", "~/x", "(1)", ["a", 1.5, [None]]),
+        {"a": {"b": ["x,y"]}},
+    ],
 )
 def test_a_value_is_read_back_from_its_override(value):
     """Through the shell and Hydra: same value, same type."""
@@ -156,7 +162,10 @@ def test_a_gate_is_no_code(text):
         ({"a": {**SFT, "gaet": "x >= 1"}}, "stages.a.gaet: unknown key"),
         ({"a": {**SFT, "data": {"eval_size": "lots"}}}, "stages.a.data.eval_size=lots: Value 'lots'"),
         ({"a": {**SFT, "from": {"model.init_form": "b"}}, "b": SFT}, "stages.a.model.init_form: unknown key; did you"),
-        ({"a": {**SFT, "from": {"data.path": "sfd"}}, "sft": SFT}, "stages.a.from.data.path=sfd: no such stage; did you"),
+        (
+            {"a": {**SFT, "from": {"data.path": "sfd"}}, "sft": SFT},
+            "stages.a.from.data.path=sfd: no such stage; did you",
+        ),
         ({"a": {**SFT, "from": "b"}, "b": SFT}, "stages.a.from='b': expected config keys and stages"),
         (
             {"a": {**SFT, "from": {"data.path": "b"}}, "b": {**SFT, "from": {"data.path": "a"}}},
@@ -186,7 +195,10 @@ def test_a_gate_is_no_code(text):
             {"a": {"rounds": 2, "stop": "x", "stages": {"b": SFT}}, "c": {**SFT, "from": {"data.path": "b_2"}}},
             "stages.c.from.data.path=b_2: this round may not run; take a, the best round",
         ),
-        ({"a": {"rounds": 2, "stages": {"b": {**SFT, "trainer": {"args": {"x": 1}}}}}}, "stages.a.stages.b.trainer.args.x"),
+        (
+            {"a": {"rounds": 2, "stages": {"b": {**SFT, "trainer": {"args": {"x": 1}}}}}},
+            "stages.a.stages.b.trainer.args.x",
+        ),
     ],
 )
 def test_a_mistake_is_said_before_anything_runs(stages, said):
@@ -386,8 +398,7 @@ def test_rounds_become_stages():
         ((0.1, 0.2, 0.3, 0.4), 3, "improve_3"),
         ((0.1, 0.2, 0.2, 0.9), 2, "improve_1"),  # equal is no rise
         ((0.5, 0.4, 0.9, 0.9), 1, "sft"),
-        ((None, 0.4, 0.3, 0.9), 2, "improve_1"),  # nothing to compare the first round with
-        ((0.1, 0.2, float("nan"), 0.9), 2, "improve_1"),
+        ((None, 0.4, float("nan"), 0.9), 2, "improve_1"),  # nothing to compare the first round with
     ],
 )
 def test_rounds_stop_when_the_metric_does_not_rise_and_the_best_is_the_result(stand, values, ran, best):
@@ -423,7 +434,7 @@ def test_the_stop_metric_may_be_another_stages(stand):
 
 def test_a_stop_metric_that_nobody_measured_is_said(stand):
     stand.metrics = {"improve_1": {"eval_loss": 1.0}}
-    with pytest.raises(PosttrainError, match=r"rest.stop=eval_loss_drop: improve_1 did not measure it; there are eval_l"):
+    with pytest.raises(PosttrainError, match=r"rest.stop=eval_loss_drop: improve_1 did not measure it; there are"):
         pipeline(*command(REST))
 
 
@@ -434,7 +445,9 @@ def test_a_stage_can_be_taken_out_on_the_command_line(stand):
 
 def test_an_unknown_objective_lists_what_was_measured(stand):
     stand.metrics = {"reward": {"eval_accuracy": 0.7}}
-    with pytest.raises(PosttrainError, match=r"objective=reward.acc: reward did not measure it; there are eval_accuracy"):
+    with pytest.raises(
+        PosttrainError, match=r"objective=reward.acc: reward did not measure it; there are eval_accuracy"
+    ):
         pipeline(*command({"reward": REWARD}, "objective=reward.acc"))
 
 
@@ -465,19 +478,36 @@ def test_the_table_has_probe_main_metric_and_intervals(stand, capsys):
 
 def test_a_launcher_stands_in_front(stand):
     pipeline(*command({"sft": {**SFT, "launch": ["accelerate", "launch", "--num_processes", 2]}}))
-    assert stand.commands[0][:7] == ["accelerate", "launch", "--num_processes", "2", "-m", "posttrain", "+recipe=sft_smollm2"]
+    assert stand.commands[0][:7] == [
+        "accelerate",
+        "launch",
+        "--num_processes",
+        "2",
+        "-m",
+        "posttrain",
+        "+recipe=sft_smollm2",
+    ]
     assert record()["stages"]["sft"]["command"].startswith("accelerate launch --num_processes 2 -m posttrain ")
+
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(99)
+"""
 
 
 def test_a_pipeline_waits_for_whoever_runs_its_stage_and_a_dead_one_is_no_hindrance(stand, capsys):
     run, origin = command({"sft": SFT})
     (step,) = Progress(read(run.stages), run).steps()
     step.directory.path.mkdir(parents=True)
-    hold = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); time.sleep(99)"
     holder = subprocess.Popen(
-        [sys.executable, "-c", hold, str(step.directory.path / ".lock")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(step.directory.path / ".lock")], stdout=subprocess.PIPE, text=True
     )
-    assert holder.stdout.readline() == "1\n"
+    assert holder.stdout.readline() == "held\n"
     threading.Timer(1, holder.kill).start()
     pipeline(run, origin)
     holder.wait()
@@ -487,7 +517,7 @@ def test_a_pipeline_waits_for_whoever_runs_its_stage_and_a_dead_one_is_no_hindra
 
 def test_a_process_streams_into_terminal_and_log_and_gets_the_signal(tmp_path, capsys):
     log = tmp_path / "logs/x.log"
-    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\nprint('grüß', flush=True)\ntime.sleep(60)"
+    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\nprint('grüß')\ntime.sleep(60)"
     with process.Signals() as signals:
         timer = threading.Timer(1.5, lambda: signal.raise_signal(signal.SIGTERM))
         timer.start()

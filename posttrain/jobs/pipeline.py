@@ -25,14 +25,14 @@ def pipeline(run: Run, origin: Origin) -> float | None:
     """Run the stages in order, what is finished used again; returns the metric named by `objective`."""
     stages = read(run.stages, run.common)
     directory = RunDirectory.of(run, origin)
-    steps = list(Progress(stages, run, directory.name).steps())
+    steps = list(Progress(stages, run).steps())
     console.print(_plan(steps, directory.name))
     if run.dry_run:
         for step in steps:
             console.print(f"# {step.stage.name}\n{step.command}", soft_wrap=True, markup=False)
         return None
     with process.Signals() as signals:
-        job = Job(directory, Progress(stages, run, directory.name), origin, signals)
+        job = Job(directory, Progress(stages, run), origin, signals)
         with directory.turn(job.waiting(f"{directory.name}: another process is running this very pipeline")):
             directory.write_config(run)
             job.run()

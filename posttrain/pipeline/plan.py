@@ -7,7 +7,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ class Step:
 class Progress:
     """How far a pipeline is: `finished` are the run directories that are there, by stage."""
 
-    def __init__(self, stages: Stages, run: Run, group: str | None = None):
+    def __init__(self, stages: Stages, run: Run):
         self.stages = stages
         self.output_dir = run.output_dir
-        self.shared = shared(run, group)
+        self.shared = shared(run)
         self.finished: dict[str, RunDirectory] = {}
         self._places: dict[str, str] = {}
 
@@ -69,7 +69,7 @@ class Progress:
         parents = {key: self.resolve(name) for key, name in stage.parents.items()}
         places = {key: self._places[parent] for key, parent in parents.items()}
         args = tuple(arguments(stage, self.output_dir, self.shared, places))
-        run = overrides.run_of(args)
+        run = run_of(stage, self.output_dir, self.shared, places)
         waits = [name for name in dict.fromkeys(parents.values()) if name not in self.finished]
         directory = None if waits else RunDirectory.of(run, Origin(stage.recipe, args, None))
         folder = directory.name if directory else f"{run.name}-{UNKNOWN}"
@@ -142,13 +142,10 @@ class Progress:
         return None
 
 
-def shared(run: Run, group: str | None) -> dict[str, Any]:
+def shared(run: Run) -> dict[str, Any]:
     """The pipeline's own `tracking`, which all stages have unless they choose another."""
     default = asdict(TrackingConfig())
-    chosen = {k: v for k, v in asdict(run.tracking).items() if v != default[k]}
-    if group and run.tracking.backend != "none":
-        chosen.setdefault("group", group)
-    return {"tracking": chosen} if chosen else {}
+    return {"tracking": {k: v for k, v in asdict(run.tracking).items() if v != default[k]}}
 
 
 def arguments(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> list[str]:
@@ -158,15 +155,35 @@ def arguments(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: 
     return words + overrides.write(overrides.flatten(own, below, stage.settings, parents))
 
 
+def run_of(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> Run:
+    """The `Run` of that command; composed once for a stage, whatever its parents' directories turn out to be."""
+    unknown = {key: str(Path(output_dir) / f"{name}-{UNKNOWN}") for key, name in stage.parents.items()}
+    run = overrides.run_of(tuple(arguments(stage, output_dir, below, unknown)))
+    names = {unknown[key]: place for key, place in parents.items() if unknown[key] != place}
+    return _replaced(run, names) if names else run
+
+
+def _replaced(value: Any, names: Mapping[str, str]) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _replaced(getattr(value, f.name), names) for f in fields(value)})
+    if isinstance(value, dict):
+        return {key: _replaced(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, names) for inner in value]
+    for old, new in names.items() if isinstance(value, str) else ():
+        value = value.replace(old, new)
+    return value
+
+
 def newest(output_dir: Path, name: str) -> RunDirectory | None:
     """The run directory of that name that was begun last."""
     found = [p for p in output_dir.glob(f"{name}-{'[0-9a-f]' * 8}") if (p / "config.yaml").is_file()]
     return RunDirectory(max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)) if found else None
 
 
-def differences(config: Path, run: Run, without: Mapping[str, str]) -> list[str]:
+def differences(file: Path, run: Run, without: Mapping[str, str]) -> list[str]:
     """The settings in which `run` is another than the one of that `config.yaml`, as `key old -> new`."""
-    old = overrides.flatten(OmegaConf.to_container(OmegaConf.load(config)))  # type: ignore[arg-type]
+    old = overrides.flatten(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
     new = overrides.flatten(asdict(run))
     keys = [k for k in dict.fromkeys([*new, *old]) if k.partition(".")[0] not in NOT_THE_RESULT and k not in without]
     pairs = [(key, old.get(key, UNSET), new.get(key, UNSET)) for key in keys]
@@ -193,7 +210,7 @@ def check(run: Run) -> Stages:
             wrong = overrides.check(stage.settings, stage.recipe)
             try:
                 if not wrong:
-                    own = overrides.run_of(tuple(arguments(stage, run.output_dir, shared(run, None), parents)))
+                    own = run_of(stage, run.output_dir, shared(run), parents)
                     stand_ins[stage.name] = _stand_in(Path(folder) / stage.name, own)
                     preflight.check(own)
             except PosttrainError as error:
@@ -212,7 +229,13 @@ def _stand_in(folder: Path, run: Run) -> str:
     """A folder that passes for the finished run of `run`, as far as can be seen without its weights."""
     adapter = run.peft.lora if run.peft.method == "lora" and run.job == "train" else None
     base = {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": None, "dtype": "auto"}
-    record: dict[str, Any] = {"status": "finished", "job": run.job, "trainer": run.trainer.kind, "base": base, "adapter": adapter}
+    record: dict[str, Any] = {
+        "status": "finished",
+        "job": run.job,
+        "trainer": run.trainer.kind,
+        "base": base,
+        "adapter": adapter,
+    }
     record |= {"model": {"path": run.model.path}, "quantization": run.peft.quantization or None, "parents": []}
     model = RunDirectory(folder).model
     model.mkdir(parents=True)

@@ -46,6 +46,7 @@ class Signals:
 def execute(command: Sequence[str], log: Path, signals: Signals) -> int:
     """Run `command` to its end and return its exit status, negative for a signal."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": search_path()}
+    environment.setdefault("WANDB_RUN_GROUP", log.parent.parent.name)  # the pipeline's stages together in W&B
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink, log.open("rb") as source:
         sink.write(f"$ {shlex.join(command)}\n".encode())
