@@ -24,7 +24,7 @@ from posttrain.pipeline import overrides, process
 from posttrain.pipeline.gates import Gate
 from posttrain.pipeline.plan import Progress
 from posttrain.pipeline.stages import read
-from posttrain.rundir import RunDirectory
+from posttrain.rundir import RunDirectory, digest
 
 config.register()
 SFT = {"recipe": "sft_smollm2"}
@@ -177,6 +177,7 @@ def test_a_gate_is_no_code(text):
         ({"a": {**SFT, "launch": {"x": 1}}}, "expected the words of a command"),
         ({"a": {"job": "pipeline"}}, "stages.a.job=pipeline: a stage is one run"),
         ({"a": "sft_smollm2"}, "stages.a='sft_smollm2': expected a recipe and settings"),
+        ({"a": {**SFT, "model": {"kwargs": {"token": "hf_x"}}}}, "stages.a.model.kwargs.token: a secret does not"),
         ({"a": {}}, "stages.a.trainer.kind: required"),
         ({"a": {"rounds": 0, "stages": {"b": SFT}}}, "stages.a.rounds=0: expected a number of rounds"),
         ({"a": {"rounds": 2}}, "stages.a.stages: a group of rounds needs stages"),
@@ -207,6 +208,15 @@ def test_a_mistake_is_said_before_anything_runs(stages, said):
     lines = text.splitlines()
     assert len(set(lines)) == len(lines), "once"
     assert not Path("outputs").exists()
+
+
+def test_a_pipeline_is_not_launched_as_many_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "job=pipeline: starts its own processes" in message({"a": SFT})
+
+
+def test_help_names_pipelines():
+    assert "job=pipeline" in config.help_text()
 
 
 def test_mistakes_of_all_stages_come_together():
@@ -300,6 +310,23 @@ def test_changed_data_is_seen(stand, pairs):
     assert states(run)["sft"] == ("reuse", "finished")
     write_pairs(pairs, 48)
     assert states(run)["sft"] == ("run", "changed: a file it reads")
+
+
+def test_a_file_counts_by_its_content_wherever_it_lies_and_a_run_by_what_it_made(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_pairs(tmp_path / folder / "pairs.jsonl")
+        record = {"status": "finished", "content": "c", "seconds": folder}
+        RunDirectory(tmp_path / folder).write(record)
+
+    def digest_of(*more):
+        return digest(overrides.run_of(("+recipe=sft_smollm2", *more)))
+
+    assert digest_of("data.path=a/pairs.jsonl") == digest_of("data.path=b/pairs.jsonl") != digest_of()
+    assert digest_of("model.init_from=a") == digest_of("model.init_from=b") != digest_of()
+    write_pairs(tmp_path / "b/pairs.jsonl", 8)
+    assert digest_of("data.path=a/pairs.jsonl") != digest_of("data.path=b/pairs.jsonl")
+    assert digest_of("sample.n=9") == digest_of(), "settings of another job decide nothing here"
 
 
 def test_an_interrupted_stage_is_named_with_its_checkpoint(stand):
