@@ -60,6 +60,11 @@ def check(run: Run) -> None:
     """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
     if wrong := _choice("job", run.job, JOBS):
         raise PosttrainError(wrong)
+    if run.job == "pipeline":
+        from posttrain.pipeline import plan
+
+        plan.check(run)
+        return
     errors = [e for key, allowed in CHOICES.items() if (e := _choice(key, _value(run, key), allowed))]
     if run.trainer.kind in KINDS:
         kind = KINDS[run.trainer.kind]
