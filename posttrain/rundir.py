@@ -4,6 +4,9 @@
     run.json        what it is, from what        checkpoints/    Transformers checkpoints
     samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
 
+A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
+scores.jsonl.
+
 Its name is the run's name and a digest of everything that decides the result, so the same command finds its own
 unfinished work, and other settings cannot overwrite it.
 """
@@ -26,6 +29,12 @@ from posttrain.errors import PosttrainError
 
 # Settings that change where things go or what is shown, never what is trained.
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
+# Settings that a job does not read.
+OTHER_JOBS = {
+    "train": ("sample", "evaluate"),
+    "sample": ("probe", "evaluate"),
+    "evaluate": ("sample",),
+}
 
 
 class RunDirectory:
@@ -35,6 +44,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.data = path / "data"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.curves = path / "curves.png"
@@ -42,7 +52,8 @@ class RunDirectory:
 
     @classmethod
     def of(cls, run: Run, origin: Origin) -> RunDirectory:
-        name = run.name or origin.recipe or run.trainer.kind
+        job = f"-{run.job}" if run.job in ("sample", "evaluate") else ""
+        name = run.name or (origin.recipe or run.trainer.kind) + job
         return cls((Path(run.output_dir) / f"{name}-{digest(run)}").absolute())
 
     @property
@@ -101,21 +112,44 @@ class RunDirectory:
         shutil.rmtree(self.model, ignore_errors=True)
         os.replace(half, self.model)
 
+    def put_data(self, half: Path) -> None:
+        """The same for `data/`."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        os.replace(half, self.data)
+
 
 def model_folder(path: str) -> str:
     """`path`, or the `model/` folder inside it when it is a run directory; raises for an unfinished run."""
     folder = Path(os.path.expanduser(path))
     if not (folder / "run.json").is_file():
         return path
-    if not RunDirectory(folder).finished():
+    run = RunDirectory(folder)
+    if (job := (run.record() or {}).get("job", "train")) in ("sample", "evaluate"):
+        raise PosttrainError(f"{path}: a run of job={job} has no model")
+    if not run.finished():
         raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
     return str(folder / "model")
 
 
+def data_file(path: str) -> str:
+    """`path`, or the Parquet file in it when it is a run of job=sample; raises for an unfinished run, or another."""
+    folder = Path(os.path.expanduser(path))
+    if not (folder / "run.json").is_file():
+        return path
+    run = RunDirectory(folder)
+    if (run.record() or {}).get("job") != "sample":
+        raise PosttrainError(f"{path}: this run has no data; data is made by runs of job=sample")
+    if not run.finished():
+        raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
+    return str(run.data / "train.parquet")
+
+
 def digest(run: Run) -> str:
     """Eight hex digits over everything that decides the result: settings, and the content of local files."""
-    settings = {k: v for k, v in asdict(run).items() if k not in NOT_THE_RESULT}
-    local = [run.model.path, run.model.chat_template, run.data.path, run.data.eval_path]
+    unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
+    settings = {k: v for k, v in asdict(run).items() if k not in unused}
+    local = [run.model.path, run.model.init_from, run.model.chat_template, run.evaluate.against]
+    local += [data_file(path) for path in (run.data.path, run.data.eval_path) if path]
     local += [reward.model for reward in (*run.reward.values(), *run.probe.rewards.values())]
     settings["files"] = [_content(Path(os.path.expanduser(p))) for p in local if p]
     text = json.dumps(settings, sort_keys=True, default=str)
