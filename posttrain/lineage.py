@@ -113,7 +113,7 @@ def load(origin: Source, device: str | None = None, dtype: str | None = None) ->
     if origin.quantization:
         kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
         kwargs["device_map"] = where
-    model = AutoModelForCausalLM.from_pretrained(origin.base, **kwargs)
+    model: Any = AutoModelForCausalLM.from_pretrained(origin.base, **kwargs)
     if not origin.quantization:
         model = model.to(where)
     if origin.adapter:

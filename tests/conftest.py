@@ -27,7 +27,13 @@ os.environ.update(ENVIRONMENT)
 # A run of seconds: a random model of 43k parameters, a few short rows, no samples unless a test asks for them.
 SMALL = (
     *("model=tiny", "data.path=pairs.jsonl", "data.eval_split=null", "data.eval_size=8"),
-    *("data.max_train_rows=null", "probe.prompts=0", "probe.greedy_prompts=0", "tracking=none"),
+    *(
+        "data.max_train_rows=null",
+        "probe.prompts=0",
+        "probe.greedy_prompts=0",
+        "tracking=none",
+        "probe.shift_prompts=0",
+    ),
     *("trainer.args.num_train_epochs=1", "trainer.args.logging_steps=1", "trainer.args.bf16=false"),
     "trainer.args.per_device_train_batch_size=8",
 )

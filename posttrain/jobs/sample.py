@@ -92,7 +92,7 @@ def prepare(run: Run) -> Plan:
     models.check_template(tokenizer, prompts[0], run.model)
     if errors := preflight.missing_columns(run.reward, "reward", prompts.column_names):
         raise PosttrainError("\n".join(errors))
-    encoded = encode_prompts(tokenizer, prompts)  # type: ignore[arg-type]  # iterates like a list of rows
+    encoded = encode_prompts(tokenizer, prompts)
     common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)
     plan = batches([len(ids) for ids in encoded], max(run.sample.batch_size // run.sample.n, 1))
     return Plan(source, tokenizer, prompts, encoded, plan, data)

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from posttrain.config import RewardConfig
 
@@ -94,7 +94,7 @@ def total(scores: Mapping[str, float | None], entries: Mapping[str, RewardConfig
     return sum(applicable) if applicable else None
 
 
-def applies(value: float | None) -> bool:
+def applies(value: float | None) -> TypeGuard[float]:
     """Whether a reward is a number: None and NaN mean that it does not apply."""
     return value is not None and not math.isnan(value)
 
