@@ -15,9 +15,13 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Metric:
-    """A number over items: `of` maps the sums of `columns` (items, k) over items to it, along the last axis."""
+    """A number over items: `of` maps the sums of `columns` (items, k) over items to it, along the last axis.
+
+    `groups` (items,) names the group of each item, such as its prompt. A row of zeros is an item it does not apply to.
+    """
 
     columns: np.ndarray
+    groups: np.ndarray
     of: Callable[[np.ndarray], np.ndarray]
 
     @property
@@ -25,30 +29,39 @@ class Metric:
         return float(self.of(self.columns.sum(0)))
 
     @property
+    def applies(self) -> np.ndarray:
+        return np.asarray(self.columns.any(-1))
+
+    @property
     def count(self) -> int:
-        """Items that the metric applies to."""
-        return int(self.columns.any(-1).sum())
+        return int(self.applies.sum())
 
 
-def mean(values: Sequence[float | None]) -> Metric:
+def mean(values: Sequence[float | None], groups: Sequence[int]) -> Metric:
     """The mean of what is not None."""
-    return ratio([value or 0.0 for value in values], [float(value is not None) for value in values])
+    return ratio([value or 0.0 for value in values], [float(value is not None) for value in values], groups)
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Metric:
+def ratio(numerator: Sequence[float], denominator: Sequence[float], groups: Sequence[int]) -> Metric:
     """The sum of one over the sum of the other, such as a loss per token."""
-    return Metric(np.stack([np.asarray(numerator, float), np.asarray(denominator, float)], 1), _divided)
+    columns = np.stack([np.asarray(numerator, float), np.asarray(denominator, float)], 1)
+    return Metric(columns, np.asarray(groups), _divided)
 
 
 def exponential(metric: Metric) -> Metric:
-    return Metric(metric.columns, lambda sums: np.exp(metric.of(sums)))
+    return Metric(metric.columns, metric.groups, lambda sums: np.exp(metric.of(sums)))
 
 
 def difference(first: Metric, second: Metric) -> Metric:
-    """`first` - `second` over the same items: paired, so what makes an item hard for both cancels."""
+    """`first` - `second` over the same items: paired, so what makes an item hard for both cancels.
+
+    Raises `ValueError` where the items are not the same.
+    """
+    if not np.array_equal(first.groups, second.groups):
+        raise ValueError("paired metrics are over the same items")
     k = first.columns.shape[1]
     columns = np.concatenate([first.columns, second.columns], 1)
-    return Metric(columns, lambda sums: first.of(sums[..., :k]) - second.of(sums[..., k:]))
+    return Metric(columns, first.groups, lambda sums: first.of(sums[..., :k]) - second.of(sums[..., k:]))
 
 
 def _divided(sums: np.ndarray) -> np.ndarray:
@@ -56,22 +69,19 @@ def _divided(sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
 
-def interval(
-    metric: Metric, groups: Sequence[int], confidence: float, resamples: int, seed: int = SEED
-) -> tuple[float, float] | None:
+def interval(metric: Metric, confidence: float, resamples: int, seed: int = SEED) -> tuple[float, float] | None:
     """The bias-corrected and accelerated bootstrap interval (BCa) of the metric; None with fewer than two groups.
 
-    `groups` names the group (prompt) of each item. Groups are resampled whole: answers to one prompt are alike, and as
-    many independent items they would make the interval too narrow. Where all resamples agree, both ends are the value.
+    Groups are resampled whole: answers to one prompt are alike, and as many independent items they would make the
+    interval too narrow. Where all resamples agree, both ends are the value.
     Source: Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82; the acceleration by the jackknife, as in Efron
     and Tibshirani 1993, "An Introduction to the Bootstrap", eqs. 14.9 to 14.15.
     """
-    applies = metric.columns.any(-1)
-    names, index = np.unique(np.asarray(groups)[applies], return_inverse=True)
+    names, index = np.unique(metric.groups[metric.applies], return_inverse=True)
     if len(names) < 2:
         return None
     sums = np.zeros((len(names), metric.columns.shape[1]))
-    np.add.at(sums, index, metric.columns[applies])
+    np.add.at(sums, index, metric.columns[metric.applies])
     value, drawn = metric.of(sums.sum(0)), metric.of(_resampled(sums, resamples, seed))
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn) or not np.isfinite(value):
@@ -80,16 +90,20 @@ def interval(
     # The share below the value, ties half; kept off 0 and 1, where its normal quantile is infinite.
     below = (np.mean(drawn < value) + np.mean(drawn <= value)) / 2
     bias = normal.inv_cdf(float(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn))))
-    left_out = metric.of(sums.sum(0) - sums)
-    away = np.mean(left_out) - left_out
-    spread = float(np.sum(away**2))
-    bend = float(np.sum(away**3)) / (6 * spread**1.5) if np.isfinite(spread) and spread > 0 else 0.0
+    bend = _acceleration(metric.of(sums.sum(0) - sums))
 
     def end(share: float) -> float:
         z = bias + normal.inv_cdf(share)
         return float(np.quantile(drawn, normal.cdf(bias + z / (1 - bend * z))))
 
     return end(tail), end(1 - tail)
+
+
+def _acceleration(left_out: np.ndarray) -> float:
+    """From the values with one group left out each: their skewness over 6 and the root of their number."""
+    away = np.mean(left_out) - left_out
+    spread = float(np.sum(away**2))
+    return float(np.sum(away**3)) / (6 * spread**1.5) if np.isfinite(spread) and spread > 0 else 0.0
 
 
 def _resampled(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:

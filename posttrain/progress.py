@@ -130,7 +130,7 @@ class Counter:
             return
         self.printed = (now, self.done)
         left = _duration((now - self.started) / max(self.done - self.first, 1) * (self.total - self.done))
-        console.print(f"{self.label} {self.done}/{self.total}  {figures}  {left} left")
+        console.print("  ".join(filter(None, [f"{self.label} {self.done}/{self.total}", figures, f"{left} left"])))
 
 
 def _bar() -> Progress:

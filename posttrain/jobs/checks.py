@@ -68,8 +68,11 @@ def _sample(sample: SampleConfig, scored: bool) -> list[str]:
 
 def _evaluate(evaluate: EvaluateConfig, run: Run) -> list[str]:
     errors = []
-    if run.trainer.kind in KINDS and KINDS[run.trainer.kind].online and not (run.reward or run.probe.rewards):
+    online = run.trainer.kind in KINDS and KINDS[run.trainer.kind].online
+    if online and not (run.reward or run.probe.rewards):
         errors.append(f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards")
+    if online and not (run.probe.prompts or run.probe.greedy_prompts):
+        errors.append("probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts")
     if not 0 < evaluate.confidence < 1:
         errors.append(f"evaluate.confidence={evaluate.confidence:g}: expected between 0 and 1, such as 0.95")
     if evaluate.resamples < 100:
