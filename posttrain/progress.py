@@ -126,7 +126,9 @@ class Counter:
             self.bar.update(self.task, completed=self.done, figures=figures)
             return
         now = time.monotonic()
-        if self.done - self.printed[1] < self.total / 20 and now - self.printed[0] < 60 and self.done < self.total:
+        waited = now - self.printed[0]
+        due = waited > 60 or (waited > 1 and self.done - self.printed[1] >= self.total / 20)
+        if not due and self.done < self.total:
             return
         self.printed = (now, self.done)
         left = _duration((now - self.started) / max(self.done - self.first, 1) * (self.total - self.done))

@@ -98,16 +98,18 @@ def compose(*overrides: str) -> tuple[Any, Any]:
 
 @pytest.fixture
 def train(pairs: Path) -> Iterator[Callable[..., Any]]:
-    """Train in this process, as the command would; returns the finished run's directory."""
+    """Run a job (training, unless `job` is set) in this process, as the command would; returns its directory."""
 
     def run(*overrides: str, small: bool = True) -> Any:
+        import importlib
+
         from posttrain import preflight
-        from posttrain.jobs.train import train as job
         from posttrain.rundir import RunDirectory
 
         run, origin = compose(*overrides[:1], *(SMALL if small else ()), *overrides[1:])
         preflight.check(run)
-        job(run, origin)
+        # As posttrain.__main__ does it.
+        getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)(run, origin)
         return RunDirectory.of(run, origin)
 
     return run
