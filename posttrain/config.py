@@ -73,6 +73,7 @@ class DataConfig:
     """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it.
 
     `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
+    `min_score` leaves rows of `path` out whose column `score` is lower. `path` may be a finished run of job=sample.
     """
 
     path: str = MISSING
@@ -84,6 +85,7 @@ class DataConfig:
     eval_size: float = 0.05
     columns: dict[str, str] = field(default_factory=dict)
     conversational: bool = False
+    min_score: float | None = None
     max_train_rows: int | None = None
     max_eval_rows: int | None = None
 
@@ -119,12 +121,14 @@ class ProbeConfig:
     """The policy's own samples on held-out prompts, before, during (at evaluations) and after training.
 
     `prompts` of them are sampled for KL and length; `rewards` are scored on the same samples, or, where
-    `greedy_prompts` is set, on greedy completions of that many prompts.
+    `greedy_prompts` is set, on greedy completions of that many prompts. Before DPO, `shift_prompts` pairs are compared
+    with the policy's own samples.
     """
 
     prompts: int = 32
     greedy_prompts: int = 0
     during: bool = False
+    shift_prompts: int = 16
     max_new_tokens: int = 64
     batch_size: int = 32
     rewards: dict[str, Any] = field(default_factory=dict)
@@ -136,6 +140,7 @@ class SampleConfig:
 
     `select` is all, best (of n), top (`fraction` of all), threshold (a score of at least `threshold`) or pairs (best
     against worst, at least `margin` apart). `prompts` limits the rows of `split` (train, eval) that are taken.
+    `unfinished` keeps completions that `max_new_tokens` cut off: trained on, they teach to stop in mid-sentence.
     """
 
     n: int = 4
@@ -143,6 +148,7 @@ class SampleConfig:
     fraction: float = 0.25
     threshold: float | None = None
     margin: float = 0.0
+    unfinished: bool = False
     split: str = "train"
     prompts: int | None = None
     temperature: float = 1.0

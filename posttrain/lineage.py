@@ -66,6 +66,8 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
 
 def _of_run(run: RunDirectory, path: str, key: str) -> Source:
     record = run.record() or {}
+    if (job := record.get("job", "train")) in ("sample", "evaluate"):
+        raise PosttrainError(f"{key}={path}: a run of job={job} has no model")
     if not run.finished():
         raise PosttrainError(
             f"{key}={path}: this run is not finished; continue it with: {record.get('command', 'its command')}"

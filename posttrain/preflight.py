@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from posttrain import online, options, rewards
 from posttrain.config import Run
 from posttrain.errors import PosttrainError
+from posttrain.jobs import checks
+from posttrain.rundir import data_file
 from posttrain.tokens import ids
 from posttrain.trainers import KINDS
 
@@ -58,19 +59,19 @@ CHOICES = {
 
 def check(run: Run) -> None:
     """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
-    if wrong := _choice("job", run.job, JOBS):
+    if wrong := checks.choice("job", run.job, JOBS):
         raise PosttrainError(wrong)
     if run.job == "pipeline":
         from posttrain.pipeline import plan
 
         plan.check(run)
         return
-    errors = [e for key, allowed in CHOICES.items() if (e := _choice(key, _value(run, key), allowed))]
+    errors = [e for key, allowed in CHOICES.items() if (e := checks.choice(key, _value(run, key), allowed))]
     if run.trainer.kind in KINDS:
         kind = KINDS[run.trainer.kind]
         reserved = {**RESERVED, **(online.DERIVED if run.trainer.kind == "ppo" else {})}
         errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
-        errors += online.check(run) if kind.online else []
+        errors += online.check(run) if kind.online and run.job == "train" else []
     if run.trainer.kind == "kto" and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
         errors.append(
             "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
@@ -85,9 +86,11 @@ def check(run: Run) -> None:
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += _paths(run) + _secrets(asdict(run))
     errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
+    errors += checks.check(run)
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
         ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
+        ("probe.shift_prompts", run.probe.shift_prompts, 0),
         ("probe.max_new_tokens", run.probe.max_new_tokens, 1),
         ("probe.batch_size", run.probe.batch_size, 1),
         ("data.eval_size", run.data.eval_size, 0),
@@ -117,13 +120,6 @@ def _value(run: Run, key: str) -> Any:
     return getattr(getattr(run, group), name)
 
 
-def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> str | None:
-    if value in allowed:
-        return None
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    return f"{key}={value}: " + (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(allowed)}"
-
-
 def _paths(run: Run) -> list[str]:
     errors = []
     for key, allowed in EMBEDDED.items():
@@ -135,6 +131,11 @@ def _paths(run: Run) -> list[str]:
             errors.append(f"{key}={value}: no such file or folder")
         elif value and Path(value).is_file() and Path(value).suffix not in (".jsonl", ".json", ".csv", ".parquet"):
             errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
+        elif value:
+            try:
+                data_file(value)
+            except PosttrainError as error:
+                errors.append(f"{key}={error}")
     for key in ("model.path", "model.chat_template"):
         value = _value(run, key)
         if value and not value.startswith("embedded:"):
@@ -192,17 +193,21 @@ def prepare(run: Run, output_dir: Path) -> Plan:
 
 
 def _check_columns(run: Run, data: Data) -> None:
-    """Built-in rewards name the column they read; say before training that it is not there."""
-    errors = []
-    available = set(data.train.column_names)
-    for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
-        rows = available if path == "reward" else set(data.prompts.column_names if data.prompts else available)
-        for name, entry in entries.items():
-            column = entry.args.get("column") or rewards.default_column(entry)
-            if column and column not in rows:
-                errors.append(f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(rows))}")
+    available = data.train.column_names
+    probed = data.prompts.column_names if data.prompts else available
+    errors = missing_columns(run.reward, "reward", available)
+    errors += missing_columns(run.probe.rewards, "probe.rewards", probed)
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def missing_columns(entries: dict[str, Any], path: str, columns: list[str]) -> list[str]:
+    """Built-in rewards name the column they read: what to say before any work when it is not there."""
+    return [
+        f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(columns))}"
+        for name, entry in entries.items()
+        if (column := entry.args.get("column") or rewards.default_column(entry)) and column not in columns
+    ]
 
 
 def _check_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> None:

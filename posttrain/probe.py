@@ -16,7 +16,9 @@ import torch
 from transformers import TrainerCallback
 
 from posttrain.config import ProbeConfig
-from posttrain.tokens import ids as token_ids
+from posttrain.generate import Drawn, align, apart, completion_logits, encode_prompts, generate
+from posttrain.rewards import score
+from posttrain.tokens import as_text
 from posttrain.tracking import Tracker, append
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class Probe(TrainerCallback):
         """Sample, score and log; returns the metrics (on the main process; the others wait)."""
         metrics: dict[str, float] = {}
         if state.is_world_process_zero:
-            with self._apart():
+            with apart(self.trainer, SEED):
                 metrics, samples = self._run(state)
             append(self.metrics_path, {"step": state.global_step, **metrics})
             for sample in samples:
@@ -97,8 +99,8 @@ class Probe(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         drawn = self._generate(model, self.rows, do_sample=True)
         metrics = {
-            "probe/length": fmean(len(d["ids"]) for d in drawn),
-            "probe/ended": fmean(d["ended"] for d in drawn),
+            "probe/length": fmean(len(d.ids) for d in drawn),
+            "probe/ended": fmean(d.ended for d in drawn),
         }
         kl = self._kl(model, drawn)
         if kl:
@@ -106,15 +108,15 @@ class Probe(TrainerCallback):
             metrics["probe/kl_stderr"] = float(torch.tensor(kl).std() / len(kl) ** 0.5) if len(kl) > 1 else 0.0
         rows = self.greedy_rows or self.rows
         judged = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
-        completions = [d["text"] for d in judged]
-        scores = self._scores(rows, judged, state)
+        completions = [d.text for d in judged]
+        scores = score(self.rewards, rows, judged, state)
         for name, values in scores.items():
             applicable = [v for v in values if v is not None]
             if applicable:
                 metrics[f"probe/rewards/{name}"] = fmean(applicable)
         samples = [
             {
-                "prompt": self._text(row["prompt"]),
+                "prompt": as_text(row["prompt"]),
                 "completion": completion,
                 **{name: values[i] for name, values in scores.items()},
             }
@@ -122,59 +124,33 @@ class Probe(TrainerCallback):
         ]
         return metrics, samples
 
-    def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[dict[str, Any]]:
-        """One completion per prompt: prompt ids, completion ids (EOS included), text, and whether EOS came."""
-        eos = _eos_ids(model, self.tokenizer)
-        encoded = [token_ids(self.tokenizer, row["prompt"], generation=True) for row in rows]
-        drawn: list[dict[str, Any]] = [{} for _ in encoded]
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        for start in range(0, len(order), self.config.batch_size):
-            part = order[start : start + self.config.batch_size]
-            batch = self.tokenizer.pad(
-                {"input_ids": [encoded[i] for i in part]}, padding_side="left", return_tensors="pt"
-            ).to(model.device)
-            output = model.generate(
-                **batch,
-                do_sample=do_sample,
-                temperature=1.0 if do_sample else None,
-                top_p=1.0 if do_sample else None,
-                top_k=0 if do_sample else None,
-                max_new_tokens=self.config.max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=list(eos),
-            )
-            for i, row in zip(part, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                end = next((n + 1 for n, token in enumerate(row) if token in eos), None)
-                ids = row[:end]
-                text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                drawn[i] = {"prompt_ids": encoded[i], "ids": ids, "text": text, "ended": end is not None}
-        return drawn
+    def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[Drawn]:
+        """One completion per prompt."""
+        return generate(
+            model,
+            self.tokenizer,
+            encode_prompts(self.tokenizer, rows),
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            do_sample=do_sample,
+        )
 
-    def _kl(self, model: Any, drawn: list[dict[str, Any]]) -> list[float]:
+    def _kl(self, model: Any, drawn: list[Drawn]) -> list[float]:
         """Sequence KL of each sample; empty without a reference in memory (full fine-tuning by SFT, say)."""
         reference = self._reference(model)
         if reference is None:
             return []
         result = []
-        order = sorted(drawn, key=lambda d: len(d["prompt_ids"]) + len(d["ids"]))
+        order = sorted(drawn, key=lambda d: len(d.prompt_ids) + len(d.ids))
         # Logits of two models over the whole vocabulary: a few sequences at a time.
         for start in range(0, len(order), 4):
             part = order[start : start + 4]
-            completion = max(len(d["ids"]) for d in part)
-            # Aligned at the boundary of prompt and completion: both sides are padded.
-            width = max(len(d["prompt_ids"]) for d in part)
-            rows, masks = [], []
-            for d in part:
-                left, right = width - len(d["prompt_ids"]), completion - len(d["ids"])
-                pad = self.tokenizer.pad_token_id
-                rows.append([pad] * left + d["prompt_ids"] + d["ids"] + [pad] * right)
-                masks.append([0] * left + [1] * (len(d["prompt_ids"]) + len(d["ids"])) + [0] * right)
-            ids, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
+            ids, mask, completion = align(
+                [(d.prompt_ids, d.ids) for d in part], self.tokenizer.pad_token_id, model.device
+            )
 
             def logits(net: Any, ids: torch.Tensor, mask: torch.Tensor, n: int = completion) -> torch.Tensor:
-                positions = (mask.cumsum(-1) - 1).clamp(min=0)
-                out = net(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=n + 1)
-                return out.logits[:, :-1]
+                return completion_logits(net, ids, mask, n)
 
             def policy(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
                 return logits(model, ids, mask)
@@ -201,54 +177,3 @@ class Probe(TrainerCallback):
             return adapter_off
         copy = getattr(self.trainer, "ref_model", None)
         return None if copy is None else lambda: nullcontext(copy)
-
-    def _scores(
-        self, rows: list[dict[str, Any]], judged: list[dict[str, Any]], state: Any
-    ) -> dict[str, list[float | None]]:
-        """Each reward's score of each completion; functions get what TRL's trainers give them."""
-        if not self.rewards:
-            return {}
-        completions = [d["text"] for d in judged]
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-        prompts = [row["prompt"] for row in rows]
-        conversational = not isinstance(prompts[0], str)
-        given: list[Any] = (
-            [[{"role": "assistant", "content": c}] for c in completions] if conversational else completions
-        )
-        return {
-            name: list(
-                function(
-                    completions=given,
-                    prompts=prompts,
-                    prompt_ids=[d["prompt_ids"] for d in judged],
-                    completion_ids=[d["ids"] for d in judged],
-                    trainer_state=state,
-                    **columns,
-                )
-            )
-            for name, function in self.rewards.items()
-        }
-
-    def _text(self, prompt: Any) -> str:
-        return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Evaluation mode and a random state of the probe's own; everything as before afterwards."""
-        model = self.trainer.model
-        training, accelerator = model.training, self.trainer.accelerator
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), accelerator.autocast():
-            torch.manual_seed(SEED)
-            model.eval()
-            try:
-                yield
-            finally:
-                model.train(training)
-
-
-def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token at which generation stops."""
-    ids = model.generation_config.eos_token_id
-    found = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
-    return found - {None}

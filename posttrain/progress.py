@@ -40,16 +40,7 @@ class ProgressBar(TrainerCallback):
         self.started = None
         self.printed = time.monotonic()
         if console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-            )
+            self.bar = _bar()
             self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, figures="")
             self.bar.start()
 
@@ -104,5 +95,55 @@ class ProgressBar(TrainerCallback):
     def _left(self, state: Any) -> str:
         assert self.started is not None
         done = state.global_step - self.started[1]
-        seconds = (time.monotonic() - self.started[0]) / max(done, 1) * (state.max_steps - state.global_step)
-        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return _duration((time.monotonic() - self.started[0]) / max(done, 1) * (state.max_steps - state.global_step))
+
+
+class Counter:
+    """The same for work that is no training: `advance` by items done. Off a terminal: about twenty lines in all."""
+
+    def __init__(self, label: str, total: int, done: int = 0):
+        self.label, self.total, self.done = label, total, done
+        self.first, self.started = done, time.monotonic()
+        self.printed = (self.started, done)
+        self.bar = _bar() if console.is_terminal else None
+
+    def __enter__(self) -> Counter:
+        if self.bar is not None:
+            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, figures="")
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, count: int, figures: str = "") -> None:
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, figures=figures)
+            return
+        now = time.monotonic()
+        waited = now - self.printed[0]
+        due = waited > 60 or (waited > 1 and self.done - self.printed[1] >= self.total / 20)
+        if not due and self.done < self.total:
+            return
+        self.printed = (now, self.done)
+        left = _duration((now - self.started) / max(self.done - self.first, 1) * (self.total - self.done))
+        console.print("  ".join(filter(None, [f"{self.label} {self.done}/{self.total}", figures, f"{left} left"])))
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

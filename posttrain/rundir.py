@@ -4,6 +4,9 @@
     run.json        what it is, from what        checkpoints/    Transformers checkpoints
     samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
 
+A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
+scores.jsonl.
+
 Its name is the run's name and a digest of everything that decides the result, so the same command finds its own
 unfinished work, and other settings cannot overwrite it.
 """
@@ -31,6 +34,12 @@ from posttrain.errors import PosttrainError
 # Settings that change where things go or what is shown, never what is trained.
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
 LOCKS = (".lock", ".turn")
+# Settings that a job does not read.
+OTHER_JOBS = {
+    "train": ("sample", "evaluate"),
+    "sample": ("probe", "evaluate"),
+    "evaluate": ("sample",),
+}
 
 
 class RunDirectory:
@@ -40,6 +49,8 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.data = path / "data"
+        self.scores = path / "scores.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.curves = path / "curves.png"
@@ -47,7 +58,8 @@ class RunDirectory:
 
     @classmethod
     def of(cls, run: Run, origin: Origin) -> RunDirectory:
-        name = run.name or origin.recipe or run.trainer.kind or run.job
+        job = f"-{run.job}" if run.job in ("sample", "evaluate") else ""
+        name = run.name or (origin.recipe or run.trainer.kind or run.job) + job
         return cls((Path(run.output_dir) / f"{name}-{digest(run)}").absolute())
 
     @property
@@ -130,10 +142,23 @@ class RunDirectory:
                 rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
                 write_atomic(path, "".join(f"{row}\n" for row in rows))
 
+    def made(self) -> str:
+        """16 hex digits over weights and sampled data: what a child's `run.json` knows this run by."""
+        whole = hashlib.sha256()
+        for file in sorted([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")]):
+            whole.update(file.name.encode())
+            _feed(whole, file)
+        return whole.hexdigest()[:16]
+
     def put_model(self, half: Path) -> None:
         """Put a folder that is written to the end in place as `model/`."""
         shutil.rmtree(self.model, ignore_errors=True)
         os.replace(half, self.model)
+
+    def put_data(self, half: Path) -> None:
+        """The same for `data/`."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        os.replace(half, self.data)
 
 
 def model_folder(path: str) -> str:
@@ -141,18 +166,25 @@ def model_folder(path: str) -> str:
     folder = Path(os.path.expanduser(path))
     if not (folder / "run.json").is_file():
         return path
-    if not RunDirectory(folder).finished():
+    run = RunDirectory(folder)
+    if (job := (run.record() or {}).get("job", "train")) in ("sample", "evaluate"):
+        raise PosttrainError(f"{path}: a run of job={job} has no model")
+    if not run.finished():
         raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
     return str(folder / "model")
 
 
-def weights_digest(folder: Path) -> str:
-    """16 hex digits over the weights in `folder`: what a child's `run.json` knows its parent by."""
-    whole = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        whole.update(file.name.encode())
-        _feed(whole, file)
-    return whole.hexdigest()[:16]
+def data_file(path: str) -> str:
+    """`path`, or the Parquet file in it when it is a run of job=sample; raises for an unfinished run, or another."""
+    folder = Path(os.path.expanduser(path))
+    if not (folder / "run.json").is_file():
+        return path
+    run = RunDirectory(folder)
+    if (run.record() or {}).get("job") != "sample":
+        raise PosttrainError(f"{path}: this run has no data; data is made by runs of job=sample")
+    if not run.finished():
+        raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
+    return str(run.data / "train.parquet")
 
 
 def digest(run: Run) -> str:
@@ -160,11 +192,11 @@ def digest(run: Run) -> str:
 
     A local file or folder counts by its content, wherever it lies; a finished run by what it made.
     """
-    settings = {k: v for k, v in asdict(run).items() if k not in NOT_THE_RESULT}
-    for other in {"sample", "evaluate"} - {run.job}:
-        del settings[other]
+    unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
+    settings = {k: v for k, v in asdict(run).items() if k not in unused}
+    probed = settings["probe"]["rewards"] if "probe" in settings else {}
     places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
-    places += [(entry, ("model",)) for entry in (*settings["reward"].values(), *settings["probe"]["rewards"].values())]
+    places += [(entry, ("model",)) for entry in (*settings["reward"].values(), *probed.values())]
     places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
     for group, keys in places:
         for key in keys:

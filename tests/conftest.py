@@ -27,7 +27,13 @@ os.environ.update(ENVIRONMENT)
 # A run of seconds: a random model of 43k parameters, a few short rows, no samples unless a test asks for them.
 SMALL = (
     *("model=tiny", "data.path=pairs.jsonl", "data.eval_split=null", "data.eval_size=8"),
-    *("data.max_train_rows=null", "probe.prompts=0", "probe.greedy_prompts=0", "tracking=none"),
+    *(
+        "data.max_train_rows=null",
+        "probe.prompts=0",
+        "probe.greedy_prompts=0",
+        "tracking=none",
+        "probe.shift_prompts=0",
+    ),
     *("trainer.args.num_train_epochs=1", "trainer.args.logging_steps=1", "trainer.args.bf16=false"),
     "trainer.args.per_device_train_batch_size=8",
 )
@@ -92,16 +98,18 @@ def compose(*overrides: str) -> tuple[Any, Any]:
 
 @pytest.fixture
 def train(pairs: Path) -> Iterator[Callable[..., Any]]:
-    """Train in this process, as the command would; returns the finished run's directory."""
+    """Run a job (training, unless `job` is set) in this process, as the command would; returns its directory."""
 
     def run(*overrides: str, small: bool = True) -> Any:
+        import importlib
+
         from posttrain import preflight
-        from posttrain.jobs.train import train as job
         from posttrain.rundir import RunDirectory
 
         run, origin = compose(*overrides[:1], *(SMALL if small else ()), *overrides[1:])
         preflight.check(run)
-        job(run, origin)
+        # As posttrain.__main__ does it.
+        getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)(run, origin)
         return RunDirectory.of(run, origin)
 
     return run

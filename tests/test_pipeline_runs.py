@@ -20,7 +20,8 @@ SHORT = "max_steps: 2, max_completion_length: 8, learning_rate: 1e-2, eval_on_st
 RLHF = (
     *SMALL,
     "+stages.reward={recipe: reward_smollm2, gate: 'eval_accuracy >= 0'}",
-    f"+stages.ppo={{recipe: ppo_smollm2, reward: rm, from: {{reward.rm.model: reward}}, trainer: {{args: {{{SHORT}}}}}}}",
+    "+stages.ppo={recipe: ppo_smollm2, reward: rm, from: {reward.rm.model: reward}}",
+    f"+stages.ppo.trainer={{args: {{{SHORT}}}}}",
     "+stages.ppo.probe={prompts: 2, max_new_tokens: 4}",
 )
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
-from posttrain.data.formats import adapt, check_rows, converse, form, rename
+from posttrain.data.formats import ACCEPTS, PAIRS, SCORES, adapt, check_rows, converse, rename
 from posttrain.errors import PosttrainError
+from posttrain.rundir import data_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,50 +34,176 @@ class Data:
 
 def load(config: DataConfig, kind: str) -> Data:
     """Load, split and adapt the data of a run for the trainer `kind`; raises `PosttrainError` for bad input."""
-    train = _load_split(config, config.path, config.split, "data.path")
+    parts, how = _divide(config)
+    train, _ = _adapted(parts["train"], kind, config.path)
+    eval_rows = prompts = None
+    if "held-out" in parts:
+        eval_rows, shaped = _adapted(parts["held-out"], kind, config.path)
+        prompts = _prompts_for(kind, shaped)
+    return Data(train, eval_rows, prompts, _source(config, how, train, eval_rows))
+
+
+def load_held_out(config: DataConfig, kind: str) -> Data:
+    """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
+    parts, how = _divide(config)
+    if "held-out" not in parts:
+        raise PosttrainError("data.eval_size=0: nothing is held out; set it, or data.eval_split or data.eval_path")
+    pairs = {*parts["held-out"].rows.column_names, *parts["held-out"].config.columns} >= set(PAIRS)
+    rows, shaped = _adapted(parts["held-out"], "dpo" if kind == "kto" and pairs else kind, config.path)
+    return Data(rows, rows, _prompts_for(kind, shaped), _source(config, how, rows, rows))
+
+
+def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, dict[str, Any]]:
+    """The prompts of `split` (train, eval), as trainer `kind` and its probe see them, each row once; and their source.
+
+    Other columns stay, for reward functions. Raises `PosttrainError` where nothing is held out, or has a prompt.
+    """
+    parts, how = _divide(config)
+    name = "train" if split == "train" else "held-out"
+    if name not in parts:
+        raise PosttrainError(f"sample.split={split}: nothing is held out; set data.eval_size or data.eval_split")
+    found = _prompts_for(kind, _shape(parts[name]))
+    if found is None:
+        raise PosttrainError(
+            f"data.path={config.path}: no prompts to sample for: it has no column prompt, messages, or chosen and "
+            "rejected; 'data.columns={prompt: THEIRS}' maps one"
+        )
+    check_rows(found, name, config.path)
+    found = found.remove_columns([column for column in found.column_names if column in SCORES])
+    # Sampled rows repeat their prompt, and so do data sets with several answers to one.
+    first: dict[str, int] = {}
+    for index, row in enumerate(found):
+        first.setdefault(repr(row), index)
+    found = found.select(list(first.values()))
+    return found, _source(config, how, found, None)
+
+
+def _adapted(part: _Part, kind: str, path: str) -> tuple[Dataset, Dataset]:
+    """Rows as the trainer `kind` takes them, and as they were before."""
+    rows = _shape(part)
+    ready = adapt(rows, kind)
+    check_rows(ready, part.name, path)
+    return ready, rows
+
+
+def _prompts_for(kind: str, rows: Dataset) -> Dataset | None:
+    # A trainer of prompts is probed on prompts as it gets them.
+    return _prompts(adapt(rows, kind) if ACCEPTS[kind][0] == ("prompt",) else rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one split as they were stored, and the config that says what they mean."""
+
+    rows: Dataset
+    config: DataConfig
+    limit: int | None
+    name: str
+
+
+def _divide(config: DataConfig) -> tuple[dict[str, _Part], str]:
+    """The stored rows by `train` and, unless nothing is, `held-out`; and how the latter were held out."""
+    own = _reading(config, config.path)
+    train, held_out, other = _load_split(own, own.path, own.split, "data.path"), None, own
     if config.eval_path:
-        held_out, how = _load_split(config, config.eval_path, config.eval_split or "train", "data.eval_path"), "file"
-    elif config.eval_split and _has_splits(config.path):
-        held_out, how = _load_split(config, config.path, config.eval_split, "data.path"), config.eval_split
+        other = _reading(config, config.eval_path)
+        held_out, how = _load_split(other, other.path, other.eval_split or "train", "data.eval_path"), "file"
+    elif own.eval_split and _has_splits(own.path):
+        held_out, how = _load_split(own, own.path, own.eval_split, "data.path"), own.eval_split
     elif config.eval_size:
         size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
         if len(train) < 2:
             raise PosttrainError(f"data.path={config.path}: {len(train)} rows cannot be split; set data.eval_size=0")
-        parts = train.train_test_split(test_size=size, seed=SPLIT_SEED)
-        train, held_out, how = parts["train"], parts["test"], f"{config.eval_size} of {config.split}"
+        train, held_out = hold_out(train, size, own.columns.get("prompt", "prompt"))
+        how = f"{config.eval_size} of {config.split}"
     else:
-        held_out, how = None, "none"
-    train, held_out = _head(train, config.max_train_rows), _head(held_out, config.max_eval_rows)
-    assert train is not None
-    ready, prompts = {}, None
-    for name, rows in (("train", train), ("held-out", held_out)):
-        if rows is not None:
-            rows = rename(rows, config.columns)
-            if not len(rows):
-                raise PosttrainError(f"data.path={config.path}: no rows for {name}")
-            if config.conversational:
-                rows = converse(rows)
-            ready[name] = adapt(rows, kind)
-            check_rows(ready[name], name, config.path)
-            # A trainer of prompts is probed on prompts as it gets them.
-            online = form(ready[name].column_names, kind) == ("prompt",)
-            prompts = _prompts(ready[name] if online else rows) if name == "held-out" else None
-    return Data(
-        train=ready["train"],
-        eval=ready.get("held-out"),
-        prompts=prompts,
-        source={
-            "path": config.path,
-            "name": config.name,
-            "revision": config.revision,
-            "split": config.split,
-            "held_out": how,
-            "split_seed": SPLIT_SEED,
-            "train_rows": len(ready["train"]),
-            "held_out_rows": len(ready["held-out"]) if held_out is not None else 0,
-            "fingerprint": fingerprint(ready["train"]),
-        },
+        how = "none"
+    if config.min_score is not None:
+        # After the split: rows held out at one threshold are not trained on at another.
+        train = _scored(train, config, "train")
+        held_out = _scored(held_out, config, "held-out") if held_out is not None and not config.eval_path else held_out
+    parts = {"train": _Part(train, own, config.max_train_rows, "train")}
+    if held_out is not None:
+        parts["held-out"] = _Part(held_out, other, config.max_eval_rows, "held-out")
+    return parts, how
+
+
+def _reading(config: DataConfig, path: str) -> DataConfig:
+    """How to read `path`: a data set made by job=sample has TRL's columns, whatever the recipe's own data has."""
+    file = data_file(path)
+    if file == path:
+        return replace(config, path=path)
+    return replace(
+        config, path=file, name=None, revision=None, split="train", eval_split=None, columns={}, conversational=False
     )
+
+
+def _shape(part: _Part) -> Dataset:
+    """The first rows, under our column names, as conversations where the config wants them."""
+    rows = part.rows if part.limit is None else part.rows.select(range(min(part.limit, len(part.rows))))
+    rows = rename(rows, part.config.columns)
+    if not len(rows):
+        raise PosttrainError(f"data.path={part.config.path}: no rows for {part.name}")
+    return converse(rows) if part.config.conversational else rows
+
+
+def hold_out(rows: Dataset, size: float | int, prompt: str) -> tuple[Dataset, Dataset]:
+    """Rows for training and held-out ones: a share below 1 or a number, drawn with `SPLIT_SEED`.
+
+    Where rows repeat their `prompt`, as sampled completions do, whole prompts are held out until there are `size`
+    rows: a prompt that was trained on says nothing about others.
+    """
+    groups: dict[str, list[int]] = {}
+    if prompt in rows.column_names:
+        for index, value in enumerate(rows[prompt]):
+            groups.setdefault(repr(value), []).append(index)
+    if len(groups) < 2 or len(groups) == len(rows):
+        parts = rows.train_test_split(test_size=size, seed=SPLIT_SEED)
+        return parts["train"], parts["test"]
+    keys = list(groups)
+    random.Random(SPLIT_SEED).shuffle(keys)
+    wanted = math.ceil(size * len(rows)) if size < 1 else size
+    held_out: list[int] = []
+    while len(held_out) < wanted and len(keys) > 1:
+        held_out += groups[keys.pop()]
+    train = [index for key in keys for index in groups[key]]
+    random.Random(SPLIT_SEED).shuffle(train)
+    return rows.select(train), rows.select(held_out)
+
+
+def _scored(rows: Dataset, config: DataConfig, name: str) -> Dataset:
+    """The rows whose `score` is at least `data.min_score`; rows without a score are none of them."""
+    least, key = config.min_score, f"data.min_score={config.min_score:g}"
+    assert least is not None
+    if "score" not in rows.column_names:
+        raise PosttrainError(
+            f"{key}: the data has no column score, but {', '.join(rows.column_names)}; job=sample with a reward and "
+            "sample.select=all, best, top or threshold writes one"
+        )
+    scores = rows["score"]
+    if not all(score is None or isinstance(score, (int, float)) for score in scores):
+        raise PosttrainError(f"{key}: the column score holds other things than numbers")
+    kept = [index for index, score in enumerate(scores) if score is not None and score >= least]
+    if not kept:
+        best = max((score for score in scores if score is not None and score == score), default=None)
+        highest = "none has a score" if best is None else f"the highest score is {best:g}"
+        mend = "" if name == "train" else ", or hold out more (data.eval_size, data.eval_path)"
+        raise PosttrainError(f"{key}: none of the {len(rows)} rows for {name} is left, {highest}; lower it{mend}")
+    return rows.select(kept)
+
+
+def _source(config: DataConfig, how: str, train: Dataset, held_out: Dataset | None) -> dict[str, Any]:
+    return {
+        "path": config.path,
+        "name": config.name,
+        "revision": config.revision,
+        "split": config.split,
+        "held_out": how,
+        "split_seed": SPLIT_SEED,
+        "train_rows": len(train),
+        "held_out_rows": len(held_out) if held_out is not None else 0,
+        "fingerprint": fingerprint(train),
+    }
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -91,10 +220,6 @@ def fingerprint(dataset: Dataset) -> str:
 def is_local(path: str) -> bool:
     """Whether `path` is meant as a file or folder here rather than a hub id."""
     return Path(path).suffix in BUILDERS or path.startswith((".", "/", "~")) or Path(path).exists()
-
-
-def _head(dataset: Dataset | None, rows: int | None) -> Dataset | None:
-    return dataset.select(range(min(rows, len(dataset)))) if dataset is not None and rows is not None else dataset
 
 
 def _load_split(config: DataConfig, path: str, split: str, key: str) -> Dataset:
@@ -143,7 +268,7 @@ def _explain(error: Exception, path: str, split: str) -> str:
 
 def _prompts(held_out: Dataset) -> Dataset | None:
     """Held-out prompts with their other columns; `None` for plain text, which has no prompt."""
-    from posttrain.data.formats import PAIRS, TRL_COLUMNS
+    from posttrain.data.formats import TRL_COLUMNS
 
     columns = set(held_out.column_names)
     if set(PAIRS) <= columns:

@@ -25,6 +25,8 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "ppo": [("prompt",), PAIRS],
 }
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
+# What job=sample adds to a row.
+SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
 # Whose turn a text becomes in a conversation.
 ROLES = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
 

@@ -19,7 +19,7 @@ from typing import Any
 from posttrain import __version__, config, hub, lineage, preflight
 from posttrain.config import Origin, Run, main_process
 from posttrain.errors import PosttrainError
-from posttrain.rundir import RunDirectory, weights_digest
+from posttrain.rundir import RunDirectory
 
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
@@ -86,8 +86,12 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
             callbacks.append(probe)
         else:
             probe = None
+        shift = _shift_check(run, plan, directory, tracker)
+        callbacks += [shift] if shift is not None else []
         with console.status("Loading the model") if console.is_terminal else nullcontext():
             trainer = _build(run, plan, directory, tracker, functions, callbacks)
+        if shift is not None:
+            shift.trainer = trainer
         if probe is not None:
             probe.trainer = trainer
             if shared and not run.probe.rewards:
@@ -111,6 +115,16 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
+
+
+def _shift_check(run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any) -> Any:
+    """How far DPO's pairs are from what the policy says; `None` for other trainers, or where it is off."""
+    from posttrain.shift import ShiftCheck
+
+    if run.trainer.kind != "dpo" or not run.probe.shift_prompts:
+        return None
+    pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
+    return ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics)
 
 
 @contextmanager
@@ -276,7 +290,7 @@ def _finish(
     plan.tokenizer.save_pretrained(half)
     write_card(half, run, record)
     directory.put_model(half)
-    record["content"] = weights_digest(directory.model)
+    record["content"] = directory.made()
     report.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"
     record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -6,9 +6,14 @@ import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from posttrain.config import RewardConfig
+
+if TYPE_CHECKING:
+    from posttrain.generate import Drawn
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -49,6 +54,49 @@ def resolve(entries: dict[str, RewardConfig]) -> dict[str, RewardFunction]:
             assert entry.function is not None
             functions[name] = functools.partial(_import(entry.function), **entry.args)
     return functions
+
+
+def score(
+    functions: dict[str, RewardFunction], rows: list[dict[str, Any]], drawn: list[Drawn], state: Any = None
+) -> dict[str, list[float | None]]:
+    """Each reward's score of each completion `drawn` for the prompt of its row; None where it does not apply.
+
+    Functions get what TRL's trainers give them: a conversation for a conversation, ids, the rows' other columns.
+    """
+    if not rows:
+        return {name: [] for name in functions}
+    prompts = [row["prompt"] for row in rows]
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    given = [answer(row["prompt"], d.text) for row, d in zip(rows, drawn, strict=True)]
+    return {
+        name: list(
+            function(
+                completions=given,
+                prompts=prompts,
+                prompt_ids=[d.prompt_ids for d in drawn],
+                completion_ids=[d.ids for d in drawn],
+                trainer_state=state,
+                **columns,
+            )
+        )
+        for name, function in functions.items()
+    }
+
+
+def answer(prompt: Any, text: str) -> Any:
+    """The completion in the form of its prompt: text, or a conversation of one turn."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def total(scores: Mapping[str, float | None], entries: Mapping[str, RewardConfig]) -> float | None:
+    """The weighted sum of one completion's rewards, as TRL's trainers add them; None where none applies."""
+    applicable = [entries[name].weight * value for name, value in scores.items() if applies(value)]
+    return sum(applicable) if applicable else None
+
+
+def applies(value: float | None) -> TypeGuard[float]:
+    """Whether a reward is a number: None and NaN mean that it does not apply."""
+    return value is not None and not math.isnan(value)
 
 
 def default_column(entry: RewardConfig) -> str | None:

@@ -1,0 +1,160 @@
+"""What the jobs that use a model without training it share: whose weights, what `run.json` says, what is shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from posttrain import __version__, config, lineage
+from posttrain.config import Origin, Run
+from posttrain.errors import PosttrainError
+from posttrain.lineage import Source
+from posttrain.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets")
+
+
+def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
+    """The model that a job uses: `path`, or `model.init_from`, or `model.path`; raises `PosttrainError`.
+
+    A model outside runs is loaded in the type and quantization of the config, so that samples for QLoRA training come
+    from the weights that it trains on.
+    """
+    name = path or run.model.init_from or run.model.path
+    key = key or ("model.init_from" if run.model.init_from else "model.path")
+    found = lineage.source(name, run.model.revision if name == run.model.path else None, key)
+    if found.run is None:
+        quantization = found.quantization or run.peft.quantization
+        found = replace(found, dtype=run.model.dtype, quantization=quantization)
+    return found
+
+
+def tokenizer(run: Run, origin: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of the weights; `model.chat_template` and its tokens apply to what is no run."""
+    from posttrain import models
+
+    own = replace(run.model, path=origin.tokenizer, revision=None if origin.adapter else origin.revision)
+    if origin.run is not None:
+        own = replace(own, chat_template=None, eos_token=None, pad_token=None)
+    return models.tokenizer(own)
+
+
+def check_model(origin: Source, key: str, scores: bool) -> int | None:
+    """Raise `PosttrainError` unless `origin` is a reward model (`scores`) or one that generates; the context length."""
+    from transformers import AutoConfig
+
+    from posttrain.hub import explain
+
+    try:
+        known = AutoConfig.from_pretrained(origin.base, revision=origin.revision)
+    except Exception as error:
+        why = explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
+        raise PosttrainError(f"{key}={origin.name}: {why}") from error
+    if is_reward_model(origin, known) and not scores:
+        raise PosttrainError(
+            f"{key}={origin.name}: a reward model, which generates no text; give it as reward.rm.model"
+        )
+    if scores and not is_reward_model(origin, known):
+        raise PosttrainError(f"{key}={origin.name}: not a reward model; train one with trainer=reward")
+    return getattr(known.get_text_config(), "max_position_embeddings", None)
+
+
+def is_reward_model(origin: Source, known: Any) -> bool:
+    if origin.adapter:
+        from peft import PeftConfig
+
+        return PeftConfig.from_pretrained(origin.adapter).task_type == "SEQ_CLS"
+    return any("SequenceClassification" in name for name in known.architectures or ())
+
+
+def check_context(key: str, new: int, longest: int, context: int | None) -> None:
+    if context and longest + new > context:
+        raise PosttrainError(
+            f"{key}={new}: the longest prompt and its completion take {longest + new} tokens, and the model's context "
+            f"is {context}"
+        )
+
+
+def release() -> None:
+    """Give the memory of models that are referenced no more back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def enough_memory(mend: str) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PosttrainError(f"out of memory ({str(error).splitlines()[0]}); {mend}") from error
+
+
+def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source], data: dict[str, Any]) -> None:
+    """Write `config.yaml` and `run.json`; raises `PosttrainError` where the data is not what it was."""
+    before = directory.record()
+    if before and before["data"]["fingerprint"] != data["fingerprint"]:
+        raise PosttrainError(
+            f"{directory.path}: the data has changed since this run began (fingerprint "
+            f"{before['data']['fingerprint']}, now {data['fingerprint']}); set name=OTHER to begin a new run"
+        )
+    directory.write_config(run)
+    rewards = [entry.model for entry in {**run.reward, **run.probe.rewards}.values() if entry.model]
+    directory.write(
+        {
+            "status": "running",
+            "job": run.job,
+            "name": directory.name,
+            "command": origin.command,
+            "recipe": origin.recipe,
+            "trainer": run.trainer.kind,
+            "model": {"path": used[0].name, "base": used[0].base, "revision": used[0].revision},
+            "parents": [source.name for source in used] + rewards,
+            "data": data,
+            "seed": run.sample.seed,
+            "hardware": {"device": device(), "cpus": os.cpu_count(), "machine": platform.machine()},
+            "versions": {
+                "posttrain": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in LIBRARIES},
+            },
+            "started": (before or {}).get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+    )
+
+
+def end(directory: RunDirectory, **results: Any) -> None:
+    """Complete `run.json` and mark the run finished."""
+    ended = {"content": directory.made(), "status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    directory.write({**(directory.record() or {}), **results, **ended})
+
+
+def device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def objective(run: Run, directory: RunDirectory) -> float | None:
+    """The number a sweep optimises: the metric `objective`."""
+    metrics = (directory.record() or {}).get("metrics", {})
+    if run.objective is None or not config.main_process():
+        return None
+    if run.objective not in metrics:
+        raise PosttrainError(f"objective={run.objective}: not measured; there are {', '.join(sorted(metrics))}")
+    return metrics[run.objective]

@@ -1,0 +1,265 @@
+"""Measure a run or a model on held-out data, alone or against another, with confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import Origin, Run, main_process
+from posttrain.errors import PosttrainError
+from posttrain.lineage import Source
+from posttrain.rundir import RunDirectory
+from posttrain.trainers import KINDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.generate import Drawn
+    from posttrain.heldout import Answer
+
+PREFERENCES = ("dpo", "kto")
+
+
+def evaluate(run: Run, origin: Origin) -> float | None:
+    """Evaluate, or say that it is done; returns the metric named by `objective`."""
+    from posttrain.jobs import common
+    from posttrain.jobs.train import quiet_libraries
+
+    quiet_libraries()
+    from posttrain.jobs import evaluation
+    from posttrain.progress import console
+
+    directory = RunDirectory.of(run, origin)
+    if not main_process():
+        return None
+    if directory.finished():
+        console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
+        evaluation.show(directory)
+        return common.objective(run, directory)
+    with console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext():
+        plan = prepare(run)
+    evaluation.show_plan(run, plan, directory)
+    if run.dry_run:
+        return None
+    directory.claim()
+    try:
+        _evaluate(run, origin, plan, directory)
+    finally:
+        directory.release()
+    evaluation.show(directory)
+    return common.objective(run, directory)
+
+
+@dataclass
+class Judged:
+    """A model to evaluate. `reference` is that of its implicit reward: "adapter off", a source, or None.
+
+    `why` says why there is none.
+    """
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    reference: Source | str | None = None
+    why: str | None = None
+
+
+@dataclass
+class Plan:
+    """Everything but the weights. `rows` are those of the trainer's kind; `prompts` are sampled by set."""
+
+    judged: list[Judged]
+    rows: list[dict[str, Any]]
+    prompts: dict[str, list[dict[str, Any]]]
+    data: dict[str, Any]
+
+
+@dataclass
+class Said:
+    """What one model says of held-out data: how likely it finds answers, how it scores them, and its own by set."""
+
+    answers: list[list[Answer]] = field(default_factory=list)
+    reference: list[list[Answer]] | None = None
+    scores: list[list[float | None]] = field(default_factory=list)
+    drawn: dict[str, list[Drawn]] = field(default_factory=dict)
+    rewards: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+
+
+def prepare(run: Run) -> Plan:
+    """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
+    from posttrain import preflight
+    from posttrain.data import load_held_out
+    from posttrain.jobs import common
+
+    kind = run.trainer.kind
+    data = load_held_out(run.data, kind)
+    rows = [] if KINDS[kind].online else list(data.train)
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    if data.prompts is not None and kind != "reward":
+        for name, count in (("sampled", run.probe.prompts), ("greedy", run.probe.greedy_prompts)):
+            if count:
+                prompts[name] = list(data.prompts.select(range(min(count, len(data.prompts)))))
+        columns = data.prompts.column_names
+        errors = preflight.missing_columns(run.reward, "reward", columns)
+        errors += preflight.missing_columns(run.probe.rewards, "probe.rewards", columns)
+        if errors:
+            raise PosttrainError("\n".join(errors))
+    for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
+        for name, entry in entries.items() if prompts else ():
+            if entry.model:
+                key = f"{path}.{name}.model"
+                common.check_model(common.source(run, entry.model, key), key, scores=True)
+    judged = [_judged(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
+    if run.evaluate.against:
+        judged.append(_judged(run, run.evaluate.against, "evaluate.against", rows, prompts))
+    return Plan(judged, rows, prompts, data.source)
+
+
+def _judged(
+    run: Run, path: str | None, key: str, rows: list[dict[str, Any]], prompts: dict[str, list[dict[str, Any]]]
+) -> Judged:
+    from posttrain import models
+    from posttrain.generate import encode_prompts
+    from posttrain.jobs import common
+
+    source = common.source(run, path, key)
+    context = common.check_model(source, key, scores=run.trainer.kind == "reward")
+    tokenizer = common.tokenizer(run, source)
+    first = next(row for part in (rows, *prompts.values()) for row in part)
+    models.check_template(tokenizer, first, run.model)
+    longest = max((len(ids) for part in prompts.values() for ids in encode_prompts(tokenizer, part)), default=0)
+    common.check_context("probe.max_new_tokens", run.probe.max_new_tokens, longest, context)
+    limits = [limit for limit in (run.trainer.args.get("max_length"), context) if limit]
+    judged = Judged(source, tokenizer, min(limits, default=None))
+    if run.trainer.kind in PREFERENCES:
+        judged.reference, judged.why = reference(source)
+    return judged
+
+
+def reference(source: Source) -> tuple[Source | str | None, str | None]:
+    """What the policy of `source` is measured against: the model that its run started from; or why there is none."""
+    from omegaconf import OmegaConf
+
+    from posttrain import lineage
+
+    if source.run is None:
+        known = "adapter off" if source.adapter else None
+        return known, None if known else f"{source.name} is no run and no adapter, so nothing says what it started from"
+    model = OmegaConf.load(source.run.path / "config.yaml").model
+    start = model.get("init_from")
+    if source.adapter and not start:
+        return "adapter off", None
+    try:
+        found = lineage.source(start or model.path, None if start else model.revision, "the reference")
+    except PosttrainError as error:
+        return None, str(error)
+    return replace(found, dtype=source.dtype, quantization=found.quantization or source.quantization), None
+
+
+def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
+    from posttrain.jobs import common, evaluation
+
+    common.begin(run, origin, directory, [judged.source for judged in plan.judged], plan.data)
+    with common.enough_memory("set a smaller probe.batch_size"):
+        said = [_ask(run, plan, judged) for judged in plan.judged]
+    _score(run, plan, said)
+    metrics = evaluation.metrics(run, plan, said)
+    evaluation.write_scores(directory.scores, run, plan, said)
+    values, intervals, counts = evaluation.summary(metrics, run.evaluate)
+    common.end(
+        directory,
+        metrics=values,
+        intervals=intervals,
+        counts=counts,
+        notes=evaluation.notes(run, plan, said),
+        evaluate=asdict(run.evaluate),
+    )
+
+
+def _ask(run: Run, plan: Plan, judged: Judged) -> Said:
+    """Everything that needs the model; it is out of memory again afterwards."""
+    import torch
+
+    from posttrain import heldout, lineage
+    from posttrain.generate import encode_prompts, generate
+    from posttrain.jobs import common
+    from posttrain.probe import SEED
+    from posttrain.progress import Counter, console
+
+    said = Said()
+    if run.trainer.kind == "reward":
+        said.scores = _reward_scores(judged, plan.rows)
+        common.release()
+        return said
+    with console.status("Loading the model") if console.is_terminal else nullcontext():
+        model = lineage.load(judged.source)
+    if plan.rows:
+        said.answers, said.reference = _likelihoods(plan, judged, model)
+    torch.manual_seed(SEED)
+    for name, rows in plan.prompts.items():
+        with Counter(name, len(rows)) as bar:
+
+            def drawn(part: list[Drawn], advance: Callable[[int], None] = bar.advance) -> None:
+                advance(len(part))
+
+            said.drawn[name] = generate(
+                model,
+                judged.tokenizer,
+                encode_prompts(judged.tokenizer, rows),
+                max_new_tokens=run.probe.max_new_tokens,
+                batch_size=run.probe.batch_size,
+                do_sample=name == "sampled",
+                progress=drawn,
+            )
+    del model
+    common.release()
+    if isinstance(judged.reference, Source) and plan.rows:
+        model = lineage.load(judged.reference)
+        with Counter("reference", sum(map(len, said.answers))) as bar:
+            said.reference = heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
+        del model
+        common.release()
+    return said
+
+
+def _likelihoods(plan: Plan, judged: Judged, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:
+    """Of the policy, and of its reference where that is the same model with the adapter off."""
+    from posttrain import heldout
+    from posttrain.progress import Counter
+
+    answers = len(plan.rows) * (2 if "rejected" in plan.rows[0] else 1)
+    with Counter("held out", answers) as bar:
+        policy = heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
+    if judged.reference != "adapter off":
+        return policy, None
+    with Counter("reference", answers) as bar, model.disable_adapter():
+        return policy, heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
+
+
+def _reward_scores(judged: Judged, rows: list[dict[str, Any]]) -> list[list[float | None]]:
+    """What a reward model gives to chosen and rejected."""
+    from posttrain.heldout import SIDES
+    from posttrain.rewards.model import RewardModel
+
+    model = RewardModel(judged.source.name, max_length=judged.max_length)
+    prompts = [row["prompt"] for row in rows]
+    sides = [model(completions=[row[side] for row in rows], prompts=prompts) for side in SIDES]
+    return [list(pair) for pair in zip(*sides, strict=True)]
+
+
+def _score(run: Run, plan: Plan, said: list[Said]) -> None:
+    """Rewards of everything drawn, with the policies out of memory."""
+    from posttrain import rewards
+
+    entries = {**run.reward, **run.probe.rewards}
+    if not plan.prompts or not entries:
+        return
+    functions = rewards.resolve(entries)
+    for each in said:
+        for name, drawn in each.drawn.items():
+            found = rewards.score(functions, plan.prompts[name], drawn)
+            each.rewards[name] = {
+                reward: [float(v) if rewards.applies(v) else None for v in values] for reward, values in found.items()
+            }

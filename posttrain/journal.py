@@ -1,0 +1,35 @@
+"""Work that goes on after a kill: a JSON-lines file of whole pieces of work."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """The pieces done so far (`done`), and `append` for the next; one that was cut short is dropped on opening."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.done: list[dict[str, Any]] = []
+        whole = 0
+        if path.is_file():
+            with path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self.done.append(json.loads(line))
+                    whole += len(line)
+            if whole < path.stat().st_size:
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+
+    def append(self, piece: dict[str, Any]) -> None:
+        """Add a piece; on disk when this returns."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(piece).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done.append(piece)
