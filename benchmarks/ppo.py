@@ -2,13 +2,15 @@
 
     python benchmarks/ppo.py                                   # a random Llama of 34M parameters
     python benchmarks/ppo.py --model embedded:smollm2          # SmolLM2-135M
+    python benchmarks/ppo.py --model embedded:smollm2 --answers natural
     python benchmarks/ppo.py --value-mode head                 # ours with the value head on the policy
 
 Both train a LoRA policy with a LoRA value model and a LoRA reward model on the same base, prompts, batch, tokens and
-PPO epochs, in float32, every answer at full length. TRL 1.12.0 holds three copies of the base for that. It gets a
-virtual environment of its own (made once, in --venv). Runs alternate; every figure is the median over them. The first
-rollout of a run is not timed. Peak memory is the process's largest resident set on a CPU, CUDA's largest allocation on
-a GPU.
+PPO epochs, in float32. `--answers full` makes every answer `--new-tokens` long; `natural` asks the embedded questions
+and lets answers end where they do. Tokens are those of the answers, EOS included. TRL 1.12.0 holds three copies of the
+base for that. It gets a virtual environment of its own (made once, in --venv). Runs alternate; every figure is the
+median over them. The first rollout of a run is not timed. Peak memory is the process's largest resident set on a CPU,
+CUDA's largest allocation on a GPU.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="random", help="random, embedded:smollm2, or a folder or hub id")
     parser.add_argument("--batch", type=int, default=16, help="answers per rollout")
+    parser.add_argument("--answers", choices=["full", "natural"], default="full")
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens per answer")
     parser.add_argument("--prompt-tokens", type=int, default=48, help="the longest prompt; the shortest is a quarter")
@@ -94,13 +97,31 @@ def prepare(options: argparse.Namespace) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **LORA))
     model.save_pretrained(options.folder / "reward")
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(options.prompt_tokens // 4, options.prompt_tokens + 1, (64,), generator=generator)
-    words = [torch.randint(0, 5000, (int(n),), generator=generator).tolist() for n in lengths]
-    names = ("batch", "micro_batch", "new_tokens", "epochs", "rollouts", "value_mode")
+    prompts = questions(base) if options.answers == "natural" else random_prompts(options.prompt_tokens)
+    names = ("batch", "micro_batch", "new_tokens", "epochs", "rollouts", "value_mode", "answers")
     settings = {name: getattr(options, name) for name in names}
-    settings |= {"base": str(base), "prompts": [" ".join(f"w{word}" for word in row) for row in words]}
+    settings |= {"base": str(base), "prompts": prompts}
     (options.folder / "settings.json").write_text(json.dumps(settings))
+
+
+def questions(base: Path) -> list[str]:
+    """The embedded questions with their contexts, rendered by the model's chat template."""
+    from transformers import AutoTokenizer
+
+    from posttrain.data import squad
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = squad.load()["train"]["prompt"][:64]
+    return [tokenizer.apply_chat_template(row, tokenize=False, add_generation_prompt=True) for row in rows]
+
+
+def random_prompts(longest: int) -> list[str]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(longest // 4, longest + 1, (64,), generator=generator)
+    words = [torch.randint(0, 5000, (int(n),), generator=generator).tolist() for n in lengths]
+    return [" ".join(f"w{word}" for word in row) for row in words]
 
 
 def random_model(folder: Path, vocabulary: int = 16384) -> Path:
@@ -162,13 +183,13 @@ def stopwatch(steps_per_rollout: int) -> Any:
     return Stopwatch()
 
 
-def figures(ends: list[float], settings: dict[str, Any], before: int, **more: Any) -> dict[str, Any]:
+def figures(ends: list[float], tokens: list[float], before: int, **more: Any) -> dict[str, Any]:
+    """`ends` of the rollouts, after the start; `tokens` of their answers. The first rollout warms up."""
     import torch
 
-    seconds = [b - a for a, b in itertools.pairwise(ends[1:])]  # the first rollout warms up
+    seconds = [b - a for a, b in itertools.pairwise(ends[1:])]
     peak = torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else peak_rss()
-    tokens = settings["batch"] * settings["new_tokens"] / statistics.median(seconds)
-    return {"tokens_per_second": tokens, "peak_mb": peak, "imports_mb": before, **more}
+    return {"tokens_per_second": sum(tokens[1:]) / sum(seconds), "peak_mb": peak, "imports_mb": before, **more}
 
 
 def peak_rss() -> int:
@@ -203,7 +224,7 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
     from peft import LoraConfig, PeftModel, inject_adapter_in_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     settings, before = settings_of(options), peak_rss()
     base, load = settings["base"], {"dtype": torch.float32}
@@ -214,7 +235,10 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
     value = inject_adapter_in_model(LoraConfig(task_type="SEQ_CLS", **LORA), value)
     value.score.requires_grad_(True)
     data = Dataset.from_list([{"input_ids": tokenizer(text)["input_ids"]} for text in settings["prompts"]])
-    watch = stopwatch(1)
+    watch, natural = stopwatch(1), settings["answers"] == "natural"
+    tokens = [float(settings["batch"] * settings["new_tokens"])] * settings["rollouts"]
+    if natural:
+        count_answers(ppo_trainer, tokens)
     trainer = PPOTrainer(
         args=PPOConfig(
             **common(settings),
@@ -222,6 +246,7 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
             total_episodes=settings["batch"] * settings["rollouts"],
             local_rollout_forward_batch_size=settings["batch"],
             num_sample_generations=0,
+            stop_token="eos" if natural else None,
         ),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(base, **load),
@@ -236,7 +261,20 @@ def run_trl(options: argparse.Namespace) -> dict[str, Any]:
     sys.stdout = sys.stderr
     trainer.train()
     sys.stdout = sys.__stdout__
-    return figures(watch.ends, settings, before)
+    return figures(watch.ends, tokens, before)
+
+
+def count_answers(module: Any, tokens: list[float]) -> None:
+    """Have TRL's PPO note the tokens up to the first EOS, and with it, where it cuts answers there."""
+    cut = module.truncate_response
+    tokens.clear()
+
+    def counting(stop: int, pad: int, responses: Any) -> Any:
+        ends = (responses == stop).long().cumsum(1)
+        tokens.append(float(((ends == 0) | ((ends == 1) & (responses == stop))).sum()))
+        return cut(stop, pad, responses)
+
+    module.truncate_response = counting
 
 
 def run_posttrain(options: argparse.Namespace) -> dict[str, Any]:
@@ -254,7 +292,7 @@ def run_posttrain(options: argparse.Namespace) -> dict[str, Any]:
             **common(settings),
             max_steps=settings["epochs"] * settings["rollouts"],
             max_completion_length=settings["new_tokens"],
-            min_completion_length=settings["new_tokens"],
+            min_completion_length=settings["new_tokens"] if settings["answers"] == "full" else None,
             value_mode=settings["value_mode"],
             model_init_kwargs={"dtype": "float32"},
         ),
@@ -270,9 +308,11 @@ def run_posttrain(options: argparse.Namespace) -> dict[str, Any]:
         {k.removeprefix("time/"): v for k, v in row.items() if k.startswith("time/")}
         for row in trainer.state.log_history
     ]
-    spent = [row for row in spent if row][1:]
-    phases = {name: statistics.median(row.get(name, 0.0) for row in spent) for name in spent[0]}
-    return figures(watch.ends, settings, before, phases=phases)
+    spent = [row for row in spent if row]
+    speeds = [row["tokens_per_second"] for row in trainer.state.log_history if "tokens_per_second" in row]
+    tokens = [speed * sum(row.values()) for speed, row in zip(speeds, spent, strict=True)]
+    phases = {name: statistics.median(row.get(name, 0.0) for row in spent[1:]) for name in spent[0]}
+    return figures(watch.ends, tokens, before, phases=phases)
 
 
 # Reporting
@@ -289,7 +329,8 @@ def summary(runs: list[dict[str, Any]]) -> str:
 def report(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
     theirs, ours = results["trl"], results["posttrain"]
     print(
-        f"\n{options.model}, {options.batch} answers of {options.new_tokens} tokens a rollout, {options.epochs} PPO "
+        f"\n{options.model}, {options.batch} answers of {'up to ' if options.answers == 'natural' else ''}"
+        f"{options.new_tokens} tokens a rollout, {options.epochs} PPO "
         f"epochs, {options.repeats} runs of {options.rollouts} rollouts each, value_mode={options.value_mode}\n"
     )
     print(f"{'':22}{'tokens/s':>10}{'spread':>16}{'peak MiB':>10}{'above imports':>15}")

@@ -21,7 +21,7 @@ from posttrain.errors import PosttrainError
 # Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
 OPEN = (
     *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns"),
-    *("reward", "probe.rewards", "stages"),
+    *("reward", "probe.rewards", "stages", "common"),
 )
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
@@ -171,7 +171,7 @@ class EvaluateConfig:
 class Run:
     """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s.
 
-    `job` is train, sample, evaluate or pipeline; `stages` are a pipeline's.
+    `job` is train, sample, evaluate or pipeline; `stages` are a pipeline's, and `common` holds settings of all of them.
     """
 
     job: str = "train"
@@ -185,6 +185,7 @@ class Run:
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     stages: dict[str, Any] = field(default_factory=dict)
+    common: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     output_dir: str = "outputs"
     objective: str | None = None
@@ -236,6 +237,7 @@ def help_text() -> str:
   python -m posttrain +recipe=dpo_llama model.path=ORG/NAME data.path=pairs.jsonl
   python -m posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1 a sweep
   python -m posttrain +recipe=dpo_llama dry_run=true                    the plan; loads no weights
+  python -m posttrain job=pipeline 'stages={{...}}'                       recipes one after another (docs/pipelines.md)
 
 Recipes
 {recipes}
@@ -256,7 +258,7 @@ def parse(cfg: DictConfig) -> Run:
         OmegaConf.resolve(merged)
         missing = sorted(OmegaConf.missing_keys(merged))
     except ConfigKeyError as error:
-        raise PosttrainError(_unknown_key(str(error.full_key))) from None
+        raise PosttrainError(unknown_key(str(error.full_key))) from None
     except OmegaConfBaseException as error:
         raise PosttrainError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     if merged.job == "pipeline":
@@ -300,7 +302,8 @@ def origin(hydra_config: Any) -> Origin:
     )
 
 
-def _unknown_key(key: str) -> str:
+def unknown_key(key: str) -> str:
+    """What to say of a key that the schema does not have."""
     parent, _, name = key.rpartition(".")
     cls: Any = Run
     for part in filter(None, parent.split(".")):

@@ -45,9 +45,10 @@ class Precision:
         return f"{self.device}, weights {self.dtype}, mixed precision {mixed}, attention {self.attn_implementation}"
 
 
-def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any]) -> Precision:
+def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any], known: str | None = None) -> Precision:
     """What this machine does best; an explicit `bf16`, `fp16`, `use_cpu`, dtype or attention in the config wins.
 
+    `known` is the type of the weights that an adapter was trained on before, and goes on with.
     Full fine-tuning keeps float32 weights, since steps of some 1e-6 vanish in bfloat16; frozen weights under an
     adapter are loaded in the half type.
     """
@@ -65,7 +66,7 @@ def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any]) -> Pre
     if fp16 is None:
         fp16 = cuda and not bf16_capable and not bf16
     half = "bfloat16" if bf16 else "float16" if fp16 else "float32"
-    dtype = model.dtype if model.dtype != "auto" else (half if peft.method == "lora" else "float32")
+    dtype = model.dtype if model.dtype != "auto" else known or (half if peft.method == "lora" else "float32")
     attention = model.attn_implementation
     if attention == "auto":
         attention = "flash_attention_2" if _flash_attention(cuda, half) else "sdpa"
@@ -79,13 +80,13 @@ def _flash_attention(cuda: bool, half: str) -> bool:
     return cuda and half != "float32" and is_flash_attn_2_available()
 
 
-def init_kwargs(model: ModelConfig, chosen: Precision) -> dict[str, Any]:
+def init_kwargs(model: ModelConfig, chosen: Precision, revision: str | None) -> dict[str, Any]:
     """`model_init_kwargs` for TRL: what `from_pretrained` gets."""
     kwargs = {"dtype": chosen.dtype, "attn_implementation": chosen.attn_implementation, **model.kwargs}
     # Weights in pickle files can run code when they are loaded.
     kwargs["use_safetensors"] = True
-    if model.revision:
-        kwargs["revision"] = model.revision
+    if revision:
+        kwargs["revision"] = revision
     return kwargs
 
 
@@ -124,14 +125,15 @@ def keep_trained_in_float32(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer with the template and special tokens to train with; raises `PosttrainError`.
+def tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path` (default: the model's own) with the template and special tokens to train with.
 
+    Raises `PosttrainError` where it has none that would do.
     Padding gets a token of its own: where pad is EOS, masking one masks the other, and the model never learns to stop.
     """
     from transformers import AutoTokenizer
 
-    path = locate(config.path)
+    path = path or locate(config.path)
     try:
         tok = AutoTokenizer.from_pretrained(
             path,
@@ -191,28 +193,23 @@ def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: Mo
         )
 
 
-def config(model: ModelConfig) -> PretrainedConfig:
-    """The model's own config; raises `PosttrainError` where there is none, and for an adapter."""
+def config(model: ModelConfig, path: str, revision: str | None) -> PretrainedConfig:
+    """The model's own config, at `path` and `revision`; raises `PosttrainError` where there is none."""
     from transformers import AutoConfig
 
-    folder = locate(model.path)
-    if (Path(folder) / "adapter_config.json").is_file():
-        raise PosttrainError(
-            f"model.path={model.path}: an adapter, not a whole model; train from the model that it was trained on"
-        )
     try:
-        return AutoConfig.from_pretrained(folder, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
     except Exception as error:
         raise PosttrainError(f"model.path={model.path}: {_explain(error, model.path)}") from error
 
 
-def architecture(run: Run) -> tuple[tuple[int, int], int | None]:
-    """((all, trained) parameter counts, context length), from the config alone: no weights, no memory."""
+def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, int], int | None]:
+    """((all, trained) parameter counts, context length), from the config at `path` alone: no weights, no memory."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    known = config(run.model)
+    known = config(run.model, path, revision)
     auto: Any = AutoModelForCausalLM
     if run.trainer.kind == "reward":
         auto, known.num_labels = AutoModelForSequenceClassification, 1

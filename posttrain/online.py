@@ -117,9 +117,13 @@ def shared_reward(run: Run) -> tuple[str, str] | None:
     return None
 
 
-def check_ppo(run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, precision: Precision, config: Any) -> None:
-    """Raise `PosttrainError` with all that `posttrain.ppo` finds wrong before weights load; `config` is the model's."""
-    from posttrain import models
+def check_ppo(
+    run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, precision: Precision, config: Any, base: str
+) -> None:
+    """Raise `PosttrainError` with all that `posttrain.ppo` finds wrong before weights load.
+
+    `config` is the model's, `base` where its weights lie.
+    """
     from posttrain.ppo import PPOConfig, checks
 
     shared = shared_reward(run)
@@ -143,7 +147,7 @@ def check_ppo(run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, precisio
             model_config=config,
             longest_prompt=checks.longest_prompt_length(data.train["prompt"], tokenizer, template),
             reward_adapter=shared and shared[1],
-            base_model=models.locate(run.model.path),
+            base_model=base,
             num_reward_funcs=len(run.reward) - (shared is not None),
             name=name,
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from posttrain.data import Data
+    from posttrain.lineage import Start
     from posttrain.models import Precision
 
 # Options of TRL's config classes that this layer decides.
@@ -60,6 +61,11 @@ def check(run: Run) -> None:
     """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
     if wrong := checks.choice("job", run.job, JOBS):
         raise PosttrainError(wrong)
+    if run.job == "pipeline":
+        from posttrain.pipeline import plan
+
+        plan.check(run)
+        return
     errors = [e for key, allowed in CHOICES.items() if (e := checks.choice(key, _value(run, key), allowed))]
     if run.trainer.kind in KINDS:
         kind = KINDS[run.trainer.kind]
@@ -151,6 +157,7 @@ def _exists(path: str) -> bool:
 class Plan:
     """A run that is ready to train: all its parts but the weights."""
 
+    start: Start
     data: Data
     tokenizer: PreTrainedTokenizerBase
     precision: Precision
@@ -163,23 +170,26 @@ class Plan:
 
 def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
-    from posttrain import models
+    from posttrain import lineage, models
     from posttrain.data import load
 
-    tokenizer = models.tokenizer(run.model)
+    start = lineage.start(run)
+    tokenizer = models.tokenizer(run.model, start.tokenizer)
+    lineage.check_tokenizer(run, start, tokenizer)
     data = load(run.data, run.trainer.kind)
     first = data.train[0]
     models.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
-    precision = models.precision(run.model, run.peft, run.trainer.args)
+    precision = models.precision(run.model, run.peft, run.trainer.args, start.dtype)
     if run.trainer.kind == "ppo":
-        online.check_ppo(run, data, tokenizer, precision, models.config(run.model))
-    parameters, context = models.architecture(run)
+        known = models.config(run.model, start.config, start.revision)
+        online.check_ppo(run, data, tokenizer, precision, known, start.base)
+    parameters, context = models.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
     _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
-    return Plan(data, tokenizer, precision, parameters, lengths, *online.schedule(run, len(data.train)))
+    return Plan(start, data, tokenizer, precision, parameters, lengths, *online.schedule(run, len(data.train)))
 
 
 def _check_columns(run: Run, data: Data) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-# A log file has no width of its own; tables need some.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+from posttrain.console import console as console
 
 # What is worth a place on the bar, in this order: trainer metric -> short name.
 SHOWN = {

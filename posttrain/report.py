@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain import online
-from posttrain.progress import console
+from posttrain.console import console
 from posttrain.rundir import RunDirectory
 from posttrain.trainers import KINDS
 
@@ -72,6 +72,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     rows = {
         "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
         "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
+        **({"starts from": plan.start.note} if plan.start.note else {}),
         "data": f"{source['path']}: {source['train_rows']} rows of about {plan.lengths.mean:.0f} tokens "
         f"({_count(tokens)} in all), {source['held_out_rows']} held out"
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
@@ -127,12 +128,12 @@ def _next(record: dict[str, Any]) -> str:
     return f"trainer.args.beta={beta}" if beta else "trainer.args.learning_rate=5e-5"
 
 
-def before_after(directory: RunDirectory) -> Table:
-    """The held-out metrics at the first and at the last measurement."""
+def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
+    """First value, last value and number of measurements of every held-out metric in a `metrics.jsonl`."""
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     counts: dict[str, int] = {}
-    for row in read(directory.metrics):
+    for row in read(path):
         for key, value in row.items():
             if not key.startswith(("eval_", "probe/")) or any(s in key for s in SKIPPED):
                 continue
@@ -140,18 +141,32 @@ def before_after(directory: RunDirectory) -> Table:
                 first.setdefault(key, value)
                 last[key] = value
                 counts[key] = counts.get(key, 0) + 1
+    return first, last, counts
+
+
+def before_after(directory: RunDirectory) -> Table:
+    """The held-out metrics at the first and at the last measurement."""
+    first, last, counts = held_out(directory.metrics)
     shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith("probe/rewards/"))
     table = Table(title=f"{directory.name}: held out, before and after", title_justify="left")
     table.add_column("metric")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     for key in shown:
-        # Before a DPO step policy and reference are one model: every pair ties, and no accuracy is defined.
-        tie = key == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
-        before = "all tie" if tie else _figure(first[key]) if counts[key] > 1 else ""
-        title = TITLES.get(key, key.removeprefix("probe/rewards/").replace("_", " "))
-        table.add_row(title, before, _figure(last[key]))
+        table.add_row(title(key), before(key, first) if counts[key] > 1 else "", figure(last[key]))
     return table
+
+
+def before(metric: str, first: dict[str, float]) -> str:
+    """The first value of a metric, as text."""
+    # Before a DPO step policy and reference are one model: every pair ties, and no accuracy is defined.
+    tie = metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
+    return "all tie" if tie else figure(first[metric])
+
+
+def title(metric: str) -> str:
+    """A metric in words."""
+    return TITLES.get(metric, metric.removeprefix("probe/rewards/").replace("_", " "))
 
 
 def side_by_side(directory: RunDirectory, count: int = 4) -> Table | None:
@@ -177,7 +192,7 @@ def _short(text: str, limit: int = 400) -> str:
     return text if len(text) <= limit else "… " + text[-limit:]
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 

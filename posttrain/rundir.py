@@ -17,6 +17,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from posttrain import __version__
 from posttrain.config import Origin, Run
 from posttrain.errors import PosttrainError
 
 # Settings that change where things go or what is shown, never what is trained.
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
+LOCKS = (".lock", ".turn")
 # Settings that a job does not read.
 OTHER_JOBS = {
     "train": ("sample", "evaluate"),
@@ -54,7 +59,7 @@ class RunDirectory:
     @classmethod
     def of(cls, run: Run, origin: Origin) -> RunDirectory:
         job = f"-{run.job}" if run.job in ("sample", "evaluate") else ""
-        name = run.name or (origin.recipe or run.trainer.kind) + job
+        name = run.name or (origin.recipe or run.trainer.kind or run.job) + job
         return cls((Path(run.output_dir) / f"{name}-{digest(run)}").absolute())
 
     @property
@@ -66,7 +71,8 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             # The lock is the kernel's: it is released when the process dies, however it dies.
-            self._lock.acquire(timeout=0)
+            # For a moment it may be held by a process that only asks whether it is held.
+            self._lock.acquire(timeout=0.2, poll_interval=0.02)
         except Timeout:
             raise PosttrainError(
                 f"{self.path}: another process is running this very run; wait for it, or set name=OTHER"
@@ -75,13 +81,41 @@ class RunDirectory:
     def release(self) -> None:
         self._lock.release()
 
+    def busy(self) -> bool:
+        """Whether another process has the directory now."""
+        if not self.path.is_dir():
+            return False
+        if _taken(self._lock, 0):
+            self._lock.release()
+            return False
+        return True
+
+    @contextmanager
+    def turn(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Wait until no other process has the directory, and keep others that wait here waiting meanwhile.
+
+        `waiting` is called while it lasts, some times a second. A second lock, because the run's own process, which
+        is started here, takes the first.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        queue = FileLock(self.path / ".turn")
+        while not _taken(queue, 0.2):
+            waiting()
+        try:
+            while self.busy():
+                waiting()
+                time.sleep(0.2)
+            yield
+        finally:
+            queue.release()
+
     def record(self) -> dict[str, Any] | None:
         """`run.json`, or `None` before the first `write`."""
         path = self.path / "run.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def write(self, record: dict[str, Any]) -> None:
-        write_atomic(self.path / "run.json", json.dumps(record, indent=2, default=str) + "\n")
+        write_json(self.path / "run.json", record)
 
     def write_config(self, run: Run) -> None:
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(run))))
@@ -107,6 +141,14 @@ class RunDirectory:
             if path.is_file():
                 rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
                 write_atomic(path, "".join(f"{row}\n" for row in rows))
+
+    def made(self) -> str:
+        """16 hex digits over weights and sampled data: what a child's `run.json` knows this run by."""
+        whole = hashlib.sha256()
+        for file in sorted([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")]):
+            whole.update(file.name.encode())
+            _feed(whole, file)
+        return whole.hexdigest()[:16]
 
     def put_model(self, half: Path) -> None:
         """Put a folder that is written to the end in place as `model/`."""
@@ -146,32 +188,59 @@ def data_file(path: str) -> str:
 
 
 def digest(run: Run) -> str:
-    """Eight hex digits over everything that decides the result: settings, and the content of local files."""
+    """Eight hex digits over everything that decides the result: settings, what they name here, and the code's version.
+
+    A local file or folder counts by its content, wherever it lies; a finished run by what it made.
+    """
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
-    local = [run.model.path, run.model.init_from, run.model.chat_template, run.evaluate.against]
-    local += [data_file(path) for path in (run.data.path, run.data.eval_path) if path]
-    local += [reward.model for reward in (*run.reward.values(), *run.probe.rewards.values())]
-    settings["files"] = [_content(Path(os.path.expanduser(p))) for p in local if p]
+    probed = settings["probe"]["rewards"] if "probe" in settings else {}
+    places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
+    places += [(entry, ("model",)) for entry in (*settings["reward"].values(), *probed.values())]
+    places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
+    for group, keys in places:
+        for key in keys:
+            group[key] = (group[key] and content(Path(os.path.expanduser(group[key])))) or group[key]
+    settings["version"] = __version__
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _content(path: Path) -> str | None:
-    """A digest of a local file, or of a folder's file names and sizes with its small JSON files."""
+def content(path: Path) -> str | None:
+    """A digest of a local file, or of a folder's file names and sizes with its small JSON files; `None` elsewhere.
+
+    That of a run is in its `run.json`, as `content`: a digest of what it made, not of when.
+    """
     whole = hashlib.sha256()
     if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                whole.update(block)
+        _feed(whole, path)
     elif path.is_dir():
-        for inner in sorted(p for p in path.rglob("*") if p.is_file() and "checkpoint" not in str(p)):
-            whole.update(f"{inner.relative_to(path)} {inner.stat().st_size}".encode())
+        if known := (RunDirectory(path).record() or {}).get("content"):
+            return str(known)
+        for inner in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in LOCKS):
+            name = str(inner.relative_to(path))
+            if "checkpoint" in name:
+                continue
+            whole.update(f"{name} {inner.stat().st_size}".encode())
             if inner.name in ("config.json", "adapter_config.json", "run.json"):
                 whole.update(inner.read_bytes())
     else:
         return None
     return whole.hexdigest()
+
+
+def _feed(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
+def _taken(lock: FileLock, seconds: float) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 def _whole(checkpoint: Path) -> bool:
@@ -195,3 +264,7 @@ def write_atomic(path: Path, text: str) -> None:
     half = path.with_name(path.name + ".incomplete")
     half.write_text(text, encoding="utf-8")
     os.replace(half, path)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(record, indent=2, default=str) + "\n")

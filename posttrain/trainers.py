@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from posttrain import lineage
+from posttrain.models import keep_trained_in_float32
+
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from posttrain.rewards import RewardFunction
@@ -46,6 +50,7 @@ KINDS = {
 class Parts:
     """What a trainer is built from. `args` are options of its own config class; `model` is a path.
 
+    `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base; `reward_weights` has its weight
     first, then those of `rewards`.
     """
@@ -60,6 +65,7 @@ class Parts:
     callbacks: list[TrainerCallback]
     rewards: dict[str, RewardFunction]
     reward_weights: list[float]
+    adapter: str | None = None
     reward_adapter: tuple[str, str] | None = None
     value_lora: LoraConfig | None = None
 
@@ -67,7 +73,8 @@ class Parts:
 def build(kind: str, parts: Parts) -> Trainer:
     """The trainer of `kind`. It loads the model, adds the adapter, and keeps the reference.
 
-    With an adapter the reference is the base with the adapter off; in full fine-tuning it is a second, frozen copy.
+    With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
+    fine-tuning it is a second, frozen copy of the model.
     """
     chosen = KINDS[kind]
     library = importlib.import_module(chosen.package)
@@ -82,18 +89,41 @@ def build(kind: str, parts: Parts) -> Trainer:
         if parts.reward_adapter is not None:
             name, extra["reward_adapter"] = parts.reward_adapter
             names = [name, *names]
+    # A reward model's adapter has a head beside it, so a new one is made, and gets the weights below.
+    ready = parts.adapter is not None and kind != "reward"
     trainer = getattr(library, chosen.trainer)(
-        model=parts.model,
+        model=_with_adapter(parts, args.pop("model_init_kwargs")) if ready else parts.model,
         args=getattr(library, chosen.config)(**args),
         processing_class=parts.tokenizer,
         train_dataset=parts.train,
         eval_dataset=parts.eval,
-        peft_config=parts.lora,
-        quantization_config=parts.quantization,
+        peft_config=None if ready else parts.lora,
+        quantization_config=None if ready else parts.quantization,
         callbacks=parts.callbacks,
         **extra,
     )
     if chosen.online:
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
         trainer.reward_func_names = names
+    if parts.quantization is not None:
+        keep_trained_in_float32(trainer.model)
+    if parts.adapter is not None:
+        if kind != "reward":
+            lineage.add_reference(trainer.model)
+        lineage.put_adapter(trainer.model, parts.adapter)
     return trainer
+
+
+def _with_adapter(parts: Parts, init_kwargs: dict[str, Any]) -> PeftModel:
+    """The base as TRL loads it, with the parent's adapter to train; TRL keeps a frozen copy of it as reference."""
+    from peft import PeftModel
+    from trl.trainer.utils import create_model_from_path
+
+    assert parts.adapter is not None
+    extra: dict[str, Any] = {} if parts.quantization is None else {"quantization_config": parts.quantization}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        extra["device_map"] = None
+    base = create_model_from_path(
+        parts.model, trust_remote_code=parts.args.get("trust_remote_code", False), **extra, **init_kwargs
+    )
+    return PeftModel.from_pretrained(base, parts.adapter, is_trainable=True)

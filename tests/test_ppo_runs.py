@@ -141,7 +141,13 @@ def test_a_reward_run_scores_on_the_policys_base(train, built, reward_run, monke
     row = next(row for row in rows(run.metrics) if "rewards/rm/mean" in row)
     # The entry's own weight goes with it, wherever it stands in the config.
     assert row["reward"] == pytest.approx(2 * row["rewards/rm/mean"] + 0.5 * row["rewards/letter/mean"], abs=1e-5)
-    assert json.loads((run.path / "run.json").read_text())["parents"] == [str(reward_run.path)]
+    [parent] = run.record()["parents"]
+    assert parent == {
+        "role": "reward.rm",
+        "path": str(reward_run.path),
+        "name": reward_run.name,
+        "content": reward_run.record()["content"],
+    }
     # The probe scores by the same adapter; completions that ended are those that the stand-alone model sees whole.
     samples = rows(run.samples)
     assert {"rm", "letter"} <= samples[0].keys()

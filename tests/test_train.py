@@ -224,4 +224,5 @@ def test_a_reward_run_scores_for_grpo_just_as_it_was_trained(train):
         assert score.model(torch.tensor([ids])).logits.item() == pytest.approx(alone[0], abs=1e-5)
     run = train("+recipe=rloo_smollm2", *short("rloo"), "~reward.letter", f"+reward.rm.model={reward.path}")
     assert any("rewards/rm/mean" in row for row in rows(run.metrics))
-    assert json.loads((run.path / "run.json").read_text())["parents"] == [str(reward.path)]
+    [parent] = run.record()["parents"]
+    assert (parent["role"], parent["name"]) == ("reward.rm", reward.name)

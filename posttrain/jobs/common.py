@@ -140,8 +140,8 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
 
 def end(directory: RunDirectory, **results: Any) -> None:
     """Complete `run.json` and mark the run finished."""
-    record = directory.record() or {}
-    directory.write({**record, **results, "status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    ended = {"content": directory.made(), "status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    directory.write({**(directory.record() or {}), **results, **ended})
 
 
 def device() -> str:

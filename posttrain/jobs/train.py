@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__, config, hub, preflight
+from posttrain import __version__, config, hub, lineage, preflight
 from posttrain.config import Origin, Run, main_process
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
@@ -165,7 +165,7 @@ def _build(
     # The reward on the policy's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     parts = trainers.Parts(
-        model=models.locate(run.model.path),
+        model=plan.start.base,
         args=trainer_args(run, plan, directory, tracker.report_to),
         tokenizer=plan.tokenizer,
         train=plan.data.train,
@@ -175,6 +175,7 @@ def _build(
         callbacks=callbacks,
         rewards=functions,
         reward_weights=[entry.weight for _, entry in entries],
+        adapter=plan.start.adapter,
         reward_adapter=shared,
         value_lora=models.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None,
     )
@@ -183,8 +184,6 @@ def _build(
     except (ValueError, TypeError, NotImplementedError) as error:
         # TRL's and PEFT's own checks of options and data; their messages name the option.
         raise PosttrainError(f"trainer={run.trainer.kind}: {error}") from error
-    if run.peft.quantization:
-        models.keep_trained_in_float32(trainer.model)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -198,7 +197,7 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
         "output_dir": str(directory.checkpoints),
         "report_to": report_to,
         "run_name": directory.name,
-        "model_init_kwargs": models.init_kwargs(run.model, plan.precision),
+        "model_init_kwargs": models.init_kwargs(run.model, plan.precision, plan.start.revision),
         "trust_remote_code": run.model.trust_remote_code,
         "disable_tqdm": True,
         "save_total_limit": 1,
@@ -240,16 +239,10 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
                 "commit": hub.commit(run.model.path, run.model.revision),
                 "parameters": plan.parameters[0],
             },
-            "base": {
-                "path": run.model.path,
-                "local": False,
-                "revision": run.model.revision,
-                "commit": hub.commit(run.model.path, run.model.revision),
-                "dtype": plan.precision.dtype,
-            },
+            "base": lineage.base_record(run, plan.start, directory.path, plan.precision.dtype),
             "adapter": run.peft.lora if run.peft.method == "lora" else None,
             "quantization": run.peft.quantization or None,
-            "parents": [entry.model for entry in run.reward.values() if entry.model],
+            "parents": lineage.parents(run, plan.start),
             "data": plan.data.source,
             "seed": run.trainer.args.get("seed", 42),
             "precision": str(plan.precision),
@@ -297,6 +290,7 @@ def _finish(
     plan.tokenizer.save_pretrained(half)
     write_card(half, run, record)
     directory.put_model(half)
+    record["content"] = directory.made()
     report.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"
     record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,175 @@
+"""The learning curves in docs/ppo.md: PPO on SmolLM2 against a plain reward and against a learned one, several seeds.
+
+    python benchmarks/ppo_learning.py                          # CPU: rollouts of 32 answers of 16 tokens
+    python benchmarks/ppo_learning.py --size gpu               # rollouts of 128 answers of 32 tokens
+
+The task: go on from the first eight words of a sentence from SQuAD's contexts in a positive tone. The plain reward is
+VADER's sentiment itself. The learned one is a reward model, trained on pairs that SmolLM2 wrote and VADER judged; VADER
+then stays behind as the gold reward that training never sees. Prompts of training and of measuring come from different
+articles. Finished parts are taken from outputs/, so that the same command goes on after a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+WORDS, TRAIN, HELD_OUT = 8, 2048, 64
+SIZES = {
+    "cpu": {"batch": 32, "tokens": 16, "rollouts": 40, "pairs": 512, "learning_rate": 3e-4},
+    "gpu": {"batch": 128, "tokens": 32, "rollouts": 100, "pairs": 2048, "learning_rate": 3e-4},
+}
+BETA = 0.05
+TITLES = {"plain": "plain reward: VADER's sentiment", "learned": "learned reward model"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("docs/ppo_learning.png"))
+    options = parser.parse_args()
+    size = SIZES[options.size]
+    prompts = write_prompts(Path("outputs/ppo_learning_prompts"))
+    data = [
+        f"data.path={prompts / 'train.jsonl'}",
+        f"data.eval_path={prompts / 'held_out.jsonl'}",
+        "data.eval_split=null",
+    ]
+    model = reward_model(size, data)
+    runs = {
+        name: [ppo(name, seed, reward, size, data) for seed in range(options.seeds)]
+        for name, reward in (
+            ("plain", ["reward=sentiment", "trainer.args.value_mode=head"]),
+            ("learned", ["reward=rm", f"reward.rm.model={model}", "trainer.args.value_mode=head"]),
+        )
+    }
+    print(f"reward model: held-out preference accuracy {metrics(model)[-1]['eval_accuracy']:.3f}\n")
+    table(runs)
+    draw(runs, options.out)
+
+
+def write_prompts(folder: Path) -> Path:
+    """The first words of SQuAD's contexts, one prompt a line; training and held-out ones from different articles."""
+    from posttrain.data import squad
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, name, count in (("train", "train", TRAIN), ("test", "held_out", HELD_OUT)):
+        contexts = [turns[-1]["content"].removeprefix("Context: ") for turns in squad.load()[split]["prompt"]]
+        heads = dict.fromkeys(" ".join(context.split()[:WORDS]) for context in contexts)
+        lines = [json.dumps({"prompt": head}) + "\n" for head in list(heads)[:count]]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def reward_model(size: dict[str, Any], data: list[str]) -> Path:
+    """Pairs of SmolLM2's own completions, the better by VADER as chosen, and a reward model trained on them."""
+    pairs = run(
+        "learning_pairs",
+        *("+recipe=ppo_smollm2", "job=sample", "reward=sentiment", *data),
+        *(f"sample.prompts={size['pairs']}", f"sample.max_new_tokens={size['tokens']}", "sample.n=4"),
+        *("sample.select=pairs", "sample.margin=0.2", "sample.batch_size=64"),
+    )
+    return run(
+        "learning_reward",
+        *("+recipe=reward_smollm2", f"data.path={pairs}", "data.eval_split=null", "data.eval_size=64"),
+        *("data.max_train_rows=null", "trainer.args.num_train_epochs=2", "trainer.args.eval_strategy=epoch"),
+    )
+
+
+def ppo(name: str, seed: int, reward: list[str], size: dict[str, Any], data: list[str]) -> Path:
+    options = {
+        "seed": seed,
+        "beta": BETA,
+        "learning_rate": size["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "max_completion_length": size["tokens"],
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": size["batch"] // 32,
+        "per_device_eval_batch_size": HELD_OUT,
+        "max_steps": 2 * size["rollouts"],  # two PPO epochs of one minibatch
+    }
+    return run(
+        f"learning_{name}_{seed}",
+        *("+recipe=ppo_smollm2", *reward, *data, "data.max_train_rows=null", f"data.max_eval_rows={HELD_OUT}"),
+        *(f"trainer.args.{key}={value}" for key, value in options.items()),
+        *("probe=default", "+probe.rewards.sentiment.function=posttrain.rewards.text.sentiment"),
+        *(f"probe.prompts={HELD_OUT}", f"probe.max_new_tokens={size['tokens']}"),
+    )
+
+
+def run(name: str, *overrides: str) -> Path:
+    """Run the command, or find it finished; its run directory."""
+    command = [sys.executable, "-m", "posttrain", *overrides, f"name={name}", "tracking=none"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return max(Path("outputs").glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def ends(folder: Path, name: str) -> tuple[float, float]:
+    """First and last value of a metric."""
+    values = [row[name] for row in metrics(folder) if name in row]
+    return values[0], values[-1]
+
+
+def table(runs: dict[str, list[Path]]) -> None:
+    """Held-out figures before and after, mean and standard deviation over the seeds, as Markdown."""
+    shown = {
+        "eval_reward": "reward it trains on",
+        "probe/rewards/sentiment": "VADER's sentiment (gold)",
+        "probe/kl": "KL to the start (nats per answer)",
+    }
+    print("| reward | held out, mean (standard deviation) over seeds | before | after |\n|---|---|---|---|")
+    for name, folders in runs.items():
+        for metric, title in shown.items():
+            pairs = [ends(folder, metric) for folder in folders]
+            before, after = (
+                f"{statistics.mean(values):.3f} ({statistics.stdev(values) if len(values) > 1 else 0:.3f})"
+                for values in zip(*pairs, strict=True)
+            )
+            print(f"| {name} | {title} | {before} | {after} |")
+
+
+def draw(runs: dict[str, list[Path]], out: Path) -> None:
+    """Reward and KL of every rollout, each on prompts not seen before, smoothed over five; a line per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.4))
+    for axis, (name, folders) in zip(axes, runs.items(), strict=False):
+        for seed, folder in enumerate(folders):
+            axis.plot(*smoothed(folder, "reward"), lw=1.4, label=f"seed {seed}")
+        axis.set_title(TITLES[name], fontsize=10)
+        axis.set_ylabel("reward of a rollout", fontsize=8)
+        axis.legend(fontsize=8, frameon=False)
+    for name, color in (("plain", "tab:blue"), ("learned", "tab:orange")):
+        for seed, folder in enumerate(runs[name]):
+            axes[2].plot(*smoothed(folder, "objective/kl"), lw=1.2, color=color, label=None if seed else name)
+    axes[2].set_title("KL to the start (nats per answer)", fontsize=10)
+    axes[2].legend(fontsize=8, frameon=False)
+    for axis in axes:
+        axis.set_xlabel("rollout", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+def smoothed(folder: Path, name: str, width: int = 5) -> tuple[list[int], list[float]]:
+    values = [row[name] for row in metrics(folder) if name in row]
+    means = [statistics.mean(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
+    return list(range(1, len(values) + 1)), means
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Run a pipeline: each stage that is not finished in a process of its own, then one table over all of them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from posttrain import __version__
+from posttrain.config import Origin, Run
+from posttrain.console import console
+from posttrain.errors import PosttrainError
+from posttrain.pipeline import process, table
+from posttrain.pipeline.plan import Progress, Step
+from posttrain.pipeline.stages import Stage, Stages, read
+from posttrain.rundir import RunDirectory, write_json
+
+
+def pipeline(run: Run, origin: Origin) -> float | None:
+    """Run the stages in order, what is finished used again; returns the metric named by `objective`."""
+    stages = read(run.stages, run.common)
+    directory = RunDirectory.of(run, origin)
+    steps = list(Progress(stages, run).steps())
+    console.print(_plan(steps, directory.name))
+    if run.dry_run:
+        for step in steps:
+            console.print(f"# {step.stage.name}\n{step.command}", soft_wrap=True, markup=False)
+        return None
+    with process.Signals() as signals:
+        job = Job(directory, Progress(stages, run), origin, signals)
+        with directory.turn(job.waiting(f"{directory.name}: another process is running this very pipeline")):
+            directory.write_config(run)
+            job.run()
+    return _objective(run.objective, job.progress)
+
+
+def _plan(steps: list[Step], title: str) -> Table:
+    """A row per stage: what it is, from which stages, what is to be done, and why."""
+    result = Table(title=f"{title}: plan", title_justify="left")
+    gated = any(step.stage.gates for step in steps)
+    for name in ("stage", "what", "from", "state", "why", *(["gate"] if gated else [])):
+        result.add_column(name, overflow="fold")
+    for step in steps:
+        what = step.run.trainer.kind if step.run.job == "train" else step.run.job
+        row = [step.stage.name, what, ", ".join(step.parents), step.state, step.why]
+        result.add_row(*map(escape, row), *([" and ".join(map(str, step.stage.gates))] if gated else []))
+    return result
+
+
+class Job:
+    """One execution of a pipeline, on record in `pipeline.json`."""
+
+    def __init__(self, directory: RunDirectory, progress: Progress, origin: Origin, signals: process.Signals):
+        self.directory = directory
+        self.progress = progress
+        self.origin = origin
+        self.signals = signals
+        self.started = time.time()
+        self.record: dict[str, Any] = {
+            "status": "running",
+            "name": directory.name,
+            "command": origin.command,
+            "recipe": origin.recipe,
+            "versions": {"posttrain": __version__},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "stages": {name: {"status": "waiting"} for name in progress.stages.stages},
+        }
+
+    @property
+    def stages(self) -> Stages:
+        return self.progress.stages
+
+    def run(self) -> None:
+        """All stages; raises `PosttrainError` at the first that fails or does not meet its gates."""
+        self._write()
+        try:
+            for stage in self.stages.stages.values():
+                self._stage(stage)
+        except PosttrainError as error:
+            self._write(status="failed", error=str(error))
+            raise
+        rounds = {name: self.progress.ended(name) for name in self.stages.rounds}
+        results = {
+            name: {"result": self.progress.resolve(name), "ended": ended[1] if ended else None}
+            for name, ended in rounds.items()
+        }
+        self._write(status="finished", rounds=results, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        self._show(results)
+
+    def _stage(self, stage: Stage) -> None:
+        step = self.progress.look(stage)
+        entry = self.record["stages"][stage.name]
+        if step.state == "skip":
+            entry.update(status="skipped", why=step.why)
+            console.print(f"[bold]{stage.name}[/] is left out: {escape(step.why)}", soft_wrap=True)
+            return
+        assert step.directory is not None, "its parents come before it"
+        entry.update(command=step.command, run=str(step.directory.path))
+        before = time.time()
+        ran = False
+        if step.state != "reuse":
+            with step.directory.turn(self.waiting(f"{stage.name}: another process is running it")):
+                # The process that was waited for may have finished it.
+                if ran := not step.directory.finished():
+                    self._execute(step, entry)
+        if not ran:
+            console.print(f"[bold]{stage.name}[/] is finished: {escape(str(step.directory.path))}", soft_wrap=True)
+        self.progress.finished[stage.name] = step.directory
+        metrics = self.progress.metrics(stage.name) or {}
+        gates = [{"gate": str(g), "value": metrics.get(g.metric), "met": g.met(metrics)} for g in stage.gates]
+        status = "finished" if ran else "reused"
+        entry.update(status=status, seconds=round(time.time() - before, 1), metrics=metrics, gates=gates)
+        self._write()
+        self._gates(stage, step, metrics)
+
+    def _execute(self, step: Step, entry: dict[str, Any]) -> None:
+        assert step.directory is not None
+        self._stop_if_asked()
+        entry["status"] = "running"
+        self._write()
+        console.print(f"\n[bold]{step.stage.name}[/] ({escape(step.why)})")
+        console.print(step.command, soft_wrap=True, markup=False)
+        log = self.directory.path / "logs" / f"{step.stage.name}.log"
+        command = [*(step.stage.launch or (sys.executable,)), "-m", "posttrain", *step.overrides]
+        status = process.execute(command, log, self.signals)
+        while self.signals.number and step.directory.busy():  # a launcher can end before what it launched
+            time.sleep(0.1)
+        self._stop_if_asked()
+        if status == 0 and step.directory.finished():
+            return
+        entry["status"] = "failed"
+        why = f"killed by {signal.Signals(-status).name}; " if status < 0 else ""
+        memory = "out of memory, most likely; " if -status == signal.SIGKILL else ""
+        raise PosttrainError(
+            f"stages.{step.stage.name}: {why}{memory}{process.last_error(log)}\n"
+            f"command  {step.command}\nlog      {log}\n"
+            f"When it is mended, the same command goes on from there: {self.origin.command}"
+        )
+
+    def _gates(self, stage: Stage, step: Step, metrics: dict[str, float]) -> None:
+        unmet = [gate for gate in stage.gates if not gate.met(metrics)]
+        for gate in unmet:
+            if gate.metric not in metrics:
+                known = ", ".join(sorted(metrics)) or "no metrics"
+                raise PosttrainError(f"{stage.path}.gate={gate}: not measured; there are {known}")
+        if unmet:
+            said = ", ".join(f"{gate} (it is {metrics[gate.metric]:.4g})" for gate in unmet)
+            assert step.directory is not None
+            raise PosttrainError(
+                f"{stage.path}.gate: not met: {said}; the run is {step.directory.path}. "
+                "Change the stage, or the gate, and call the pipeline again"
+            )
+
+    def waiting(self, message: str) -> Callable[[], None]:
+        """For `RunDirectory.turn`: says `message` once, and ends when a signal came."""
+        said = False
+
+        def wait() -> None:
+            nonlocal said
+            if not said:
+                console.print(f"{message}; waiting for it", soft_wrap=True, markup=False)
+            said = True
+            self._stop_if_asked()
+
+        return wait
+
+    def _stop_if_asked(self) -> None:
+        if not self.signals.number:
+            return
+        name = signal.Signals(self.signals.number).name
+        console.print(f"Stopped by {name}. Continue with: {self.origin.command}", soft_wrap=True, markup=False)
+        raise SystemExit(128 + self.signals.number)
+
+    def _write(self, **more: Any) -> None:
+        self.record.update(more, seconds=round(time.time() - self.started, 1))
+        write_json(self.directory.path / "pipeline.json", self.record)
+
+    def _show(self, results: dict[str, dict[str, Any]]) -> None:
+        cells = table.rows(self.progress.finished)
+        if cells:
+            table.save(self.directory.path / "table.md", cells)
+            console.print(table.rich(cells, self.directory.name))
+        for name, result in results.items():
+            because = f" ({result['ended']})" if result["ended"] else ""
+            console.print(f"{name}: {result['result']} is the result{because}", soft_wrap=True, markup=False)
+        last = list(self.progress.finished.values())[-1]
+        console.print(f"last run {last.path}", soft_wrap=True, markup=False)
+        console.print(f"pipeline {self.directory.path}", soft_wrap=True, markup=False)
+
+
+def _objective(objective: str | None, progress: Progress) -> float | None:
+    """The number a sweep optimises: `STAGE.METRIC`, or a metric of the last stage."""
+    if objective is None:
+        return None
+    name, dot, metric = objective.partition(".")
+    if not dot or name not in {*progress.stages.stages, *progress.stages.rounds}:
+        last = list(progress.stages.stages.values())[-1]
+        name, metric = last.rounds or last.name, objective
+    metrics = progress.metrics(progress.resolve(name)) or {}
+    if metric not in metrics:
+        raise PosttrainError(
+            f"objective={objective}: {name} did not measure it; there are {', '.join(sorted(metrics)) or 'no metrics'}"
+        )
+    return metrics[metric]

@@ -1,0 +1,39 @@
+"""A condition on a stage's metrics: `METRIC OP NUMBER`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+EXPRESSION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a metric has to be for the pipeline to go on."""
+
+    metric: str
+    operator: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: object, stage: str) -> Gate:
+        """Of `METRIC OP NUMBER`, the metric with or without `stage` in front; raises `ValueError` for other text."""
+        if not isinstance(text, str) or not (parts := EXPRESSION.fullmatch(text)):
+            raise ValueError(f"expected METRIC OP NUMBER with OP one of {' '.join(OPERATORS)}")
+        metric, sign, bound = parts.groups()
+        try:
+            number = float(bound)
+        except ValueError:
+            raise ValueError(f"{bound} is not a number; expected METRIC OP NUMBER") from None
+        return cls(metric.removeprefix(f"{stage}."), sign, number)
+
+    def met(self, metrics: Mapping[str, float]) -> bool:
+        """False, too, for a metric that was not measured, or is not a number."""
+        return self.metric in metrics and bool(OPERATORS[self.operator](metrics[self.metric], self.bound))
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.operator} {self.bound:g}"

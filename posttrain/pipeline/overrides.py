@@ -1,0 +1,121 @@
+"""A stage's settings as overrides of the command line, and the `Run` that these overrides give."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from functools import cache, lru_cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import ConfigCompositionException, HydraException
+
+from posttrain import config
+from posttrain.config import Run
+from posttrain.errors import PosttrainError
+
+# Text that Hydra reads as text without quotes.
+PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
+KEY = re.compile(r"[\w./-]+")
+
+
+@cache
+def groups() -> frozenset[str]:
+    """The config groups: `peft` of `peft=qlora`."""
+    return frozenset(p.name for p in (config.ROOT / "conf").iterdir() if p.is_dir())
+
+
+def flatten(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings as `a.b.c` -> value, later layers over earlier ones.
+
+    A choice of a group (`peft: qlora`) replaces what earlier layers set in that group.
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
+        # Choices first: within a layer they go together with values of their group.
+        for key, value in sorted(_leaves(layer), key=lambda item: item[0] not in groups()):
+            result = {k: v for k, v in result.items() if k != key and not k.startswith(f"{key}.")}
+            result[key] = value
+    return result
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def write(settings: Mapping[str, Any]) -> list[str]:
+    """Flat settings in Hydra's override grammar, choices of groups first."""
+    choices = {key: value for key, value in settings.items() if key in groups() and value != {}}
+    lines = [f"~{key}" if value is None else f"{key}={quote(value)}" for key, value in choices.items()]
+    return lines + [f"{key}={quote(value)}" for key, value in settings.items() if key not in groups()]
+
+
+def quote(value: Any) -> str:
+    """A value in Hydra's override grammar; it is read back as the same value of the same type."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(quote, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{quote(inner)}" for key, inner in value.items()) + "}"
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else QuotedString(text=text, quote=Quote.double).with_quotes()
+
+
+@lru_cache(maxsize=256)
+def run_of(overrides: tuple[str, ...]) -> Run:
+    """The `Run` of `python -m posttrain OVERRIDES`; raises `PosttrainError` as that command would."""
+    ready = GlobalHydra.instance().is_initialized()  # as it is inside the command
+    with nullcontext() if ready else initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
+        try:
+            return config.parse(compose("config", overrides=list(overrides)))
+        except PosttrainError:
+            raise
+        except ConfigCompositionException as error:
+            raise PosttrainError(_explain(error)) from None
+        except (HydraException, ValueError) as error:
+            raise PosttrainError(str(error).splitlines()[0]) from None
+
+
+def _explain(error: ConfigCompositionException) -> str:
+    first = str(error).splitlines()[0]
+    if unknown := re.match(r"Could not override '(.+)'\.$", first):
+        return config.unknown_key(unknown[1])
+    return first.removeprefix("Error merging override ") + (
+        f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+    )
+
+
+def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
+    """Recipes and choices that do not exist, and keys that an override cannot have."""
+    errors = [_choice("recipe", recipe)] if recipe is not None else []
+    errors += [_choice(key, value) for key, value in settings.items() if key in groups() and isinstance(value, str)]
+    errors += [
+        f"{key}: expected an option of conf/{key} or settings below it, not {value!r}"
+        for key, value in settings.items()
+        if key in groups() and value is not None and value != {} and not isinstance(value, str)
+    ]
+    errors += [f"{key}: letters, digits, _, - and / only in a key here" for key in settings if not KEY.fullmatch(key)]
+    return [error for error in errors if error]
+
+
+def _choice(group: str, option: Any) -> str:
+    ready = GlobalHydra.instance().is_initialized()
+    with nullcontext() if ready else initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
+        known = GlobalHydra.instance().config_loader().get_group_options(group)
+    if option in known:
+        return ""
+    near = difflib.get_close_matches(str(option), known, n=1)
+    return f"{group}={option}: " + (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(known)}"

@@ -1,0 +1,244 @@
+"""Which stages are finished, interrupted, new or changed, known without running them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from posttrain import __version__
+from posttrain.config import Origin, Run, TrackingConfig
+from posttrain.errors import PosttrainError
+from posttrain.pipeline import overrides
+from posttrain.pipeline.stages import Stage, Stages, read
+from posttrain.rundir import NOT_THE_RESULT, RunDirectory
+
+UNKNOWN = "????????"  # the hash of a run whose parents are not there yet
+UNSET = object()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done for one stage, and why. `state` is reuse, continue, run or skip.
+
+    `directory` is `None` while it depends on a parent that is not finished. `parents` are the stages whose runs it
+    gets, groups of rounds resolved.
+    """
+
+    stage: Stage
+    run: Run
+    overrides: tuple[str, ...]
+    directory: RunDirectory | None
+    state: str
+    why: str
+    parents: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """Ready for a shell."""
+        return shlex.join([*(self.stage.launch or ("python",)), "-m", "posttrain", *self.overrides])
+
+
+class Progress:
+    """How far a pipeline is: `finished` are the run directories that are there, by stage."""
+
+    def __init__(self, stages: Stages, run: Run):
+        self.stages = stages
+        self.output_dir = run.output_dir
+        self.shared = shared(run)
+        self.finished: dict[str, RunDirectory] = {}
+        self._places: dict[str, str] = {}
+
+    def steps(self) -> Iterator[Step]:
+        """All stages in order; a finished one is taken as such, so the stages after it are known."""
+        for stage in self.stages.stages.values():
+            step = self.look(stage)
+            if step.state == "reuse" and step.directory:
+                self.finished[stage.name] = step.directory
+            yield step
+
+    def look(self, stage: Stage) -> Step:
+        """The state of `stage`, given what is finished."""
+        parents = {key: self.resolve(name) for key, name in stage.parents.items()}
+        places = {key: self._places[parent] for key, parent in parents.items()}
+        args = tuple(arguments(stage, self.output_dir, self.shared, places))
+        run = run_of(stage, self.output_dir, self.shared, places)
+        waits = [name for name in dict.fromkeys(parents.values()) if name not in self.finished]
+        directory = None if waits else RunDirectory.of(run, Origin(stage.recipe, args, None))
+        folder = directory.name if directory else f"{run.name}-{UNKNOWN}"
+        self._places[stage.name] = str(Path(run.output_dir) / folder)
+        step = Step(stage, run, args, directory, "run", "new", tuple(dict.fromkeys(parents.values())))
+        state, why = self._state(step, waits)
+        return replace(step, state=state, why=why)
+
+    def _state(self, step: Step, waits: list[str]) -> tuple[str, str]:
+        stage, directory = step.stage, step.directory
+        if stage.rounds and (ended := self.ended(stage.rounds)) and ended[0] < stage.number:
+            return "skip", ended[1]
+        if directory and directory.finished():
+            return "reuse", "finished"
+        if directory and directory.record():
+            if directory.busy():
+                return "continue", "another process is running it"
+            checkpoint = directory.last_checkpoint()
+            return "continue", f"{checkpoint.name if checkpoint else 'the start'} of an interrupted run"
+        before = newest(Path(step.run.output_dir), step.run.name or stage.name)
+        if before is None:
+            return "run", "new"
+        changes = differences(before.path / "config.yaml", step.run, without=stage.parents)
+        if changes:
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            return "run", f"changed: {', '.join(changes[:3])}{more}"
+        version = ((before.record() or {}).get("versions") or {}).get("posttrain", __version__)
+        if version != __version__:
+            return "run", f"changed: posttrain {version} -> {__version__}"
+        if waits:
+            return "run", f"its parent {waits[0]} runs again"
+        return "run", f"its parent {' or '.join(step.parents)} changed" if step.parents else "changed: a file it reads"
+
+    def metrics(self, name: str) -> dict[str, float] | None:
+        """The final metrics of a finished stage."""
+        return (self.finished[name].record() or {}).get("metrics", {}) if name in self.finished else None
+
+    def resolve(self, name: str) -> str:
+        """The stage that `name` stands for: itself, or the result of a group of rounds as far as it is known."""
+        group = self.stages.rounds.get(name)
+        if group is None:
+            return name
+        ended = self.ended(name)
+        if ended is None:
+            return group.results[-1]
+        return group.results[ended[0] - 2] if ended[0] > 1 else self.resolve(group.start or group.results[0])
+
+    def ended(self, name: str) -> tuple[int, str] | None:
+        """The round of the group `name` after which no other runs, and why; `None` while the metric rises."""
+        group = self.stages.rounds[name]
+        if group.metric is None:
+            return None
+        start = self.resolve(group.start) if group.start else None
+        before = (self.metrics(start) or {}).get(group.metric) if start else None
+        for number, measured in enumerate(group.measured, start=1):
+            values = self.metrics(measured)
+            round_ = [s.name for s in self.stages.stages.values() if (s.rounds, s.number) == (name, number)]
+            if values is None or not all(stage in self.finished for stage in round_):
+                return None
+            if group.metric not in values:
+                raise PosttrainError(
+                    f"stages.{name}.stop={group.metric}: {measured} did not measure it; there are "
+                    f"{', '.join(sorted(values))}"
+                )
+            value = values[group.metric]
+            if before is not None and not value > before:
+                than = group.results[number - 2] if number > 1 else start
+                return number, f"{measured} has {group.metric} {value:.4g}, not above {before:.4g} of {than}"
+            before = value
+        return None
+
+
+def shared(run: Run) -> dict[str, Any]:
+    """The pipeline's own `tracking`, which all stages have unless they choose another."""
+    default = asdict(TrackingConfig())
+    return {"tracking": {k: v for k, v in asdict(run.tracking).items() if v != default[k]}}
+
+
+def arguments(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> list[str]:
+    """The overrides of a stage's command; `parents` maps config keys to run directories."""
+    words = [f"+recipe={stage.recipe}"] if stage.recipe else []
+    own = {"name": stage.name, **({"output_dir": output_dir} if output_dir != "outputs" else {})}
+    return words + overrides.write(overrides.flatten(own, below, stage.settings, parents))
+
+
+def run_of(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> Run:
+    """The `Run` of that command; composed once for a stage, whatever its parents' directories turn out to be."""
+    unknown = {key: str(Path(output_dir) / f"{name}-{UNKNOWN}") for key, name in stage.parents.items()}
+    run = overrides.run_of(tuple(arguments(stage, output_dir, below, unknown)))
+    names = {unknown[key]: place for key, place in parents.items() if unknown[key] != place}
+    return _replaced(run, names) if names else run
+
+
+def _replaced(value: Any, names: Mapping[str, str]) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _replaced(getattr(value, f.name), names) for f in fields(value)})
+    if isinstance(value, dict):
+        return {key: _replaced(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, names) for inner in value]
+    for old, new in names.items() if isinstance(value, str) else ():
+        value = value.replace(old, new)
+    return value
+
+
+def newest(output_dir: Path, name: str) -> RunDirectory | None:
+    """The run directory of that name that was begun last."""
+    found = [p for p in output_dir.glob(f"{name}-{'[0-9a-f]' * 8}") if (p / "config.yaml").is_file()]
+    return RunDirectory(max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)) if found else None
+
+
+def differences(file: Path, run: Run, without: Mapping[str, str]) -> list[str]:
+    """The settings in which `run` is another than the one of that `config.yaml`, as `key old -> new`."""
+    old = overrides.flatten(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+    new = overrides.flatten(asdict(run))
+    keys = [k for k in dict.fromkeys([*new, *old]) if k.partition(".")[0] not in NOT_THE_RESULT and k not in without]
+    pairs = [(key, old.get(key, UNSET), new.get(key, UNSET)) for key in keys]
+    return [f"{key} {_figure(a)} -> {_figure(b)}" for key, a, b in pairs if a != b and {} not in (a, b)]
+
+
+def _figure(value: Any) -> str:
+    if value is UNSET:
+        return "unset"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check(run: Run) -> Stages:
+    """Raise `PosttrainError` with all that is wrong in any stage; stages that get others' runs are given stand-ins."""
+    from posttrain import preflight
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PosttrainError("job=pipeline: starts its own processes; call it with python, and set stages.NAME.launch")
+    stages, errors = read(run.stages, run.common), []
+    with tempfile.TemporaryDirectory() as folder:
+        stand_ins: dict[str, str] = {}
+        for stage in stages.stages.values():
+            parents = {key: stand_ins.get(_first(stages, name), folder) for key, name in stage.parents.items()}
+            wrong = overrides.check(stage.settings, stage.recipe)
+            try:
+                if not wrong:
+                    own = run_of(stage, run.output_dir, shared(run), parents)
+                    stand_ins[stage.name] = _stand_in(Path(folder) / stage.name, own)
+                    preflight.check(own)
+            except PosttrainError as error:
+                wrong = str(error).replace(f"{folder}{os.sep}", "").splitlines()
+            errors += [f"{stage.path}.{line}" for line in wrong]
+    if errors:
+        raise PosttrainError("\n".join(dict.fromkeys(errors)))
+    return stages
+
+
+def _first(stages: Stages, name: str) -> str:
+    return stages.rounds[name].results[0] if name in stages.rounds else name
+
+
+def _stand_in(folder: Path, run: Run) -> str:
+    """A folder that passes for the finished run of `run`, as far as can be seen without its weights."""
+    adapter = run.peft.lora if run.peft.method == "lora" and run.job == "train" else None
+    base = {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": None, "dtype": "auto"}
+    record: dict[str, Any] = {
+        "status": "finished",
+        "job": run.job,
+        "trainer": run.trainer.kind,
+        "base": base,
+        "adapter": adapter,
+    }
+    record |= {"model": {"path": run.model.path}, "quantization": run.peft.quantization or None, "parents": []}
+    model = RunDirectory(folder).model
+    model.mkdir(parents=True)
+    (model / ("config.json" if adapter is None else "adapter_config.json")).write_text("{}", encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return str(folder)

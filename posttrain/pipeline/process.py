@@ -1,0 +1,78 @@
+"""A stage's own process: output to the terminal and into a log, SIGTERM and SIGINT passed on."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from posttrain.pipeline.stages import search_path
+
+# What Hydra says below every error.
+HINT = "Set the environment variable HYDRA_FULL_ERROR"
+
+
+class Signals:
+    """While entered, SIGTERM and SIGINT are noted, and go to the running stage, which saves and ends."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        if self.process is not None and self.process.poll() is None:
+            # The group: `accelerate launch` does not pass signals on.
+            os.killpg(self.process.pid, number)
+
+
+def execute(command: Sequence[str], log: Path, signals: Signals) -> int:
+    """Run `command` to its end and return its exit status, negative for a signal."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": search_path()}
+    environment.setdefault("WANDB_RUN_GROUP", log.parent.parent.name)  # the pipeline's stages together in W&B
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as sink, log.open("rb") as source:
+        sink.write(f"$ {shlex.join(command)}\n".encode())
+        sink.flush()
+        source.seek(0, os.SEEK_END)
+        # Into the file, not through this process: a stage outlives a pipeline that is killed. A session of its own,
+        # or Ctrl-C would reach it twice.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment, start_new_session=True
+        )
+        signals.process = process
+        if signals.number:  # it came before the process was known
+            os.killpg(process.pid, signals.number)
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        ended = False
+        while not ended:
+            ended = process.poll() is not None
+            sys.stdout.write(decode(source.read()))
+            sys.stdout.flush()
+            if not ended:
+                time.sleep(0.1)
+        signals.process = None
+    return process.returncode
+
+
+def last_error(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith(HINT)), "no output")

@@ -1,0 +1,186 @@
+"""Lineage: what a run that continues another begins with, is measured against, and refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import compose, rows, weights
+from trl.trainer.utils import use_adapter
+
+from posttrain import lineage, preflight
+from posttrain.errors import PosttrainError
+
+LORA = ("peft=lora", "peft.lora.r=4", "trainer.args.learning_rate=0.05")
+PROMPT = torch.arange(3, 11).unsqueeze(0)
+
+
+@pytest.fixture
+def sft(train):
+    """A finished SFT run whose adapter has moved far from zero."""
+    return train("+recipe=sft_smollm2", *LORA)
+
+
+def logits(path):
+    with torch.no_grad():
+        return lineage.load(lineage.source(str(path)))(PROMPT).logits.float()
+
+
+def begin(*overrides):
+    run, _ = compose(*overrides)
+    return lineage.start(run)
+
+
+def at_start(monkeypatch, look):
+    """Call `look(trainer)` when training is about to begin."""
+    from transformers import Trainer
+
+    original = Trainer.train
+
+    def train(trainer, *args, **kwargs):
+        look(trainer)
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", train)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft", "grpo", "kto", "ppo"])
+def test_an_adapter_goes_on_from_its_parent_and_is_measured_against_it(kind, sft, train, monkeypatch):
+    """The policy starts at a KL of exactly 0 from the parent, with no second base in memory."""
+    seen = {}
+
+    def look(trainer):
+        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        with torch.no_grad(), trainer.accelerator.autocast():
+            for name, adapter in (("policy", "default"), ("reference", "ref"), ("base", None)):
+                with use_adapter(model, adapter):
+                    seen[name] = model(PROMPT).logits.float()
+        seen["second model"] = getattr(trainer, "ref_model", None)
+        model.train()
+
+    at_start(monkeypatch, look)
+    extra = {
+        "grpo": (
+            "+reward.letter.function=rewards_for_tests.letter",
+            "trainer.args.max_completion_length=4",
+            "trainer.args.num_generations=4",
+        ),
+        "ppo": (
+            "+reward.letter.function=rewards_for_tests.letter",
+            "trainer.args.max_completion_length=4",
+            "trainer.args.value_mode=adapter",
+        ),
+    }.get(kind, ())
+    child = train(
+        f"+recipe={kind}_smollm2", *LORA, f"model.init_from={sft.path}", "trainer.args.max_steps=2", "probe.prompts=2",
+        "probe.max_new_tokens=4", "probe=default", *extra,
+    )  # fmt: skip
+    assert torch.equal(seen["policy"], seen["reference"])
+    assert seen["second model"] is None
+    assert torch.allclose(seen["policy"], logits(sft.path), atol=1e-5)
+    assert (seen["policy"] - seen["base"]).abs().max() > 1e-2
+    assert next(row["probe/kl"] for row in rows(child.metrics) if "probe/kl" in row) == 0
+    assert not torch.allclose(logits(child.path), logits(sft.path), atol=1e-4)
+    record = child.record()
+    assert [(p["role"], p["name"], p["content"]) for p in record["parents"]] == [
+        ("policy", sft.name, sft.record()["content"])
+    ]
+    assert not (child.model / "ref").exists()
+
+
+def test_a_quantized_adapter_goes_on_bit_for_bit(train, monkeypatch):
+    """TRL rounds a quantized model's adapter to bfloat16; the parent's weights go in as they were saved."""
+    four_bit = ("peft=qlora", "peft.lora.r=4", "trainer.args.learning_rate=0.05")
+    parent = train("+recipe=sft_smollm2", *four_bit)
+    seen = {}
+
+    def look(trainer):
+        for name, parameter in trainer.model.named_parameters():
+            if ".default." in name or ".ref." in name:
+                seen[name] = parameter.detach().clone()
+
+    at_start(monkeypatch, look)
+    train("+recipe=dpo_smollm2", *four_bit, f"model.init_from={parent.path}", "trainer.args.max_steps=1")
+    for name, saved in weights(parent.model).items():
+        for adapter in ("default", "ref"):
+            assert torch.equal(seen[name.replace(".weight", f".{adapter}.weight")], saved)
+
+
+def test_a_reward_model_goes_on_from_a_policy_and_ppo_shares_the_base(sft, train, monkeypatch):
+    seen = {}
+    at_start(monkeypatch, lambda trainer: seen.update({n: p.clone() for n, p in trainer.model.named_parameters()}))
+    reward = train("+recipe=reward_smollm2", *LORA, f"model.init_from={sft.path}", "trainer.args.max_steps=1")
+    for name, saved in weights(sft.model).items():
+        assert torch.equal(seen[name.replace(".weight", ".default.weight")], saved)
+    ppo = train(
+        "+recipe=ppo_smollm2", *LORA, f"model.init_from={sft.path}", "reward=rm", f"reward.rm.model={reward.path}",
+        "trainer.args.max_steps=1", "trainer.args.max_completion_length=4",
+    )  # fmt: skip
+    adapters = {name.split(".")[-2] for name in seen if "lora_A" in name}
+    assert [p["role"] for p in ppo.record()["parents"]] == ["policy", "reward.rm"]
+    assert {"default", "ref", "reward"} <= adapters
+
+
+def test_a_full_run_goes_on_with_its_own_weights(train, monkeypatch):
+    parent = train("+recipe=sft_smollm2", "peft=none", "trainer.args.learning_rate=0.01")
+    seen = {}
+
+    def look(trainer):
+        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        with torch.no_grad():
+            seen["policy"] = model(PROMPT).logits
+            with use_adapter(model, None):
+                seen["reference"] = model(PROMPT).logits
+
+    at_start(monkeypatch, look)
+    child = train("+recipe=dpo_smollm2", *LORA, f"model.init_from={parent.path}", "trainer.args.max_steps=1")
+    assert torch.allclose(seen["policy"], logits(parent.path), atol=1e-5)
+    assert torch.equal(seen["policy"], seen["reference"])
+    assert child.record()["base"]["path"] == f"../{parent.name}/model"
+    assert logits(child.path).shape == seen["policy"].shape
+    again = train("+recipe=sft_smollm2", *LORA, f"model.init_from={child.path}", "trainer.args.max_steps=1")
+    assert again.record()["base"]["path"] == f"../{parent.name}/model"
+
+
+def test_a_moved_tree_still_loads_and_a_lost_base_is_named(train, tmp_path):
+    parent = train("+recipe=sft_smollm2", "peft=none")
+    child = train("+recipe=sft_smollm2", *LORA, f"model.init_from={parent.path}", "trainer.args.max_steps=1")
+    before = logits(child.path)
+    (tmp_path / "outputs").rename(tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere" / child.name
+    assert torch.equal(logits(moved), before)
+    shutil.rmtree(tmp_path / "elsewhere" / parent.name)
+    with pytest.raises(PosttrainError, match=rf"was trained on .*{parent.name}/model, which is not there any more"):
+        lineage.source(str(moved))
+
+
+def test_what_does_not_fit_is_refused_before_weights_load(sft, train, tmp_path):
+    child = ("+recipe=dpo_smollm2", "model=tiny", "peft=lora", "peft.lora.r=4", "data.path=pairs.jsonl")
+    with pytest.raises(
+        PosttrainError, match=r"model\.path=embedded:smollm2: .*another base; set model.path=embedded:tiny"
+    ):
+        begin(*child, "model=smollm2", f"model.init_from={sft.path}")
+    with pytest.raises(PosttrainError, match="not the run directory of a training run"):
+        begin(*child, "model.init_from=embedded:tiny")
+    with pytest.raises(PosttrainError, match="no such folder"):
+        begin(*child, "model.init_from=./nowhere")
+    other = tmp_path / "other.jinja"
+    other.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    run, _ = compose(*child, f"model.init_from={sft.path}", f"model.chat_template={other}", "data.eval_split=null")
+    with pytest.raises(
+        PosttrainError, match=r"model\.chat_template=.*trained with another; leave model.chat_template out"
+    ):
+        preflight.prepare(run, tmp_path)
+    with pytest.raises(PosttrainError, match=rf"an adapter, not a whole model; set model.init_from={sft.path}"):
+        begin(*child, f"model.path={sft.path}")
+    reward = train("+recipe=reward_smollm2", *LORA, "trainer.args.max_steps=1")
+    with pytest.raises(PosttrainError, match="a reward model, which dpo cannot train further"):
+        begin(*child, f"model.init_from={reward.path}")
+    record = json.loads((sft.path / "run.json").read_text())
+    (sft.path / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    with pytest.raises(PosttrainError, match="not finished; continue it with: python -m posttrain"):
+        begin(*child, f"model.init_from={sft.path}")
+    (sft.path / "run.json").write_text(json.dumps(record))
+    (sft.model / "adapter_model.safetensors").unlink()
+    with pytest.raises(PosttrainError, match=r"adapter_model\.safetensors is missing"):
+        begin(*child, f"model.init_from={sft.path}")
