@@ -141,8 +141,8 @@ def test_a_stop_signal_ends_after_the_batch_and_says_how_to_go_on(train, monkeyp
 
 
 def test_killed_then_the_same_command(tmp_path):
-    write_pairs(tmp_path / "pairs.jsonl", 200)
-    args = [*SAMPLE[:1], *SMALL, *SAMPLE[1:], "sample.max_new_tokens=48"]
+    write_pairs(tmp_path / "pairs.jsonl", 100)
+    args = [*SAMPLE[:1], *SMALL, *SAMPLE[1:], "sample.max_new_tokens=32"]
     path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, "-m", "posttrain", *args],
@@ -160,7 +160,7 @@ def test_killed_then_the_same_command(tmp_path):
     process.kill()
     process.wait()
     killed = found[0].parent
-    assert 0 < found[0].read_bytes().count(b"\n") < 96
+    assert 0 < found[0].read_bytes().count(b"\n") < 46
     shutil.copytree(killed, tmp_path / "kept")
     from posttrain.jobs.sample import sample
 
@@ -213,8 +213,9 @@ def test_recipes_take_it_as_their_data(train, recipe, select, columns):
     if recipe == "grpo":
         options += ["trainer.args.num_generations=4", "trainer.args.max_completion_length=4"]
         options += ["trainer.args.eval_strategy=no"]
-    run = train(f"+recipe={recipe}_smollm2", *options)
-    assert run.finished()
+    trained = (recipe, select) in (("sft", "best"), ("dpo", "pairs"), ("grpo", "all"))
+    run = train(f"+recipe={recipe}_smollm2", *options, f"dry_run={not trained}")
+    assert run.finished() is trained
     data = load(DataConfig(path=str(made.path), eval_size=3), recipe)
     assert columns <= set(data.train.column_names)
     assert data.train["answers"][0] == ["yes"]

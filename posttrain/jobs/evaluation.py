@@ -178,7 +178,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         "model": plan.judged[0].source.name,
         **({"against": plan.judged[1].source.name} if len(plan.judged) > 1 else {}),
         "data": f"{plan.data['path']}: {', '.join(sets)}",
-        "rewards": ", ".join(_entries(run)) or "none",
+        **({"rewards": ", ".join(_entries(run)) or "none"} if plan.prompts else {}),
         "directory": str(directory.path),
     }
     for name, text in facts.items():
@@ -191,7 +191,7 @@ def show(directory: RunDirectory) -> None:
     record = directory.record() or {}
     values, pair = record["metrics"], len(record["parents"]) > 1 and record["evaluate"]["against"]
     share = f"{record['evaluate']['confidence']:.0%} interval"
-    table = Table(title=f"{record['model']['path']}, held out, {share}", title_justify="left")
+    table = Table(title=f"{directory.name}: {share}", title_justify="left")
     for name in ("metric", "value", *(("against", "difference") if pair else ()), "items"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name in values:
@@ -203,6 +203,7 @@ def show(directory: RunDirectory) -> None:
     alike = ["an interval of no width says that all items are alike, not that the number is certain"]
     for note in record["notes"] + (alike if any(low == high for low, high in record["intervals"].values()) else []):
         console.print(f"note     {note}", soft_wrap=True, markup=False)
+    console.print(f"model    {record['model']['path']}", soft_wrap=True, markup=False)
     if pair:
         console.print(f"against  {record['evaluate']['against']}", soft_wrap=True, markup=False)
     console.print(f"scores   {directory.scores}", soft_wrap=True, markup=False)
