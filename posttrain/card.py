@@ -26,8 +26,8 @@ def about(base: str) -> str | None:
     """What another machine must know of a base that is not simply the hub's; `None` where there is nothing to say."""
     if base in HUB_IDS:
         return (
-            f"The base was `{base}`: {HUB_IDS[base]} from a 4-bit GGUF file, dequantized. An adapter loads elsewhere on "
-            f"{HUB_IDS[base]} itself, whose weights differ a little; a merged export carries the very weights."
+            f"The base was `{base}`: {HUB_IDS[base]} from a 4-bit GGUF file, dequantized. Elsewhere an adapter loads "
+            f"on {HUB_IDS[base]} itself, whose weights differ a little; a merged export carries the very weights."
         )
     if hub_id(base) is None:
         return f"The base `{base}` exists only where it was trained: an adapter on it loads nowhere else."
@@ -49,11 +49,13 @@ def describe(folder: Path, source: Source, drift: Drift | None = None) -> None:
         text = f"{made} `{source.base}`.\n{_drift(drift)}\n## Use\n\n{_usage(source.scores, form, folder, {})}\n"
         ModelCard(f"---\ntags: [posttrain]\n---\n\n{text}").save(folder / "README.md")
         return
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from posttrain.config import parse
 
-    run = parse(OmegaConf.create(OmegaConf.load(source.run.path / "config.yaml")))
+    composed = OmegaConf.load(source.run.path / "config.yaml")
+    assert isinstance(composed, DictConfig)
+    run = parse(composed)
     _save(folder, run, source.record, form, drift)
 
 

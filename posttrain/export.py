@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
-    from posttrain.drift import Drift
     from posttrain.lineage import Source
 
 
@@ -25,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the merged weights; else the run's")
+    types = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=types, help="of the merged weights; default: that of the run's base")
     parser.add_argument(
         "--max-kl",
         metavar="X",
@@ -163,12 +163,11 @@ def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
 
     from posttrain.merge import stops
 
+    revision = source.revision or "main"
     try:
-        generation = GenerationConfig.from_pretrained(source.base, revision=source.revision)
+        generation = GenerationConfig.from_pretrained(source.base, revision=revision)
     except OSError:  # a base without one
-        generation = GenerationConfig.from_model_config(
-            AutoConfig.from_pretrained(source.base, revision=source.revision)
-        )
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source.base, revision=revision))
     stops(generation, tokenizer)
     generation.to_json_file(half / "generation_config.json")
 
@@ -181,7 +180,9 @@ def push(folder: Path, name: str, private: bool, run: str) -> str:
     api = HfApi()
     try:
         if private and api.repo_exists(name) and not api.model_info(name).private:
-            raise PosttrainError(f"--private: {name} exists and is public; make it private on its page, or another NAME")
+            raise PosttrainError(
+                f"--private: {name} exists and is public; change that on its page, or take another name"
+            )
         url = api.create_repo(name, private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=url.repo_id, folder_path=folder, commit_message=f"posttrain.export of {Path(run).name}"

@@ -154,7 +154,8 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
     try:
         model = auto.from_pretrained(origin.base, **kwargs)
     except (OSError, ValueError) as error:
-        of = "" if origin.base == origin.name else f"its base {origin.base}: "
+        of = "no such run or folder; as a hub id" if origin.base == origin.name else f"its base {origin.base}"
+        of = "" if Path(origin.name).is_dir() and not origin.adapter else f"{of}: "
         why = hub.explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
-        raise PosttrainError(f"{origin.name}: {of}{why}") from error
+        raise PosttrainError(f"RUN={origin.name}: {of}{why}") from error
     return model.eval() if origin.quantization else model.to(where).eval()

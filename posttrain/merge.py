@@ -82,7 +82,7 @@ def mark(folder: Path, made: dict[str, Any], drift: Drift | None = None) -> None
 
 def existing(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The record of an export in `folder` that is just `wanted`; `None` for no or an empty folder, else an error."""
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     record = json.loads((folder / MARK).read_text(encoding="utf-8")) if (folder / MARK).is_file() else {}
     if (made := record.get("made")) == wanted:
@@ -130,7 +130,7 @@ def merged_model(source: Source, dtype: str) -> Any:
         base = base.dequantize()
     output = getattr(torch, dtype)
     # Added in the wider of the two types, so that only the sum is rounded.
-    model = PeftModel.from_pretrained(base.to(torch.promote_types(own, output)), source.adapter)
+    model = PeftModel.from_pretrained(base.to(torch.promote_types(own, output)), str(source.adapter))
     return model.merge_and_unload().to(output).eval()
 
 
