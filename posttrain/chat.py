@@ -105,6 +105,9 @@ def turn(line: str, voices: list[Speaker], settings: Settings, terminal: Termina
             voice.reply(line, settings, terminal.emit, terminal.notice)
         except PosttrainError as error:
             terminal.notice(str(error))
+        except KeyboardInterrupt:
+            if not terminal.interactive:
+                raise
         terminal.emit("\n")
 
 

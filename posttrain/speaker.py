@@ -74,8 +74,8 @@ class Speaker:
     def reply(self, message: str, settings: Settings, emit: Say, notice: Say) -> str:
         """Answer `message`, giving the text to `emit` as it comes, and keep both in the history.
 
-        A `KeyboardInterrupt` ends the answer, and what was said until then is kept. Raises `PosttrainError` where
-        `message` alone is longer than the context, and then leaves the history as it was.
+        A `KeyboardInterrupt` passes through; what was said until then is kept. Raises `PosttrainError` where `message`
+        alone is longer than the context, and then leaves the history as it was.
         """
         import torch
         from transformers import set_seed
@@ -99,10 +99,10 @@ class Speaker:
                 )
         except KeyboardInterrupt:
             streamer.end()
-            notice("stopped")
-        answer = "".join(said)
-        self.history.append({"role": "assistant", "content": answer})
-        return answer
+            raise
+        finally:
+            self.history.append({"role": "assistant", "content": "".join(said)})
+        return self.history[-1]["content"]
 
     def _fit(self, wanted: int, notice: Say) -> tuple[list[int], int]:
         """Token ids of the conversation and tokens left for the answer; drops the oldest turns where that is needed."""

@@ -127,18 +127,38 @@ def test_commands(runs, monkeypatch, capsys):
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(runs):
     (voice,) = speaker.speakers([lineage.source("embedded:tiny")])
-    parts, notices = [], []
+    terminal = chat.Terminal(interactive=True, headings=False)
+    emit, printed = terminal.emit, []
 
     def impatient(text):
-        parts.append(text)
-        if text and len([p for p in parts if p]) == 1:
+        emit(text)
+        printed.append(text)
+        if len("".join(printed)) > 3 and len(printed) < 20:
+            printed.extend([""] * 20)  # once
             raise KeyboardInterrupt
 
-    said = voice.reply("Hi", speaker.Settings(400, temperature=1.0, seed=1), impatient, notices.append)
-    assert notices == ["stopped"]
-    assert voice.history[-1] == {"role": "assistant", "content": said}
-    assert 0 < len(said) < 300
-    assert voice.reply("Hi", SETTINGS, lambda t: None, pytest.fail) is not None
+    terminal.emit = impatient
+    chat.turn("Hi", [voice], speaker.Settings(400, temperature=1.0, seed=1), terminal)
+    assert 3 < len(voice.history[-1]["content"]) < 300
+    chat.turn("And?", [voice], SETTINGS, terminal)
+    assert [turn["role"] for turn in voice.history] == ["user", "assistant"] * 2
+    terminal.interactive, printed[:] = False, []
+    with pytest.raises(KeyboardInterrupt):
+        chat.turn("Hi", [voice], speaker.Settings(400, temperature=1.0, seed=1), terminal)
+
+
+def test_at_the_prompt_ctrl_c_goes_on_and_ctrl_d_ends(monkeypatch, capsys):
+    script = iter([" Hi ", "", KeyboardInterrupt(), "there", EOFError()])
+
+    def typed(prompt):
+        event = next(script)
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert list(chat.Terminal(interactive=True, headings=False).lines()) == ["Hi", "there"]
+    assert "Ctrl-D or /exit ends" in capsys.readouterr().out
 
 
 def test_a_full_context_forgets_the_oldest_turns_and_says_so(runs):

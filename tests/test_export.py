@@ -318,7 +318,9 @@ def test_an_export_does_not_change_what_is_trained_from_the_run(run):
     assert digest(following) == before
 
 
-def test_bad_input_is_said_in_a_line(run, tmp_path, capsys):
+def test_bad_input_is_said_in_a_line(run, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "none")
     assert main(["nowhere"]) == 1
     assert capsys.readouterr().err == "RUN=nowhere: no such run directory or folder\n"
     path = run("lora")
