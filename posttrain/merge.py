@@ -26,7 +26,6 @@ from posttrain.rundir import lock, placed
 MAX_KL = 0.01
 # Mean difference in score: sigmoid's slope is at most 1/4, so a preference probability moves by at most 0.025.
 MAX_SCORE = 0.1
-DTYPES = ("float32", "bfloat16", "float16")
 MARK = "export.json"
 
 
@@ -53,7 +52,7 @@ def merge(
     with lock(folder):
         if found := existing(folder, wanted):
             drift = Drift(**found["drift"])
-            _accept(drift, limit, dtype)
+            _accept(drift, limit, dtype, f"{folder} was made with a larger --max-kl")
             return drift
         with placed(folder) as half:
             drift = _merge(source, half, dtype, prompts or held_out(source), into, limit)
@@ -113,7 +112,7 @@ def _merge(source: Source, half: Path, dtype: str | None, prompts: list[Any], in
 
     drift = ruler.drift(load_base(Source(source.name, str(half), str(half))))
     _free()
-    _accept(drift, limit, dtype)
+    _accept(drift, limit, dtype, "nothing was kept")
     if quantized:
         drift = replace(drift, original=float(ruler.distances(merged_model(original, dtype)).mean()))
     return drift
@@ -156,14 +155,14 @@ def stops(generation: Any, tokenizer: Any) -> None:
         generation.pad_token_id = tokenizer.pad_token_id
 
 
-def _accept(drift: Drift, limit: float, dtype: str | None) -> None:
+def _accept(drift: Drift, limit: float, dtype: str | None, state: str) -> None:
     if drift.mean <= limit:  # False for nan, too
         return
     wider = "" if dtype == "float32" else "--dtype float32 rounds less; "
     option = f"--max-kl {drift.mean * 1.1:.2g} accepts it" if drift.mean == drift.mean else "no limit accepts it"
     raise PosttrainError(
         f"the merged model is not the adapter on its base: {'; '.join(drift.lines())}. Allowed is a mean of {limit:g}, "
-        f"and nothing was kept; {wider}{option}"
+        f"and {state}; {wider}{option}"
     )
 
 

@@ -167,6 +167,8 @@ def test_a_merge_into_another_base_is_refused(run, monkeypatch, capsys):
     assert not list(path.glob(".*incomplete"))
     assert main([str(path), "--merge", "--max-kl", "100"]) == 0
     assert (path / "merged/model.safetensors").is_file()
+    assert main([str(path), "--merge"]) == 1
+    assert f"{path}/merged was made with a larger --max-kl" in capsys.readouterr().err
 
 
 def test_an_adapter_that_rounding_eats_is_refused_in_bfloat16_and_kept_in_float32(run):
