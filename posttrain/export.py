@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "--max-kl",
         metavar="X",
         type=float,
-        help="largest mean KL(adapter || merged) in nats per position (default 0.01); of a reward model's merge the "
+        help="largest mean KL(adapter || merged) in nats per position (default 0.02); of a reward model's merge the "
         "largest mean difference of scores (default 0.1)",
     )
     parser.add_argument(

@@ -162,7 +162,7 @@ def test_a_merge_into_another_base_is_refused(run, monkeypatch, capsys):
     monkeypatch.setattr(merge, "load_base", tampered)
     assert main([str(path), "--merge"]) == 1
     said = capsys.readouterr().err
-    assert "Allowed is a mean of 0.01, and nothing was kept" in said
+    assert "Allowed is a mean of 0.02, and nothing was kept" in said
     assert not (path / "merged").exists()
     assert not list(path.glob(".*incomplete"))
     assert main([str(path), "--merge", "--max-kl", "100"]) == 0
