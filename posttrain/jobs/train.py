@@ -226,6 +226,7 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         )
     directory.truncate_metrics(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     directory.write_config(run)
+    directory.write_prompts(plan.data)
     directory.write(
         {
             "status": "running",
