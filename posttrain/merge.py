@@ -8,7 +8,6 @@ more, to the output's type: next-token distributions of adapter-on-its-base and 
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from posttrain import card
 from posttrain.drift import Drift, Ruler, held_out
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source, load, load_base
-from posttrain.rundir import lock, placed
+from posttrain.rundir import files_digest, lock, placed
 
 # Mean KL in nats per position. In bfloat16 a right merge costs 0.002 to 0.006 on a 135M model, most of it because two
 # computations in bfloat16 never agree; another base, or the adapter lost, costs 0.2 and more (docs/export.md).
@@ -64,13 +63,8 @@ def merge(
 def identity(source: Source) -> dict[str, Any]:
     """What an export is made from, the same on every machine."""
     weights = Path(source.adapter or source.base)
-    files = sorted(weights.glob("*.safetensors"))
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 22):
-                digest.update(block)
-    return {"base": source.base_name, "revision": source.revision, "weights": digest.hexdigest()}
+    digest = files_digest(list(weights.glob("*.safetensors")))
+    return {"base": source.base_name, "revision": source.revision, "weights": digest}
 
 
 def mark(folder: Path, made: dict[str, Any], drift: Drift | None = None) -> None:

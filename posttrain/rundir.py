@@ -158,12 +158,8 @@ class RunDirectory:
                 write_atomic(path, "".join(f"{row}\n" for row in rows))
 
     def made(self) -> str:
-        """16 hex digits over weights and sampled data: what a child's `run.json` knows this run by."""
-        whole = hashlib.sha256()
-        for file in sorted([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")]):
-            whole.update(file.name.encode())
-            _feed(whole, file)
-        return whole.hexdigest()[:16]
+        """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
+        return files_digest([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")])
 
     def put_model(self, half: Path) -> None:
         """Put a folder that is written to the end in place as `model/`."""
@@ -239,6 +235,15 @@ def content(path: Path) -> str | None:
     else:
         return None
     return whole.hexdigest()
+
+
+def files_digest(files: list[Path]) -> str:
+    """16 hex digits over names and content, wherever the files lie."""
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda path: path.name):
+        whole.update(file.name.encode())
+        _feed(whole, file)
+    return whole.hexdigest()[:16]
 
 
 def _feed(digest: Any, path: Path) -> None:
