@@ -102,6 +102,8 @@ def _of_run(run: RunDirectory, path: str, key: str) -> Source:
     weights = "adapter_model.safetensors" if record.get("adapter") is not None else "config.json"
     if not (run.model / weights).is_file():
         raise PosttrainError(f"{key}={path}: model/{weights} is missing; was the folder moved in part?")
+    if "base" not in record:
+        raise PosttrainError(f"{key}={path}: its run.json does not say what it was trained on; train it again")
     if record.get("adapter") is None:
         return Source(path, str(run.model), str(run.model), dtype=record["base"]["dtype"], run=run)
     base = base_of(run, record, key)
