@@ -40,6 +40,11 @@ def command(stages, *more):
     return run, origin
 
 
+def test_null_takes_a_parent_away():
+    stages = {"sft": SFT, "dpo": {"recipe": "dpo_smollm2", "from": {"model.init_from": "sft", "data.path": None}}}
+    assert read(stages, {}).stages["dpo"].parents == {"model.init_from": "sft"}
+
+
 def message(stages, *more):
     with pytest.raises(PosttrainError) as error:
         command(stages, *more)
