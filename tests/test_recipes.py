@@ -6,8 +6,7 @@ import pytest
 from conftest import compose
 
 from posttrain import config, preflight
-from posttrain.pipeline.overrides import run_of
-from posttrain.pipeline.plan import arguments
+from posttrain.pipeline.plan import run_of
 from posttrain.pipeline.stages import read
 
 RECIPES = config.recipe_files()
@@ -46,7 +45,7 @@ def test_an_adapter_goes_on_through_all_stages_of_a_pipeline(name: str, model: s
     """One shape of adapter: a parent that had to be merged would be rounded, and quantized again."""
     pipeline = compose(f"+recipe={name}_{model}")[0]
     stages = read(pipeline.stages, pipeline.common).stages.values()
-    trained = [run_of(arguments(stage, "outputs", {}, {})) for stage in stages]
+    trained = [run_of(stage, "outputs", {}, {}) for stage in stages]
     assert len({str(run.peft.lora) for run in trained if run.job == "train"}) == 1
 
 
