@@ -15,7 +15,7 @@ from posttrain import __version__, config, lineage
 from posttrain.config import Origin, Run
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source
-from posttrain.rundir import RunDirectory
+from posttrain.rundir import RunDirectory, data_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +114,10 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
             f"{before['data']['fingerprint']}, now {data['fingerprint']}); set name=OTHER to begin a new run"
         )
     directory.write_config(run)
-    rewards = [entry.model for entry in {**run.reward, **run.probe.rewards}.values() if entry.model]
+    parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
+    entries = {**run.reward, **(run.probe.rewards if run.job == "evaluate" else {})}
+    parents += [(f"reward.{name}", entry.model) for name, entry in entries.items() if entry.model]
+    parents += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
     directory.write(
         {
             "status": "running",
@@ -124,7 +127,7 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
             "recipe": origin.recipe,
             "trainer": run.trainer.kind,
             "model": {"path": used[0].name, "base": used[0].base, "revision": used[0].revision},
-            "parents": [source.name for source in used] + rewards,
+            "parents": [lineage.parent(role, path) for role, path in parents],
             "data": data,
             "seed": run.sample.seed,
             "hardware": {"device": device(), "cpus": os.cpu_count(), "machine": platform.machine()},
