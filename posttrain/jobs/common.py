@@ -26,15 +26,18 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets")
 def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
     """The model that a job uses: `path`, or `model.init_from`, or `model.path`; raises `PosttrainError`.
 
-    A model outside runs is loaded in the type and quantization of the config, so that samples for QLoRA training come
-    from the weights that it trains on.
+    A model outside runs is loaded as the config would load it to train an adapter, in the machine's half type and with
+    its quantization, so that samples for QLoRA come from the weights that it trains on.
     """
+    from posttrain import models
+
     name = path or run.model.init_from or run.model.path
     key = key or ("model.init_from" if run.model.init_from else "model.path")
     found = lineage.source(name, run.model.revision if name == run.model.path else None, key)
     if found.run is None:
         quantization = found.quantization or run.peft.quantization
-        found = replace(found, dtype=run.model.dtype, quantization=quantization)
+        half = models.precision(run.model, replace(run.peft, method="lora"), run.trainer.args)
+        found = replace(found, dtype=half.dtype, quantization=quantization)
     return found
 
 
