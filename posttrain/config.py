@@ -237,6 +237,8 @@ def help_text() -> str:
   python -m posttrain +recipe=dpo_llama model.path=ORG/NAME data.path=pairs.jsonl
   python -m posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1 a sweep
   python -m posttrain +recipe=dpo_llama dry_run=true                    the plan; loads no weights
+  python -m posttrain +recipe=dpo_smollm2 job=sample reward=abstention  its own completions as data (docs/sample.md)
+  python -m posttrain +recipe=dpo_smollm2 job=evaluate model.init_from=RUN
   python -m posttrain job=pipeline 'stages={{...}}'                       recipes one after another (docs/pipelines.md)
 
 Recipes

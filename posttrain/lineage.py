@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import PeftConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.models import locate
-from posttrain.rundir import RunDirectory
+from posttrain.rundir import RunDirectory, data_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -242,12 +242,14 @@ def parents(run: Run, begin: Start) -> list[dict[str, Any]]:
     """The runs that this one is made from, for its `run.json`: role, path and the digest of the weights."""
     found = [("policy", run.model.init_from)] if begin.parent else []
     found += [(f"reward.{name}", entry.model) for name, entry in run.reward.items()]
-    rows = []
-    for role, path in found:
-        if path is not None:
-            record = RunDirectory(Path(os.path.expanduser(path)).absolute()).record() or {}
-            rows.append({"role": role, "path": path, "name": record.get("name"), "content": record.get("content")})
-    return rows
+    found += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
+    return [parent(role, path) for role, path in found if path is not None]
+
+
+def parent(role: str, path: str) -> dict[str, Any]:
+    """A row of `parents`; name and content of a run."""
+    record = RunDirectory(Path(os.path.expanduser(path)).absolute()).record() or {}
+    return {"role": role, "path": path, "name": record.get("name"), "content": record.get("content")}
 
 
 def base_record(run: Run, begin: Start, directory: Path, dtype: str) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_what_does_not_fit_together_is_found_before_weights_load(train, monkeypa
 def test_a_model_too_large_for_the_machine_is_an_error(train, monkeypatch):
     from posttrain import models
 
-    monkeypatch.setattr(models, "architecture", lambda run: ((10**12, 10**6), 2048))
+    monkeypatch.setattr(models, "architecture", lambda *_: ((10**12, 10**6), 2048))
     with pytest.raises(PosttrainError, match=r"weights, gradients and optimizer take 4000.0 GB.*peft=qlora"):
         train("+recipe=dpo_smollm2")
 

@@ -60,7 +60,8 @@ def test_sft_loss_and_perplexity_by_hand(train):
     low, high = record["intervals"]["loss_per_token"]
     assert low <= loss <= high
     assert record["intervals"]["perplexity"] == pytest.approx([math.exp(low), math.exp(high)], rel=1e-4)
-    assert (record["status"], record["job"], record["parents"]) == ("finished", "evaluate", [str(run.path)])
+    assert (record["status"], record["job"]) == ("finished", "evaluate")
+    assert [parent["content"] for parent in record["parents"]] == [run.record()["content"]]
     scores = rows(found.scores)
     assert [row["log_p"][0] for row in scores] == pytest.approx([total for total, _ in by_hand], abs=1e-4)
 
@@ -151,7 +152,7 @@ def test_against_another_run_on_the_same_prompts(train, capsys):
     assert metrics["against/sampled/score"] == pytest.approx(sum(b for _, b in pairs) / 8)
     low, high = record["intervals"]["difference/sampled/score"]
     assert low <= metrics["difference/sampled/score"] <= high
-    assert record["parents"] == [str(run.path), "embedded:tiny"]
+    assert [parent["path"] for parent in record["parents"]] == [str(run.path), "embedded:tiny"]
     # A reward of which less is better, by its weight.
     reversed_ = train(*online, *options, "probe.rewards.letter.weight=-1").record()["metrics"]
     assert reversed_["sampled/win_rates/letter"] == pytest.approx(1 - metrics["sampled/win_rates/letter"])

@@ -15,7 +15,7 @@ from posttrain import __version__, config, lineage
 from posttrain.config import Origin, Run
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source
-from posttrain.rundir import RunDirectory
+from posttrain.rundir import RunDirectory, data_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,15 +26,18 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets")
 def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
     """The model that a job uses: `path`, or `model.init_from`, or `model.path`; raises `PosttrainError`.
 
-    A model outside runs is loaded in the type and quantization of the config, so that samples for QLoRA training come
-    from the weights that it trains on.
+    A model outside runs is loaded as the config would load it to train an adapter, in the machine's half type and with
+    its quantization, so that samples for QLoRA come from the weights that it trains on.
     """
+    from posttrain import models
+
     name = path or run.model.init_from or run.model.path
     key = key or ("model.init_from" if run.model.init_from else "model.path")
     found = lineage.source(name, run.model.revision if name == run.model.path else None, key)
     if found.run is None:
         quantization = found.quantization or run.peft.quantization
-        found = replace(found, dtype=run.model.dtype, quantization=quantization)
+        half = models.precision(run.model, replace(run.peft, method="lora"), run.trainer.args)
+        found = replace(found, dtype=half.dtype, quantization=quantization)
     return found
 
 
@@ -114,7 +117,10 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
             f"{before['data']['fingerprint']}, now {data['fingerprint']}); set name=OTHER to begin a new run"
         )
     directory.write_config(run)
-    rewards = [entry.model for entry in {**run.reward, **run.probe.rewards}.values() if entry.model]
+    parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
+    entries = {**run.reward, **(run.probe.rewards if run.job == "evaluate" else {})}
+    parents += [(f"reward.{name}", entry.model) for name, entry in entries.items() if entry.model]
+    parents += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
     directory.write(
         {
             "status": "running",
@@ -124,7 +130,7 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
             "recipe": origin.recipe,
             "trainer": run.trainer.kind,
             "model": {"path": used[0].name, "base": used[0].base, "revision": used[0].revision},
-            "parents": [source.name for source in used] + rewards,
+            "parents": [lineage.parent(role, path) for role, path in parents],
             "data": data,
             "seed": run.sample.seed,
             "hardware": {"device": device(), "cpus": os.cpu_count(), "machine": platform.machine()},

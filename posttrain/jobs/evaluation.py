@@ -189,7 +189,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
 def show(directory: RunDirectory) -> None:
     """Each metric with its interval, and beside it that of the other model and the difference."""
     record = directory.record() or {}
-    values, pair = record["metrics"], len(record["parents"]) > 1 and record["evaluate"]["against"]
+    values, pair = record["metrics"], record["evaluate"]["against"]
     share = f"{record['evaluate']['confidence']:.0%} interval"
     table = Table(title=f"{directory.name}: {share}", title_justify="left")
     for name in ("metric", "value", *(("against", "difference") if pair else ()), "items"):

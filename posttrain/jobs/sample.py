@@ -127,7 +127,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     rows.to_parquet(half / "train.parquet")
     samples.write_card(half, run, origin, plan, completions, rows, metrics)
     directory.put_data(half)
-    common.end(directory, metrics=metrics, sample=asdict(run.sample))
+    common.end(directory, content=directory.made(), metrics=metrics, sample=asdict(run.sample))
 
 
 def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
