@@ -61,8 +61,10 @@ def write_prompts(folder: Path) -> Path:
     for split, name, count in (("train", "train", TRAIN), ("test", "held_out", HELD_OUT)):
         contexts = [turns[-1]["content"].removeprefix("Context: ") for turns in squad.load()[split]["prompt"]]
         words = [context.split("\n")[0].split() for context in contexts]
-        heads = {" ".join(row[:WORDS]): " ".join(row[WORDS : WORDS + REST]) for row in reversed(words)}
-        chosen = list(reversed(heads.items()))[:count]
+        heads: dict[str, str] = {}
+        for row in words:
+            heads.setdefault(" ".join(row[:WORDS]), " ".join(row[WORDS : WORDS + REST]))
+        chosen = list(heads.items())[:count]
         write(folder / f"{name}.jsonl", [{"prompt": head} for head, _ in chosen])
         if split == "train":
             write(folder / "sft.jsonl", [{"prompt": head, "completion": f" {rest}"} for head, rest in chosen if rest])
