@@ -60,7 +60,7 @@ def write_prompts(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split, name, count in (("train", "train", TRAIN), ("test", "held_out", HELD_OUT)):
         contexts = [turns[-1]["content"].removeprefix("Context: ") for turns in squad.load()[split]["prompt"]]
-        words = [context.split("\n")[0].split() for context in contexts]
+        words = [context.split() for context in contexts]
         heads: dict[str, str] = {}
         for row in words:
             heads.setdefault(" ".join(row[:WORDS]), " ".join(row[WORDS : WORDS + REST]))
