@@ -67,7 +67,14 @@ def write_prompts(folder: Path) -> Path:
         chosen = list(heads.items())[:count]
         write(folder / f"{name}.jsonl", [{"prompt": head} for head, _ in chosen])
         if split == "train":
-            write(folder / "sft.jsonl", [{"prompt": head, "completion": f" {rest}"} for head, rest in chosen if rest])
+            write(
+                folder / "sft.jsonl",
+                [
+                    {"prompt": head, "completion": f" {rest}"}
+                    for head, rest in chosen
+                    if rest and "Question:" not in rest
+                ],
+            )
     return folder
 
 
