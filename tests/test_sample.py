@@ -330,3 +330,27 @@ def test_dry_run_prints_the_plan_and_writes_nothing(train, capsys, tmp_path):
     assert "3 completions of up to 6 tokens" in out
     assert "eval: 8 of about" in out
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_repeated_prompt_is_read_once_and_answered_as_before(monkeypatch):
+    """Keys and values of the prompt are computed once for all its completions; what is drawn is the same."""
+    from posttrain import generate, lineage
+
+    source = lineage.source("embedded:tiny")
+    model, tok = lineage.load(source), models.tokenizer(ModelConfig(path="embedded:tiny"))
+    prompts = [[5, 9, 7], [4, 11, 12, 13, 14], [8, 6]]
+    repeated = [prompt for prompt in prompts for _ in range(3)]
+    read = []
+    original = type(model).forward
+
+    def forward(self, *args, **kwargs):
+        read.append(kwargs["input_ids"].shape)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    once = generate.generate(model, tok, repeated, batch_size=9, **options)
+    assert read[0] == (3, 4), "the three prompts, but for their last token"
+    assert read[1] == (9, 1)
+    alone = [generate.generate(model, tok, [prompt], batch_size=1, **options)[0] for prompt in repeated]
+    assert [d.ids for d in once] == [d.ids for d in alone]
