@@ -9,7 +9,8 @@ SIZE   ?= smollm2
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo sweep overhead clean
+.PHONY: help install demo test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
+        rest rft sweep overhead clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +39,10 @@ check: install  ## ruff and mypy
 format: install  ## ruff format and fixes
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
-sft reward dpo grpo rloo kto ppo: install
+sft reward dpo grpo rloo kto ppo rlhf rest rft: install
 	$(RUN) +recipe=$@_$(SIZE) $(ARGS)
+sft-dpo online-dpo: install
+	$(RUN) +recipe=$(subst -,_,$@)_$(SIZE) $(ARGS)
 sft:     ## supervised fine-tuning             (SIZE=llama for Llama 3.1 8B on a 24 GB GPU)
 reward:  ## a reward model from preference pairs
 dpo:     ## direct preference optimization
@@ -47,6 +50,11 @@ grpo:    ## group relative policy optimization
 rloo:    ## REINFORCE leave-one-out
 kto:     ## Kahneman-Tversky optimization
 ppo:     ## proximal policy optimization
+rlhf:       ## SFT, sampled and labelled pairs, reward model, PPO: one pipeline
+sft-dpo:    ## SFT, then DPO from it
+online-dpo: ## DPO, then rounds on pairs sampled from the policy
+rest:       ## reinforced self-training (ReST)
+rft:        ## rejection-sampling fine-tuning
 
 sweep: install  ## DPO's beta on a grid, by Hydra multirun
 	$(RUN) -m +recipe=dpo_$(SIZE) trainer.args.beta=0.05,0.1,0.3 $(ARGS)

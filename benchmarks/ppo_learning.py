@@ -3,10 +3,11 @@
     python benchmarks/ppo_learning.py                          # CPU: rollouts of 32 answers of 16 tokens
     python benchmarks/ppo_learning.py --size gpu               # rollouts of 128 answers of 32 tokens
 
-The task: go on from the first eight words of a sentence from SQuAD's contexts in a positive tone. The plain reward is
-VADER's sentiment itself. The learned one is a reward model, trained on pairs that SmolLM2 wrote and VADER judged; VADER
-then stays behind as the gold reward that training never sees. Prompts of training and of measuring come from different
-articles. Finished parts are taken from outputs/, so that the same command goes on after a stop.
+The task: go on from the first eight words of SQuAD's contexts in a positive tone. The plain reward is VADER's sentiment
+itself, and training begins with SmolLM2. The learned one is RLHF in miniature: SFT on how the contexts go on, pairs of
+the SFT model's own completions that VADER judged, a reward model on them, PPO from the SFT adapter; VADER then stays
+behind as the gold reward that PPO never sees. Prompts of training and of measuring come from different articles.
+Finished parts are taken from outputs/, so that the same command goes on after a stop.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WORDS, TRAIN, HELD_OUT = 8, 2048, 64
+WORDS, REST, TRAIN, HELD_OUT = 8, 12, 2048, 64
 SIZES = {
     "cpu": {"batch": 32, "tokens": 16, "rollouts": 40, "pairs": 512, "learning_rate": 3e-4},
     "gpu": {"batch": 128, "tokens": 32, "rollouts": 100, "pairs": 2048, "learning_rate": 3e-4},
@@ -41,13 +42,11 @@ def main() -> None:
         f"data.eval_path={prompts / 'held_out.jsonl'}",
         "data.eval_split=null",
     ]
-    model = reward_model(size, data)
+    start, model = reward_model(prompts, size, data)
+    rewards = {"plain": ["reward=sentiment"], "learned": ["reward=rm", f"reward.rm.model={model}"]}
+    rewards["learned"].append(f"model.init_from={start}")
     runs = {
-        name: [ppo(name, seed, reward, size, data) for seed in range(options.seeds)]
-        for name, reward in (
-            ("plain", ["reward=sentiment", "trainer.args.value_mode=head"]),
-            ("learned", ["reward=rm", f"reward.rm.model={model}", "trainer.args.value_mode=head"]),
-        )
+        name: [ppo(name, seed, reward, size, data) for seed in range(options.seeds)] for name, reward in rewards.items()
     }
     print(f"reward model: held-out preference accuracy {metrics(model)[-1]['eval_accuracy']:.3f}\n")
     table(runs)
@@ -55,31 +54,54 @@ def main() -> None:
 
 
 def write_prompts(folder: Path) -> Path:
-    """The first words of SQuAD's contexts, one prompt a line; training and held-out ones from different articles."""
+    """The first words of SQuAD's contexts, and how they go on; training and held-out ones from different articles."""
     from posttrain.data import squad
 
     folder.mkdir(parents=True, exist_ok=True)
     for split, name, count in (("train", "train", TRAIN), ("test", "held_out", HELD_OUT)):
         contexts = [turns[-1]["content"].removeprefix("Context: ") for turns in squad.load()[split]["prompt"]]
-        heads = dict.fromkeys(" ".join(context.split()[:WORDS]) for context in contexts)
-        lines = [json.dumps({"prompt": head}) + "\n" for head in list(heads)[:count]]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
+        words = [context.split() for context in contexts]
+        heads: dict[str, str] = {}
+        for row in words:
+            heads.setdefault(" ".join(row[:WORDS]), " ".join(row[WORDS : WORDS + REST]))
+        chosen = list(heads.items())[:count]
+        write(folder / f"{name}.jsonl", [{"prompt": head} for head, _ in chosen])
+        if split == "train":
+            write(
+                folder / "sft.jsonl",
+                [
+                    {"prompt": head, "completion": f" {rest}"}
+                    for head, rest in chosen
+                    if rest and "Question:" not in rest
+                ],
+            )
     return folder
 
 
-def reward_model(size: dict[str, Any], data: list[str]) -> Path:
-    """Pairs of SmolLM2's own completions, the better by VADER as chosen, and a reward model trained on them."""
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def reward_model(prompts: Path, size: dict[str, Any], data: list[str]) -> tuple[Path, Path]:
+    """SFT, pairs of its own completions with the better by VADER as chosen, a reward model on them; both runs."""
+    start = run(
+        "learning_sft",
+        *("+recipe=sft_smollm2", f"data.path={prompts / 'sft.jsonl'}", "data.eval_split=null", "data.eval_size=32"),
+        *("data.max_train_rows=512", "trainer.args.per_device_train_batch_size=16", "probe=none"),
+    )
     pairs = run(
         "learning_pairs",
-        *("+recipe=ppo_smollm2", "job=sample", "reward=sentiment", *data),
-        *(f"sample.prompts={size['pairs']}", f"sample.max_new_tokens={size['tokens']}", "sample.n=4"),
+        *("+recipe=ppo_smollm2", "job=sample", "reward=sentiment", *data, f"model.init_from={start}"),
+        *(f"sample.prompts={size['pairs']}", f"sample.max_new_tokens={2 * size['tokens']}", "sample.n=4"),
         *("sample.select=pairs", "sample.margin=0.2", "sample.batch_size=64"),
     )
-    return run(
+    model = run(
         "learning_reward",
         *("+recipe=reward_smollm2", f"data.path={pairs}", "data.eval_split=null", "data.eval_size=64"),
-        *("data.max_train_rows=null", "trainer.args.num_train_epochs=2", "trainer.args.eval_strategy=epoch"),
+        *("data.max_train_rows=null", "trainer.args.num_train_epochs=2", f"model.init_from={start}"),
+        "trainer.args.per_device_train_batch_size=16",
     )
+    return start, model
 
 
 def ppo(name: str, seed: int, reward: list[str], size: dict[str, Any], data: list[str]) -> Path:
@@ -96,7 +118,14 @@ def ppo(name: str, seed: int, reward: list[str], size: dict[str, Any], data: lis
     }
     return run(
         f"learning_{name}_{seed}",
-        *("+recipe=ppo_smollm2", *reward, *data, "data.max_train_rows=null", f"data.max_eval_rows={HELD_OUT}"),
+        *(
+            "+recipe=ppo_smollm2",
+            *reward,
+            "trainer.args.value_mode=head",
+            *data,
+            "data.max_train_rows=null",
+            f"data.max_eval_rows={HELD_OUT}",
+        ),
         *(f"trainer.args.{key}={value}" for key, value in options.items()),
         *("probe=default", "+probe.rewards.sentiment.function=posttrain.rewards.text.sentiment"),
         *(f"probe.prompts={HELD_OUT}", f"probe.max_new_tokens={size['tokens']}"),

@@ -44,6 +44,21 @@ class Source:
         """`run.json` of the run; empty for what is no run."""
         return (self.run.record() or {}) if self.run else {}
 
+    @property
+    def base_name(self) -> str:
+        """The base as other machines may know it: hub id or embedded name; a folder's path where it is local."""
+        known = self.record.get("base")
+        return known["path"] if known and not known["local"] else self.base
+
+    @property
+    def scores(self) -> bool:
+        """Whether this is a reward model, which gives a text a score and says nothing."""
+        if self.adapter:
+            return _json(Path(self.adapter) / "adapter_config.json").get("task_type") == "SEQ_CLS"
+        config = Path(self.base) / "config.json"
+        names = _json(config).get("architectures") if config.is_file() else None
+        return any(name.endswith("ForSequenceClassification") for name in names or [])
+
 
 def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
     """What `path` names: a run directory, a folder (model or adapter), a hub id or an embedded model.
@@ -55,13 +70,25 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
     if (folder / "run.json").is_file():
         return _of_run(RunDirectory(folder.absolute()), path, key)
     if (folder / "adapter_config.json").is_file():
-        known = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else known["base_model_name_or_path"]
-        return Source(path, known["base_model_name_or_path"], tokenizer, known.get("revision"), str(folder))
+        known = _json(folder / "adapter_config.json")
+        base = _locate(known["base_model_name_or_path"], key)
+        tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else base
+        return Source(path, base, tokenizer, known.get("revision"), str(folder))
     if path.startswith((".", "/", "~")) and not folder.is_dir():
         raise PosttrainError(f"{key}={path}: no such folder")
-    where = locate(path)
+    where = _locate(path, key)
     return Source(path, where, where, revision)
+
+
+def _locate(path: str, key: str) -> str:
+    try:
+        return locate(path)
+    except KeyError:
+        raise PosttrainError(f"{key}={path}: choose from embedded:smollm2, embedded:tiny") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _of_run(run: RunDirectory, path: str, key: str) -> Source:
@@ -75,6 +102,8 @@ def _of_run(run: RunDirectory, path: str, key: str) -> Source:
     weights = "adapter_model.safetensors" if record.get("adapter") is not None else "config.json"
     if not (run.model / weights).is_file():
         raise PosttrainError(f"{key}={path}: model/{weights} is missing; was the folder moved in part?")
+    if "base" not in record:
+        raise PosttrainError(f"{key}={path}: its run.json does not say what it was trained on; train it again")
     if record.get("adapter") is None:
         return Source(path, str(run.model), str(run.model), dtype=record["base"]["dtype"], run=run)
     base = base_of(run, record, key)
@@ -269,14 +298,25 @@ def add_reference(model: Any) -> None:
 
 
 def load(origin: Source, device: str | None = None, dtype: str | None = None) -> Any:
-    """The causal language model of `origin` in evaluation mode: a `PeftModel`, or a plain one.
+    """The model of `origin` in evaluation mode, a reward model with its score head: a `PeftModel`, or a plain one.
 
     Loaded as it was trained: base in the run's type and quantization, the adapter in float32.
     """
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
+    model = load_base(origin, device, dtype)
+    if origin.adapter:
+        model = PeftModel.from_pretrained(model, origin.adapter)
+    return model.eval()
+
+
+def load_base(origin: Source, device: str | None = None, dtype: str | None = None) -> Any:
+    """The weights under the adapter of `origin`, quantized as it says; raises `PosttrainError` where they are not."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from posttrain import hub
+    from posttrain.config import PeftConfig
     from posttrain.models import quantization_config
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -284,9 +324,14 @@ def load(origin: Source, device: str | None = None, dtype: str | None = None) ->
     if origin.quantization:
         kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
         kwargs["device_map"] = where
-    model: Any = AutoModelForCausalLM.from_pretrained(origin.base, **kwargs)
-    if not origin.quantization:
-        model = model.to(where)
-    if origin.adapter:
-        model = PeftModel.from_pretrained(model, origin.adapter)
-    return model.eval()
+    auto: Any = AutoModelForCausalLM
+    if origin.scores:
+        auto, kwargs["num_labels"] = AutoModelForSequenceClassification, 1
+    try:
+        model = auto.from_pretrained(origin.base, **kwargs)
+    except (OSError, ValueError) as error:
+        of = "no such run or folder; as a hub id" if origin.base == origin.name else f"its base {origin.base}"
+        of = "" if Path(origin.name).is_dir() and not origin.adapter else f"{of}: "
+        why = hub.explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
+        raise PosttrainError(f"RUN={origin.name}: {of}{why}") from error
+    return model.eval() if origin.quantization else model.to(where).eval()

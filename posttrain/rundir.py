@@ -3,6 +3,7 @@
     config.yaml     the composed config          metrics.jsonl   every logged point
     run.json        what it is, from what        checkpoints/    Transformers checkpoints
     samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
+    prompts.jsonl   held-out prompts             export/, merged/  what posttrain.export made of it
 
 A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
 scores.jsonl.
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
@@ -31,9 +32,13 @@ from posttrain import __version__
 from posttrain.config import Origin, Run
 from posttrain.errors import PosttrainError
 
+if TYPE_CHECKING:
+    from posttrain.data import Data
+
+# Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
+BESIDE = ("checkpoints", "export", "merged")
 # Settings that change where things go or what is shown, never what is trained.
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
-LOCKS = (".lock", ".turn")
 # Settings that a job does not read.
 OTHER_JOBS = {
     "train": ("sample", "evaluate"),
@@ -53,6 +58,7 @@ class RunDirectory:
         self.scores = path / "scores.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
+        self.prompts = path / "prompts.jsonl"
         self.curves = path / "curves.png"
         self._lock = FileLock(path / ".lock")
 
@@ -120,6 +126,15 @@ class RunDirectory:
     def write_config(self, run: Run) -> None:
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(run))))
 
+    def write_prompts(self, data: Data, count: int = 32) -> None:
+        """Keep the first held-out prompts, of pairs with the better answer, to compare models on later."""
+        pairs = data.eval is not None and {"prompt", "chosen"} <= set(data.eval.column_names)
+        held_out = data.eval if pairs else data.prompts
+        if held_out is not None:
+            rows = held_out.select_columns(["prompt", "chosen"] if pairs else ["prompt"])
+            lines = [json.dumps(rows[i], ensure_ascii=False) for i in range(min(count, len(rows)))]
+            write_atomic(self.prompts, "".join(f"{line}\n" for line in lines))
+
     def finished(self) -> bool:
         record = self.record()
         return record is not None and record["status"] == "finished"
@@ -143,12 +158,8 @@ class RunDirectory:
                 write_atomic(path, "".join(f"{row}\n" for row in rows))
 
     def made(self) -> str:
-        """16 hex digits over weights and sampled data: what a child's `run.json` knows this run by."""
-        whole = hashlib.sha256()
-        for file in sorted([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")]):
-            whole.update(file.name.encode())
-            _feed(whole, file)
-        return whole.hexdigest()[:16]
+        """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
+        return files_digest([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")])
 
     def put_model(self, half: Path) -> None:
         """Put a folder that is written to the end in place as `model/`."""
@@ -217,16 +228,22 @@ def content(path: Path) -> str | None:
     elif path.is_dir():
         if known := (RunDirectory(path).record() or {}).get("content"):
             return str(known)
-        for inner in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in LOCKS):
-            name = str(inner.relative_to(path))
-            if "checkpoint" in name:
-                continue
-            whole.update(f"{name} {inner.stat().st_size}".encode())
+        for inner in sorted(p for p in path.rglob("*") if p.is_file() and _counts(p.relative_to(path))):
+            whole.update(f"{inner.relative_to(path)} {inner.stat().st_size}".encode())
             if inner.name in ("config.json", "adapter_config.json", "run.json"):
                 whole.update(inner.read_bytes())
     else:
         return None
     return whole.hexdigest()
+
+
+def files_digest(files: list[Path]) -> str:
+    """16 hex digits over names and content, wherever the files lie."""
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda path: path.name):
+        whole.update(file.name.encode())
+        _feed(whole, file)
+    return whole.hexdigest()[:16]
 
 
 def _feed(digest: Any, path: Path) -> None:
@@ -243,6 +260,10 @@ def _taken(lock: FileLock, seconds: float) -> bool:
     return True
 
 
+def _counts(inner: Path) -> bool:
+    return inner.parts[0] not in BESIDE and not any(p.startswith((".", "checkpoint-")) for p in inner.parts)
+
+
 def _whole(checkpoint: Path) -> bool:
     # Transformers writes trainer_state.json last, after weights, optimizer and random state.
     try:
@@ -257,6 +278,28 @@ def _step(line: str) -> int:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
         return 1 << 62  # a line cut short by a full disk or a kill
+
+
+@contextmanager
+def placed(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
+
+    Only under `lock(folder)`: what lies at the side is then a killed process's.
+    """
+    half = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    try:
+        yield half
+        os.replace(half, folder)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def lock(folder: Path) -> FileLock:
+    """The lock for making `folder`; a second process waits."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def write_atomic(path: Path, text: str) -> None:

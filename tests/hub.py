@@ -9,11 +9,13 @@ The hub's own clients (huggingface_hub, transformers, datasets) run unchanged ag
 It differs from the real hub in that a repository has one commit, that of its files as they lie on disk now; that files
 are plain git blobs (no LFS redirect, no Xet), read whole at each request, so keep them small; that an unknown
 repository is 404 where the real hub tells an anonymous client 401; and that a gated one is 403 to all, where the real
-hub tells an anonymous client 401. Listings are not paginated, and nothing can be pushed.
+hub tells an anonymous client 401. Listings are not paginated. Whoever sends the token `TOKEN` can create models and
+commit to them; a commit keeps no history, and all its files come in the request, none by LFS or Xet.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -29,6 +31,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 # `??` so that a repository without a namespace (gpt2) is read as one, and answered RepoNotFound.
 API = re.compile(r"/api/(models|datasets)/([^/]+(?:/[^/]+)??)(?:/(revision|tree|paths-info|auth-check)(?:/(.+))?)?")
 RESOLVE = re.compile(r"/(?:(datasets)/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
+PUSH = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main")
+TOKEN = "hf_of_these_tests"
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 Query = dict[str, list[str]]
 
@@ -77,13 +81,15 @@ def reply(content: Any) -> Answer:
 class Hub:
     """The server, up while the context is open.
 
-    `gated` holds ids of repositories whose files are refused; `requests` every (method, path as sent, without its
-    query) so far, and `unimplemented` those of them that are no endpoint here: they were answered 404.
+    `gated` holds ids of repositories whose files are refused, `private` those created so; `requests` every (method,
+    path as sent, without its query) so far, and `unimplemented` those of them that are no endpoint here: they were
+    answered 404.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.gated: set[str] = set()
+        self.private: set[str] = set()
         self.requests: list[tuple[str, str]] = []
         self.unimplemented: list[tuple[str, str]] = []
 
@@ -111,9 +117,14 @@ class Hub:
             **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
         }
 
-    def answer(self, method: str, target: str, span: str, body: bytes) -> Answer:
+    def answer(self, method: str, target: str, span: str, body: bytes, authorization: str = "") -> Answer:
         url = urlsplit(target)
         self.requests.append((method, url.path))
+        push = PUSH.fullmatch(url.path)
+        if method == "POST" and (push or url.path in ("/api/repos/create", "/api/validate-yaml")):
+            if authorization != f"Bearer {TOKEN}":
+                return error(401, "", "Invalid username or password.")
+            return self._push(*push.groups(), body) if push else self._create(url.path, json.loads(body))
         if method in ("GET", "HEAD") and (match := RESOLVE.fullmatch(url.path)):
             kind, repo_id, revision, path = match.groups()
             return self._file(kind or "models", repo_id, unquote(revision), unquote(path), span)
@@ -125,6 +136,33 @@ class Hub:
                 return self._api(kind, repo_id, action or "revision", unquote(revision), unquote(path), query)
         self.unimplemented.append((method, url.path))
         return Answer(404, b"")
+
+    def _create(self, path: str, request: dict[str, Any]) -> Answer:
+        if path == "/api/validate-yaml":
+            return reply({"errors": [], "warnings": []})
+        name = f"{request['organization']}/{request['name']}"
+        if (self.root / "models" / name).exists():
+            body = {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
+            return Answer(409, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        (self.root / "models" / name).mkdir(parents=True)
+        if request.get("private") or request.get("visibility") == "private":
+            self.private.add(name)
+        return reply({"url": f"{self.url}/{name}"})
+
+    def _push(self, repo_id: str, action: str, body: bytes) -> Answer:
+        folder = self.root / "models" / repo_id
+        if not folder.is_dir():
+            return error(404, "RepoNotFound", "Repository not found")
+        if action == "preupload":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            return reply({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                target = folder / line["value"]["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(base64.b64decode(line["value"]["content"]))
+        commit = Repository.read(folder).commit
+        return reply({"commitUrl": f"{self.url}/{repo_id}/commit/{commit}", "commitOid": commit, "success": True})
 
     def _open(self, kind: str, repo_id: str, revision: str, files: bool) -> Repository | Answer:
         folder = self.root / kind / repo_id
@@ -170,7 +208,13 @@ class Hub:
             deep = query.get("recursive", ["false"])[0].lower() in ("true", "1")
             inside = (name for name in entries if not path or name.startswith(f"{path}/"))
             return reply([entries[name] for name in inside if deep or str(PurePosixPath(name).parent) == (path or ".")])
-        info = {"id": repo_id, "sha": repository.commit, "private": False, "disabled": False, "tags": []}
+        info = {
+            "id": repo_id,
+            "sha": repository.commit,
+            "private": repo_id in self.private,
+            "disabled": False,
+            "tags": [],
+        }
         gated = "manual" if repo_id in self.gated else False
         return reply(info | {"gated": gated, "siblings": [{"rfilename": name} for name in repository.files]})
 
@@ -185,7 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        answer = self.hub.answer(self.command, self.path, self.headers.get("Range", ""), body)
+        sent = {name: self.headers.get(name, "") for name in ("Range", "Authorization")}
+        answer = self.hub.answer(self.command, self.path, sent["Range"], body, sent["Authorization"])
         self.send_response(answer.status)
         for name, value in (answer.headers | {"Content-Length": str(len(answer.body))}).items():
             self.send_header(name, value)

@@ -226,7 +226,7 @@ def test_ranges_revisions_and_unimplemented_paths(tmp_path: Path) -> None:
         assert ask("GET", "/acme/../resolve/main/tiny/a%20file.txt")[2]["X-Error-Code"] == "RepoNotFound"
 
         assert hub.unimplemented == []
-        unknown = [("GET", "/api/models"), ("PUT", path), ("POST", "/api/models/acme/tiny/commit/main")]
+        unknown = [("GET", "/api/models"), ("PUT", path), ("POST", "/api/models/acme/tiny/branch/new")]
         assert [ask(*request)[0] for request in unknown] == [404, 404, 404]
         assert hub.unimplemented == unknown
         connection.close()

@@ -184,3 +184,49 @@ def test_what_does_not_fit_is_refused_before_weights_load(sft, train, tmp_path):
     (sft.model / "adapter_model.safetensors").unlink()
     with pytest.raises(PosttrainError, match=r"adapter_model\.safetensors is missing"):
         begin(*child, f"model.init_from={sft.path}")
+
+
+@pytest.mark.parametrize(
+    ("child", "why"),
+    [
+        (("peft=lora", "peft.lora.r=2"), "a new adapter: r=2, was 4"),
+        (("peft=none", "trainer.args.learning_rate=1e-3"), "full fine-tuning"),
+        (("peft=qlora", "peft.lora.r=4"), "trained on unquantized weights, now 4-bit"),
+    ],
+)
+def test_another_adapter_goes_on_top_of_the_merged_parent(child, why, sft, train, monkeypatch):
+    """The parent is merged into the weights it was trained on, once; policy and reference begin as the parent ended."""
+    seen = {}
+
+    def look(trainer):
+        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        reference = getattr(trainer, "ref_model", None)
+        with torch.no_grad(), trainer.accelerator.autocast():
+            seen["policy"] = model(PROMPT).logits.float()
+            if reference is not None:
+                seen["reference"] = reference.eval()(PROMPT).logits.float()
+            elif hasattr(model, "peft_config"):
+                with use_adapter(model, None):
+                    seen["reference"] = model(PROMPT).logits.float()
+        model.train()
+
+    at_start(monkeypatch, look)
+    run = train("+recipe=dpo_smollm2", *child, f"model.init_from={sft.path}", "trainer.args.max_steps=1")
+    assert torch.equal(seen["policy"], seen["reference"])
+    if "peft=qlora" not in child:  # 4-bit weights are another model, whatever was merged
+        assert torch.allclose(seen["policy"], logits(sft.path), atol=1e-4)
+    record = run.record()
+    assert record["base"]["path"] == f"../{sft.name}/merged"
+    assert record["merge"]["mean"] < 1e-4 < record["merge"]["effect"]
+    assert lineage.start(
+        compose("+recipe=dpo_smollm2", "model=tiny", *child, f"model.init_from={sft.path}")[0]
+    ).note == (f"{sft.name} merged into the weights it was trained on ({why})")
+    again = train("+recipe=sft_smollm2", *child, f"model.init_from={run.path}", "trainer.args.max_steps=1")
+    assert again.record()["parents"][0]["content"] == record["content"]
+
+
+def test_a_quantized_parent_is_merged_as_it_was_trained(train):
+    parent = train("+recipe=sft_smollm2", "peft=qlora", "peft.lora.r=4", "trainer.args.learning_rate=0.05")
+    child = train("+recipe=dpo_smollm2", *LORA, f"model.init_from={parent.path}", "trainer.args.max_steps=1")
+    merge = child.record()["merge"]
+    assert merge["mean"] < 1e-4 < merge["original"]

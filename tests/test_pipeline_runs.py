@@ -21,7 +21,7 @@ RLHF = (
     *SMALL,
     "+stages.reward={recipe: reward_smollm2, gate: 'eval_accuracy >= 0'}",
     "+stages.ppo={recipe: ppo_smollm2, reward: rm, from: {reward.rm.model: reward}}",
-    f"+stages.ppo.trainer={{args: {{{SHORT}}}}}",
+    f"+stages.ppo.trainer.args={{{SHORT}}}",
     "+stages.ppo.probe={prompts: 2, max_new_tokens: 4}",
 )
 
@@ -40,6 +40,19 @@ def start(folder, *args):
 def only(pattern):
     (found,) = Path("outputs").glob(pattern)
     return found
+
+
+def test_the_plan_imports_nothing_heavy():
+    code = (
+        "import sys, runpy; sys.argv = ['posttrain', 'job=pipeline', '+stages.a.recipe=sft_smollm2', 'dry_run=true']\n"
+        "runpy.run_module('posttrain', run_name='__main__')\n"
+        "print('heavy:', sorted({'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
+    )
+    assert "# a\npython -m posttrain +recipe=sft_smollm2 name=a" in done.stdout
+    assert "heavy: []" in done.stdout
 
 
 def test_reward_model_then_ppo_then_reused_then_only_what_changed(cli, pairs):

@@ -6,15 +6,21 @@ import pytest
 from conftest import compose
 
 from posttrain import config, preflight
+from posttrain.pipeline.plan import run_of
+from posttrain.pipeline.stages import read
 
 RECIPES = config.recipe_files()
+PIPELINES = ("rlhf", "sft_dpo", "online_dpo", "rest", "rft")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_passes_the_cheap_checks(path: Path):
     run = compose(f"+recipe={path.stem}")[0]
     preflight.check(run)
-    assert run.trainer.kind == path.stem.split("_")[0]
+    if path.stem.startswith(PIPELINES):
+        assert run.job == "pipeline"
+    else:
+        assert run.trainer.kind == path.stem.split("_")[0]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -33,7 +39,19 @@ def test_llama_recipes_are_qlora_of_8b(name: str):
     assert run.peft.lora["target_modules"] == "all-linear"
 
 
-OWN = [path.stem for path in RECIPES if path.stem.endswith("_smollm2") and not path.stem.startswith("ppo")]
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("model", ["llama", "smollm2"])
+def test_an_adapter_goes_on_through_all_stages_of_a_pipeline(name: str, model: str):
+    """One shape of adapter: a parent that had to be merged would be rounded, and quantized again."""
+    pipeline = compose(f"+recipe={name}_{model}")[0]
+    stages = read(pipeline.stages, pipeline.common).stages.values()
+    trained = [run_of(stage, "outputs", {}, {}) for stage in stages]
+    assert len({str(run.peft.lora) for run in trained if run.job == "train"}) == 1
+
+
+OWN = [
+    path.stem for path in RECIPES if path.stem.endswith("_smollm2") and not path.stem.startswith(("ppo", *PIPELINES))
+]
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -89,6 +89,7 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         shift = _shift_check(run, plan, directory, tracker)
         callbacks += [shift] if shift is not None else []
         with console.status("Loading the model") if console.is_terminal else nullcontext():
+            _merge(plan, directory)
             trainer = _build(run, plan, directory, tracker, functions, callbacks)
         if shift is not None:
             shift.trainer = trainer
@@ -125,6 +126,19 @@ def _shift_check(run: Run, plan: preflight.Plan, directory: RunDirectory, tracke
         return None
     pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
     return ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics)
+
+
+def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
+    """Merge the parent's adapter where a new one goes on top of it, verified; runs that share the parent share that."""
+    from posttrain.merge import merge
+    from posttrain.progress import console
+
+    if plan.start.merge is None:
+        return
+    drift = merge(plan.start.merge, Path(plan.start.base))
+    if main_process():
+        console.print("merged   " + "; ".join(drift.lines()))
+        directory.write({**(directory.record() or {}), "merge": asdict(drift)})
 
 
 @contextmanager
@@ -226,6 +240,7 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         )
     directory.truncate_metrics(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     directory.write_config(run)
+    directory.write_prompts(plan.data)
     directory.write(
         {
             "status": "running",

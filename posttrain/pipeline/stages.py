@@ -121,6 +121,8 @@ def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any
     if settings.get("job") == "pipeline":
         errors.append(f"{path}.job=pipeline: a stage is one run; write its stages here")
     parents = own.get("from") or {}
+    if isinstance(parents, dict):  # on a command line, null takes away what the recipe has
+        parents = {key: value for key, value in parents.items() if value is not None}
     if not isinstance(parents, dict) or not all(isinstance(v, str) for v in flatten(parents).values()):
         errors.append(f"{path}.from={parents!r}: expected config keys and stages, {{model.init_from: STAGE}}")
         parents = {}

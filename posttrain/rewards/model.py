@@ -27,7 +27,7 @@ class RewardModel:
         folder = locate(path)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = _load(folder, dtype)
+            self.model = _load(path, dtype)
         except (OSError, ValueError) as error:
             raise PosttrainError(f"reward model {path}: cannot be loaded: {str(error).splitlines()[0]}") from error
         if self.model.config.num_labels != 1:
@@ -62,17 +62,16 @@ class RewardModel:
         return ids(self.tokenizer, whole)[: self.max_length]
 
 
-def _load(folder: str, dtype: str) -> Any:
-    from pathlib import Path
-
+def _load(path: str, dtype: str) -> Any:
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (Path(folder) / "adapter_config.json").is_file():
-        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=dtype, use_safetensors=True
-        )
-    return model.to(device).eval()
+    from posttrain import lineage
+
+    origin = lineage.source(path, key="reward model")
+    if origin.run is not None:  # on the weights it was trained on: their type and quantization decide its scores
+        return lineage.load(origin, dtype=None if dtype == "auto" else dtype)
+    auto: Any = AutoPeftModelForSequenceClassification if origin.adapter else AutoModelForSequenceClassification
+    kwargs = {} if origin.adapter else {"use_safetensors": True}
+    model = auto.from_pretrained(origin.adapter or origin.base, num_labels=1, dtype=dtype, **kwargs)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

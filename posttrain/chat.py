@@ -1,0 +1,184 @@
+"""`python -m posttrain.chat RUN [RUN2]`: talk to a run or a model, or to two of them side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from posttrain.speaker import Settings, Speaker
+
+COMMANDS = (
+    "/system TEXT sets the system prompt (alone: none), /reset begins anew, /exit or Ctrl-D ends, "
+    "Ctrl-C stops an answer"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m posttrain.chat",
+        description=__doc__.split(": ", 1)[1].capitalize(),
+        epilog=f"In the chat: {COMMANDS}. Piped input is answered line by line, without decoration.",
+    )
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a run directory, a folder, a hub id, or embedded:smollm2; at most two"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; default: the model's own setting")
+    parser.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling; default: the model's own setting")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer (default 512)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same answers again")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        chat(args)
+    except PosttrainError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # while loading, or in a pipe
+        return 130
+    return 0
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Check, load, and talk until the input ends."""
+    check(args)
+    from posttrain.jobs.train import quiet_libraries
+
+    quiet_libraries()
+    from posttrain import lineage
+    from posttrain.speaker import Settings, speakers
+
+    sources = [lineage.source(run) for run in args.runs]
+    if scoring := [source.name for source in sources if source.scores]:
+        raise PosttrainError(f"RUN={scoring[0]}: a reward model gives scores and does not answer")
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    terminal = Terminal(interactive, headings=len(sources) > 1)
+    with terminal.waiting("Loading"):
+        voices = speakers(sources)
+    for voice in voices:
+        if args.system:
+            voice.instruct(args.system)
+        if voice.plain:
+            terminal.notice(f"{voice.name} has no chat template: it continues your text")
+    settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    if interactive:
+        terminal.notice(COMMANDS)
+    for line in terminal.lines():
+        if line == "/exit":
+            return
+        if line.startswith("/"):
+            command(line, voices, terminal)
+        else:
+            turn(line, voices, settings, terminal)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `PosttrainError` with everything that is wrong in the options."""
+    errors = []
+    if len(args.runs) > 2:
+        errors.append(f"RUN: one or two, got {len(args.runs)}")
+    if args.temperature is not None and not args.temperature >= 0:
+        errors.append(f"--temperature={args.temperature}: expected 0 or more")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        errors.append(f"--top-p={args.top_p}: expected above 0, and at most 1")
+    if args.max_new_tokens < 1:
+        errors.append(f"--max-new-tokens={args.max_new_tokens}: expected at least 1")
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def turn(line: str, voices: list[Speaker], settings: Settings, terminal: Terminal) -> None:
+    """One message, answered by each; a message that is too long is said to be, and the chat goes on."""
+    for voice in voices:
+        terminal.heading(voice.name)
+        try:
+            voice.reply(line, settings, terminal.emit, terminal.notice)
+        except PosttrainError as error:
+            terminal.notice(str(error))
+        except KeyboardInterrupt:
+            if not terminal.interactive:
+                raise
+        terminal.emit("\n")
+
+
+def command(line: str, voices: list[Speaker], terminal: Terminal) -> None:
+    """/reset, /system, /help; others are named, not sent to the model."""
+    name, _, text = line.partition(" ")
+    if name == "/reset":
+        for voice in voices:
+            voice.history = []
+        terminal.notice("the conversation begins anew")
+    elif name == "/system":
+        try:
+            for voice in voices:
+                voice.instruct(text.strip() or None)
+            terminal.notice("system prompt set; the conversation begins anew" if text.strip() else "no system prompt")
+        except PosttrainError as error:
+            terminal.notice(str(error))
+    else:
+        terminal.notice(COMMANDS if name == "/help" else f"{name}: no such command. {COMMANDS}")
+
+
+class Terminal:
+    """Where a chat is read and written. In a pipe only answers go to stdout, and notices to stderr."""
+
+    def __init__(self, interactive: bool, headings: bool):
+        from rich.console import Console
+
+        self.interactive = interactive
+        self.headings = headings
+        self.errors = Console(stderr=True, highlight=False)
+        self.out = Console(highlight=False)
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        return self.out.status(text) if self.interactive else nullcontext()
+
+    def lines(self) -> Iterator[str]:
+        """What the user says, without blank lines, until Ctrl-D or the end of the pipe."""
+        if not self.interactive:
+            yield from (line.strip() for line in sys.stdin if line.strip())
+            return
+        import readline  # noqa: F401 - arrow keys and history for input()
+
+        while True:
+            try:
+                line = input("> ").strip()
+            except KeyboardInterrupt:
+                self.notice("\nCtrl-D or /exit ends")
+                continue
+            except EOFError:
+                print()
+                return
+            if line:
+                yield line
+
+    def heading(self, name: str) -> None:
+        if self.headings:
+            self.out.print(f"[bold]{_escape(name)}[/]" if self.interactive else f"# {_escape(name)}", soft_wrap=True)
+
+    def emit(self, text: str) -> None:
+        print(text, end="", flush=True)
+
+    def notice(self, text: str) -> None:
+        console = self.out if self.interactive else self.errors
+        console.print(text, style="dim" if self.interactive else None, markup=False, soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""`python -m posttrain.export RUN`: what a run has trained, ready to use elsewhere.
+
+Without `--merge` an adapter stays an adapter; with it the adapter is merged into the weights that it was trained
+against, and the result is measured against the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from posttrain.lineage import Source
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m posttrain.export", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
+    parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")
+    types = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=types, help="of the merged weights; default: that of the run's base")
+    parser.add_argument(
+        "--max-kl",
+        metavar="X",
+        type=float,
+        help="largest mean KL(adapter || merged) in nats per position (default 0.02); of a reward model's merge the "
+        "largest mean difference of scores (default 0.1)",
+    )
+    parser.add_argument(
+        "--into",
+        choices=("trained", "original"),
+        help="of a 4-bit run: its dequantized weights (default), or the original ones, which the adapter never saw",
+    )
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder; needs `hf auth login`")
+    parser.add_argument("--private", action="store_true", help="make the hub repository a private one")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        export(args)
+    except PosttrainError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def export(args: argparse.Namespace) -> None:
+    """Check, export, say what came of it, push."""
+    from posttrain.jobs.train import quiet_libraries
+
+    if not Path(args.run).expanduser().is_dir():
+        raise PosttrainError(f"RUN={args.run}: no such run directory or folder")
+    quiet_libraries()
+    from posttrain import card, lineage
+    from posttrain.progress import console
+
+    source = lineage.source(args.run)
+    check(args, source)
+    folder = args.out or Path(args.run).expanduser() / ("merged" if args.merge else "export")
+    before = folder.is_dir() and any(folder.iterdir())
+    if args.merge:
+        from posttrain.merge import merge
+
+        with console.status("Merging and measuring"):
+            drift = merge(source, folder, args.dtype, None, args.max_kl, args.into or "trained")
+        for line in drift.lines():
+            console.print(line, soft_wrap=True, markup=False)
+    else:
+        plain(source, folder)
+        if source.adapter and (note := card.about(source.base_name)):
+            console.print(note, soft_wrap=True, markup=False)
+    form = "merged" if args.merge else "adapter" if source.adapter else "model"
+    console.print(f"{form:8} {folder}{' (was there already)' if before else ''}", soft_wrap=True, markup=False)
+    if args.push_to_hub:
+        url = push(folder, args.push_to_hub, args.private, source.name)
+        console.print(f"hub      {url}", soft_wrap=True, markup=False)
+    if not source.scores:
+        console.print(f"next     python -m posttrain.chat {folder}", soft_wrap=True, markup=False)
+
+
+def check(args: argparse.Namespace, source: Source) -> None:
+    """Raise `PosttrainError` with everything that is wrong, before anything heavy."""
+    errors = []
+    if not args.merge:
+        errors += [
+            f"--{name}: only for --merge" for name in ("dtype", "max-kl", "into") if vars(args)[name.replace("-", "_")]
+        ]
+    elif source.adapter is None:
+        errors.append(f"--merge: {args.run} trained all weights, so there is nothing to merge; leave --merge out")
+    elif args.into and not source.quantization:
+        errors.append("--into: the base was not quantized, so trained and original weights are the same")
+    if args.max_kl is not None and not args.max_kl > 0:
+        errors.append(f"--max-kl={args.max_kl}: expected a number above 0")
+    if source.run is None and not args.out:
+        errors.append(f"--out: needed, since {args.run} is no run directory")
+    if args.private and not args.push_to_hub:
+        errors.append("--private: only for --push-to-hub")
+    if args.push_to_hub:
+        from huggingface_hub import get_token
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(args.push_to_hub)
+        except HFValidationError as error:
+            errors.append(f"--push-to-hub={args.push_to_hub}: {error}")
+        if get_token() is None:
+            errors.append("--push-to-hub: not logged in; run `hf auth login`, or set HF_TOKEN")
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def plain(source: Source, folder: Path) -> None:
+    """Adapter or full weights with everything to use them; a folder that holds just that stays as it is."""
+    from transformers import AutoTokenizer
+
+    from posttrain import card
+    from posttrain.merge import existing, identity, mark
+    from posttrain.rundir import lock, placed
+
+    wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
+    with lock(folder):
+        if existing(folder, wanted):
+            return
+        with placed(folder) as half:
+            weights = Path(source.adapter or source.base)
+            for pattern in ("*.safetensors", "*.safetensors.index.json", "config.json"):
+                for file in weights.glob(pattern):
+                    shutil.copyfile(file, half / file.name)
+            if source.adapter:
+                _adapter_config(source, half)
+            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
+            tokenizer.save_pretrained(half)
+            if not source.scores:
+                _generation_config(source, tokenizer, half)
+            mark(half, wanted)
+            card.describe(half, source)
+
+
+def _adapter_config(source: Source, half: Path) -> None:
+    """The adapter's config with a base that means something on another machine."""
+    from posttrain.card import hub_id
+
+    config = json.loads((Path(str(source.adapter)) / "adapter_config.json").read_text(encoding="utf-8"))
+    where = hub_id(source.base_name) or source.base_name
+    config["base_model_name_or_path"] = where
+    config["revision"] = source.revision if where == source.base_name else None
+    (half / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
+    from transformers import AutoConfig, GenerationConfig
+
+    from posttrain.merge import stops
+
+    revision = source.revision or "main"
+    try:
+        generation = GenerationConfig.from_pretrained(source.base, revision=revision)
+    except OSError:  # a base without one
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source.base, revision=revision))
+    stops(generation, tokenizer)
+    generation.to_json_file(half / "generation_config.json")
+
+
+def push(folder: Path, name: str, private: bool, run: str) -> str:
+    """Upload `folder` as one commit on the hub's model `name`; returns its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        if private and api.repo_exists(name) and not api.model_info(name).private:
+            raise PosttrainError(
+                f"--private: {name} exists and is public; change that on its page, or take another name"
+            )
+        url = api.create_repo(name, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.repo_id, folder_path=folder, commit_message=f"posttrain.export of {Path(run).name}"
+        )
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise PosttrainError(
+            f"--push-to-hub={name}: {str(error).splitlines()[0]}; the export stays in {folder}, and the same command "
+            "tries the upload again"
+        ) from error
+    return str(url)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
