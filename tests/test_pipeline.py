@@ -74,7 +74,8 @@ class Stand:
         directory.path.mkdir(parents=True, exist_ok=True)
         directory.write_config(run)
         status = self.status.get(name, 0)
-        record = {"status": "running" if status else "finished", "metrics": self.metrics.get(name, {})}
+        metrics = self.metrics.get(name, {})
+        record = {"status": "running" if status else "finished", "job": run.job, "metrics": metrics}
         parents = [entry.model for entry in run.reward.values()] + [run.data.path, run.model.init_from]
         # What a run makes follows from its settings, as it does in training.
         record["content"] = json.dumps([name, run.trainer.args, [p for p in parents if p]])
@@ -402,7 +403,7 @@ REST = {
         "start": "sft",
         "stop": "eval_loss_drop",
         "stages": {
-            "grow": {**SFT, "from": {"model.init_from": "previous"}},
+            "grow": {**SFT, "job": "sample", "from": {"model.init_from": "previous"}},
             "improve": {
                 **SFT,
                 "from": {"model.init_from": "sft", "data.path": "grow"},
