@@ -12,7 +12,8 @@ import pytest
 from conftest import ENVIRONMENT, SMALL, compose, rows, write_pairs
 from datasets import Dataset, load_dataset
 
-from posttrain.config import DataConfig
+from posttrain import generate, lineage, models
+from posttrain.config import DataConfig, ModelConfig
 from posttrain.data import load
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
@@ -334,8 +335,6 @@ def test_dry_run_prints_the_plan_and_writes_nothing(train, capsys, tmp_path):
 
 def test_a_repeated_prompt_is_read_once_and_answered_as_before(monkeypatch):
     """Keys and values of the prompt are computed once for all its completions; what is drawn is the same."""
-    from posttrain import generate, lineage
-
     source = lineage.source("embedded:tiny")
     model, tok = lineage.load(source), models.tokenizer(ModelConfig(path="embedded:tiny"))
     prompts = [[5, 9, 7], [4, 11, 12, 13, 14], [8, 6]]
