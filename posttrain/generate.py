@@ -45,7 +45,8 @@ def generate(
     """One completion for each of the prompts `encoded` (lists of token ids), in their order.
 
     `batch_size` sequences are drawn at a time, of similar length, so that little is padding; a prompt that stands in
-    a batch several times is read once. Greedy without `do_sample`. Random numbers come from torch's global generator; `progress` gets each batch as it is drawn.
+    a batch several times is read once. Greedy without `do_sample`. Random numbers come from torch's global generator;
+    `progress` gets each batch as it is drawn.
     """
     eos = eos_ids(model, tokenizer)
     drawn: dict[int, Drawn] = {}
