@@ -75,28 +75,15 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
     try:
         shared = online.shared_reward(run)
         functions = rewards.resolve({n: entry for n, entry in run.reward.items() if not shared or n != shared[0]})
-        bar = ProgressBar(directory.name)
-        interrupt = Interrupt()
-        callbacks: list[Any] = [bar, interrupt]
-        if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
-            judges = rewards.resolve(run.probe.rewards) or functions
-            probe = Probe(
-                run.probe, plan.data.prompts, plan.tokenizer, judges, tracker, directory.metrics, directory.samples
-            )
-            callbacks.append(probe)
-        else:
-            probe = None
-        shift = _shift_check(run, plan, directory, tracker)
-        callbacks += [shift] if shift is not None else []
+        bar, interrupt = ProgressBar(directory.name), Interrupt()
+        measures = _measures(run, plan, directory, tracker, functions)
         with console.status("Loading the model") if console.is_terminal else nullcontext():
             _merge(plan, directory)
-            trainer = _build(run, plan, directory, tracker, functions, callbacks)
-        if shift is not None:
-            shift.trainer = trainer
-        if probe is not None:
-            probe.trainer = trainer
-            if shared and not run.probe.rewards:
-                probe.rewards = {shared[0]: trainer.reward_funcs[0], **functions}
+            trainer = _build(run, plan, directory, tracker, functions, [bar, interrupt, *measures])
+        for measure in measures:
+            measure.trainer = trainer
+            if isinstance(measure, Probe) and shared and not run.probe.rewards:
+                measure.rewards = {shared[0]: trainer.reward_funcs[0], **functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         with interrupt, _explained(directory):
@@ -118,14 +105,23 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         tracker.finish()
 
 
-def _shift_check(run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any) -> Any:
-    """How far DPO's pairs are from what the policy says; `None` for other trainers, or where it is off."""
+def _measures(
+    run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any]
+) -> list[Any]:
+    """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
+    from posttrain import rewards
+    from posttrain.probe import Probe
     from posttrain.shift import ShiftCheck
 
-    if run.trainer.kind != "dpo" or not run.probe.shift_prompts:
-        return None
-    pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
-    return ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics)
+    measures: list[Any] = []
+    if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
+        judges = rewards.resolve(run.probe.rewards) or functions
+        files = (directory.metrics, directory.samples)
+        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, judges, tracker, *files))
+    if run.trainer.kind == "dpo" and run.probe.shift_prompts:
+        pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
+        measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics))
+    return measures
 
 
 def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
