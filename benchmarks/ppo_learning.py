@@ -1,11 +1,11 @@
 """The learning curves in docs/ppo.md: PPO on SmolLM2 against a plain reward and against a learned one, several seeds.
 
-    python benchmarks/ppo_learning.py                          # CPU: rollouts of 32 answers of 16 tokens
-    python benchmarks/ppo_learning.py --size gpu               # rollouts of 128 answers of 32 tokens
+    python benchmarks/ppo_learning.py                          # CPU: rollouts of 32 answers
+    python benchmarks/ppo_learning.py --size gpu               # rollouts of 128 answers, and more of them
 
 The task: go on from the first eight words of SQuAD's contexts in a positive tone. The plain reward is VADER's sentiment
-itself, and training begins with SmolLM2. The learned one is RLHF in miniature: SFT on how the contexts go on, pairs of
-the SFT model's own completions that VADER judged, a reward model on them, PPO from the SFT adapter; VADER then stays
+itself, and training begins with SmolLM2. The learned one is RLHF in miniature: SFT on how those sentences end, pairs of
+the SFT model's own sentences that VADER judged, a reward model on them, PPO from the SFT adapter; VADER then stays
 behind as the gold reward that PPO never sees. Prompts of training and of measuring come from different articles.
 Finished parts are taken from outputs/, so that the same command goes on after a stop.
 """
@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-WORDS, REST, TRAIN, HELD_OUT = 8, 12, 2048, 64
+WORDS, TRAIN, HELD_OUT = 8, 2048, 64
+SENTENCE = range(WORDS + 3, WORDS + 17)  # words of the sentences that SFT learns to finish
 SIZES = {
-    "cpu": {"batch": 32, "tokens": 16, "rollouts": 40, "pairs": 512, "learning_rate": 3e-4},
-    "gpu": {"batch": 128, "tokens": 32, "rollouts": 100, "pairs": 2048, "learning_rate": 3e-4},
-}
+    "cpu": {"batch": 32, "plain": (16, 40), "learned": (28, 30), "pairs": 512, "learning_rate": 3e-4},
+    "gpu": {"batch": 128, "plain": (16, 100), "learned": (28, 100), "pairs": 2048, "learning_rate": 3e-4},
+}  # plain, learned: tokens an answer may take, rollouts
 BETA = 0.05
 TITLES = {"plain": "plain reward: VADER's sentiment", "learned": "learned reward model"}
 
@@ -60,21 +62,15 @@ def write_prompts(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split, name, count in (("train", "train", TRAIN), ("test", "held_out", HELD_OUT)):
         contexts = [turns[-1]["content"].removeprefix("Context: ") for turns in squad.load()[split]["prompt"]]
-        words = [context.split() for context in contexts]
         heads: dict[str, str] = {}
-        for row in words:
-            heads.setdefault(" ".join(row[:WORDS]), " ".join(row[WORDS : WORDS + REST]))
+        for context in contexts:
+            sentence = re.split(r"(?<=[.!?])\s", context, maxsplit=1)[0]
+            rest = sentence.split()[WORDS:] if len(sentence.split()) in SENTENCE else []
+            heads.setdefault(" ".join(context.split()[:WORDS]), " ".join(rest))
         chosen = list(heads.items())[:count]
         write(folder / f"{name}.jsonl", [{"prompt": head} for head, _ in chosen])
         if split == "train":
-            write(
-                folder / "sft.jsonl",
-                [
-                    {"prompt": head, "completion": f" {rest}"}
-                    for head, rest in chosen
-                    if rest and "Question:" not in rest
-                ],
-            )
+            write(folder / "sft.jsonl", [{"prompt": head, "completion": f" {rest}"} for head, rest in chosen if rest])
     return folder
 
 
@@ -92,7 +88,7 @@ def reward_model(prompts: Path, size: dict[str, Any], data: list[str]) -> tuple[
     pairs = run(
         "learning_pairs",
         *("+recipe=ppo_smollm2", "job=sample", "reward=sentiment", *data, f"model.init_from={start}"),
-        *(f"sample.prompts={size['pairs']}", f"sample.max_new_tokens={2 * size['tokens']}", "sample.n=4"),
+        *(f"sample.prompts={size['pairs']}", f"sample.max_new_tokens={size['learned'][0]}", "sample.n=4"),
         *("sample.select=pairs", "sample.margin=0.2", "sample.batch_size=64"),
     )
     model = run(
@@ -105,16 +101,17 @@ def reward_model(prompts: Path, size: dict[str, Any], data: list[str]) -> tuple[
 
 
 def ppo(name: str, seed: int, reward: list[str], size: dict[str, Any], data: list[str]) -> Path:
+    tokens, rollouts = size[name]
     options = {
         "seed": seed,
         "beta": BETA,
         "learning_rate": size["learning_rate"],
         "lr_scheduler_type": "constant",
-        "max_completion_length": size["tokens"],
+        "max_completion_length": tokens,
         "per_device_train_batch_size": 32,
         "gradient_accumulation_steps": size["batch"] // 32,
         "per_device_eval_batch_size": HELD_OUT,
-        "max_steps": 2 * size["rollouts"],  # two PPO epochs of one minibatch
+        "max_steps": 2 * rollouts,  # two PPO epochs of one minibatch
     }
     return run(
         f"learning_{name}_{seed}",
@@ -128,7 +125,7 @@ def ppo(name: str, seed: int, reward: list[str], size: dict[str, Any], data: lis
         ),
         *(f"trainer.args.{key}={value}" for key, value in options.items()),
         *("probe=default", "+probe.rewards.sentiment.function=posttrain.rewards.text.sentiment"),
-        *(f"probe.prompts={HELD_OUT}", f"probe.max_new_tokens={size['tokens']}"),
+        *(f"probe.prompts={HELD_OUT}", f"probe.max_new_tokens={tokens}"),
     )
 
 
