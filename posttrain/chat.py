@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m posttrain.chat",
         description=__doc__.split(": ", 1)[1].capitalize(),
-        epilog=f"In the chat: {COMMANDS}. Piped input is answered line by line, without decoration.",
+        epilog=f"In the chat: {COMMANDS}. Piped input is one message, answered without decoration.",
     )
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="a run directory, a folder, a hub id, or embedded:smollm2; at most two"
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; default: the model's own setting")
     parser.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling; default: the model's own setting")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer (default 512)")
+    parser.add_argument("--lines", action="store_true", help="in a pipe every line is a turn, or a command")
     parser.add_argument("--seed", type=int, metavar="N", help="the same answers again")
     return parser
 
@@ -63,6 +64,7 @@ def chat(args: argparse.Namespace) -> None:
         raise PosttrainError(f"RUN={scoring[0]}: a reward model gives scores and does not answer")
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     terminal = Terminal(interactive, headings=len(sources) > 1)
+    said = terminal.lines() if interactive or args.lines else terminal.whole()
     with terminal.waiting("Loading"):
         voices = speakers(sources)
     for voice in voices:
@@ -73,10 +75,10 @@ def chat(args: argparse.Namespace) -> None:
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     if interactive:
         terminal.notice(COMMANDS)
-    for line in terminal.lines():
+    for line in said:
         if line == "/exit":
             return
-        if line.startswith("/"):
+        if line.startswith("/") and (interactive or args.lines):
             command(line, voices, terminal)
         else:
             turn(line, voices, settings, terminal)
@@ -142,6 +144,11 @@ class Terminal:
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
         return self.out.status(text) if self.interactive else nullcontext()
+
+    def whole(self) -> Iterator[str]:
+        """All that is piped in, as one message."""
+        if text := sys.stdin.read().strip():
+            yield text
 
     def lines(self) -> Iterator[str]:
         """What the user says, without blank lines, until Ctrl-D or the end of the pipe."""

@@ -59,10 +59,15 @@ def answer(run, message, system=None):
 
 
 def test_a_pipe_gets_the_answers_alone(runs, monkeypatch, capsys):
-    out, err = say(monkeypatch, capsys, "3?\n\n4?\n", runs[0], "--system", "s")
+    out, err = say(monkeypatch, capsys, "3?\n\n4?\n", runs[0], "--system", "s", "--lines")
     assert out.splitlines()[0] == answer(runs[0], "3?", "s") == "yes"
     assert len(out.splitlines()) == 2
     assert err == ""
+
+
+def test_a_pipe_is_one_message(runs, monkeypatch, capsys):
+    out, _ = say(monkeypatch, capsys, "/reset\n\n4?\n", runs[0])
+    assert out == answer(runs[0], "/reset\n\n4?") + "\n"
 
 
 def test_two_runs_on_one_base_are_told_apart_and_hold_it_once(runs, monkeypatch, capsys):
@@ -118,7 +123,7 @@ def test_the_stream_is_the_answer_in_parts(runs):
 
 
 def test_commands(runs, monkeypatch, capsys):
-    out, err = say(monkeypatch, capsys, "/system s\n3?\n/reset\n3?\n/nope\n/help\n/exit\n3?\n", runs[0])
+    out, err = say(monkeypatch, capsys, "/system s\n3?\n/reset\n3?\n/nope\n/help\n/exit\n3?\n", runs[0], "--lines")
     assert out.splitlines() == ["yes", "yes"], "the same after a reset, and nothing after /exit"
     assert "system prompt set" in err
     assert "/nope: no such command" in err
