@@ -283,6 +283,7 @@ def test_a_full_run_is_copied_and_has_nothing_to_merge(run, capsys):
     from transformers import AutoModelForCausalLM
 
     path = run("full")
+    capsys.readouterr()
     assert main([str(path), "--merge", "--max-kl", "-1"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"--merge: {path} trained all weights, so there is nothing to merge; leave --merge out",

@@ -44,6 +44,7 @@ def test_push_creates_the_repository_and_uploads_the_very_folder(hub, train, cap
 def test_push_says_what_the_hub_refuses(hub, train, capsys, monkeypatch):
     run = train("+recipe=sft_smollm2")
     (hub.root / "models/me/public").mkdir(parents=True)
+    capsys.readouterr()  # what training said
     assert main([str(run.path), "--push-to-hub", "me/public", "--private"]) == 1
     said = "--private: me/public exists and is public; change that on its page, or take another name\n"
     assert capsys.readouterr().err == said
