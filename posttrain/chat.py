@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def chat(args: argparse.Namespace) -> None:
     """Check, load, and talk until the input ends."""
     check(args)
-    from posttrain.jobs.train import quiet_libraries
+    from posttrain.console import quiet_libraries
 
     quiet_libraries()
     from posttrain import lineage

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(args: argparse.Namespace) -> None:
     """Check, export, say what came of it, push."""
-    from posttrain.jobs.train import quiet_libraries
+    from posttrain.console import quiet_libraries
 
     if not Path(args.run).expanduser().is_dir():
         raise PosttrainError(f"RUN={args.run}: no such run directory or folder")

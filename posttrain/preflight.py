@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from posttrain.data import Data
-    from posttrain.lineage import Start
+    from posttrain.inherit import Start
     from posttrain.models import Precision
 
 # Options of TRL's config classes that this layer decides.
@@ -170,12 +170,12 @@ class Plan:
 
 def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
-    from posttrain import lineage, models
+    from posttrain import inherit, models
     from posttrain.data import load
 
-    start = lineage.start(run)
+    start = inherit.start(run)
     tokenizer = models.tokenizer(run.model, start.tokenizer)
-    lineage.check_tokenizer(run, start, tokenizer)
+    inherit.check_tokenizer(run, start, tokenizer)
     data = load(run.data, run.trainer.kind)
     first = data.train[0]
     models.check_template(tokenizer, first, run.model)

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from posttrain import lineage
+from posttrain import inherit
 from posttrain.models import keep_trained_in_float32
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def build(kind: str, parts: Parts) -> Trainer:
         keep_trained_in_float32(trainer.model)
     if parts.adapter is not None:
         if kind != "reward":
-            lineage.add_reference(trainer.model)
-        lineage.put_adapter(trainer.model, parts.adapter)
+            inherit.add_reference(trainer.model)
+        inherit.put_adapter(trainer.model, parts.adapter)
     return trainer
 
 

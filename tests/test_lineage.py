@@ -8,7 +8,7 @@ import torch
 from conftest import compose, rows, weights
 from trl.trainer.utils import use_adapter
 
-from posttrain import lineage, preflight
+from posttrain import inherit, lineage, preflight
 from posttrain.errors import PosttrainError
 
 LORA = ("peft=lora", "peft.lora.r=4", "trainer.args.learning_rate=0.05")
@@ -28,7 +28,7 @@ def logits(path):
 
 def begin(*overrides):
     run, _ = compose(*overrides)
-    return lineage.start(run)
+    return inherit.start(run)
 
 
 def at_start(monkeypatch, look):
@@ -218,7 +218,7 @@ def test_another_adapter_goes_on_top_of_the_merged_parent(child, why, sft, train
     record = run.record()
     assert record["base"]["path"] == f"../{sft.name}/merged"
     assert record["merge"]["mean"] < 1e-4 < record["merge"]["effect"]
-    assert lineage.start(
+    assert inherit.start(
         compose("+recipe=dpo_smollm2", "model=tiny", *child, f"model.init_from={sft.path}")[0]
     ).note == (f"{sft.name} merged into the weights it was trained on ({why})")
     again = train("+recipe=sft_smollm2", *child, f"model.init_from={run.path}", "trainer.args.max_steps=1")

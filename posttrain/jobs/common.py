@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets")
+
+
+def once(
+    run: Run,
+    origin: Origin,
+    prepare: Callable[[Run], Any],
+    work: Callable[[Run, Origin, Any, RunDirectory], None],
+    shown: Any,
+) -> float | None:
+    """Do `work` by what `prepare` found, or say that it is done; returns the metric named by `objective`.
+
+    `shown` has `show_plan(run, plan, directory)` and `show(directory)`.
+    """
+    from posttrain.progress import console
+
+    directory = RunDirectory.of(run, origin)
+    if not config.main_process():
+        return None
+    if directory.finished():
+        console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
+        shown.show(directory)
+        return objective(run, directory)
+    with console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext():
+        plan = prepare(run)
+    shown.show_plan(run, plan, directory)
+    if run.dry_run:
+        return None
+    directory.claim()
+    try:
+        work(run, origin, plan, directory)
+    finally:
+        directory.release()
+    shown.show(directory)
+    return objective(run, directory)
 
 
 def source(run: Run, path: str | None = None, key: str | None = None) -> Source:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import Origin, Run, main_process
+from posttrain.config import Origin, Run
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source
 from posttrain.rundir import RunDirectory
@@ -24,32 +24,13 @@ PREFERENCES = ("dpo", "kto")
 
 def evaluate(run: Run, origin: Origin) -> float | None:
     """Evaluate, or say that it is done; returns the metric named by `objective`."""
+    from posttrain.console import quiet_libraries
     from posttrain.jobs import common
-    from posttrain.jobs.train import quiet_libraries
 
     quiet_libraries()
     from posttrain.jobs import evaluation
-    from posttrain.progress import console
 
-    directory = RunDirectory.of(run, origin)
-    if not main_process():
-        return None
-    if directory.finished():
-        console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
-        evaluation.show(directory)
-        return common.objective(run, directory)
-    with console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext():
-        plan = prepare(run)
-    evaluation.show_plan(run, plan, directory)
-    if run.dry_run:
-        return None
-    directory.claim()
-    try:
-        _evaluate(run, origin, plan, directory)
-    finally:
-        directory.release()
-    evaluation.show(directory)
-    return common.objective(run, directory)
+    return common.once(run, origin, prepare, _evaluate, evaluation)
 
 
 @dataclass

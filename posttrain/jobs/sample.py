@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import Origin, Run, main_process
+from posttrain.config import Origin, Run
 from posttrain.errors import PosttrainError
 from posttrain.journal import Journal
 from posttrain.lineage import Source
@@ -31,32 +31,13 @@ EARLY = 64
 
 def sample(run: Run, origin: Origin) -> float | None:
     """Sample, or go on, or say that it is done; returns the metric named by `objective`."""
+    from posttrain.console import quiet_libraries
     from posttrain.jobs import common
-    from posttrain.jobs.train import quiet_libraries
 
     quiet_libraries()
     from posttrain.jobs import samples
-    from posttrain.progress import console
 
-    directory = RunDirectory.of(run, origin)
-    if not main_process():
-        return None
-    if directory.finished():
-        console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
-        samples.show(directory)
-        return common.objective(run, directory)
-    with console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext():
-        plan = prepare(run)
-    samples.show_plan(run, plan, directory)
-    if run.dry_run:
-        return None
-    directory.claim()
-    try:
-        _sample(run, origin, plan, directory)
-    finally:
-        directory.release()
-    samples.show(directory)
-    return common.objective(run, directory)
+    return common.once(run, origin, prepare, _sample, samples)
 
 
 @dataclass

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import platform
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -16,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__, config, hub, lineage, preflight
+from posttrain import __version__, config, hub, inherit, preflight
 from posttrain.config import Origin, Run, main_process
+from posttrain.console import quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
 
@@ -250,10 +249,10 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
                 "commit": hub.commit(run.model.path, run.model.revision),
                 "parameters": plan.parameters[0],
             },
-            "base": lineage.base_record(run, plan.start, directory.path, plan.precision.dtype),
+            "base": inherit.base_record(run, plan.start, directory.path, plan.precision.dtype),
             "adapter": run.peft.lora if run.peft.method == "lora" else None,
             "quantization": run.peft.quantization or None,
-            "parents": lineage.parents(run, plan.start),
+            "parents": inherit.parents(run, plan.start),
             "data": plan.data.source,
             "seed": run.trainer.args.get("seed", 42),
             "precision": str(plan.precision),
@@ -321,21 +320,3 @@ def _objective(run: Run, directory: RunDirectory) -> float | None:
     if run.objective not in metrics:
         raise PosttrainError(f"objective={run.objective}: not measured; there are {', '.join(sorted(metrics))}")
     return metrics[run.objective]
-
-
-def quiet_libraries() -> None:
-    """Leave only what a user can act on: no import chatter, no per-file bars off a terminal, no repeated warnings."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # bitsandbytes says at import that an optional CPU kernel is missing.
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from posttrain.progress import console
-
-    if not console.is_terminal:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
