@@ -94,7 +94,7 @@ class DataConfig:
 class RewardConfig:
     """One reward: `package.module.function` in TRL's signature, or a reward model (run directory, hub id).
 
-    PPO loads a reward model that is an adapter onto the policy's base; with `shared: false` it gets a base of its own.
+    A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets a base of its own.
     """
 
     function: str | None = None

@@ -103,18 +103,29 @@ def value_adapter(run: Run) -> bool:
 
 
 def shared_reward(run: Run) -> tuple[str, str] | None:
-    """Name and folder of the reward model that PPO loads onto the policy's base: the first that is an adapter.
+    """Name and folder of the reward model that goes onto the policy's base: the first that is an adapter.
 
-    In full fine-tuning there is none: the base changes.
+    For GRPO and RLOO it is one only where its base is the policy's; for PPO another base is an error of `check_ppo`. In
+    full fine-tuning there is none: the base changes.
     """
-    if run.trainer.kind != "ppo" or run.peft.method == "none":
+    if not KINDS[run.trainer.kind].online or run.peft.method == "none":
         return None
     for name, entry in run.reward.items():
         if entry.model is not None and entry.shared:
             folder = Path(os.path.expanduser(model_folder(entry.model)))
-            if (folder / "adapter_config.json").is_file():
+            if (folder / "adapter_config.json").is_file() and (
+                run.trainer.kind == "ppo" or _same_base(run, entry.model)
+            ):
                 return name, str(folder)
     return None
+
+
+def _same_base(run: Run, model: str) -> bool:
+    from posttrain import inherit, lineage
+
+    reward = lineage.source(model)
+    same = (reward.base, reward.quantization) == (inherit.start(run).base, run.peft.quantization)
+    return reward.run is not None and same
 
 
 def check_ppo(

@@ -76,6 +76,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
+    from posttrain.rewards.model import RewardModel
+
     chosen = KINDS[kind]
     library = importlib.import_module(chosen.package)
     args: dict[str, Any] = dict(parts.args)
@@ -111,6 +113,9 @@ def build(kind: str, parts: Parts) -> Trainer:
         if kind != "reward":
             inherit.add_reference(trainer.model)
         inherit.put_adapter(trainer.model, parts.adapter)
+    for function in parts.rewards.values():
+        if isinstance(function, RewardModel) and function.model is None:
+            function.share(trainer.model, trainer.accelerator.autocast)
     return trainer
 
 

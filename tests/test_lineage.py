@@ -121,6 +121,37 @@ def test_a_reward_model_goes_on_from_a_policy_and_ppo_shares_the_base(sft, train
     assert {"default", "ref", "reward"} <= adapters
 
 
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_reward_model_on_the_same_base_shares_it(kind, train, monkeypatch):
+    """It scores as it does alone, before training and after, and nothing of it moves or is saved with the policy."""
+    from posttrain.rewards.model import RewardModel
+
+    reward = train("+recipe=reward_smollm2", *LORA, "trainer.args.max_steps=2")
+    prompts = [[{"role": "user", "content": "Hi?"}], [{"role": "user", "content": "And you?"}]]
+    given = {"prompts": prompts, "completions": [[{"role": "assistant", "content": c}] for c in ("Yes.", "No, no.")]}
+    alone = RewardModel(str(reward.path))(**given)
+    seen, shared = [], []
+    original = RewardModel.share
+
+    def share(model, policy, autocast):
+        original(model, policy, autocast)
+        seen.append(model(**given))
+        shared.append((model, policy))
+
+    monkeypatch.setattr(RewardModel, "share", share)
+    options = ("trainer.args.max_completion_length=4", "trainer.args.num_generations=2", "trainer.args.max_steps=2")
+    model = ("reward=rm", f"reward.rm.model={reward.path}")
+    run = train(f"+recipe={kind}_smollm2", *LORA, *model, *options)
+    assert seen[0] == pytest.approx(alone, abs=1e-5)
+    [(function, policy)] = shared
+    assert function(**given) == pytest.approx(alone, abs=1e-5)
+    assert not any(p.requires_grad for n, p in policy.named_parameters() if ".reward." in n)
+    assert not (run.model / "reward").exists()
+    assert any("rewards/rm/mean" in row for row in rows(run.metrics))
+    train(f"+recipe={kind}_smollm2", *LORA, *model, *options, "reward.rm.shared=false")
+    assert len(shared) == 1
+
+
 def test_a_full_run_goes_on_with_its_own_weights(train, monkeypatch):
     parent = train("+recipe=sft_smollm2", "peft=none", "trainer.args.learning_rate=0.01")
     seen = {}

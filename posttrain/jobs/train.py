@@ -73,7 +73,10 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
     tracker = Tracker(settings, directory.path, asdict(run), group)
     try:
         shared = online.shared_reward(run)
-        functions = rewards.resolve({n: entry for n, entry in run.reward.items() if not shared or n != shared[0]})
+        name = shared[0] if shared else None
+        # PPO takes the reward on its policy's base by itself.
+        own = {n: entry for n, entry in run.reward.items() if n != name or run.trainer.kind != "ppo"}
+        functions = rewards.resolve(own, shared=name)
         bar, interrupt = ProgressBar(directory.name), Interrupt()
         measures = _measures(run, plan, directory, tracker, functions)
         with console.status("Loading the model") if console.is_terminal else nullcontext():
@@ -81,8 +84,8 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
             trainer = _build(run, plan, directory, tracker, functions, [bar, interrupt, *measures])
         for measure in measures:
             measure.trainer = trainer
-            if isinstance(measure, Probe) and shared and not run.probe.rewards:
-                measure.rewards = {shared[0]: trainer.reward_funcs[0], **functions}
+            if isinstance(measure, Probe) and name and name not in functions and not run.probe.rewards:
+                measure.rewards = {name: trainer.reward_funcs[0], **functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         with interrupt, _explained(directory):
@@ -170,8 +173,8 @@ def _build(
 
     from posttrain import models, online, trainers
 
-    shared = online.shared_reward(run)
-    # The reward on the policy's base comes first, in the trainer as here.
+    shared = online.shared_reward(run) if run.trainer.kind == "ppo" else None
+    # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     parts = trainers.Parts(
         model=plan.start.base,
@@ -291,11 +294,11 @@ def _finish(
     record["seconds"] = round(record["seconds"] + time.time() - started, 1)
     record["tracking"] = tracker.where
 
-    # training_args.bin is a pickle, and config.yaml says it all. PPO's value function and reference serve training
-    # only; its checkpoints have them.
+    # training_args.bin is a pickle, and config.yaml says it all. Value function, reference and a reward on the policy's
+    # base serve training only; checkpoints have what continuing needs.
     for name in ("training_args.bin", "value_head.safetensors", "ppo_state.json"):
         (half / name).unlink(missing_ok=True)
-    for name in ("value", "ref"):
+    for name in ("value", "ref", "reward"):
         shutil.rmtree(half / name, ignore_errors=True)
     plan.tokenizer.save_pretrained(half)
     write_card(half, run, record)

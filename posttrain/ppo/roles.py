@@ -26,6 +26,50 @@ STATE_FILE = "ppo_state.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
+def adapter_state(model: PeftModel, adapter: str) -> dict[str, torch.Tensor]:
+    # "auto" would look the base model up on the Hub to see whether its embeddings were resized.
+    return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+
+
+def scalar_head(weight: torch.Tensor, device: torch.device) -> nn.Linear:
+    """A linear head, (…, H) to (…, 1), in float32 with the given weight, (1, H)."""
+    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head.weight.data.copy_(weight)
+    return head.to(device)
+
+
+def load_reward(model: Any, folder: str | Path) -> nn.Linear:
+    """Add the LoRA adapter that `RewardTrainer` saved in `folder` to `model`, as `reward`; returns its frozen head.
+
+    Raises:
+        ValueError: if weights are missing or do not fit this base model.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    # The score head lives beside the model: nothing of it enters checkpoints, optimizers or vLLM.
+    config.modules_to_save = None
+    config.task_type = "CAUSAL_LM"
+    config.inference_mode = True
+    config.init_lora_weights = True
+    weights = load_file(Path(folder) / ADAPTER_FILE)
+    head = {key: weights.pop(key) for key in list(weights) if key.split(".")[-2] in ("score", "classifier")}
+    model.add_adapter(REWARD, config)
+    expected = adapter_state(model, REWARD)
+    wrong = [k for k in {*weights, *expected} if k not in weights or k not in expected]
+    wrong += [k for k in weights if k in expected and weights[k].shape != expected[k].shape]
+    if wrong:
+        raise ValueError(
+            f"reward_adapter={str(folder)!r} does not fit the policy's base model: {len(wrong)} weights are "
+            f"missing, unknown or of another shape, e.g. {sorted(wrong)[0]}. Train it on the same base."
+        )
+    set_peft_model_state_dict(model, weights, adapter_name=REWARD)
+    device = model.get_base_model().get_output_embeddings().weight.device
+    score = scalar_head(next(v for k, v in head.items() if k.endswith("weight")), device)
+    for key, value in head.items():
+        if key.endswith("bias"):
+            score.bias = nn.Parameter(value.float().to(device))
+    return score.requires_grad_(False)
+
+
 class Roles:
     """Switches a model between its roles and keeps track of what is trained.
 
@@ -76,34 +120,8 @@ class Roles:
     # Building
 
     def add_reward_adapter(self, folder: str | Path) -> None:
-        """Load the LoRA adapter and score head that `RewardTrainer` saved in `folder`, frozen.
-
-        Raises:
-            ValueError: if weights are missing or do not fit this base model.
-        """
-        config = PeftConfig.from_pretrained(str(folder))
-        # The score head lives beside the model: nothing of it enters checkpoints, optimizers or vLLM.
-        config.modules_to_save = None
-        config.task_type = "CAUSAL_LM"
-        config.inference_mode = True
-        config.init_lora_weights = True
-        weights = load_file(Path(folder) / ADAPTER_FILE)
-        head = {key: weights.pop(key) for key in list(weights) if key.split(".")[-2] in ("score", "classifier")}
-        self.model.add_adapter(REWARD, config)
-        expected = self._state(REWARD)
-        wrong = [k for k in {*weights, *expected} if k not in weights or k not in expected]
-        wrong += [k for k in weights if k in expected and weights[k].shape != expected[k].shape]
-        if wrong:
-            raise ValueError(
-                f"reward_adapter={str(folder)!r} does not fit the policy's base model: {len(wrong)} weights are "
-                f"missing, unknown or of another shape, e.g. {sorted(wrong)[0]}. Train it on the same base."
-            )
-        set_peft_model_state_dict(self.model, weights, adapter_name=REWARD)
-        self.reward_head = self._head(next(v for k, v in head.items() if k.endswith("weight")))
-        for key, value in head.items():
-            if key.endswith("bias"):
-                self.reward_head.bias = nn.Parameter(value.float().to(self.reward_head.weight.device))
-        self.reward_head.requires_grad_(False)
+        """Load the LoRA adapter and score head that `RewardTrainer` saved in `folder`, frozen; see `load_reward`."""
+        self.reward_head = load_reward(self.model, folder)
         self._settle()
 
     def add_value_function(self, mode: str, init: str, config: PeftConfig | None, scale: float = 1.0) -> None:
@@ -133,13 +151,8 @@ class Roles:
         start = torch.zeros(1, width)
         if init == "reward" and self.reward_head is not None:
             start = scale * self.reward_head.weight.detach()
-        self.base.value_head = self._head(start)
+        self.base.value_head = scalar_head(start, self.base.get_output_embeddings().weight.device)
         self._settle()
-
-    def _head(self, weight: torch.Tensor) -> nn.Linear:
-        head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
-        head.weight.data.copy_(weight)
-        return head.to(self.base.get_output_embeddings().weight.device)
 
     def _settle(self) -> None:
         """Activate the policy and find the layers to switch, after adapters were added."""
@@ -150,8 +163,7 @@ class Roles:
         self.repair()
 
     def _state(self, adapter: str) -> dict[str, torch.Tensor]:
-        # "auto" would look the base model up on the Hub to see whether its embeddings were resized.
-        return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
+        return adapter_state(self.model, adapter)
 
     def _copy_adapter(self, source: str, target: str) -> None:
         # Also aligns the precision: TRL rounds a quantized model's policy adapter to bfloat16 after copying it.

@@ -42,14 +42,17 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
     return errors
 
 
-def resolve(entries: dict[str, RewardConfig]) -> dict[str, RewardFunction]:
-    """Name -> reward function; reward models are loaded, and become functions too."""
+def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict[str, RewardFunction]:
+    """Name -> reward function; reward models are loaded, and become functions too.
+
+    That named `shared` waits for the policy whose base it goes onto.
+    """
     functions: dict[str, RewardFunction] = {}
     for name, entry in entries.items():
         if entry.model is not None:
             from posttrain.rewards.model import RewardModel
 
-            functions[name] = RewardModel(entry.model, **entry.args)
+            functions[name] = RewardModel(entry.model, shared=name == shared, **entry.args)
         else:
             assert entry.function is not None
             functions[name] = functools.partial(_import(entry.function), **entry.args)
