@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from posttrain.tokens import ids as token_ids
 
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 # Most that `log_probs` computes at a time, unless one sequence is longer: tokens, and positions with logits, each of
 # which is a whole vocabulary wide (128,256 of them in bfloat16: 0.26 GB).
 TOKENS, POSITIONS = 8192, 1024
+
+
+# Generation configs of models may reshape the distribution (Qwen's do), while what is measured is the model's own; with
+# the cache switched off there, a prefilled prompt would be read twice.
+OWN_DISTRIBUTION: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "use_cache": True,
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(eos),
+            **OWN_DISTRIBUTION,
         )
         for i, row in zip(part, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             end = next((n + 1 for n, token in enumerate(row) if token in eos), None)
@@ -80,14 +93,17 @@ def _prefilled(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[lis
     """Keys and values of the prompts but for their last token, where that saves reading repeated ones."""
     places: dict[tuple[int, ...], int] = {}
     rows = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-    if len(places) == len(rows) or max(map(len, places)) < 2:
+    if len(places) == len(rows) or max(map(len, places)) < 2 or model.generation_config.cache_implementation:
         return {}
     batch = tokenizer.pad({"input_ids": list(map(list, places))}, padding_side="left", return_tensors="pt")
     ids, mask = (batch[name][:, :-1].to(model.device) for name in ("input_ids", "attention_mask"))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     read = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    read.past_key_values.batch_select_indices(torch.tensor(rows, device=model.device))
-    return {"past_key_values": read.past_key_values}
+    cache = read.past_key_values
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None])):
+        return {}  # linear attention keeps a state of another kind
+    cache.batch_select_indices(torch.tensor(rows, device=model.device))
+    return {"past_key_values": cache}
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> list[list[int]]:

@@ -71,7 +71,7 @@ def start(run: Run) -> Start:
             note,
         )
     assert parent.run is not None
-    merged = str(parent.run.path / "merged")
+    merged = str(parent.run.path / "base")  # not merged/, which is the user's own export
     note = f"{name} merged into the weights it was trained on ({why})"
     return Start(merged, parent.base, parent.tokenizer, merge=parent, parent=parent, note=note)
 
@@ -100,11 +100,17 @@ def other_adapter(peft: PeftConfig, parent: Source) -> str | None:
         return "full fine-tuning"
     if peft.quantization != parent.quantization:
         return f"trained on {_bits(parent.quantization)} weights, now {_bits(peft.quantization)}"
-    before = parent.record["adapter"]
-    for option in sorted({*peft.lora, *before}):
-        if peft.lora.get(option) != before.get(option):
-            return f"a new adapter: {option}={peft.lora.get(option)}, was {before.get(option)}"
-    return None
+    now, before = _options(peft.lora), _options(parent.record["adapter"])
+    changed = next((option for option in now if now[option] != before[option]), None)
+    return changed and f"a new adapter: {changed}={now[changed]}, was {before[changed]}"
+
+
+def _options(lora: dict[str, Any]) -> dict[str, Any]:
+    """All of LoraConfig's options, defaults as well; the order of module names says nothing."""
+    from peft import LoraConfig
+
+    known = LoraConfig(**lora).to_dict()
+    return {name: sorted(v) if isinstance(v, (list, set)) else v for name, v in known.items()}
 
 
 def _bits(quantization: dict[str, Any]) -> str:
@@ -161,7 +167,9 @@ def put_adapter(model: Any, adapter: str) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    weights = load_file(str(Path(adapter) / "adapter_model.safetensors"))
+    saved = load_file(str(Path(adapter) / "adapter_model.safetensors"))
+    # PEFT also saves the frozen embeddings where an adapter is on them.
+    weights = {key: value for key, value in saved.items() if ".base_layer." not in key}
     for name in ("default", "ref"):
         if name in model.peft_config:
             own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)

@@ -18,7 +18,7 @@ from posttrain import card
 from posttrain.drift import Drift, Ruler, held_out
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source, load, load_base
-from posttrain.rundir import files_digest, lock, placed
+from posttrain.rundir import content, files_digest, lock, placed
 
 # Mean KL in nats per position. In bfloat16 a right merge costs 0.002 to 0.006 on a 135M model, most of it because two
 # computations in bfloat16 never agree; another base, or the adapter lost, costs 0.2 and more (docs/export.md).
@@ -64,7 +64,9 @@ def identity(source: Source) -> dict[str, Any]:
     """What an export is made from, the same on every machine."""
     weights = Path(source.adapter or source.base)
     digest = files_digest(list(weights.glob("*.safetensors")))
-    return {"base": source.base_name, "revision": source.revision, "weights": digest}
+    local = source.base_name == source.base and Path(source.base).is_dir()
+    base = content(Path(source.base)) if local else source.base_name
+    return {"base": base, "revision": source.revision, "weights": digest}
 
 
 def mark(folder: Path, made: dict[str, Any], drift: Drift | None = None) -> None:

@@ -79,6 +79,7 @@ def check(run: Run) -> None:
         )
     errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
     errors += options.check("LoraConfig", run.peft.value, "peft.value")
+    errors += _initialisation(run)
     if run.peft.value and not online.value_adapter(run):
         errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
     errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
@@ -101,6 +102,19 @@ def check(run: Run) -> None:
             errors.append(f"{key}={value}: expected at least {least}")
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def _initialisation(run: Run) -> list[str]:
+    """PiSSA, OLoRA and the like change the base weights, so a base without the adapter is no reference."""
+    start = run.peft.lora.get("init_lora_weights", True)
+    if run.peft.method == "none" or isinstance(start, bool) or start == "gaussian":
+        return []
+    if run.trainer.kind in ("sft", "reward") and not run.model.init_from:
+        return []
+    return [
+        f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "
+        f"{run.trainer.kind} and of what goes on from it; leave it out, or choose gaussian"
+    ]
 
 
 def _secrets(settings: Any, path: str = "") -> list[str]:

@@ -32,6 +32,26 @@ TITLES = {
     "probe/length": "completion length (tokens)",
     "probe/ended": "share of completions that end",
 }
+# What job=evaluate measures.
+EVALUATED = {
+    "loss_per_token": "loss (nats per token)",
+    "perplexity": "perplexity (per token)",
+    "implicit_accuracy": "preference accuracy (implicit reward)",
+    "implicit_margin": "preference margin (implicit reward)",
+    "likelihood_accuracy": "preference accuracy (log-likelihood per token)",
+    "likelihood_margin": "preference margin (log-likelihood per token)",
+    "chosen_log_prob": "chosen: log-likelihood per token",
+    "rejected_log_prob": "rejected: log-likelihood per token",
+    "accuracy": "preference accuracy (reward model)",
+    "margin": "preference margin (reward model)",
+}
+# Of a set of completions, in front of the set's name.
+SET_TITLES = {
+    "win_rate": "win rate by score",
+    "score": "score",
+    "length": "length (tokens)",
+    "ended": "share that ends",
+}
 # Bookkeeping that says nothing about the model.
 SKIPPED = ("runtime", "per_second", "num_tokens", "epoch", "model_preparation_time", "step", "kl_stderr", "step_time")
 
@@ -166,7 +186,12 @@ def before(metric: str, first: dict[str, float]) -> str:
 
 def title(metric: str) -> str:
     """A metric in words."""
-    return TITLES.get(metric, metric.removeprefix("probe/rewards/").replace("_", " "))
+    kind, _, rest = metric.partition("/")
+    if kind not in ("sampled", "greedy"):
+        return {**TITLES, **EVALUATED}.get(metric, metric.removeprefix("probe/rewards/").replace("_", " "))
+    if rest.startswith("win_rates/"):
+        return f"{kind}: win rate by {rest.removeprefix('win_rates/').replace('_', ' ')}"
+    return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"
 
 
 def side_by_side(directory: RunDirectory, count: int = 4) -> Table | None:

@@ -4,6 +4,7 @@
     run.json        what it is, from what        checkpoints/    Transformers checkpoints
     samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
     prompts.jsonl   held-out prompts             export/, merged/  what posttrain.export made of it
+                                                 base/  merged, for runs that put a new adapter on top
 
 A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
 scores.jsonl.
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from posttrain.data import Data
 
 # Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
-BESIDE = ("checkpoints", "export", "merged")
+BESIDE = ("checkpoints", "export", "merged", "base")
+SMALL = 64 << 20
 # Settings that change where things go or what is shown, never what is trained.
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
 # Settings that a job does not read.
@@ -218,7 +220,7 @@ def digest(run: Run) -> str:
 
 
 def content(path: Path) -> str | None:
-    """A digest of a local file, or of a folder's file names and sizes with its small JSON files; `None` elsewhere.
+    """A digest of a local file, or of a folder, large files in it by size and time of change; `None` elsewhere.
 
     That of a run is in its `run.json`, as `content`: a digest of what it made, not of when.
     """
@@ -229,9 +231,12 @@ def content(path: Path) -> str | None:
         if known := (RunDirectory(path).record() or {}).get("content"):
             return str(known)
         for inner in sorted(p for p in path.rglob("*") if p.is_file() and _counts(p.relative_to(path))):
-            whole.update(f"{inner.relative_to(path)} {inner.stat().st_size}".encode())
-            if inner.name in ("config.json", "adapter_config.json", "run.json"):
-                whole.update(inner.read_bytes())
+            known = inner.stat()
+            whole.update(f"{inner.relative_to(path)} {known.st_size}".encode())
+            if known.st_size <= SMALL:
+                _feed(whole, inner)
+            else:  # to read weights of many gigabytes takes longer than a plan may
+                whole.update(f" {known.st_mtime_ns}".encode())
     else:
         return None
     return whole.hexdigest()

@@ -93,9 +93,11 @@ def build(kind: str, parts: Parts) -> Trainer:
             names = [name, *names]
     # A reward model's adapter has a head beside it, so a new one is made, and gets the weights below.
     ready = parts.adapter is not None and kind != "reward"
+    init_kwargs = args.pop("model_init_kwargs") if ready else {}
+    config = getattr(library, chosen.config)(**args)  # before the model: it chooses this process's device
     trainer = getattr(library, chosen.trainer)(
-        model=_with_adapter(parts, args.pop("model_init_kwargs")) if ready else parts.model,
-        args=getattr(library, chosen.config)(**args),
+        model=_with_adapter(parts, init_kwargs) if ready else parts.model,
+        args=config,
         processing_class=parts.tokenizer,
         train_dataset=parts.train,
         eval_dataset=parts.eval,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, SMALL, compose, rows, weights, write_pairs
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from posttrain.errors import PosttrainError
 from posttrain.jobs.train import train as job
@@ -145,8 +146,12 @@ def test_settings_that_do_not_change_the_result_keep_the_directory(pairs):
     assert RunDirectory.of(*compose(*command("sft", "trainer.args.learning_rate=3e-3"))).path != plain
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, pairs, monkeypatch):
-    """Saving fails with ENOSPC: the error says so, and the checkpoint before stays good."""
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+)
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, pairs, monkeypatch, error):
+    """Saving fails with ENOSPC, which safetensors has no number for: the message says so, the checkpoint stays good."""
     from transformers import Trainer
 
     run, origin = compose(*command("sft"))
@@ -154,7 +159,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, pairs, monkeypatch):
 
     def full(self, *args, **kwargs):
         if self.state.global_step > 2:
-            raise OSError(28, "No space left on device")
+            raise error
         return save(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:

@@ -247,7 +247,7 @@ def test_another_adapter_goes_on_top_of_the_merged_parent(child, why, sft, train
     if "peft=qlora" not in child:  # 4-bit weights are another model, whatever was merged
         assert torch.allclose(seen["policy"], logits(sft.path), atol=1e-4)
     record = run.record()
-    assert record["base"]["path"] == f"../{sft.name}/merged"
+    assert record["base"]["path"] == f"../{sft.name}/base"
     assert record["merge"]["mean"] < 1e-4 < record["merge"]["effect"]
     assert inherit.start(
         compose("+recipe=dpo_smollm2", "model=tiny", *child, f"model.init_from={sft.path}")[0]
@@ -261,3 +261,18 @@ def test_a_quantized_parent_is_merged_as_it_was_trained(train):
     child = train("+recipe=dpo_smollm2", *LORA, f"model.init_from={parent.path}", "trainer.args.max_steps=1")
     merge = child.record()["merge"]
     assert merge["mean"] < 1e-4 < merge["original"]
+
+
+def test_adapters_that_change_their_base_are_refused_where_it_is_the_reference():
+    child = ("model=tiny", "peft=lora", "peft.lora.init_lora_weights=pissa", "tracking=none")
+    preflight.check(compose("+recipe=sft_smollm2", *child)[0])
+    for options in (("+recipe=dpo_smollm2",), ("+recipe=sft_smollm2", "model.init_from=outputs/sft-1a2b3c4d")):
+        with pytest.raises(PosttrainError, match=r"init_lora_weights=pissa: changes the base weights"):
+            preflight.check(compose(*options, *child)[0])
+
+
+def test_options_left_out_and_written_out_are_the_same_adapter(sft):
+    same = ("model=tiny", "peft=lora", "peft.lora.r=4", "peft.lora.use_dora=false", "peft.lora.bias=none")
+    assert begin("+recipe=dpo_smollm2", *same, f"model.init_from={sft.path}").adapter == str(sft.model)
+    other = begin("+recipe=dpo_smollm2", *same, "peft.lora.use_dora=true", f"model.init_from={sft.path}")
+    assert (other.adapter, other.base) == (None, str(sft.path / "base"))

@@ -45,6 +45,13 @@ def test_null_takes_a_parent_away():
     assert read(stages, {}).stages["dpo"].parents == {"model.init_from": "sft"}
 
 
+def test_the_result_of_rounds_is_taken_after_the_last_is_measured():
+    rounds = {"train": SFT, "check": {**SFT, "from": {"model.init_from": "train"}}}
+    group = {"rounds": 2, "start": "sft", "stop": "check.score", "result": "train", "stages": rounds}
+    after = {"recipe": "dpo_smollm2", "from": {"model.init_from": "group"}}
+    assert list(read({"after": after, "sft": SFT, "group": group}, {}).stages)[-1] == "after"
+
+
 def message(stages, *more):
     with pytest.raises(PosttrainError) as error:
         command(stages, *more)
@@ -485,7 +492,8 @@ def test_an_unknown_objective_lists_what_was_measured(stand):
 
 
 def test_the_table_has_probe_main_metric_and_intervals(stand, capsys):
-    stand.metrics = {"judge": {"f1": 0.62}}
+    both = ("greedy/rewards/f1", "greedy/score")
+    stand.metrics = {"judge": {**dict.fromkeys(both, 0.62), **{f"difference/{name}": 0.1 for name in both}}}
     inner = {"sft": SFT, "reward": REWARD, "judge": SFT}
     run, origin = command(inner)
     pipeline(run, origin)
@@ -495,16 +503,25 @@ def test_the_table_has_probe_main_metric_and_intervals(stand, capsys):
     ]
     (only("sft-*") / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     judge = RunDirectory(only("judge-*"))
-    judge.write({**judge.record(), "intervals": {"f1": [0.55, 0.69]}})
+    intervals = {name: [0.55, 0.69] for name in both} | {f"difference/{name}": [-0.05, 0.25] for name in both}
+    settings = {"against": str(only("sft-*")), "confidence": 0.9}
+    judge.write({**judge.record(), "intervals": intervals, "evaluate": settings})
     capsys.readouterr()
     pipeline(run, origin)
     assert only("pipeline-*/table.md").read_text().splitlines() == [
-        "| held out | sft | judge |",
+        "training: held out, start → end of each stage",
+        "",
+        "| held out | sft |",
+        "| --- | ---: |",
+        "| held-out loss | 2.000 → 1.000 |",
+        "| KL to the reference (nats per sequence) | 0.000 → 1.500 |",
+        "| f1 | 0.250 → 0.500 |",
+        "",
+        "evaluation: held out, with 90% intervals; change is paired, over the same prompts",
+        "",
+        "| held out | judge | judge: change from sft |",
         "| --- | ---: | ---: |",
-        "| held-out loss | 2.000 → 1.000 |  |",
-        "| KL to the reference (nats per sequence) | 0.000 → 1.500 |  |",
-        "| f1 | 0.250 → 0.500 |  |",
-        "| f1 | | 0.620 [0.550, 0.690] |".replace("| |", "|  |"),
+        "| greedy: f1 | 0.620 [0.550, 0.690] | 0.100 [-0.050, 0.250] |",
     ]
     assert "0.620 [0.550, 0.690]" in capsys.readouterr().out
 

@@ -74,8 +74,7 @@ def test_reward_model_then_ppo_then_reused_then_only_what_changed(cli, pairs):
     assert command in first.stdout
     assert "an adapter on the policy's base" in first.stdout, "what the stage says is shown"
     assert "an adapter on the policy's base" in (whole / "logs/ppo.log").read_text()
-    head = (whole / "table.md").read_text().splitlines()[0]
-    assert head == "| held out | reward | ppo |"
+    assert "| held out | reward | ppo |" in (whole / "table.md").read_text().splitlines()
 
     before = {path: path.stat().st_mtime_ns for path in (reward / "run.json", ppo / "run.json")}
     second = cli(*RLHF)

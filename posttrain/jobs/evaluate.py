@@ -130,7 +130,7 @@ def reference(source: Source) -> tuple[Source | str | None, str | None]:
         return known, None if known else f"{source.name} is no run and no adapter, so nothing says what it started from"
     model = OmegaConf.load(source.run.path / "config.yaml").model
     start = model.get("init_from")
-    if source.adapter and not start:
+    if source.adapter and (not start or "merge" in source.record):
         return "adapter off", None
     try:
         found = lineage.source(start or model.path, None if start else model.revision, "the reference")

@@ -9,33 +9,13 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain import heldout, rewards
+from posttrain import heldout, report, rewards
 from posttrain.config import EvaluateConfig, RewardConfig, Run
 from posttrain.intervals import Metric, difference, interval, mean
 from posttrain.jobs.evaluate import PREFERENCES, Plan, Said
 from posttrain.progress import console
 from posttrain.rundir import RunDirectory, write_atomic
 from posttrain.tokens import as_text
-
-TITLES = {
-    "loss_per_token": "loss (nats per token)",
-    "perplexity": "perplexity (per token)",
-    "implicit_accuracy": "preference accuracy (implicit reward)",
-    "implicit_margin": "preference margin (implicit reward)",
-    "likelihood_accuracy": "preference accuracy (log-likelihood per token)",
-    "likelihood_margin": "preference margin (log-likelihood per token)",
-    "chosen_log_prob": "chosen: log-likelihood per token",
-    "rejected_log_prob": "rejected: log-likelihood per token",
-    "accuracy": "preference accuracy (reward model)",
-    "margin": "preference margin (reward model)",
-}
-# Of a set of completions, in front of the set's name.
-SET_TITLES = {
-    "win_rate": "win rate by score",
-    "score": "score",
-    "length": "length (tokens)",
-    "ended": "share that ends",
-}
 
 
 def metrics(run: Run, plan: Plan, said: list[Said]) -> dict[str, Metric]:
@@ -198,7 +178,7 @@ def show(directory: RunDirectory) -> None:
         if name.startswith(("against/", "difference/")):
             continue
         others = [_cell(record, f"{side}/{name}") for side in ("against", "difference")] if pair else []
-        table.add_row(escape(_title(name)), _cell(record, name), *others, str(record["counts"][name]))
+        table.add_row(escape(report.title(name)), _cell(record, name), *others, str(record["counts"][name]))
     console.print(table)
     alike = ["an interval of no width says that all items are alike, not that the number is certain"]
     for note in record["notes"] + (alike if any(low == high for low, high in record["intervals"].values()) else []):
@@ -216,12 +196,3 @@ def _cell(record: dict[str, Any], name: str) -> str:
     ends = record["intervals"].get(name)
     figure = f"{record['metrics'][name]:.3f}"
     return escape(figure + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
-
-
-def _title(name: str) -> str:
-    kind, _, rest = name.partition("/")
-    if not rest:
-        return TITLES.get(name, name)
-    if rest.startswith("win_rates/"):
-        return f"{kind}: win rate by {rest.removeprefix('win_rates/').replace('_', ' ')}"
-    return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"

@@ -181,10 +181,11 @@ class Job:
         write_json(self.directory.path / "pipeline.json", self.record)
 
     def _show(self, results: dict[str, dict[str, Any]]) -> None:
-        cells = table.rows(self.progress.finished)
-        if cells:
-            table.save(self.directory.path / "table.md", cells)
-            console.print(table.rich(cells, self.directory.name))
+        found = table.tables(self.progress.finished)
+        if found:
+            table.save(self.directory.path / "table.md", found)
+        for part in found:
+            console.print(table.rich(part))
         for name, result in results.items():
             because = f" ({result['ended']})" if result["ended"] else ""
             console.print(f"{name}: {result['result']} is the result{because}", soft_wrap=True, markup=False)

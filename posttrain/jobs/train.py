@@ -20,6 +20,10 @@ from posttrain.console import quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
 
+OUT_OF_MEMORY = (
+    "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
+    "max_length, keep gradient_checkpointing=true, or take peft=qlora"
+)
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
@@ -48,7 +52,8 @@ def train(run: Run, origin: Origin) -> float | None:
         directory.claim()
         directory.remove_incomplete()
     try:
-        _train(run, origin, plan, directory)
+        with _explained(directory):
+            _train(run, origin, plan, directory)
     finally:
         if main_process():
             directory.release()
@@ -88,7 +93,7 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
                 measure.rewards = {name: trainer.reward_funcs[0], **functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
-        with interrupt, _explained(directory):
+        with interrupt:
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
@@ -133,7 +138,13 @@ def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
 
     if plan.start.merge is None:
         return
-    drift = merge(plan.start.merge, Path(plan.start.base))
+    try:
+        drift = merge(plan.start.merge, Path(plan.start.base))
+    except PosttrainError as error:
+        raise PosttrainError(
+            f"model.init_from={plan.start.merge.name}: {str(error).split('. Allowed')[0]}; train on with the parent's "
+            "own peft.lora and quantization, which needs no merge"
+        ) from error
     if main_process():
         console.print("merged   " + "; ".join(drift.lines()))
         directory.write({**(directory.record() or {}), "merge": asdict(drift)})
@@ -143,22 +154,29 @@ def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
 def _explained(directory: RunDirectory) -> Iterator[None]:
     """Say what a full disk or full memory means for the run."""
     import torch
+    from safetensors import SafetensorError
 
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise PosttrainError(OUT_OF_MEMORY.format(str(error).splitlines()[0])) from error
+        if not _disk_full(error, directory.path):
             raise
         last = directory.last_checkpoint()
         raise PosttrainError(
-            f"{directory.path}: {error.strerror}; the last whole checkpoint is {last.name if last else 'none'}. "
+            f"{directory.path}: No space left on device; the last whole checkpoint is {last.name if last else 'none'}. "
             "Free some space, and the same command goes on from there"
         ) from error
-    except torch.OutOfMemoryError as error:
-        raise PosttrainError(
-            f"out of memory ({str(error).splitlines()[0]}); halve trainer.args.per_device_train_batch_size and double "
-            "gradient_accumulation_steps, lower max_length, keep gradient_checkpointing=true, or take peft=qlora"
-        ) from error
+
+
+def _disk_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of space; safetensors and torch raise errors of their own, without a number."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left" in str(error) or (
+        not isinstance(error, OSError) and shutil.disk_usage(folder).free < 1 << 20
+    )
 
 
 def _build(

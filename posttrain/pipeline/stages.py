@@ -71,11 +71,12 @@ class Stages:
     rounds: dict[str, Rounds]
 
     def of(self, name: str) -> set[str]:
-        """The stages that `name`, of a stage or of a group, may stand for."""
+        """The stages that must be there before it is known which one `name`, of a stage or of a group, stands for."""
         if name not in self.rounds:
             return {name}
         group = self.rounds[name]
-        return set(group.results) | (self.of(group.start) if group.start and group.metric else set())
+        known = {*group.results, *(group.measured if group.metric else ())}
+        return known | (self.of(group.start) if group.start and group.metric else set())
 
 
 def read(entries: Mapping[str, Any], common: Mapping[str, Any] | None = None) -> Stages:

@@ -1,9 +1,11 @@
-"""What each stage changed on the held-out task: a table on the terminal and in Markdown."""
+"""What each stage changed on the held-out task: tables on the terminal and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -11,51 +13,85 @@ from rich.table import Table
 from posttrain import report
 from posttrain.rundir import RunDirectory, write_atomic
 
-HEAD = "held out"
+TRAINED = "training: held out, start → end of each stage"
+MEASURED = "evaluation: held out, with {share:.0%} intervals; change is paired, over the same prompts"
+# Of another model, or with it: a column of its own says how far the two are apart.
+OTHERS = ("against/", "difference/", "sampled/win_rate", "greedy/win_rate")
 
 
-def cells(directory: RunDirectory) -> dict[str, str]:
-    """Metric -> text: `before → after` of the probe and of the main evaluation metric, or a value and its interval."""
-    record = directory.record() or {}
-    intervals = record.get("intervals") or {}
-    found = {
-        name: f"{report.figure(record['metrics'][name])} [{report.figure(low)}, {report.figure(high)}]"
-        for name, (low, high) in intervals.items()
-        if name in record.get("metrics", {})
-    }
+@dataclass(frozen=True)
+class Cells:
+    """A head and rows of text."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+
+
+def tables(stages: Mapping[str, RunDirectory]) -> list[Cells]:
+    """One of the stages that trained, one of those that evaluated; stages that measured nothing have no column."""
+    records = {name: directory.record() or {} for name, directory in stages.items()}
+    judged = {name: record for name, record in records.items() if record.get("intervals")}
+    trained = {name: found for name in stages if name not in judged and (found := _trained(stages[name]))}
+    measured: dict[str, dict[str, str]] = {}
+    for name, record in judged.items():
+        measured[name] = {m: _value(record, m) for m in record["metrics"] if not m.startswith(OTHERS)}
+        apart = {m: _value(record, f"difference/{m}") for m in measured[name] if f"difference/{m}" in record["metrics"]}
+        if apart:
+            measured[f"{name}: change from {_other(record, stages)}"] = apart
+    share = next((record["evaluate"]["confidence"] for record in judged.values() if "evaluate" in record), 0.95)
+    both = [Cells(TRAINED, _rows(trained)), Cells(MEASURED.format(share=share), _rows(measured))]
+    return [table for table in both if table.rows]
+
+
+def _trained(directory: RunDirectory) -> dict[str, str]:
+    """Metric -> `before → after`, of the probe and of the evaluation metric that people know best."""
     first, last, counts = report.held_out(directory.metrics)
-    probed = [name for name in last if name in report.TITLES or name.startswith("probe/rewards/")]
-    # The first evaluation metric is the one that people know best; the others are in the run's own table.
     main = [name for name in report.TITLES if name in last and name.startswith("eval_")][:1]
+    probed = [name for name in last if name in report.TITLES or name.startswith("probe/rewards/")]
+    found = {}
     for name in main + [name for name in probed if name.startswith("probe/")]:
         start = f"{report.before(name, first)} → " if counts[name] > 1 else ""
-        found.setdefault(name, start + report.figure(last[name]))
+        found[name] = start + report.figure(last[name])
     return found
 
 
-def rows(stages: Mapping[str, RunDirectory]) -> list[list[str]]:
-    """A head, then a row for each metric that any stage has; stages that measured nothing have no column."""
-    columns = {name: found for name, directory in stages.items() if (found := cells(directory))}
+def _value(record: Mapping[str, Any], metric: str) -> str:
+    value = report.figure(record["metrics"][metric])
+    ends = record["intervals"].get(metric)
+    return value + (f" [{report.figure(ends[0])}, {report.figure(ends[1])}]" if ends else "")
+
+
+def _other(record: Mapping[str, Any], stages: Mapping[str, RunDirectory]) -> str:
+    """The stage that a stage is compared with, or the model."""
+    against = record["evaluate"]["against"]
+    return next((name for name, d in stages.items() if d.path == Path(against).absolute()), against)
+
+
+def _rows(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
     names = dict.fromkeys(name for found in columns.values() for name in found)
     known = [name for name in report.TITLES if name in names]
-    ordered = known + [name for name in names if name not in known]
-    body = [[report.title(name), *(found.get(name, "") for found in columns.values())] for name in ordered]
-    return [[HEAD, *columns], *body] if body else []
+    rows = {name: [found.get(name, "") for found in columns.values()] for name in [*known, *names]}
+    for kind in ("sampled", "greedy"):
+        parts = [row for name, row in rows.items() if name.startswith(f"{kind}/rewards/")]
+        if rows.get(f"{kind}/score") in parts:
+            del rows[f"{kind}/score"]  # with one reward the score says the same
+    return [["held out", *columns], *([report.title(name), *row] for name, row in rows.items())] if rows else []
 
 
-def rich(table: Sequence[Sequence[str]], title: str) -> Table:
-    result = Table(title=f"{title}: held out, start → end of each stage", title_justify="left")
-    for index, name in enumerate(table[0]):
+def rich(table: Cells) -> Table:
+    result = Table(title=table.title, title_justify="left")
+    for index, name in enumerate(table.rows[0]):
         result.add_column(escape(name), justify="right" if index else "left")
-    for row in table[1:]:
+    for row in table.rows[1:]:
         result.add_row(*map(escape, row))
     return result
 
 
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    lines = [table[0], ["---", *["---:"] * (len(table[0]) - 1)], *table[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+def save(path: Path, found: Sequence[Cells]) -> None:
+    write_atomic(path, "\n".join(_markdown(table) for table in found))
 
 
-def save(path: Path, table: Sequence[Sequence[str]]) -> None:
-    write_atomic(path, markdown(table))
+def _markdown(table: Cells) -> str:
+    head = table.rows[0]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *table.rows[1:]]
+    return f"{table.title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in lines)

@@ -39,6 +39,14 @@ def invented(completions: Sequence[Completion], column: str = "answers", **colum
     ]
 
 
+def withheld(completions: Sequence[Completion], column: str = "answers", **columns: Any) -> list[float | None]:
+    """1.0 where the model abstained from an answerable question, 0.0 where it answered; None for unanswerable ones."""
+    return [
+        float(abstains(text_of(completion))) if answers else None
+        for completion, answers in zip(completions, references(columns, column), strict=True)
+    ]
+
+
 def abstention(completions: Sequence[Completion], column: str = "answers", **columns: Any) -> list[float | None]:
     """1.0 for abstaining from an unanswerable question, 0.0 for answering it; word F1 of the answer otherwise.
 
