@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.formats import prompt_of
 from posttrain.generate import encode_answer, log_probs
 from posttrain.intervals import Metric, exponential, mean, ratio
 from posttrain.tokens import ids as token_ids
@@ -68,7 +69,8 @@ def answers(
 def groups(rows: Sequence[dict[str, Any]]) -> list[int]:
     """A number for each row that rows with the same prompt share."""
     seen: dict[str, int] = {}
-    return [seen.setdefault(repr(row.get("prompt", n)), len(seen)) for n, row in enumerate(rows)]
+    prompts = [prompt_of(row) for row in rows]
+    return [seen.setdefault(repr(n if prompt is None else prompt), len(seen)) for n, prompt in enumerate(prompts)]
 
 
 def likelihood_metrics(rows: Sequence[dict[str, Any]], found: Sequence[list[Answer]]) -> dict[str, Metric]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain import hub
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source, load
 
@@ -174,9 +175,16 @@ def _shared(one: Source, two: Source) -> bool:
     """Whether both are the same weights but for an adapter; a bare base is compared as the adapter's run loaded it."""
     if not one.adapter and not two.adapter:
         return False
-    places = {str(Path(s.base).resolve()) if Path(s.base).is_dir() else f"{s.base}@{s.revision}" for s in (one, two)}
+    places = {_place(source) for source in (one, two)}
     both = one.adapter and two.adapter
     return len(places) == 1 and (not both or (one.quantization, one.dtype) == (two.quantization, two.dtype))
+
+
+def _place(source: Source) -> str:
+    """Where the weights are: a folder, or a hub id at the commit that is cached."""
+    if Path(source.base).is_dir():
+        return str(Path(source.base).resolve())
+    return f"{source.base}@{hub.commit(source.base, source.revision) or source.revision}"
 
 
 def _tokenizer(source: Source) -> Any:

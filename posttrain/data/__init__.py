@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
-from posttrain.data.formats import ACCEPTS, PAIRS, SCORES, adapt, check_rows, converse, rename
+from posttrain.data.formats import (
+    ACCEPTS,
+    PAIRS,
+    PROMPTED,
+    SCORES,
+    adapt,
+    check_rows,
+    converse,
+    prompt_of,
+    rename,
+)
 from posttrain.errors import PosttrainError
 from posttrain.rundir import data_file
 
@@ -114,7 +125,7 @@ def _divide(config: DataConfig) -> tuple[dict[str, _Part], str]:
         size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
         if len(train) < 2:
             raise PosttrainError(f"data.path={config.path}: {len(train)} rows cannot be split; set data.eval_size=0")
-        train, held_out = hold_out(train, size, own.columns.get("prompt", "prompt"))
+        train, held_out = hold_out(train, size, own.columns)
         how = f"{config.eval_size} of {config.split}"
     else:
         how = "none"
@@ -147,16 +158,23 @@ def _shape(part: _Part) -> Dataset:
     return converse(rows) if part.config.conversational else rows
 
 
-def hold_out(rows: Dataset, size: float | int, prompt: str) -> tuple[Dataset, Dataset]:
+def hold_out(rows: Dataset, size: float | int, columns: Mapping[str, str]) -> tuple[Dataset, Dataset]:
     """Rows for training and held-out ones: a share below 1 or a number, drawn with `SPLIT_SEED`.
 
-    Where rows repeat their `prompt`, as sampled completions do, whole prompts are held out until there are `size`
-    rows: a prompt that was trained on says nothing about others.
+    Where rows repeat their prompt, as sampled completions do, whole prompts are held out until there are `size` rows:
+    a prompt that was trained on says nothing about others. `columns` maps our names to those of `rows`. Raises
+    `PosttrainError` where nothing would be left for either.
     """
+    if not 0 < (size * len(rows) if size < 1 else size) <= len(rows) - 1:
+        raise PosttrainError(
+            f"data.eval_size={size:g}: of {len(rows)} rows that leaves none to train on; set a smaller share or number"
+        )
+    theirs = [column for name in PROMPTED if (column := columns.get(name, name)) in rows.column_names]
     groups: dict[str, list[int]] = {}
-    if prompt in rows.column_names:
-        for index, value in enumerate(rows[prompt]):
-            groups.setdefault(repr(value), []).append(index)
+    for index, row in enumerate(rows.select_columns(theirs)):
+        ours = {name: row[column] for name in PROMPTED if (column := columns.get(name, name)) in row}
+        if (prompt := prompt_of(ours)) is not None:
+            groups.setdefault(repr(prompt), []).append(index)
     if len(groups) < 2 or len(groups) == len(rows):
         parts = rows.train_test_split(test_size=size, seed=SPLIT_SEED)
         return parts["train"], parts["test"]

@@ -6,6 +6,8 @@ may be text or lists of messages.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError
@@ -29,6 +31,23 @@ TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected",
 SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
 # Whose turn a text becomes in a conversation.
 ROLES = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+
+
+# What a row's prompt is known by.
+PROMPTED = ("prompt", "messages", *PAIRS)
+
+
+def prompt_of(row: Mapping[str, Any]) -> Any:
+    """The prompt of a row: its own column, the turns before the last, what both answers begin with; or `None`."""
+    if "prompt" in row:
+        return row["prompt"]
+    if "messages" in row:
+        return row["messages"][:-1]
+    if not set(PAIRS) <= row.keys():
+        return None
+    chosen, rejected = (row[side] for side in PAIRS)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    return chosen[: sum(1 for _ in same)]
 
 
 def form(columns: list[str], kind: str) -> tuple[str, ...]:

@@ -73,6 +73,12 @@ def _evaluate(evaluate: EvaluateConfig, run: Run) -> list[str]:
         errors.append(f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards")
     if online and not (run.probe.prompts or run.probe.greedy_prompts):
         errors.append("probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts")
+    for name in run.reward.keys() & run.probe.rewards.keys():
+        if (one := run.reward[name]) != (other := run.probe.rewards[name]) and (one.function, one.model) != (
+            other.function,
+            other.model,
+        ):
+            errors.append(f"probe.rewards.{name}: is not reward.{name}; give it another name")
     if not 0 < evaluate.confidence < 1:
         errors.append(f"evaluate.confidence={evaluate.confidence:g}: expected between 0 and 1, such as 0.95")
     if evaluate.resamples < 100:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -143,9 +144,10 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     from posttrain.jobs import common, evaluation
 
     common.begin(run, origin, directory, [judged.source for judged in plan.judged], plan.data)
-    with common.enough_memory("set a smaller probe.batch_size"):
+    with common.enough_memory("set a smaller probe.batch_size, or trainer.args.max_length"):
         said = [_ask(run, plan, judged) for judged in plan.judged]
-    _score(run, plan, said)
+    with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
+        _score(run, plan, said)
     metrics = evaluation.metrics(run, plan, said)
     evaluation.write_scores(directory.scores, run, plan, said)
     values, intervals, counts = evaluation.summary(metrics, run.evaluate)
@@ -224,10 +226,15 @@ def _reward_scores(judged: Judged, rows: list[dict[str, Any]]) -> list[list[floa
     from posttrain.heldout import SIDES
     from posttrain.rewards.model import RewardModel
 
-    model = RewardModel(judged.source.name, max_length=judged.max_length)
-    prompts = [row["prompt"] for row in rows]
-    sides = [model(completions=[row[side] for row in rows], prompts=prompts) for side in SIDES]
-    return [list(pair) for pair in zip(*sides, strict=True)]
+    model = RewardModel(judged.source.name)
+    limit = judged.max_length or sys.maxsize
+    # As in training, where pairs that are too long are left out.
+    fits = [all(len(model.ids(row["prompt"], row[side])) <= limit for side in SIDES) for row in rows]
+    kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    prompts = [row["prompt"] for row in kept]
+    sides = [model(completions=[row[side] for row in kept], prompts=prompts) for side in SIDES]
+    scored = iter(zip(*sides, strict=True))
+    return [list(next(scored)) if fit else [None, None] for fit in fits]
 
 
 def _score(run: Run, plan: Plan, said: list[Said]) -> None:

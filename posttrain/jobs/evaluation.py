@@ -17,6 +17,9 @@ from posttrain.progress import console
 from posttrain.rundir import RunDirectory, write_atomic
 from posttrain.tokens import as_text
 
+# Of two tokenizers no difference in these means anything.
+PER_TOKEN = ("loss_per_token", "perplexity", "likelihood_margin", "chosen_log_prob", "rejected_log_prob")
+
 
 def metrics(run: Run, plan: Plan, said: list[Said]) -> dict[str, Metric]:
     """By name: the model's own; `against/NAME` and `difference/NAME`; win rates by set."""
@@ -30,7 +33,7 @@ def metrics(run: Run, plan: Plan, said: list[Said]) -> dict[str, Metric]:
         found[name] = mean(heldout.wins(own, other, sign if "/win_rates/" in name else 1.0), groups)
     for name, metric in each[1].items():
         found[f"against/{name}"] = metric
-        if name in each[0] and not (name in ("loss_per_token", "perplexity") and _tokens_differ(said)):
+        if name in each[0] and not (name in PER_TOKEN and _tokens_differ(said)):
             found[f"difference/{name}"] = difference(each[0][name], metric)
     return _measured(found)
 
@@ -94,6 +97,8 @@ def notes(run: Run, plan: Plan, said: list[Said]) -> list[str]:
         found += [f"no implicit reward of {judged.source.name}: {judged.why}" for judged in plan.judged if judged.why]
     if plan.rows and "label" in plan.rows[0]:
         found.append("the rows are labelled one by one: margins are good less bad, and there is no accuracy")
+    if left := sum(None in pair for pair in said[0].scores):
+        found.append(f"{left} pairs are left out: they are longer than trainer.args.max_length")
     if dropped := sum(not all(answer.tokens for answer in row) for row in said[0].answers):
         found.append(f"{dropped} rows are left out: their prompt alone fills trainer.args.max_length")
     if len(said) > 1 and said[0].answers and _tokens_differ(said):

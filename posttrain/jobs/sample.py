@@ -98,7 +98,8 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     # The policy's memory is free by now: a reward model may take it.
     common.release()
     scored = Journal(directory.path / "rewards.jsonl")
-    _score(run, plan, drawn, scored)
+    with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
+        _score(run, plan, drawn, scored)
     completions = samples.collect(len(plan.prompts), drawn.done, scored.done, run)
     rows = samples.rows(run, plan.prompts, completions)
     metrics = samples.metrics(completions, rows, drawn.done)

@@ -256,7 +256,9 @@ def show(directory: RunDirectory) -> None:
     console.print(table)
     kind = "dpo" if record["sample"]["select"] == "pairs" else "sft"
     family = "llama" if (record["recipe"] or "").endswith("_llama") else "smollm2"
-    command = f"python -m posttrain +recipe={kind}_{family} data.path={directory.path}"
+    model = record["model"]["path"]
+    key = "init_from" if (Path(model) / "run.json").is_file() else "path"
+    command = f"python -m posttrain +recipe={kind}_{family} model.{key}={model} data.path={directory.path}"
     console.print(f"data     {directory.data}", soft_wrap=True, markup=False)
     console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
     console.print(f"next     {command}", soft_wrap=True, markup=False)

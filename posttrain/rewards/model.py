@@ -10,7 +10,7 @@ import torch
 
 from posttrain.errors import PosttrainError
 from posttrain.rewards.text import Completion
-from posttrain.tokens import ids
+from posttrain.tokens import ids as token_ids
 
 
 class RewardModel:
@@ -62,7 +62,7 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, completions: list[Completion], prompts: list[Completion], **columns: Any) -> list[float | None]:
         """One score per completion; `prompts` and `completions` are strings or lists of messages."""
-        tokens = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        tokens = [self.ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         scores: list[float | None] = [None] * len(tokens)
         for start in range(0, len(order), self.batch_size):
@@ -75,11 +75,11 @@ class RewardModel:
                 scores[i] = score
         return scores
 
-    def _ids(self, prompt: Any, completion: Any) -> list[int]:
+    def ids(self, prompt: Any, completion: Any) -> list[int]:
         eos, whole = self.tokenizer.eos_token, prompt + completion
         if isinstance(whole, str) and not whole.endswith(eos):
             whole += eos
-        return ids(self.tokenizer, whole)[: self.max_length]
+        return token_ids(self.tokenizer, whole)[: self.max_length]
 
 
 class _OnBase:
