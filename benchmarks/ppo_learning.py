@@ -50,7 +50,7 @@ def main() -> None:
     runs = {
         name: [ppo(name, seed, reward, size, data) for seed in range(options.seeds)] for name, reward in rewards.items()
     }
-    print(f"reward model: held-out preference accuracy {metrics(model)[-1]['eval_accuracy']:.3f}\n")
+    print(f"reward model: held-out preference accuracy {ends(model, 'eval_accuracy')[1]:.3f}\n")
     table(runs)
     draw(runs, options.out)
 
