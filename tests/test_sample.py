@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ENVIRONMENT, SMALL, compose, rows, write_pairs
 from datasets import Dataset, load_dataset
 
@@ -353,3 +354,20 @@ def test_a_repeated_prompt_is_read_once_and_answered_as_before(monkeypatch):
     assert read[1] == (9, 1)
     alone = [generate.generate(model, tok, [prompt], batch_size=1, **options)[0] for prompt in repeated]
     assert [d.ids for d in once] == [d.ids for d in alone]
+
+
+@pytest.mark.parametrize("setting", [{"use_cache": False}, {"repetition_penalty": 5.0}, {"min_p": 0.9}])
+def test_what_is_drawn_is_the_models_own_whatever_its_generation_config_says(setting):
+    """A cache that is switched off would have a prefilled prompt read twice; penalties draw from something else."""
+    source = lineage.source("embedded:tiny")
+    model, tok = lineage.load(source), models.tokenizer(ModelConfig(path="embedded:tiny"))
+    repeated = [[5, 9, 7]] * 3
+
+    def drawn():
+        torch.manual_seed(0)
+        return [d.ids for d in generate.generate(model, tok, repeated, batch_size=3, max_new_tokens=12)]
+
+    before = drawn()
+    for name, value in setting.items():
+        setattr(model.generation_config, name, value)
+    assert drawn() == before
