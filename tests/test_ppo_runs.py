@@ -123,6 +123,8 @@ def test_a_reward_run_scores_on_the_policys_base(train, built, reward_run, monke
 
     built.clear()
     gc.collect()
+    # Kept by id: other tests of this process may have left models behind.
+    before = {id(m): m for m in gc.get_objects() if isinstance(m, PreTrainedModel)}
     with monkeypatch.context() as patch:
         patch.setattr(RewardModel, "__init__", lambda *args, **kwargs: pytest.fail("a second base is loaded"))
         run = train(
@@ -133,8 +135,8 @@ def test_a_reward_run_scores_on_the_policys_base(train, built, reward_run, monke
         )
     assert "rm (an adapter on the policy's base) x 2" in capsys.readouterr().out
     gc.collect()
-    bases = [m for m in gc.get_objects() if isinstance(m, PreTrainedModel) and hasattr(m, "lm_head")]
-    heads = [m for m in gc.get_objects() if isinstance(m, PreTrainedModel) and hasattr(m, "score")]
+    loaded = [m for m in gc.get_objects() if isinstance(m, PreTrainedModel) and id(m) not in before]
+    bases, heads = ([m for m in loaded if hasattr(m, name)] for name in ("lm_head", "score"))
     assert len(bases) == 1, "one base in memory"
     assert bases[0] is built[0].model.get_base_model()
     assert not heads
