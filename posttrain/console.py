@@ -4,11 +4,27 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 # A log file has no width of its own; tables need some.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def tell(text: str) -> None:
+    """Print `text` as it is: unwrapped, ready to copy."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def facts(rows: Mapping[str, str]) -> None:
+    """Print a plan, a line per fact."""
+    table = Table.grid(padding=(0, 2))
+    for name, text in rows.items():
+        table.add_row(f"[bold]{name}[/]", escape(text))
+    console.print(table)
 
 
 def quiet_libraries() -> None:

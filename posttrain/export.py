@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -56,13 +57,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(args: argparse.Namespace) -> None:
     """Check, export, say what came of it, push."""
-    from posttrain.console import quiet_libraries
-
     if not Path(args.run).expanduser().is_dir():
         raise PosttrainError(f"RUN={args.run}: no such run directory or folder")
     quiet_libraries()
     from posttrain import card, lineage
-    from posttrain.progress import console
 
     source = lineage.source(args.run)
     check(args, source)
@@ -74,18 +72,18 @@ def export(args: argparse.Namespace) -> None:
         with console.status("Merging and measuring"):
             drift = merge(source, folder, args.dtype, None, args.max_kl, args.into or "trained")
         for line in drift.lines():
-            console.print(line, soft_wrap=True, markup=False)
+            tell(line)
     else:
         plain(source, folder)
         if source.adapter and (note := card.about(source.base_name)):
-            console.print(note, soft_wrap=True, markup=False)
+            tell(note)
     form = "merged" if args.merge else "adapter" if source.adapter else "model"
-    console.print(f"{form:8} {folder}{' (was there already)' if before else ''}", soft_wrap=True, markup=False)
+    tell(f"{form:8} {folder}{' (was there already)' if before else ''}")
     if args.push_to_hub:
         url = push(folder, args.push_to_hub, args.private, source.name)
-        console.print(f"hub      {url}", soft_wrap=True, markup=False)
+        tell(f"hub      {url}")
     if not source.scores:
-        console.print(f"next     python -m posttrain.chat {folder}", soft_wrap=True, markup=False)
+        tell(f"next     python -m posttrain.chat {folder}")
 
 
 def check(args: argparse.Namespace, source: Source) -> None:

@@ -5,42 +5,23 @@ PPO ends after the current rollout: its rest is not in a checkpoint, so from wit
 
 from __future__ import annotations
 
-import signal
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
 
+from posttrain.signals import Signals
 
-class Interrupt(TrainerCallback):
+
+class Interrupt(Signals, TrainerCallback):
     """While entered, the first SIGTERM or SIGINT is noted and acted on at the end of the step; a second one kills.
 
     Transformers' own `enable_jit_checkpoint` saves in the middle of a step, from where a run cannot continue exactly.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    @property
-    def signal(self) -> str | None:
-        return signal.Signals(self.number).name if self.number else None
-
-    def __enter__(self) -> Interrupt:
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._restore()
-
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
+        super()._note(number, frame)
         self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.number and state.global_step % getattr(args, "steps_per_rollout", 1) == 0:

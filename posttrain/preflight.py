@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import online, options, rewards
 from posttrain.config import Run
+from posttrain.data import BUILDERS
 from posttrain.errors import PosttrainError
 from posttrain.jobs import checks
 from posttrain.rundir import data_file
@@ -143,13 +144,17 @@ def _paths(run: Run) -> list[str]:
     for key, value in local.items():
         if value and not value.startswith("embedded:") and _looks_local(value) and not _exists(value):
             errors.append(f"{key}={value}: no such file or folder")
-        elif value and Path(value).is_file() and Path(value).suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+        elif value and Path(value).is_file() and Path(value).suffix not in BUILDERS:
             errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
         elif value:
             try:
                 data_file(value)
             except PosttrainError as error:
                 errors.append(f"{key}={error}")
+    parents = {"model.init_from": run.model.init_from}
+    for key, value in parents.items():
+        if value and not _exists(value):
+            errors.append(f"{key}={value}: no such run directory")
     for key in ("model.path", "model.chat_template"):
         value = _value(run, key)
         if value and not value.startswith("embedded:"):
@@ -160,7 +165,7 @@ def _paths(run: Run) -> list[str]:
 
 
 def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or Path(path).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    return path.startswith((".", "/", "~")) or Path(path).suffix in BUILDERS
 
 
 def _exists(path: str) -> bool:

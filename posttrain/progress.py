@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from posttrain.console import console as console
+from posttrain.console import console
 
 # What is worth a place on the bar, in this order: trainer metric -> short name.
 SHOWN = {

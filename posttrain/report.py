@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain import online
-from posttrain.console import console
+from posttrain.console import console, facts, tell
 from posttrain.rundir import RunDirectory
 from posttrain.trainers import KINDS
 
@@ -88,7 +88,6 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     if run.peft.quantization:
         how += f" on {run.peft.quantization.get('bnb_4bit_quant_type', '8-bit')} weights"
     checkpoint = directory.last_checkpoint() if directory.record() else None
-    table = Table.grid(padding=(0, 2))
     rows = {
         "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
         "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
@@ -104,9 +103,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         "device": str(plan.precision),
         "directory": str(directory.path),
     }
-    for name, text in rows.items():
-        table.add_row(f"[bold]{name}[/]", escape(text))
-    console.print(table)
+    facts(rows)
 
 
 def _reward(name: str, run: Run) -> str:
@@ -134,13 +131,13 @@ def show(directory: RunDirectory) -> None:
         console.print(table)
     if (samples := side_by_side(directory)) is not None:
         console.print(samples)
-    console.print(f"curves   {directory.curves}", soft_wrap=True, markup=False)
-    console.print(f"model    {directory.model}", soft_wrap=True, markup=False)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+    tell(f"curves   {directory.curves}")
+    tell(f"model    {directory.model}")
+    tell(f"run      {directory.path}")
     if record.get("tracking"):
-        console.print(f"tracking {record['tracking']}", soft_wrap=True, markup=False)
+        tell(f"tracking {record['tracking']}")
     if command := record.get("command"):
-        console.print(f"next     {command} {_next(record)}", soft_wrap=True, markup=False)
+        tell(f"next     {command} {_next(record)}")
 
 
 def _next(record: dict[str, Any]) -> str:

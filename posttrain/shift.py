@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from posttrain.config import ProbeConfig
+from posttrain.console import console
 from posttrain.generate import apart, encode_answer, encode_prompts, generate, log_probs
-from posttrain.progress import console
 from posttrain.tracking import Tracker, append
 
 if TYPE_CHECKING:

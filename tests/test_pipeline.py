@@ -568,7 +568,7 @@ def test_a_pipeline_waits_for_whoever_runs_its_stage_and_a_dead_one_is_no_hindra
 def test_a_process_streams_into_terminal_and_log_and_gets_the_signal(tmp_path, capsys):
     log = tmp_path / "logs/x.log"
     code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\nprint('grüß')\ntime.sleep(60)"
-    with process.Signals() as signals:
+    with process.StageSignals() as signals:
         timer = threading.Timer(1.5, lambda: signal.raise_signal(signal.SIGTERM))
         timer.start()
         started = time.monotonic()

@@ -235,11 +235,6 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def is_local(path: str) -> bool:
-    """Whether `path` is meant as a file or folder here rather than a hub id."""
-    return Path(path).suffix in BUILDERS or path.startswith((".", "/", "~")) or Path(path).exists()
-
-
 def _load_split(config: DataConfig, path: str, split: str, key: str) -> Dataset:
     import datasets
 

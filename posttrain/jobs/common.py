@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import __version__, config, lineage
 from posttrain.config import Origin, Run
+from posttrain.console import console
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source
 from posttrain.rundir import RunDirectory, data_file
@@ -34,8 +35,6 @@ def once(
 
     `shown` has `show_plan(run, plan, directory)` and `show(directory)`.
     """
-    from posttrain.progress import console
-
     directory = RunDirectory.of(run, origin)
     if not config.main_process():
         return None

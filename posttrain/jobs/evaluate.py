@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import Origin, Run
+from posttrain.console import console, quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source
 from posttrain.rundir import RunDirectory
@@ -25,7 +26,6 @@ PREFERENCES = ("dpo", "kto")
 
 def evaluate(run: Run, origin: Origin) -> float | None:
     """Evaluate, or say that it is done; returns the metric named by `objective`."""
-    from posttrain.console import quiet_libraries
     from posttrain.jobs import common
 
     quiet_libraries()
@@ -169,7 +169,7 @@ def _ask(run: Run, plan: Plan, judged: Judged) -> Said:
     from posttrain.generate import encode_prompts, generate
     from posttrain.jobs import common
     from posttrain.probe import SEED
-    from posttrain.progress import Counter, console
+    from posttrain.progress import Counter
 
     said = Said()
     if run.trainer.kind == "reward":

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from posttrain import heldout, report, rewards
 from posttrain.config import EvaluateConfig, RewardConfig, Run
+from posttrain.console import console, facts, tell
 from posttrain.intervals import Metric, difference, interval, mean
 from posttrain.jobs.evaluate import PREFERENCES, Plan, Said
-from posttrain.progress import console
 from posttrain.rundir import RunDirectory, write_atomic
 from posttrain.tokens import as_text
 
@@ -155,20 +155,18 @@ def _completion_numbers(run: Run, said: Said, name: str, n: int) -> dict[str, An
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
-    table = Table.grid(padding=(0, 2))
     sets = [f"{len(plan.rows)} held-out rows"] if plan.rows else []
     sets += [f"{len(prompts)} {name} completions" for name, prompts in plan.prompts.items()]
-    facts = {
-        "run": f"evaluate, as {run.trainer.kind}",
-        "model": plan.judged[0].source.name,
-        **({"against": plan.judged[1].source.name} if len(plan.judged) > 1 else {}),
-        "data": f"{plan.data['path']}: {', '.join(sets)}",
-        **({"rewards": ", ".join(_entries(run)) or "none"} if plan.prompts else {}),
-        "directory": str(directory.path),
-    }
-    for name, text in facts.items():
-        table.add_row(f"[bold]{name}[/]", escape(text))
-    console.print(table)
+    facts(
+        {
+            "run": f"evaluate, as {run.trainer.kind}",
+            "model": plan.judged[0].source.name,
+            **({"against": plan.judged[1].source.name} if len(plan.judged) > 1 else {}),
+            "data": f"{plan.data['path']}: {', '.join(sets)}",
+            **({"rewards": ", ".join(_entries(run)) or "none"} if plan.prompts else {}),
+            "directory": str(directory.path),
+        }
+    )
 
 
 def show(directory: RunDirectory) -> None:
@@ -187,12 +185,12 @@ def show(directory: RunDirectory) -> None:
     console.print(table)
     alike = ["an interval of no width says that all items are alike, not that the number is certain"]
     for note in record["notes"] + (alike if any(low == high for low, high in record["intervals"].values()) else []):
-        console.print(f"note     {note}", soft_wrap=True, markup=False)
-    console.print(f"model    {record['model']['path']}", soft_wrap=True, markup=False)
+        tell(f"note     {note}")
+    tell(f"model    {record['model']['path']}")
     if pair:
-        console.print(f"against  {record['evaluate']['against']}", soft_wrap=True, markup=False)
-    console.print(f"scores   {directory.scores}", soft_wrap=True, markup=False)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
+        tell(f"against  {record['evaluate']['against']}")
+    tell(f"scores   {directory.scores}")
+    tell(f"run      {directory.path}")
 
 
 def _cell(record: dict[str, Any], name: str) -> str:

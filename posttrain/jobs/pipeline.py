@@ -13,7 +13,7 @@ from rich.table import Table
 
 from posttrain import __version__
 from posttrain.config import Origin, Run
-from posttrain.console import console
+from posttrain.console import console, tell
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import process, table
 from posttrain.pipeline.plan import Progress, Step
@@ -29,9 +29,9 @@ def pipeline(run: Run, origin: Origin) -> float | None:
     console.print(_plan(steps, directory.name))
     if run.dry_run:
         for step in steps:
-            console.print(f"# {step.stage.name}\n{step.command}", soft_wrap=True, markup=False)
+            tell(f"# {step.stage.name}\n{step.command}")
         return None
-    with process.Signals() as signals:
+    with process.StageSignals() as signals:
         job = Job(directory, Progress(stages, run), origin, signals)
         with directory.turn(job.waiting(f"{directory.name}: another process is running this very pipeline")):
             directory.write_config(run)
@@ -55,7 +55,7 @@ def _plan(steps: list[Step], title: str) -> Table:
 class Job:
     """One execution of a pipeline, on record in `pipeline.json`."""
 
-    def __init__(self, directory: RunDirectory, progress: Progress, origin: Origin, signals: process.Signals):
+    def __init__(self, directory: RunDirectory, progress: Progress, origin: Origin, signals: process.StageSignals):
         self.directory = directory
         self.progress = progress
         self.origin = origin
@@ -124,7 +124,7 @@ class Job:
         entry["status"] = "running"
         self._write()
         console.print(f"\n[bold]{step.stage.name}[/] ({escape(step.why)})")
-        console.print(step.command, soft_wrap=True, markup=False)
+        tell(step.command)
         log = self.directory.path / "logs" / f"{step.stage.name}.log"
         command = [*(step.stage.launch or (sys.executable,)), "-m", "posttrain", *step.overrides]
         status = process.execute(command, log, self.signals)
@@ -163,7 +163,7 @@ class Job:
         def wait() -> None:
             nonlocal said
             if not said:
-                console.print(f"{message}; waiting for it", soft_wrap=True, markup=False)
+                tell(f"{message}; waiting for it")
             said = True
             self._stop_if_asked()
 
@@ -172,8 +172,7 @@ class Job:
     def _stop_if_asked(self) -> None:
         if not self.signals.number:
             return
-        name = signal.Signals(self.signals.number).name
-        console.print(f"Stopped by {name}. Continue with: {self.origin.command}", soft_wrap=True, markup=False)
+        tell(f"Stopped by {self.signals.signal}. Continue with: {self.origin.command}")
         raise SystemExit(128 + self.signals.number)
 
     def _write(self, **more: Any) -> None:
@@ -188,10 +187,10 @@ class Job:
             console.print(table.rich(part))
         for name, result in results.items():
             because = f" ({result['ended']})" if result["ended"] else ""
-            console.print(f"{name}: {result['result']} is the result{because}", soft_wrap=True, markup=False)
+            tell(f"{name}: {result['result']} is the result{because}")
         last = list(self.progress.finished.values())[-1]
-        console.print(f"last run {last.path}", soft_wrap=True, markup=False)
-        console.print(f"pipeline {self.directory.path}", soft_wrap=True, markup=False)
+        tell(f"last run {last.path}")
+        tell(f"pipeline {self.directory.path}")
 
 
 def _objective(objective: str | None, progress: Progress) -> float | None:

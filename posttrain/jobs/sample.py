@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import Origin, Run
+from posttrain.console import console, quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.journal import Journal
 from posttrain.lineage import Source
@@ -31,7 +32,6 @@ EARLY = 64
 
 def sample(run: Run, origin: Origin) -> float | None:
     """Sample, or go on, or say that it is done; returns the metric named by `objective`."""
-    from posttrain.console import quiet_libraries
     from posttrain.jobs import common
 
     quiet_libraries()
@@ -109,7 +109,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     rows.to_parquet(half / "train.parquet")
     samples.write_card(half, run, origin, plan, completions, rows, metrics)
     directory.put_data(half)
-    common.end(directory, content=directory.made(), metrics=metrics, sample=asdict(run.sample))
+    common.end(directory, metrics=metrics, sample=asdict(run.sample))
 
 
 def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
@@ -120,11 +120,11 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     from posttrain.generate import generate
     from posttrain.interrupt import Interrupt
     from posttrain.jobs import common
-    from posttrain.progress import Counter, console
+    from posttrain.progress import Counter
 
     if len(journal.done) == len(plan.batches):
         return
-    settings, began = run.sample, time.monotonic()
+    settings = run.sample
     with console.status("Loading the model") if console.is_terminal else nullcontext():
         model = lineage.load(plan.source)
     done, tokens, ended, count = len(journal.done), 0, 0, 0

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from posttrain import rewards, selection
 from posttrain.config import Origin, Run
+from posttrain.console import console, facts, tell
 from posttrain.errors import PosttrainError
-from posttrain.progress import console
 from posttrain.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -229,20 +229,18 @@ def _rule(run: Run) -> str:
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
     settings = run.sample
-    table = Table.grid(padding=(0, 2))
     mean = fmean(map(len, plan.encoded))
-    facts = {
-        "run": f"sample, {settings.n} completions of up to {settings.max_new_tokens} tokens for each prompt",
-        "model": plan.source.name,
-        "prompts": f"{plan.data['path']}, {settings.split}: {len(plan.prompts)} of about {mean:.0f} tokens, in "
-        f"{len(plan.batches)} batches",
-        "rewards": ", ".join(run.reward) or "none: completions are not scored",
-        "kept": _rule(run),
-        "directory": str(directory.path),
-    }
-    for name, text in facts.items():
-        table.add_row(f"[bold]{name}[/]", escape(text))
-    console.print(table)
+    facts(
+        {
+            "run": f"sample, {settings.n} completions of up to {settings.max_new_tokens} tokens for each prompt",
+            "model": plan.source.name,
+            "prompts": f"{plan.data['path']}, {settings.split}: {len(plan.prompts)} of about {mean:.0f} tokens, in "
+            f"{len(plan.batches)} batches",
+            "rewards": ", ".join(run.reward) or "none: completions are not scored",
+            "kept": _rule(run),
+            "directory": str(directory.path),
+        }
+    )
 
 
 def show(directory: RunDirectory) -> None:
@@ -259,6 +257,6 @@ def show(directory: RunDirectory) -> None:
     model = record["model"]["path"]
     key = "init_from" if (Path(model) / "run.json").is_file() else "path"
     command = f"python -m posttrain +recipe={kind}_{family} model.{key}={model} data.path={directory.path}"
-    console.print(f"data     {directory.data}", soft_wrap=True, markup=False)
-    console.print(f"run      {directory.path}", soft_wrap=True, markup=False)
-    console.print(f"next     {command}", soft_wrap=True, markup=False)
+    tell(f"data     {directory.data}")
+    tell(f"run      {directory.path}")
+    tell(f"next     {command}")

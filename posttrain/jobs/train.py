@@ -16,7 +16,7 @@ from typing import Any
 
 from posttrain import __version__, config, hub, inherit, preflight
 from posttrain.config import Origin, Run, main_process
-from posttrain.console import quiet_libraries
+from posttrain.console import console, quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
 
@@ -31,7 +31,6 @@ def train(run: Run, origin: Origin) -> float | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
     from posttrain import report
-    from posttrain.progress import console
 
     directory = RunDirectory.of(run, origin)
     if directory.finished():
@@ -66,7 +65,7 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
     from posttrain import online, rewards
     from posttrain.interrupt import Interrupt
     from posttrain.probe import Probe
-    from posttrain.progress import ProgressBar, console
+    from posttrain.progress import ProgressBar
     from posttrain.tracking import Metrics, Tracker
 
     started = time.time()
@@ -134,7 +133,6 @@ def _measures(
 def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
     """Merge the parent's adapter where a new one goes on top of it, verified; runs that share the parent share that."""
     from posttrain.merge import merge
-    from posttrain.progress import console
 
     if plan.start.merge is None:
         return

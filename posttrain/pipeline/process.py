@@ -5,45 +5,35 @@ from __future__ import annotations
 import codecs
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from posttrain.pipeline.stages import search_path
+from posttrain.signals import Signals
 
 # What Hydra says below every error.
 HINT = "Set the environment variable HYDRA_FULL_ERROR"
 
 
-class Signals:
-    """While entered, SIGTERM and SIGINT are noted, and go to the running stage, which saves and ends."""
+class StageSignals(Signals):
+    """They also go to the running stage, which saves and ends."""
 
     def __init__(self) -> None:
-        self.number = 0
+        super().__init__()
         self.process: subprocess.Popen[bytes] | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
+        super()._note(number, frame)
         if self.process is not None and self.process.poll() is None:
             # The group: `accelerate launch` does not pass signals on.
             os.killpg(self.process.pid, number)
 
 
-def execute(command: Sequence[str], log: Path, signals: Signals) -> int:
+def execute(command: Sequence[str], log: Path, signals: StageSignals) -> int:
     """Run `command` to its end and return its exit status, negative for a signal."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": search_path()}
     environment.setdefault("WANDB_RUN_GROUP", log.parent.parent.name)  # the pipeline's stages together in W&B
