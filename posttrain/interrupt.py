@@ -5,6 +5,7 @@ PPO ends after the current rollout: its rest is not in a checkpoint, so from wit
 
 from __future__ import annotations
 
+import os
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,8 @@ class Interrupt(Signals, TrainerCallback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         super()._note(number, frame)
         self._restore()
+        # Not `print`: the signal may have come in the middle of one. A step of a large model takes its time.
+        os.write(2, f"\n{self.signal}: stopping as soon as it can go on from there; once more stops at once\n".encode())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.number and state.global_step % getattr(args, "steps_per_rollout", 1) == 0:

@@ -20,6 +20,7 @@ class Source:
     `base` is the hub id or folder of the weights; `adapter` is the folder of the LoRA adapter on them, or `None`;
     `quantization` (BitsAndBytesConfig's options) and `dtype` are those the adapter was trained with ("auto" outside
     runs); `tokenizer` is where tokenizer and chat template lie; `run` is the run directory, where there is one.
+    `options` are what else `from_pretrained` gets (`trust_remote_code`, `attn_implementation`).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Source:
     quantization: dict[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     run: RunDirectory | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -154,7 +156,8 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
     from posttrain.models import quantization_config
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kwargs: dict[str, Any] = {"dtype": dtype or origin.dtype, "revision": origin.revision, "use_safetensors": True}
+    kwargs: dict[str, Any] = {**origin.options, "dtype": dtype or origin.dtype, "revision": origin.revision}
+    kwargs["use_safetensors"] = True
     if origin.quantization:
         kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
         kwargs["device_map"] = where

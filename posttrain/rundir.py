@@ -16,6 +16,7 @@ unfinished work, and other settings cannot overwrite it.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -209,11 +210,14 @@ def digest(run: Run) -> str:
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
     probed = settings["probe"]["rewards"] if "probe" in settings else {}
     places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
-    places += [(entry, ("model",)) for entry in (*settings["reward"].values(), *probed.values())]
+    rewards = (*settings["reward"].values(), *probed.values())
+    places += [(entry, ("model",)) for entry in rewards]
     places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
     for group, keys in places:
         for key in keys:
             group[key] = (group[key] and content(Path(os.path.expanduser(group[key])))) or group[key]
+    for entry in rewards:
+        entry["source"] = entry["function"] and _source(entry["function"])
     settings["version"] = __version__
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -240,6 +244,18 @@ def content(path: Path) -> str | None:
     else:
         return None
     return whole.hexdigest()
+
+
+def _source(function: str) -> str | None:
+    """A digest of the file that defines a reward function, where that is the user's; ours count by our version."""
+    module = function.rpartition(".")[0]
+    if not module or module.startswith("posttrain."):
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None  # said when rewards are checked
+    return content(Path(spec.origin)) if spec and spec.origin else None
 
 
 def files_digest(files: list[Path]) -> str:

@@ -371,3 +371,52 @@ def test_what_is_drawn_is_the_models_own_whatever_its_generation_config_says(set
     for name, value in setting.items():
         setattr(model.generation_config, name, value)
     assert drawn() == before
+
+
+OWN_CONFIG = """
+from transformers import LlamaConfig
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+"""
+OWN_MODEL = """
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def own_code(folder):
+    """A model that brings code of its own."""
+    shutil.copytree(models.locate("embedded:tiny"), folder)
+    (folder / "configuration_own.py").write_text(OWN_CONFIG)
+    (folder / "modeling_own.py").write_text(OWN_MODEL)
+    known = json.loads((folder / "config.json").read_text())
+    known |= {"model_type": "own", "architectures": ["OwnForCausalLM"]}
+    known["auto_map"] = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+    }
+    (folder / "config.json").write_text(json.dumps(known))
+
+
+def test_a_model_with_code_of_its_own_is_asked_for(train, tmp_path, monkeypatch):
+    own_code(tmp_path / "own")
+    small = ("sample.prompts=2", "sample.n=1", "model.path=./own", "model.attn_implementation=eager")
+    with pytest.raises(PosttrainError, match=r"model.path=./own: brings code of its own.*model.trust_remote_code=true"):
+        train(*SAMPLE, *small)
+    loaded = []
+    monkeypatch.setattr(lineage, "load", lambda source, load=lineage.load: loaded.append(load(source)) or loaded[-1])
+    train(*SAMPLE, *small, "model.trust_remote_code=true")
+    assert type(loaded[0]).__name__ == "OwnForCausalLM"
+    assert loaded[0].config._attn_implementation == "eager"
+
+
+def test_another_reward_function_under_the_same_name_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    overrides = ("+recipe=dpo_smollm2", "job=sample", "+reward.r.function=of_mine.reward")
+    names = []
+    for value in (1.0, 1.0, 2.0):
+        (tmp_path / "of_mine.py").write_text(f"def reward(completions, **_): return [{value}] * len(completions)")
+        names.append(RunDirectory.of(*compose(*overrides)).name)
+    assert names[0] == names[1] != names[2]

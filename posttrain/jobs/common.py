@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import __version__, config, lineage
@@ -60,7 +61,8 @@ def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
     """The model that a job uses: `path`, or `model.init_from`, or `model.path`; raises `PosttrainError`.
 
     A model outside runs is loaded as the config would load it to train an adapter, in the machine's half type and with
-    its quantization, so that samples for QLoRA come from the weights that it trains on.
+    its quantization, so that samples for QLoRA come from the weights that it trains on. `model.kwargs`, attention and
+    trust in its code are of the model at `model.path`, and of the runs that began with it.
     """
     from posttrain import models
 
@@ -71,15 +73,24 @@ def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
         quantization = found.quantization or run.peft.quantization
         half = models.precision(run.model, replace(run.peft, method="lora"), run.trainer.args)
         found = replace(found, dtype=half.dtype, quantization=quantization)
+    folder = str(Path(run.model.path).expanduser().resolve())
+    if run.model.path in (found.name, found.base_name) or found.base == folder:
+        attention = run.model.attn_implementation
+        options = {} if attention == "auto" else {"attn_implementation": attention}
+        found = replace(found, options={**run.model.kwargs, **options, **_trust(run)})
     return found
 
 
+def _trust(run: Run) -> dict[str, Any]:
+    return {"trust_remote_code": True} if run.model.trust_remote_code else {}
+
+
 def tokenizer(run: Run, origin: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of the weights; `model.chat_template` and its tokens apply to what is no run."""
+    """The tokenizer of the weights; `model.chat_template` and its tokens are those of the model at `model.path`."""
     from posttrain import models
 
     own = replace(run.model, path=origin.tokenizer, revision=None if origin.adapter else origin.revision)
-    if origin.run is not None:
+    if origin.name != run.model.path:
         own = replace(own, chat_template=None, eos_token=None, pad_token=None)
     return models.tokenizer(own)
 
@@ -91,7 +102,8 @@ def check_model(origin: Source, key: str, scores: bool) -> int | None:
     from posttrain.hub import explain
 
     try:
-        known = AutoConfig.from_pretrained(origin.base, revision=origin.revision)
+        trust = origin.options.get("trust_remote_code", False)
+        known = AutoConfig.from_pretrained(origin.base, revision=origin.revision, trust_remote_code=trust)
     except Exception as error:
         why = explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
         raise PosttrainError(f"{key}={origin.name}: {why}") from error
