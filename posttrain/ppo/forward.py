@@ -12,6 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+from trl.trainer.utils import selective_log_softmax_and_entropy
+
+# 64 MiB in float32, and as much for their gradient.
+KEPT_LOGITS = 1 << 24
 
 
 @dataclass
@@ -73,12 +77,16 @@ def apply_head(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         return head(hidden.float()).squeeze(-1)
 
 
-def add_completion_forward(model: PreTrainedModel) -> None:
+def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> None:
     """Teach `model` (with TRL's fused LM head) `model(..., completion_labels=labels, want=names)`.
 
     `completion_labels` are the completion's token ids, (B, T), with -100 on padding; `want` names the fields of
     [`CompletionOutput`] to compute, among `log_probs` (brings `entropy`), `value` and `aux_loss`. `value` reads
-    `model.value_head`. Without `completion_labels` the forward is what it was, so generation is unchanged.
+    `model.value_head`. `temperature` is that of sampling. Without `completion_labels` the forward is what it was, so
+    generation is unchanged.
+
+    TRL's fused LM head never holds the logits, and multiplies by the head's weights once more in its backward pass
+    for that. Where all logits of a batch are at most `KEPT_LOGITS` they are held instead.
     """
     inner = model.forward
 
@@ -92,8 +100,19 @@ def add_completion_forward(model: PreTrainedModel) -> None:
         result = CompletionOutput()
         with completion_states(self.base_model, completion_labels.size(1)) as states:
             if "log_probs" in want:
-                scored = inner(*args, shift_labels=completion_labels, fused_lm_head=True, **kwargs)
-                result["log_probs"], result["entropy"] = scored.log_probs, scored.entropy
+                if completion_labels.numel() * self.get_output_embeddings().weight.size(0) > KEPT_LOGITS:
+                    scored = inner(*args, shift_labels=completion_labels, fused_lm_head=True, **kwargs)
+                    result["log_probs"], result["entropy"] = scored.log_probs, scored.entropy
+                else:
+                    scored = inner(*args, use_cache=False, **kwargs)
+                    labels = completion_labels.to(scored.logits.device)
+                    result["log_probs"], result["entropy"] = selective_log_softmax_and_entropy(
+                        scored.logits.float(),
+                        labels.clamp(min=0),
+                        entropy_requires_grad=False,
+                        temperature=temperature,
+                        row_mask=labels != -100,
+                    )
                 if "aux_loss" in want:
                     result["aux_loss"] = scored.aux_loss
             else:

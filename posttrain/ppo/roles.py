@@ -79,9 +79,10 @@ class Roles:
     Args:
         model: the policy as TRL prepared it: a `PeftModel` whose policy adapter is called `default` (and, where it was
             passed ready-made, with a frozen copy called `ref`), or a plain model that is trained in full.
+        temperature: that of sampling, at which log-probabilities are computed.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, temperature: float = 1.0):
         self.model = model
         self.is_peft = isinstance(self.model, PeftModel)
         self.base: Any = self.model.get_base_model() if self.is_peft else model
@@ -98,7 +99,7 @@ class Roles:
             module.support_avx512bf16_for_cpu = False
         if self.has_reference_adapter:
             self._copy_adapter(POLICY, REFERENCE)
-        add_completion_forward(self.base)
+        add_completion_forward(self.base, temperature)
 
     @property
     def has_reference_adapter(self) -> bool:

@@ -162,7 +162,7 @@ class PPOTrainer(ExperienceTrainer):
 
     def _build_roles(self, value_config: PeftConfig | None, reward_adapter: str | Path | None) -> None:
         args = self.args
-        self.roles = Roles(self.model)
+        self.roles = Roles(self.model, self.temperature)
         self.takes_position_ids = takes_position_ids(type(self.roles.base))
         # Every process must draw the same value adapter; the seeds of generation stay as TRL left them.
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
@@ -177,7 +177,7 @@ class PPOTrainer(ExperienceTrainer):
         if args.use_vllm and getattr(self.model, "is_quantized", False):
             logger.warning("vLLM gets the policy merged into its quantized base model, which rounds it; not tested.")
         if self.ref_model is not None:
-            add_completion_forward(self.accelerator.unwrap_model(self.ref_model))
+            add_completion_forward(self.accelerator.unwrap_model(self.ref_model), self.temperature)
 
     def _build_rewards(self, reward_tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Replace reward models by functions that score the generated tokens."""

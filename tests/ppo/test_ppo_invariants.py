@@ -6,7 +6,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from posttrain.ppo import PPOTrainer, maths
+from posttrain.ppo import PPOTrainer, forward, maths
 from posttrain.ppo.rollout import take
 
 from .tiny import PROMPTS, even_codes, logged, lora, weights
@@ -375,6 +375,24 @@ def test_log_probabilities_are_those_of_the_full_logits(make_trainer):
     width = rollout["completion_ids"].size(1)
     expected = logps[:, -width:] * rollout["completion_mask"]
     torch.testing.assert_close(rollout["old_logps"], expected, rtol=0, atol=1e-4)
+
+
+def test_logits_held_and_not_held_agree(make_trainer, monkeypatch):
+    trainer = make_trainer(temperature=0.7)
+    rollout = trainer._generate_and_score_completions([{"prompt": p} for p in PROMPTS[:4]])
+    found = {}
+    for limit in (forward.KEPT_LOGITS, 0):
+        monkeypatch.setattr(forward, "KEPT_LOGITS", limit)
+        trainer.model.zero_grad()
+        output = trainer._completion_forward(trainer.model, rollout, ("log_probs",))
+        (output.log_probs * torch.linspace(-1, 1, output.log_probs.numel()).view_as(output.log_probs)).sum().backward()
+        gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+        found[limit] = {"log_probs": output.log_probs, "entropy": output.entropy, **gradients}
+    held, fused = found.values()
+    assert held.keys() == fused.keys()
+    assert len(held) > 4, "there are gradients among them"
+    for name, value in held.items():
+        torch.testing.assert_close(value, fused[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_absolute_positions_survive_left_padding(make_trainer, tokenizer):
