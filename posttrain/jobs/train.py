@@ -30,20 +30,20 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "
 def train(run: Run, origin: Origin) -> float | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
-    from posttrain import report
+    from posttrain import summary
 
     directory = RunDirectory.of(run, origin)
     if directory.finished():
         if main_process():
             console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
             console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
-            report.show(directory)
+            summary.show(directory)
         return _objective(run, directory)
     working = console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext()
     with working:
         plan = preflight.prepare(run, directory.path)
     if main_process():
-        report.show_plan(run, plan, directory)
+        summary.show_plan(run, plan, directory)
     if run.dry_run:
         return None
     if main_process():
@@ -57,7 +57,7 @@ def train(run: Run, origin: Origin) -> float | None:
         if main_process():
             directory.release()
     if main_process():
-        report.show(directory)
+        summary.show(directory)
     return _objective(run, directory)
 
 
@@ -291,7 +291,7 @@ def _finish(
     run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float
 ) -> None:
     """Last evaluation, model, curves, and then, when all is in place, `status: finished`."""
-    from posttrain import report
+    from posttrain import summary
     from posttrain.card import write_card
 
     if plan.data.eval is not None and not _evaluated(trainer.state):
@@ -306,7 +306,7 @@ def _finish(
         return
     record = directory.record() or {}
     record["steps"] = trainer.state.global_step
-    record["metrics"] = report.final_metrics(directory.metrics)
+    record["metrics"] = summary.final_metrics(directory.metrics)
     record["seconds"] = round(record["seconds"] + time.time() - started, 1)
     record["tracking"] = tracker.where
 
@@ -320,7 +320,7 @@ def _finish(
     write_card(half, run, record)
     directory.put_model(half)
     record["content"] = directory.made()
-    report.draw_curves(directory.metrics, directory.curves, directory.name)
+    summary.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"
     record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     directory.write(record)
