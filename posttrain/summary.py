@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +60,24 @@ SKIPPED = ("runtime", "per_second", "num_tokens", "epoch", "model_preparation_ti
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a last line that was cut short is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
+
+
+def by_step(path: Path) -> dict[int, dict[str, float]]:
+    """The finite numbers of a `metrics.jsonl`, those logged at one step together."""
+    steps: dict[int, dict[str, float]] = {}
+    for row in read(path):
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        if "step" in numbers:
+            steps.setdefault(int(numbers["step"]), {}).update(numbers)
+    return dict(sorted(steps.items()))
 
 
 def final_metrics(path: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__, config, hub, inherit, preflight
+from posttrain import __version__, config, hub, inherit, objective, preflight
 from posttrain.config import Origin, Run, main_process
 from posttrain.console import console, quiet_libraries
 from posttrain.errors import PosttrainError
@@ -27,7 +27,7 @@ OUT_OF_MEMORY = (
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
-def train(run: Run, origin: Origin) -> float | None:
+def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
     from posttrain import summary
@@ -330,12 +330,8 @@ def _evaluated(state: Any) -> bool:
     return any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
 
 
-def _objective(run: Run, directory: RunDirectory) -> float | None:
-    """The number a sweep optimises: the final value of the metric `objective`."""
-    record = directory.record()
-    if run.objective is None or record is None or not main_process():
+def _objective(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
+    """What a sweep optimises, as `objective` names it."""
+    if directory.record() is None or not main_process():
         return None
-    metrics = record.get("metrics", {})
-    if run.objective not in metrics:
-        raise PosttrainError(f"objective={run.objective}: not measured; there are {', '.join(sorted(metrics))}")
-    return metrics[run.objective]
+    return objective.result(run.objective, lambda one: objective.of_run(one, directory))
