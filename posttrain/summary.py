@@ -261,7 +261,7 @@ def _without_tie(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in tied}
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Running mean over the last tenth of the points."""
     width = max(len(values) // 10, 1)
     return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - width) : i + 1])]
@@ -297,7 +297,7 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
             if held_out or len(values) < 20:
                 axis.plot(steps, values, marker="o", ls=":" if held_out else "-", ms=4, lw=1.2, label=label)
             else:
-                (line,) = axis.plot(steps, _smooth(values), lw=1.6, label=label)
+                (line,) = axis.plot(steps, smooth(values), lw=1.6, label=label)
                 axis.plot(steps, values, lw=0.8, alpha=0.3, color=line.get_color())
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("optimizer step", fontsize=8)
