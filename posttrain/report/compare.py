@@ -16,6 +16,10 @@ from posttrain.report.runs import Found, Run
 from posttrain.report.verdict import Candidate, Verdict, judge, name
 
 START = "the starting policy"
+REWARDS = ("probe/gold/", "probe/rewards/")
+# What the probe logs that is an axis, its total, its cost, or the error of something else.
+APART = ("probe/kl", "probe/reward", "probe/seconds", "probe/share")
+ENDS = ("_low", "_high")
 
 
 @dataclass
@@ -44,15 +48,16 @@ class Comparison:
     @property
     def rewards(self) -> list[str]:
         """Gold rewards and proxies that were probed, the metric of the report first."""
-        found = {m for g in self.compared for m in _metrics(g) if m.startswith(("probe/gold/", "probe/rewards/"))}
+        found = {m for g in self.compared for m in _metrics(g) if m.startswith(REWARDS)}
+        if sum(m.startswith("probe/rewards/") for m in found) > 1:
+            found |= {"probe/reward" for g in self.compared if "probe/reward" in _metrics(g)}
         return sorted(found, key=lambda m: (m != self.metric, not m.startswith("probe/gold/"), m))
 
     @property
     def modes(self) -> list[str]:
         """What tells failure modes: everything else that the probe measures."""
-        counted = ("probe/kl", "probe/gold/", "probe/rewards/")
-        found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/") and not m.startswith(counted)}
-        return sorted(m for m in found if not m.endswith(("_stderr", "_low", "_high", "seconds")))
+        found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/")}
+        return sorted(m for m in found if not m.startswith(REWARDS) and m not in APART and not _beside_another(m))
 
 
 def compare(
@@ -188,15 +193,18 @@ def reference(run: Run, found: Found) -> tuple[str, str]:
 
 def _metric(groups: list[Group], wanted: str | None) -> str | None:
     """`wanted` under its full name, or gold before any other reward, that of most groups first."""
-    counts = Counter(metric for group in groups for metric in _metrics(group) if metric.startswith("probe/"))
+    counts = Counter(
+        metric
+        for group in groups
+        for metric in _metrics(group)
+        if metric.startswith("probe/") and not _beside_another(metric)
+    )
     if wanted is not None:
         for full in (wanted, f"probe/{wanted}", f"probe/rewards/{wanted}", f"probe/gold/{wanted}"):
             if full in counts:
                 return full
         raise PosttrainError(f"--metric={wanted}: not probed; there are {', '.join(sorted(counts)) or 'none'}")
-    rewards = [m for m in counts if m.startswith(("probe/gold/", "probe/rewards/"))] or [
-        m for m in counts if m == "probe/win_rate"
-    ]
+    rewards = [m for m in counts if m.startswith(REWARDS)] or [m for m in counts if m == "probe/win_rate"]
     return min(rewards, key=lambda m: (not m.startswith("probe/gold/"), -counts[m], m), default=None)
 
 
@@ -251,6 +259,10 @@ def _fits(result: Comparison, metric: str) -> dict[str, Fit]:
             if found := fit("best_of_n", one.kl, gains):
                 fits[one.name] = found
     return fits
+
+
+def _beside_another(metric: str) -> bool:
+    return metric.endswith(ENDS) or "_stderr" in metric
 
 
 def _metrics(group: Group) -> set[str]:

@@ -74,7 +74,7 @@ class Group:
                 continue
             step, point = found
             values.append(point[metric])
-            errors.append(point.get(f"{metric}_stderr", standard_error([*run.by_prompt(metric, step).values()])))
+            errors.append(point.get(stderr(metric), standard_error([*run.by_prompt(metric, step).values()])))
         if not values:
             return None
         if len(values) > 1:
@@ -98,6 +98,12 @@ class Group:
                 each.append(run.by_prompt(metric, 0 if start else last[0]))
         shared = set.intersection(*map(set, each)) if each else set()
         return {prompt: fmean(one[prompt] for one in each) for prompt in (each[0] if each else {}) if prompt in shared}
+
+
+def stderr(metric: str) -> str:
+    """What the probe logs the standard error over prompts as: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
+    kind, slash, name = metric.removeprefix("probe/").partition("/")
+    return f"probe/{kind}_stderr{slash}{name}"
 
 
 def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
