@@ -162,9 +162,7 @@ def _reference(probed: list[Group], found: Found, wanted: str | None, result: Co
         named = [key for key, label in labels.items() if wanted.rstrip("/") in (label, Path(label).name)]
         named = named or [key for key, label in labels.items() if Path(wanted).name == Path(label).name]
         if not named:
-            raise PosttrainError(
-                f"--reference={wanted}: no run's KL is to that; there are {', '.join(labels.values())}"
-            )
+            raise PosttrainError(f"--reference={wanted}: no KL is to that; there are {', '.join(labels.values())}")
         key = named[0]
     result.reference = labels[key]
     for other, label in labels.items():
