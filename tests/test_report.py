@@ -159,7 +159,10 @@ def test_where_nothing_beats_the_start_it_says_so(tmp_path, capsys):
 def test_less_is_better_by_name_by_weight_or_by_option(tmp_path, capsys):
     write_run(tmp_path / "a-1", "dpo", [(0, 0.0, 0.5), (9, 2.0, 0.4)])
     write_run(tmp_path / "b-1", "dpo", [(0, 0.0, 0.5), (9, 3.0, 0.7)], args={"beta": 0.5})
-    assert as_json(capsys, tmp_path, "--metric", "self_bleu")["better"] == "lower"
+    diverse = as_json(capsys, tmp_path, "--metric", "self_bleu")
+    assert diverse["better"] == "lower"
+    assert diverse["start"]["probe/self_bleu"] == 0.1
+    assert list(diverse["groups"][0]["metrics"])[:2] == ["probe/kl", "probe/self_bleu"]
     assert as_json(capsys, tmp_path, "--metric", "gold/mood")["verdicts"][-1]["best"] == "dpo beta=0.5"
     lower = as_json(capsys, tmp_path, "--metric", "mood", "--lower-is-better")
     assert lower["verdicts"][-1]["best"] == "dpo"

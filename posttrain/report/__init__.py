@@ -1,7 +1,8 @@
 """Compare runs: `python -m posttrain.report PATH…` (docs/report.md).
 
-runs.py    find run folders and read them            verdict.py  which is best, and whether that is noise
-groups.py  pool seeds, name groups by what differs   plots.py    the pictures
-maths.py   Pareto front, fits, best-of-n             tables.py   terminal, CSV, Markdown, JSON
-compare.py all of it as one `Comparison`             page.py     one HTML page
+runs.py      find run folders and read them       verdict.py  which is best, and whether that is noise
+groups.py    pool seeds, name groups              plots.py    the pictures (looks.py: colours, legends)
+maths.py     front, fits, best-of-n, intervals    tables.py   terminal, CSV, Markdown, JSON
+baseline.py  best-of-n of the start               page.py     one HTML page
+compare.py   all of it as one `Comparison`
 """

@@ -79,7 +79,7 @@ def report(args: argparse.Namespace) -> None:
 
 def write(comparison: Comparison, out: Path) -> None:
     """`report.json`, the pictures as PNG, and `index.html`, in place of those of an earlier report."""
-    from posttrain.report import page, plots
+    from posttrain.report import looks, page, plots
 
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / MARK, tables.as_json(comparison))
@@ -91,7 +91,7 @@ def write(comparison: Comparison, out: Path) -> None:
         figure.savefig(half, dpi=150)
         half.replace(out / f"{name}.png")
     write_atomic(out / "index.html", page.render(comparison, figures))
-    plots.close(figures)
+    looks.close(figures)
 
 
 if __name__ == "__main__":

@@ -47,17 +47,19 @@ class Comparison:
 
     @property
     def rewards(self) -> list[str]:
-        """Gold rewards and proxies that were probed, the metric of the report first."""
+        """The metric of the report, then the gold rewards and proxies that were probed."""
         found = {m for g in self.compared for m in _metrics(g) if m.startswith(REWARDS)}
         if sum(m.startswith("probe/rewards/") for m in found) > 1:
             found |= {"probe/reward" for g in self.compared if "probe/reward" in _metrics(g)}
+        found |= {self.metric} if self.metric else set()
         return sorted(found, key=lambda m: (m != self.metric, not m.startswith("probe/gold/"), m))
 
     @property
     def modes(self) -> list[str]:
         """What tells failure modes: everything else that the probe measures."""
         found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/")}
-        return sorted(m for m in found if not m.startswith(REWARDS) and m not in APART and not _beside_another(m))
+        apart = (*APART, self.metric)
+        return sorted(m for m in found if not m.startswith(REWARDS) and m not in apart and not _beside_another(m))
 
 
 def compare(
@@ -96,8 +98,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     candidates = [c for group in result.compared if group.finished and (c := _candidate(group, metric))]
     on_front = pareto_front([(c.kl.value, c.reward.value) for c in candidates], result.minimise)
     result.front = [result.compared.index(group) for i in on_front if (group := candidates[i].group)]
-    for reward in result.rewards:
-        result.fits[reward] = _fits(result, reward)
+    result.fits = {reward: _fits(result, reward) for reward in result.rewards if is_reward(reward)}
     if not candidates:
         result.notes.append("no finished run to choose from")
         return
@@ -257,6 +258,10 @@ def _fits(result: Comparison, metric: str) -> dict[str, Fit]:
             if found := fit("best_of_n", one.kl, gains):
                 fits[one.name] = found
     return fits
+
+
+def is_reward(metric: str) -> bool:
+    return metric.startswith(REWARDS) or metric == "probe/reward"
 
 
 def _beside_another(metric: str) -> bool:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.report import plots, tables
+from posttrain.report import looks, tables
 from posttrain.report.compare import START, Comparison, title
 from posttrain.report.groups import number
 
@@ -50,7 +50,7 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         # The policy names the script by its digest: text that slipped through escaping would still not run.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         methods=list(dict.fromkeys(group.method for group in c.groups)),
-        colours={group.method: plots.style(group.method)[0] for group in c.groups},
+        colours={group.method: looks.style(group.method)[0] for group in c.groups},
         head=c.verdicts[-1].sentence if c.verdicts else "",
         pictures=[
             (name, *PICTURES[name], svg(figures[name]), described(c, name)) for name in PICTURES if name in figures
@@ -84,10 +84,13 @@ def described(c: Comparison, name: str) -> str:
 
 def svg(figure: Figure) -> Any:
     """A figure as inline SVG, its marks in classes by method."""
+    import matplotlib
     from markupsafe import Markup
 
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    # The same comparison gives the same file: no date, no random names.
+    with matplotlib.rc_context({"svg.hashsalt": "posttrain"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     # The same method in several pictures would be the same id, which a page may hold once.
