@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
-        rest rft sweep overhead clean
+        rest rft sweep report overhead clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ rft:        ## rejection-sampling fine-tuning
 
 sweep: install  ## DPO's beta on a grid, by Hydra multirun
 	$(RUN) -m +recipe=dpo_$(SIZE) trainer.args.beta=0.05,0.1,0.3 $(ARGS)
+
+report: install  ## compare the runs in outputs/: a table, pictures, report/index.html (ARGS="--kl-budget 5")
+	$(RUN).report outputs $(ARGS)
 
 overhead: install  ## time and memory against a plain TRL script
 	$(VENV)/bin/python benchmarks/overhead.py

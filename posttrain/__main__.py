@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from posttrain import config, preflight, sweep
 
 
-def job(cfg: DictConfig) -> float | None:
+def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """One run: what Hydra calls, once, or once per job of a sweep."""
     run = config.parse(cfg)
     preflight.check(run)

@@ -172,6 +172,7 @@ class Run:
     """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s.
 
     `job` is train, sample, evaluate or pipeline; `stages` are a pipeline's, and `common` holds settings of all of them.
+    `objective` is a metric or a list of them (posttrain.objective).
     """
 
     job: str = "train"
@@ -188,7 +189,7 @@ class Run:
     common: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
     output_dir: str = "outputs"
-    objective: str | None = None
+    objective: Any = None
     dry_run: bool = False
 
 

@@ -108,7 +108,7 @@ class Ruler:
 
 def held_out(source: Source) -> list[Any]:
     """The run's held-out prompts, for a reward model with an answer; general ones where it has none."""
-    from posttrain.report import read
+    from posttrain.summary import read
 
     rows = read(source.run.prompts) if source.run else []
     prompts = [row["prompt"] + row["chosen"] if source.scores else row["prompt"] for row in rows]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import online, options, rewards
+from posttrain import objective, online, options, rewards
 from posttrain.config import Run
 from posttrain.data import BUILDERS
 from posttrain.errors import PosttrainError
@@ -88,7 +88,7 @@ def check(run: Run) -> None:
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += _paths(run) + _secrets(asdict(run))
     errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
-    errors += checks.check(run)
+    errors += checks.check(run) + objective.check(run.objective)
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
         ("probe.greedy_prompts", run.probe.greedy_prompts, 0),

@@ -11,7 +11,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from posttrain.config import origin
+from posttrain.config import Origin, origin, parse
+from posttrain.rundir import RunDirectory
 
 # Where this process's sweep keeps its record; `None` outside a sweep.
 current: Path | None = None
@@ -34,10 +35,16 @@ class Record(Callback):
             "status": "failed" if failed else "finished",
             "objective": None if failed else job_return.return_value,
             "error": f"{job_return._return_value}".splitlines()[0] if failed else None,
+            "run": None if failed else _directory(job_return.cfg, job),
         }
         job.sweep_dir.mkdir(parents=True, exist_ok=True)
         with (job.sweep_dir / "jobs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _directory(cfg: Any, job: Origin) -> str:
+    """Where the job's run is: a sweep's folder holds no runs, only this record."""
+    return str(RunDirectory.of(parse(cfg), job).path)
 
 
 def report() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ ENVIRONMENT = {
     "CI": "true",
     "COLUMNS": "120",
 }
+# Whether nothing may be skipped; kept apart, for the libraries are told CI everywhere, and xdist's workers inherit it.
+os.environ.setdefault("POSTTRAIN_TESTS_CI", os.environ.get("CI", ""))
 os.environ.update(ENVIRONMENT)
 
 # A run of seconds: a random model of 43k parameters, a few short rows, no samples unless a test asks for them.
@@ -57,6 +60,15 @@ def write_pairs(path: Path, count: int = 40) -> None:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own, outside the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The system's Chromium; without one the test is skipped, but in continuous integration it fails."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        (pytest.fail if os.environ["POSTTRAIN_TESTS_CI"] else pytest.skip)("no Chromium on this machine")
+    return path
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Hydra multirun: every job a run of its own, failures named with the command that repeats them, an objective back."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import SMALL, rows, write_pairs
@@ -27,6 +28,25 @@ def test_a_sweep_trains_each_job_and_names_the_one_that_failed(cli, tmp_path):
     margins = {json.loads((run / "run.json").read_text())["metrics"]["eval_rewards/margins"] for run in runs}
     assert {job["objective"] for job in jobs if job["status"] == "finished"} == margins
     assert len(list((tmp_path / "outputs").glob("dpo*/wandb/offline-run-*"))) == 2, "a W&B run per job"
+    assert [job["run"] and Path(job["run"]) in runs for job in jobs] == [True, None, True], "where the report finds it"
+
+
+@pytest.mark.slow
+def test_optuna_draws_a_front_of_two_objectives(cli, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    write_pairs(tmp_path / "pairs.jsonl")
+    done = cli(
+        *("-m", "+recipe=dpo_smollm2", *SMALL, "probe.prompts=4", "probe.during=true", "probe.max_new_tokens=8"),
+        *("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=[maximize,minimize]"),
+        *("objective=[eval_rewards/margins at kl 5,probe/kl]", "trainer.args.beta=interval(0.05,0.5)"),
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    tried = [tuple(job["objective"]) for job in rows(sweep / "jobs.jsonl")]
+    assert len(tried) == 2
+    best = (sweep / "optimization_results.yaml").read_text()
+    assert any(all(str(number) in best for number in numbers) for numbers in tried)
 
 
 def test_an_unknown_objective_lists_what_was_measured(train):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import __version__, config, lineage
+from posttrain import objective as goals
 from posttrain.config import Origin, Run
 from posttrain.console import console
 from posttrain.errors import PosttrainError
@@ -31,7 +32,7 @@ def once(
     prepare: Callable[[Run], Any],
     work: Callable[[Run, Origin, Any, RunDirectory], None],
     shown: Any,
-) -> float | None:
+) -> float | tuple[float, ...] | None:
     """Do `work` by what `prepare` found, or say that it is done; returns the metric named by `objective`.
 
     `shown` has `show_plan(run, plan, directory)` and `show(directory)`.
@@ -201,11 +202,8 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def objective(run: Run, directory: RunDirectory) -> float | None:
-    """The number a sweep optimises: the metric `objective`."""
-    metrics = (directory.record() or {}).get("metrics", {})
-    if run.objective is None or not config.main_process():
+def objective(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
+    """What a sweep optimises, as `objective` names it."""
+    if not config.main_process():
         return None
-    if run.objective not in metrics:
-        raise PosttrainError(f"objective={run.objective}: not measured; there are {', '.join(sorted(metrics))}")
-    return metrics[run.objective]
+    return goals.result(run.objective, lambda one: goals.of_run(one, directory))

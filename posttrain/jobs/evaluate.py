@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PREFERENCES = ("dpo", "kto")
 
 
-def evaluate(run: Run, origin: Origin) -> float | None:
+def evaluate(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Evaluate, or say that it is done; returns the metric named by `objective`."""
     from posttrain.jobs import common
 

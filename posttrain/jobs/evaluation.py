@@ -9,12 +9,13 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain import heldout, report, rewards
+from posttrain import heldout, rewards
 from posttrain.config import EvaluateConfig, RewardConfig, Run
 from posttrain.console import console, facts, tell
 from posttrain.intervals import Metric, difference, interval, mean
 from posttrain.jobs.evaluate import PREFERENCES, Plan, Said
 from posttrain.rundir import RunDirectory, write_atomic
+from posttrain.summary import title
 from posttrain.tokens import as_text
 
 # Of two tokenizers no difference in these means anything.
@@ -181,7 +182,7 @@ def show(directory: RunDirectory) -> None:
         if name.startswith(("against/", "difference/")):
             continue
         others = [_cell(record, f"{side}/{name}") for side in ("against", "difference")] if pair else []
-        table.add_row(escape(report.title(name)), _cell(record, name), *others, str(record["counts"][name]))
+        table.add_row(escape(title(name)), _cell(record, name), *others, str(record["counts"][name]))
     console.print(table)
     alike = ["an interval of no width says that all items are alike, not that the number is certain"]
     for note in record["notes"] + (alike if any(low == high for low, high in record["intervals"].values()) else []):

@@ -6,12 +6,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain import __version__
+from posttrain import __version__, objective
 from posttrain.config import Origin, Run
 from posttrain.console import console, tell
 from posttrain.errors import PosttrainError
@@ -21,7 +22,7 @@ from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.rundir import RunDirectory, write_json
 
 
-def pipeline(run: Run, origin: Origin) -> float | None:
+def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Run the stages in order, what is finished used again; returns the metric named by `objective`."""
     stages = read(run.stages, run.common)
     directory = RunDirectory.of(run, origin)
@@ -36,7 +37,7 @@ def pipeline(run: Run, origin: Origin) -> float | None:
         with directory.turn(job.waiting(f"{directory.name}: another process is running this very pipeline")):
             directory.write_config(run)
             job.run()
-    return _objective(run.objective, job.progress)
+    return _objective(run, job.progress)
 
 
 def _plan(steps: list[Step], title: str) -> Table:
@@ -193,17 +194,17 @@ class Job:
         tell(f"pipeline {self.directory.path}")
 
 
-def _objective(objective: str | None, progress: Progress) -> float | None:
-    """The number a sweep optimises: `STAGE.METRIC`, or a metric of the last stage."""
-    if objective is None:
-        return None
-    name, dot, metric = objective.partition(".")
-    if not dot or name not in {*progress.stages.stages, *progress.stages.rounds}:
-        last = list(progress.stages.stages.values())[-1]
-        name, metric = last.rounds or last.name, objective
-    metrics = progress.metrics(progress.resolve(name)) or {}
-    if metric not in metrics:
-        raise PosttrainError(
-            f"objective={objective}: {name} did not measure it; there are {', '.join(sorted(metrics)) or 'no metrics'}"
-        )
-    return metrics[metric]
+def _objective(run: Run, progress: Progress) -> float | tuple[float, ...] | None:
+    """What a sweep optimises: `STAGE.METRIC`, or a metric of the last stage."""
+
+    def find(one: objective.Objective) -> float:
+        name, dot, metric = one.metric.partition(".")
+        if not dot or name not in {*progress.stages.stages, *progress.stages.rounds}:
+            last = list(progress.stages.stages.values())[-1]
+            name, metric = last.rounds or last.name, one.metric
+        stage = progress.resolve(name)
+        if stage not in progress.finished:
+            raise PosttrainError(f"objective={one.text}: {name} did not measure it; there are no metrics")
+        return objective.of_run(replace(one, metric=metric), progress.finished[stage], name)
+
+    return objective.result(run.objective, find)

@@ -30,7 +30,7 @@ WINDOW = 64
 EARLY = 64
 
 
-def sample(run: Run, origin: Origin) -> float | None:
+def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Sample, or go on, or say that it is done; returns the metric named by `objective`."""
     from posttrain.jobs import common
 

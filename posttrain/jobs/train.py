@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__, config, hub, inherit, preflight
+from posttrain import __version__, config, hub, inherit, objective, preflight
 from posttrain.config import Origin, Run, main_process
 from posttrain.console import console, quiet_libraries
 from posttrain.errors import PosttrainError
@@ -27,23 +27,23 @@ OUT_OF_MEMORY = (
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
-def train(run: Run, origin: Origin) -> float | None:
+def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
-    from posttrain import report
+    from posttrain import summary
 
     directory = RunDirectory.of(run, origin)
     if directory.finished():
         if main_process():
             console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
             console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
-            report.show(directory)
+            summary.show(directory)
         return _objective(run, directory)
     working = console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext()
     with working:
         plan = preflight.prepare(run, directory.path)
     if main_process():
-        report.show_plan(run, plan, directory)
+        summary.show_plan(run, plan, directory)
     if run.dry_run:
         return None
     if main_process():
@@ -57,7 +57,7 @@ def train(run: Run, origin: Origin) -> float | None:
         if main_process():
             directory.release()
     if main_process():
-        report.show(directory)
+        summary.show(directory)
     return _objective(run, directory)
 
 
@@ -291,7 +291,7 @@ def _finish(
     run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float
 ) -> None:
     """Last evaluation, model, curves, and then, when all is in place, `status: finished`."""
-    from posttrain import report
+    from posttrain import summary
     from posttrain.card import write_card
 
     if plan.data.eval is not None and not _evaluated(trainer.state):
@@ -306,7 +306,7 @@ def _finish(
         return
     record = directory.record() or {}
     record["steps"] = trainer.state.global_step
-    record["metrics"] = report.final_metrics(directory.metrics)
+    record["metrics"] = summary.final_metrics(directory.metrics)
     record["seconds"] = round(record["seconds"] + time.time() - started, 1)
     record["tracking"] = tracker.where
 
@@ -320,7 +320,7 @@ def _finish(
     write_card(half, run, record)
     directory.put_model(half)
     record["content"] = directory.made()
-    report.draw_curves(directory.metrics, directory.curves, directory.name)
+    summary.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"
     record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     directory.write(record)
@@ -330,12 +330,8 @@ def _evaluated(state: Any) -> bool:
     return any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
 
 
-def _objective(run: Run, directory: RunDirectory) -> float | None:
-    """The number a sweep optimises: the final value of the metric `objective`."""
-    record = directory.record()
-    if run.objective is None or record is None or not main_process():
+def _objective(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
+    """What a sweep optimises, as `objective` names it."""
+    if directory.record() is None or not main_process():
         return None
-    metrics = record.get("metrics", {})
-    if run.objective not in metrics:
-        raise PosttrainError(f"objective={run.objective}: not measured; there are {', '.join(sorted(metrics))}")
-    return metrics[run.objective]
+    return objective.result(run.objective, lambda one: objective.of_run(one, directory))

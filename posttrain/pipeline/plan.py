@@ -198,11 +198,11 @@ def _figure(value: Any) -> str:
 
 def check(run: Run) -> Stages:
     """Raise `PosttrainError` with all that is wrong in any stage; stages that get others' runs are given stand-ins."""
-    from posttrain import preflight
+    from posttrain import objective, preflight
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise PosttrainError("job=pipeline: starts its own processes; call it with python, and set stages.NAME.launch")
-    stages, errors = read(run.stages, run.common), []
+    stages, errors = read(run.stages, run.common), objective.check(run.objective)
     with tempfile.TemporaryDirectory() as folder:
         stand_ins: dict[str, str] = {}
         for stage in stages.stages.values():

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain import report
+from posttrain import summary
 from posttrain.rundir import RunDirectory, write_atomic
 
 TRAINED = "training: held out, start → end of each stage"
@@ -45,20 +45,20 @@ def tables(stages: Mapping[str, RunDirectory]) -> list[Cells]:
 
 def _trained(directory: RunDirectory) -> dict[str, str]:
     """Metric -> `before → after`, of the probe and of the evaluation metric that people know best."""
-    first, last, counts = report.held_out(directory.metrics)
-    main = [name for name in report.TITLES if name in last and name.startswith("eval_")][:1]
-    probed = [name for name in last if name in report.TITLES or name.startswith("probe/rewards/")]
+    first, last, counts = summary.held_out(directory.metrics)
+    main = [name for name in summary.TITLES if name in last and name.startswith("eval_")][:1]
+    probed = [name for name in last if name in summary.TITLES or name.startswith("probe/rewards/")]
     found = {}
     for name in main + [name for name in probed if name.startswith("probe/")]:
-        start = f"{report.before(name, first)} → " if counts[name] > 1 else ""
-        found[name] = start + report.figure(last[name])
+        start = f"{summary.before(name, first)} → " if counts[name] > 1 else ""
+        found[name] = start + summary.figure(last[name])
     return found
 
 
 def _value(record: Mapping[str, Any], metric: str) -> str:
-    value = report.figure(record["metrics"][metric])
+    value = summary.figure(record["metrics"][metric])
     ends = record["intervals"].get(metric)
-    return value + (f" [{report.figure(ends[0])}, {report.figure(ends[1])}]" if ends else "")
+    return value + (f" [{summary.figure(ends[0])}, {summary.figure(ends[1])}]" if ends else "")
 
 
 def _other(record: Mapping[str, Any], stages: Mapping[str, RunDirectory]) -> str:
@@ -69,13 +69,13 @@ def _other(record: Mapping[str, Any], stages: Mapping[str, RunDirectory]) -> str
 
 def _rows(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
     names = dict.fromkeys(name for found in columns.values() for name in found)
-    known = [name for name in report.TITLES if name in names]
+    known = [name for name in summary.TITLES if name in names]
     rows = {name: [found.get(name, "") for found in columns.values()] for name in [*known, *names]}
     for kind in ("sampled", "greedy"):
         parts = [row for name, row in rows.items() if name.startswith(f"{kind}/rewards/")]
         if rows.get(f"{kind}/score") in parts:
             del rows[f"{kind}/score"]  # with one reward the score says the same
-    return [["held out", *columns], *([report.title(name), *row] for name, row in rows.items())] if rows else []
+    return [["held out", *columns], *([summary.title(name), *row] for name, row in rows.items())] if rows else []
 
 
 def rich(table: Cells) -> Table:

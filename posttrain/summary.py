@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +60,24 @@ SKIPPED = ("runtime", "per_second", "num_tokens", "epoch", "model_preparation_ti
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a last line that was cut short is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
+
+
+def by_step(path: Path) -> dict[int, dict[str, float]]:
+    """The finite numbers of a `metrics.jsonl`, those logged at one step together."""
+    steps: dict[int, dict[str, float]] = {}
+    for row in read(path):
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        if "step" in numbers:
+            steps.setdefault(int(numbers["step"]), {}).update(numbers)
+    return dict(sorted(steps.items()))
 
 
 def final_metrics(path: Path) -> dict[str, float]:
@@ -248,7 +261,7 @@ def _without_tie(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in tied}
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Running mean over the last tenth of the points."""
     width = max(len(values) // 10, 1)
     return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - width) : i + 1])]
@@ -284,7 +297,7 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
             if held_out or len(values) < 20:
                 axis.plot(steps, values, marker="o", ls=":" if held_out else "-", ms=4, lw=1.2, label=label)
             else:
-                (line,) = axis.plot(steps, _smooth(values), lw=1.6, label=label)
+                (line,) = axis.plot(steps, smooth(values), lw=1.6, label=label)
                 axis.plot(steps, values, lw=0.8, alpha=0.3, color=line.get_color())
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("optimizer step", fontsize=8)

@@ -1,0 +1,92 @@
+"""`objective`: the number that a sweep optimises, or the numbers of a sweep that draws a front.
+
+`METRIC` is its last value in a run. `METRIC at kl 5` is its best value over the logged points whose `probe/kl` is at
+most 5 nats: what the run could give under that budget, had it been stopped there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.rundir import RunDirectory
+from posttrain.summary import by_step
+
+AT = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
+# Of what less is better; everything else is taken to be better when it is more.
+LOWER = ("loss", "perplexity", "nll", "forgetting", "repetition", "self_bleu", "kl")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One number: the metric, and the most KL in nats at which it counts."""
+
+    text: str
+    metric: str
+    budget: float | None = None
+
+
+def parse(objective: Any) -> list[Objective]:
+    """One or several of what `objective` names; raises `PosttrainError` for what cannot be read."""
+    if objective is None:
+        return []
+    several = objective if isinstance(objective, list) else [objective]
+    if not several or not all(isinstance(text, str) and text.strip() for text in several):
+        raise PosttrainError(f"objective={objective}: expected a metric, or a list of them, such as probe/rewards/NAME")
+    return [_one(text.strip()) for text in several]
+
+
+def _one(text: str) -> Objective:
+    if " " not in text:
+        return Objective(text, text)
+    if not (match := AT.fullmatch(text)):
+        raise PosttrainError(
+            f"objective={text}: expected METRIC, or METRIC at kl NUMBER, such as probe/gold/rm at kl 5"
+        )
+    return Objective(text, match["metric"], float(match["budget"]))
+
+
+def check(objective: Any) -> list[str]:
+    """What is wrong with the setting."""
+    try:
+        parse(objective)
+    except PosttrainError as error:
+        return [str(error)]
+    return []
+
+
+def result(objective: Any, find: Callable[[Objective], float]) -> float | tuple[float, ...] | None:
+    """What Hydra's sweeper gets: a number, or one for each objective of a list."""
+    found = tuple(find(one) for one in parse(objective))
+    return found if isinstance(objective, list) else next(iter(found), None)
+
+
+def of_run(objective: Objective, directory: RunDirectory, who: str = "") -> float:
+    """The number of a run; raises `PosttrainError` with what was measured."""
+    known = (directory.record() or {}).get("metrics", {})
+    if objective.metric not in known:
+        missing = f"{who} did not measure it" if who else "not measured"
+        raise PosttrainError(
+            f"objective={objective.text}: {missing}; there are {', '.join(sorted(known)) or 'no metrics'}"
+        )
+    if objective.budget is None:
+        return known[objective.metric]
+    values = [
+        point[objective.metric]
+        for point in by_step(directory.metrics).values()
+        if objective.metric in point and point.get("probe/kl", float("inf")) <= objective.budget
+    ]
+    if not values:
+        raise PosttrainError(
+            f"objective={objective.text}: never logged together with a probe/kl of at most {objective.budget:g}; "
+            "set probe.during=true for points between start and end"
+        )
+    return min(values) if lower_is_better(objective.metric) else max(values)
+
+
+def lower_is_better(metric: str) -> bool:
+    """By its name: a loss, a KL, repetition, forgetting."""
+    return any(part.removeprefix("eval_") in LOWER for part in metric.split("/"))

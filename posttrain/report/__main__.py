@@ -1,0 +1,98 @@
+"""`python -m posttrain.report PATH…`: compare runs, in the terminal and as one HTML page (docs/report.md)."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain.console import tell
+from posttrain.errors import PosttrainError
+from posttrain.report import tables
+from posttrain.report.compare import compare
+from posttrain.report.runs import find
+from posttrain.rundir import write_atomic
+
+if TYPE_CHECKING:
+    from posttrain.report.compare import Comparison
+
+FORMATS = {"csv": tables.as_csv, "json": tables.as_json, "markdown": tables.as_markdown}
+# What a folder of a report is known by.
+MARK = "report.json"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m posttrain.report",
+        description="Compare runs: reward against KL, over-optimisation, failure modes, and which is best.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run, sweep or pipeline folders, or above")
+    parser.add_argument("--metric", help="what counts, such as gold/rm (default: a gold reward, or else another)")
+    parser.add_argument("--lower-is-better", action="store_true", help="of the metric, where its name does not tell")
+    parser.add_argument("--kl-budget", type=_budgets, default=[], metavar="NATS", help="one or several, as 2,5,10")
+    parser.add_argument("--reference", metavar="RUN", help="the model KL is counted to (default: that of most runs)")
+    parser.add_argument("--format", choices=("table", *FORMATS), default="table", help="of what is printed")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="page and pictures (default: ./report; with another --format: none)"
+    )
+    return parser
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        budgets = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        budgets = []
+    if not budgets or any(not (math.isfinite(budget) and budget >= 0) for budget in budgets):
+        raise argparse.ArgumentTypeError(f"{text}: expected numbers of nats, such as 5 or 2,5,10")
+    return budgets
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        report(args)
+    except PosttrainError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(args: argparse.Namespace) -> None:
+    """Read, compare, write the page, print."""
+    out = args.out or (Path("report") if args.format == "table" else None)
+    if out and out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise PosttrainError(f"--out={out}: holds something else than a report; choose another folder")
+    comparison = compare(find(args.paths), args.metric, args.kl_budget, args.reference, args.lower_is_better)
+    if out:
+        write(comparison, out)
+    if args.format == "table":
+        if out:
+            tell(f"page     {out / 'index.html'}\n")
+        tables.show(comparison)
+    else:
+        sys.stdout.write(FORMATS[args.format](comparison))
+
+
+def write(comparison: Comparison, out: Path) -> None:
+    """`report.json`, the pictures as PNG, and `index.html`, in place of those of an earlier report."""
+    from posttrain.report import looks, page, plots
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / MARK, tables.as_json(comparison))
+    figures = plots.draw(comparison)
+    for name in page.PICTURES:
+        (out / f"{name}.png").unlink(missing_ok=True)
+    for name, figure in figures.items():
+        half = out / f".{name}.incomplete.png"
+        figure.savefig(half, dpi=150)
+        half.replace(out / f"{name}.png")
+    write_atomic(out / "index.html", page.render(comparison, figures))
+    looks.close(figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""All that a report says, as one `Comparison`: what is drawn, listed and concluded is computed here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from posttrain.errors import PosttrainError
+from posttrain.objective import lower_is_better
+from posttrain.report.baseline import Baseline, baseline
+from posttrain.report.groups import Group, Mean, differing, identity, pool
+from posttrain.report.maths import Fit, fit, pareto_front
+from posttrain.report.runs import Found, Run
+from posttrain.report.verdict import Candidate, Verdict, judge, name
+
+START = "the starting policy"
+REWARDS = ("probe/gold/", "probe/rewards/")
+# What the probe logs that is an axis, its total, its cost, or the error of something else.
+APART = ("probe/kl", "probe/reward", "probe/seconds", "probe/share")
+ENDS = ("_low", "_high")
+
+
+@dataclass
+class Comparison:
+    """`groups` are all trained ones, `compared` those with KL to `reference` and `metric`; `front` indexes `compared`.
+
+    `fits` are by metric and then by method or best-of-n's run; gains count from `start`, by metric. `best_of` are the
+    baselines of the starting policy.
+    """
+
+    found: Found
+    groups: list[Group]
+    others: list[Run]
+    metric: str | None = None
+    minimise: bool = False
+    reference: str = ""
+    compared: list[Group] = field(default_factory=list)
+    front: list[int] = field(default_factory=list)
+    start: dict[str, float] = field(default_factory=dict)
+    best_of: list[Baseline] = field(default_factory=list)
+    fits: dict[str, dict[str, Fit]] = field(default_factory=dict)
+    settings: dict[str, list[str]] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rewards(self) -> list[str]:
+        """The metric of the report, then the gold rewards and proxies that were probed."""
+        found = {m for g in self.compared for m in _metrics(g) if m.startswith(REWARDS)}
+        if sum(m.startswith("probe/rewards/") for m in found) > 1:
+            found |= {"probe/reward" for g in self.compared if "probe/reward" in _metrics(g)}
+        found |= {self.metric} if self.metric else set()
+        return sorted(found, key=lambda m: (m != self.metric, not m.startswith("probe/gold/"), m))
+
+    @property
+    def modes(self) -> list[str]:
+        """What tells failure modes: everything else that the probe measures."""
+        found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/")}
+        apart = (*APART, self.metric)
+        return sorted(m for m in found if not m.startswith(REWARDS) and m not in apart and not _beside_another(m))
+
+
+def compare(
+    found: Found, metric: str | None, budgets: list[float], reference: str | None, lower: bool = False
+) -> Comparison:
+    """Pool, choose the reference and the metric unless they are given, and conclude; raises `PosttrainError`."""
+    trained = [run for run in found.runs.values() if run.job == "train"]
+    groups, repeated = pool(trained)
+    found.left_out.update(repeated)
+    others = [run for run in found.runs.values() if run.job != "train"]
+    result = Comparison(found, groups, others, settings=differing(groups) if len(groups) > 1 else {})
+    probed = [group for group in groups if group.mean("probe/kl")]
+    chosen = _reference(probed, found, reference, result)
+    result.metric = _metric(chosen, metric)
+    result.compared = [group for group in chosen if result.metric in _metrics(group)]
+    if result.metric is None or not result.compared:
+        result.notes.append(
+            "no run has both probe/kl and a reward of the probe, so there is no frontier; set probe.prompts and "
+            "probe.rewards"
+        )
+        return result
+    result.minimise = lower or _minimise(result.metric, result.compared)
+    _compare(result, budgets)
+    return result
+
+
+def _compare(result: Comparison, budgets: list[float]) -> None:
+    """Start, front, baseline, fits and verdicts."""
+    metric = str(result.metric)
+    for reward in result.rewards:
+        values = [mean.value for group in result.compared if (mean := group.mean(reward, start=True))]
+        if values:
+            result.start[reward] = fmean(values)
+    _baselines(result)
+    _prompts(result)
+    candidates = [c for group in result.compared if group.finished and (c := _candidate(group, metric))]
+    on_front = pareto_front([(c.kl.value, c.reward.value) for c in candidates], result.minimise)
+    result.front = [result.compared.index(group) for i in on_front if (group := candidates[i].group)]
+    result.fits = {reward: _fits(result, reward) for reward in result.rewards if is_reward(reward)}
+    if not candidates:
+        result.notes.append("no finished run to choose from")
+        return
+    start = _start(result, metric)
+    pool_ = [*start, *candidates]
+    steps = [candidates[i] for i in on_front]
+    # Without budgets: at the KL of each point of the front, and whatever the KL.
+    at = budgets or [_up(c.kl.value) for c in steps[:-1]]
+    for budget in [*at, *([] if budgets else [None])]:
+        allowed = [c for c in pool_ if budget is None or c.kl.value <= budget]
+        if not allowed:
+            result.notes.append(f"--kl-budget {budget:g}: no finished run has as little KL")
+            continue
+        result.verdicts.append(judge(pool_, metric, budget, result.minimise, _beside(result, metric, allowed, budget)))
+
+
+def _up(kl: float) -> float:
+    """A budget a person would write that holds `kl`."""
+    for digits in (1, 2, 3, 6):
+        if (up := round(kl, digits)) >= kl or (up := round(kl + 0.5 * 10**-digits, digits)) >= kl:
+            return up
+    return kl
+
+
+def _candidate(group: Group, metric: str) -> Candidate | None:
+    kl, reward = group.mean("probe/kl"), group.mean(metric)
+    return Candidate(group.label, kl, reward, group.by_prompt(metric), group) if kl and reward else None
+
+
+def _start(result: Comparison, metric: str) -> list[Candidate]:
+    if metric not in result.start:
+        return []
+    starts = [mean for group in result.compared if (mean := group.mean(metric, start=True))]
+    each = tuple(value for mean in starts for value in mean.each)
+    prompts = next((p for group in result.compared if (p := group.by_prompt(metric, start=True))), {})
+    reward = Mean(result.start[metric], starts[0].error if len(starts) == 1 else None, "", each)
+    return [Candidate(START, Mean(0.0, None, "", (0.0,)), reward, prompts)]
+
+
+def _beside(result: Comparison, metric: str, allowed: list[Candidate], budget: float | None) -> str:
+    """The sentence on best-of-n at the same KL."""
+    limit = budget if budget is not None else max(c.kl.value for c in allowed)
+    for one in result.best_of:
+        if (there := one.within(metric, limit)) and there[0] > 1:
+            n, reward = there
+            return (
+                f" Best of {n} samples of {START}, with no training, has {reward:.3f} at {one.kl[one.ns.index(n)]:.2f}."
+            )
+    return ""
+
+
+def _reference(probed: list[Group], found: Found, wanted: str | None, result: Comparison) -> list[Group]:
+    """The groups whose KL is to one and the same model: the one `wanted`, or that of most groups."""
+    of = {id(group): reference(group.runs[0], found) for group in probed}
+    counts = Counter(key for key, _ in of.values())
+    labels = dict(of.values())
+    if not counts:
+        return []
+    if wanted is None:
+        key = counts.most_common(1)[0][0]
+    else:
+        named = [key for key, label in labels.items() if wanted.rstrip("/") in (label, Path(label).name)]
+        named = named or [key for key, label in labels.items() if Path(wanted).name == Path(label).name]
+        if not named:
+            raise PosttrainError(f"--reference={wanted}: no KL is to that; there are {', '.join(labels.values())}")
+        key = named[0]
+    result.reference = labels[key]
+    for other, label in labels.items():
+        if other != key:
+            names = ", ".join(group.label for group in probed if of[id(group)][0] == other)
+            result.notes.append(
+                f"{names}: KL is to {label}, not to {labels[key]}; not on one axis (--reference {label})"
+            )
+    return [group for group in probed if of[id(group)][0] == key]
+
+
+def reference(run: Run, found: Found) -> tuple[str, str]:
+    """What identifies the model that `probe/kl` is measured to, the policy's start, and its name."""
+    parents = [p for p in run.record.get("parents", []) if isinstance(p, dict)]
+    parent = next((p for p in parents if p.get("role") == "policy"), None)
+    if parent is None:
+        model = {**run.record.get("model", {})}
+        if run.job != "train":
+            model["path"] = run.settings.get("model.path")
+        return f"{model.get('path')} {model.get('revision')}", str(model.get("path"))
+    names = {other.name: other for other in found.runs.values()}
+    if known := names.get(str(parent.get("name"))):
+        return f"{known.kind}: {identity(known, names)}", known.name
+    return str(parent.get("content") or parent.get("name")), str(parent.get("name"))
+
+
+def _metric(groups: list[Group], wanted: str | None) -> str | None:
+    """`wanted` under its full name, or gold before any other reward, that of most groups first."""
+    counts = Counter(
+        metric
+        for group in groups
+        for metric in _metrics(group)
+        if metric.startswith("probe/") and not _beside_another(metric)
+    )
+    if wanted is not None:
+        for full in (wanted, f"probe/{wanted}", f"probe/rewards/{wanted}", f"probe/gold/{wanted}"):
+            if full in counts:
+                return full
+        raise PosttrainError(f"--metric={wanted}: not probed; there are {', '.join(sorted(counts)) or 'none'}")
+    rewards = [m for m in counts if m.startswith(REWARDS)] or [m for m in counts if m == "probe/win_rate"]
+    return min(rewards, key=lambda m: (not m.startswith("probe/gold/"), -counts[m], m), default=None)
+
+
+def _minimise(metric: str, groups: list[Group]) -> bool:
+    """Whether less is better: by the metric's name, or by the sign of the reward's weight."""
+    last = metric.rpartition("/")[2]
+    keys = [f"{place}.{last}.weight" for place in ("probe.rewards", "probe.gold", "reward")]
+    weights = [g.runs[0].settings[key] for g in groups for key in keys if key in g.runs[0].settings]
+    return lower_is_better(metric) or (bool(weights) and all(weight < 0 for weight in weights))
+
+
+def _baselines(result: Comparison) -> None:
+    """Sampled sets of the model that is the reference."""
+    own = reference(result.compared[0].runs[0], result.found)[0]
+    for run in result.others:
+        if run.job == "sample" and reference(run, result.found)[0] == own:
+            made = baseline(run, result.rewards)
+            if isinstance(made, str):
+                result.notes.append(f"{run.name}: no best-of-n baseline: {made}")
+            elif str(result.metric) in made.rewards:
+                result.best_of.append(made)
+                if made.split == "train":
+                    result.notes.append(f"{run.name}: best-of-n is over training prompts (sample.split=eval is fairer)")
+
+
+def _prompts(result: Comparison) -> None:
+    """Rewards on different prompts are not on one ruler."""
+    sets: dict[frozenset[str], list[str]] = {}
+    for group in result.compared:
+        if last := group.runs[0].last(str(result.metric)):
+            prompts = frozenset(group.runs[0].by_prompt(str(result.metric), last[0]))
+            if prompts:
+                sets.setdefault(prompts, []).append(group.label)
+    if len(sets) > 1:
+        few = ", ".join(label for labels in sorted(sets.values(), key=len)[:-1] for label in labels)
+        result.notes.append(f"{few}: probed on other prompts than the rest, so differences are partly the prompts'")
+
+
+def _fits(result: Comparison, metric: str) -> dict[str, Fit]:
+    """The curves of Gao et al. by method, over all logged points of its groups; and of best-of-n."""
+    if metric not in result.start:
+        return {}
+    base, fits = result.start[metric], {}
+    for method in dict.fromkeys(group.method for group in result.compared):
+        points = [p for g in result.compared if g.method == method for p in g.path("probe/kl", metric)]
+        points = [p for p in points if p["probe/kl"] >= 0]
+        if found := fit("rl", [p["probe/kl"] for p in points], [p[metric] - base for p in points]):
+            fits[method] = found
+    for one in result.best_of:
+        if metric in one.rewards:
+            gains = [mean - one.rewards[metric][0][0] for mean, _ in one.rewards[metric]]
+            if found := fit("best_of_n", one.kl, gains):
+                fits[one.name] = found
+    return fits
+
+
+def is_reward(metric: str) -> bool:
+    return metric.startswith(REWARDS) or metric == "probe/reward"
+
+
+def _beside_another(metric: str) -> bool:
+    return metric.endswith(ENDS) or "_stderr" in metric
+
+
+def _metrics(group: Group) -> set[str]:
+    return {metric for run in group.counted for point in run.points.values() for metric in point}
+
+
+def title(metric: str) -> str:
+    """A metric as a column or axis names it."""
+    return name(metric).removeprefix("rewards/").replace("_", " ")

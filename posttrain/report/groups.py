@@ -1,0 +1,220 @@
+"""Runs that differ only in seeds are one group; a group is named by what sets it apart from its method's others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from posttrain.report.maths import standard_error
+from posttrain.report.runs import SEEDS, Run
+
+# The order of methods in tables, legends and colours.
+METHODS = ("sft", "dpo", "kto", "ppo", "grpo", "rloo", "reward")
+# Settings in a label; runs that differ in more go by their names.
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A number over seeds: `error` is the standard deviation between seeds, or with one seed the standard error over
+    prompts; `over` says which of them, or "" where neither is known."""
+
+    value: float
+    error: float | None
+    over: str
+    each: tuple[float, ...]
+
+    def __str__(self) -> str:
+        # As many decimals in both.
+        places = len(number(self.value).partition(".")[2])
+        return number(self.value) + (f" ± {self.error:.{places}f}" if self.error is not None else "")
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs of the same settings. `runs` are one a seed; those that count are the finished ones, or else all."""
+
+    method: str
+    label: str
+    key: str
+    runs: list[Run]
+
+    @property
+    def finished(self) -> bool:
+        return any(run.finished for run in self.runs)
+
+    @property
+    def counted(self) -> list[Run]:
+        return [run for run in self.runs if run.finished] or self.runs
+
+    @property
+    def status(self) -> str:
+        states = [run.status for run in self.runs]
+        return " ".join(f"{states.count(s)} {s}" if len(states) > 1 else s for s in dict.fromkeys(states))
+
+    @property
+    def seeds(self) -> list[Any]:
+        return [run.seed[0] for run in self.counted]
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        return [{"run": run.name, **alarm} for run in self.runs for alarm in run.alarms]
+
+    def mean(self, metric: str, start: bool = False) -> Mean | None:
+        """The last value of `metric` over seeds (or its value before training); `None` where it was not logged."""
+        values, errors = [], []
+        for run in self.counted:
+            found = (0, run.points[0]) if start and metric in run.points.get(0, {}) else run.last(metric)
+            if found is None or (start and found[0] != 0):
+                continue
+            step, point = found
+            values.append(point[metric])
+            errors.append(point.get(stderr(metric), standard_error([*run.by_prompt(metric, step).values()])))
+        if not values:
+            return None
+        if len(values) > 1:
+            return Mean(fmean(values), stdev(values), "seeds", tuple(values))
+        return Mean(values[0], errors[0], "prompts" if errors[0] is not None else "", tuple(values))
+
+    def path(self, *metrics: str) -> list[dict[str, float]]:
+        """The points at which all of `metrics` were logged, means over seeds by step."""
+        steps: dict[int, list[dict[str, float]]] = {}
+        for run in self.counted:
+            for step, point in run.points.items():
+                if all(metric in point for metric in metrics):
+                    steps.setdefault(step, []).append(point)
+        return [{"step": s, **{m: fmean(p[m] for p in steps[s]) for m in metrics}} for s in sorted(steps)]
+
+    def by_prompt(self, metric: str, start: bool = False) -> dict[str, float]:
+        """Prompt by prompt, the mean over seeds, at the end or before training; prompts that all seeds have."""
+        each = []
+        for run in self.counted:
+            if (last := run.last(metric)) and (start is False or metric in run.points.get(0, {})):
+                each.append(run.by_prompt(metric, 0 if start else last[0]))
+        shared = set.intersection(*map(set, each)) if each else set()
+        return {prompt: fmean(one[prompt] for one in each) for prompt in (each[0] if each else {}) if prompt in shared}
+
+
+def stderr(metric: str) -> str:
+    """What the probe logs the standard error over prompts as: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
+    kind, slash, name = metric.removeprefix("probe/").partition("/")
+    return f"probe/{kind}_stderr{slash}{name}"
+
+
+def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
+    """Groups by method and label, and the runs that repeat another's settings and seeds, with that one's name.
+
+    A setting that names another of `runs` counts by that run's own settings: seeds of a whole pipeline pool.
+    """
+    names = {run.name: run for run in runs}
+    groups: dict[tuple[str, str], Group] = {}
+    repeated: dict[Path, str] = {}
+    for run in sorted(runs, key=lambda run: (not run.finished, run.name)):
+        key = identity(run, names)
+        group = groups.setdefault((run.kind, key), Group(run.kind, "", key, []))
+        same = next(
+            (other for other in group.runs if other.seed == run.seed and _lineage(other) == _lineage(run)), None
+        )
+        if same:
+            repeated[run.path] = f"the same settings and seed as {same.name}"
+        else:
+            group.runs.append(run)
+    result = sorted(groups.values(), key=lambda g: (_rank(g.method), g.method))
+    _label(result)
+    result.sort(key=lambda g: (_rank(g.method), g.method, _natural(g)))
+    return result, repeated
+
+
+def identity(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> str:
+    """All settings but the seeds, as text."""
+    settings = {key: value for key, value in run.settings.items() if key not in SEEDS}
+    for key, value in settings.items():
+        parent = names.get(Path(value).name) if isinstance(value, str) else None
+        if parent and parent.name not in (*seen, run.name):
+            settings[key] = f"{parent.kind}: {identity(parent, names, (*seen, run.name))}"
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _lineage(run: Run) -> list[Any]:
+    return sorted(str(parent.get("content")) for parent in run.record.get("parents", []) if isinstance(parent, dict))
+
+
+def differing(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """The settings that differ between `groups`, with their value in each; "" where a group does not have one."""
+    names = {run.name: run for group in groups for run in group.runs}
+    first = [group.runs[0] for group in groups]
+    keys = sorted({key for run in first for key in run.settings if key not in (*SEEDS, "trainer.kind")})
+    rows: dict[str, list[str]] = {}
+    for key in keys:
+        raw = [run.settings.get(key) for run in first]
+        # Seeds of the same parent are one setting, though their folders have names of their own.
+        same = {
+            identity(names[n], names) if (n := Path(str(value)).name) in names else json.dumps(value, default=str)
+            for value in raw
+        }
+        if len(same) > 1:
+            rows[key] = [_plain(value) for value in raw]
+    return rows
+
+
+def _label(groups: list[Group]) -> None:
+    """`method` and the settings that differ between the groups of that method, or, when those are many, its name."""
+    for method in {group.method for group in groups}:
+        own = [group for group in groups if group.method == method]
+        rows = differing(own)
+        for i, group in enumerate(own):
+            parts = [f"{_short(key, rows)}={values[i]}" for key, values in rows.items() if values[i]]
+            group.label = " ".join([method, *(parts if len(rows) <= SHOWN else [_name(group)])])
+    counts: dict[str, int] = {}
+    for group in groups:
+        counts[group.label] = counts.get(group.label, 0) + 1
+    for group in groups:
+        if counts[group.label] > 1:
+            name = group.runs[0].name
+            group.label = name if name.startswith(group.method) else f"{group.method} {name}"
+
+
+def _name(group: Group) -> str:
+    """What the names of its runs begin with alike, without their digests."""
+    names = [run.name.rpartition("-")[0] or run.name for run in group.runs]
+    same = [letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))]
+    return "".join(same).rstrip("_-") or names[0]
+
+
+def _short(key: str, rows: dict[str, Any]) -> str:
+    """The last part of a setting's name, with the one before where that is not enough."""
+    last = key.rpartition(".")[2]
+    alone = sum(other.rpartition(".")[2] == last for other in rows) == 1
+    return last if alone else ".".join(key.split(".")[-2:])
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return Path(value).name if "/" in value else value
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _rank(method: str) -> int:
+    return METHODS.index(method) if method in METHODS else len(METHODS)
+
+
+def _natural(group: Group) -> tuple[Any, ...]:
+    """0.05 before 0.1 before 0.5."""
+    parts = group.label.replace("=", " ").split()
+    return tuple((0, float(p), "") if p.replace(".", "", 1).isdigit() else (1, 0.0, p) for p in parts)
+
+
+def number(value: float) -> str:
+    """Three decimals, fewer for large numbers."""
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1000:
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.3g}"

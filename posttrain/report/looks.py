@@ -1,0 +1,110 @@
+"""How a method looks in every picture, and what the pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from posttrain.report.baseline import Baseline
+from posttrain.report.groups import Group
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Okabe and Ito's palette, which is told apart with any colour vision; and a marker each, for print in grey.
+STYLES = {
+    "sft": ("#009E73", "o"),
+    "dpo": ("#0072B2", "s"),
+    "kto": ("#56B4E9", "D"),
+    "ppo": ("#D55E00", "^"),
+    "grpo": ("#CC79A7", "v"),
+    "rloo": ("#B59F00", "P"),
+    "reward": ("#777777", "X"),
+}
+BEST_OF = ("#000000", "*")
+DASHES = ("-", "--", "-.", ":")
+# Entries of a legend, and the characters of one.
+MOST, LONGEST = 24, 40
+
+
+def style(method: str) -> tuple[str, str]:
+    """Colour and marker."""
+    return STYLES.get(method, STYLES["reward"])
+
+
+def dash(group: Group, groups: Sequence[Group]) -> str:
+    """What tells the lines of one method apart."""
+    return DASHES[[g for g in groups if g.method == group.method].index(group) % len(DASHES)]
+
+
+def panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
+    """`count` axes of `size` inches in up to `columns` columns, with space for a legend below."""
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size[0] * columns, size[1] * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def legend(figure: Figure, entries: Sequence[Line2D], width: float = 1.25) -> None:
+    """One legend below all panels, in columns of `width` inches."""
+    columns = max(min(int(figure.get_figwidth() // width), len(entries)), 1)
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
+def entry(label: str, color: str = "#444444", **look: Any) -> Line2D:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=color, label=plain(label), **look)
+
+
+def methods(groups: Sequence[Group]) -> list[Line2D]:
+    found = {group.method: style(group.method) for group in groups}
+    return [entry(method, colour, marker=marker, ls="") for method, (colour, marker) in found.items()]
+
+
+def lines(groups: Sequence[Group]) -> list[Line2D]:
+    """An entry a group."""
+    looks = [(group, *style(group.method)) for group in groups[:MOST]]
+    return [
+        entry(_short(group.label), colour, marker=marker, ms=4, ls=dash(group, groups))
+        for group, colour, marker in looks
+    ]
+
+
+def unfinished(groups: Sequence[Group]) -> list[Line2D]:
+    return [entry("unfinished", marker="o", mfc="white", ls="")] if any(not group.finished for group in groups) else []
+
+
+def best_of(baselines: Sequence[Baseline]) -> list[Line2D]:
+    return [entry("best of n", BEST_OF[0], marker=BEST_OF[1], ls=":")] if baselines else []
+
+
+def gid(method: str) -> str:
+    """What the page's filter finds a method's marks by."""
+    return "method-" + "".join(ch if ch.isalnum() else "-" for ch in method)
+
+
+def plain(text: str) -> str:
+    """Not read as a formula, which a dollar sign begins."""
+    return text.replace("$", r"\$")
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
+
+
+def close(figures: dict[str, Figure]) -> None:
+    """Give back the memory that pyplot holds."""
+    import matplotlib.pyplot as plt
+
+    for figure in figures.values():
+        plt.close(figure)

@@ -1,0 +1,124 @@
+"""Pareto front, best-of-n, and the curves of over-optimisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+def pareto_front(points: Sequence[tuple[float, float]], minimise: bool = False) -> list[int]:
+    """Indices of the (KL, reward) points that no other beats on both axes, by rising KL; of equals the first."""
+    sign = -1.0 if minimise else 1.0
+    front: list[int] = []
+    best = -math.inf
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1])):
+        if sign * points[i][1] > best:
+            front.append(i)
+            best = sign * points[i][1]
+    return front
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL in nats of best-of-n to the policy it draws from: log n - (n - 1) / n.
+
+    Source: Stiennon et al. 2020, "Learning to summarize from human feedback", appendix G.3. An upper bound that is
+    tight while completions seldom repeat (Beirami et al. 2024).
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: Sequence[float], values: Sequence[float], n: int) -> float:
+    """The expected value of the completion that `proxy` prefers among n, from N >= n completions of one prompt.
+
+    Unbiased: the mean over all subsets of n. In order of the proxy, the i-th of N (from 0) is the best of
+    C(i, n - 1) of the C(N, n) subsets; equals in the proxy share theirs.
+    Source: Nakano et al. 2021, "WebGPT", appendix I; Gao et al. 2022, section 2.
+    """
+    if not 1 <= n <= len(proxy):
+        raise ValueError(f"n={n}: expected 1 to {len(proxy)}")
+    scores, rewards = np.asarray(proxy, float), np.asarray(values, float)
+    order = np.argsort(scores, kind="stable")
+    subsets = math.comb(len(scores), n)
+    shares = np.array([math.comb(i, n - 1) / subsets for i in range(len(scores))])
+    _, tied = np.unique(scores[order], return_inverse=True)
+    shared = np.bincount(tied, shares) / np.bincount(tied)
+    return float(shared[tied] @ rewards[order])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A curve of over-optimisation: the reward gained at d = sqrt(KL), by alpha and beta of `form`.
+
+    `rl`: d (alpha - beta log d); `best_of_n`: d (alpha - beta d). `r2` is the share of variance it explains,
+    and `reach` the largest KL of the points.
+    Source: Gao et al. 2022, "Scaling Laws for Reward Model Overoptimization", section 3.1.
+    """
+
+    form: str
+    alpha: float
+    beta: float
+    r2: float
+    points: int
+    reach: float
+
+    def __call__(self, d: np.ndarray) -> np.ndarray:
+        d = np.asarray(d, float)
+        if self.form == "best_of_n":
+            return d * (self.alpha - self.beta * d)
+        logs = np.log(d, out=np.zeros_like(d), where=d > 0)  # d log d is 0 at 0
+        return d * (self.alpha - self.beta * logs)
+
+    @property
+    def peak(self) -> tuple[float, float] | None:
+        """KL in nats and gain at the maximum, where the derivative is 0; `None` where the curve only rises or falls."""
+        if self.beta <= 0:
+            return None
+        d = self.alpha / (2 * self.beta) if self.form == "best_of_n" else _exp(self.alpha / self.beta - 1)
+        return (d * d, float(self(np.array(d)))) if 0 < d < 1e3 else None
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 50 else math.inf
+
+
+def fit(form: str, kl: Sequence[float], gain: Sequence[float]) -> Fit | None:
+    """Least squares in alpha and beta, both linear; `None` with fewer than three different KLs above 0.
+
+    `gain` is the reward less that of the starting policy, so that the curve goes through (0, 0).
+    """
+    d = np.sqrt(np.asarray(kl, float))
+    y = np.asarray(gain, float)[d > 0]
+    d = d[d > 0]
+    if len(np.unique(d.round(9))) < 3:
+        return None
+    bend = d * d if form == "best_of_n" else d * np.log(d)
+    (alpha, beta), *_ = np.linalg.lstsq(np.stack([d, -bend], 1), y, rcond=None)
+    found = Fit(form, float(alpha), float(beta), 0.0, len(d), float(d.max() ** 2))
+    total = float(((y - y.mean()) ** 2).sum())
+    r2 = 1 - float(((y - found(d)) ** 2).sum()) / total if total > 0 else 1.0
+    return replace(found, r2=r2)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; `None` for fewer than two values."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+
+
+def welch(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the difference of two means of independent samples, at least two each.
+
+    Source: Welch 1947, "The generalization of 'Student's' problem"; degrees of freedom by Welch-Satterthwaite.
+    """
+    from scipy.special import stdtrit
+
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    parts = [float(np.var(x, ddof=1)) / len(x) for x in (a, b)]
+    error, difference = math.sqrt(sum(parts)), float(a.mean() - b.mean())
+    if error == 0:
+        return difference, difference
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True))
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    return difference - half, difference + half

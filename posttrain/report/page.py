@@ -1,0 +1,149 @@
+"""One HTML page that needs nothing else: no network, no files beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.report import looks, tables
+from posttrain.report.compare import START, Comparison, title
+from posttrain.report.groups import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+# Prompts whose completions stand side by side, and the characters of a long text that are kept: its end.
+PROMPTS = 24
+LONGEST = 2000
+LINE = 140
+PICTURES = {
+    "frontier": (
+        "Reward against KL",
+        "A point a group of runs, at the end of training; thin lines are the way there. Bars are one standard "
+        "deviation between seeds, or with one seed one standard error over prompts. The dotted line is the start.",
+    ),
+    "overoptimisation": (
+        "Over-optimisation",
+        "What each reward gained over the start, against the root of KL, over all logged points; curves are "
+        "least-squares fits of d (α − β log d) for trained policies and d (α − β d) for best of n, with d = √KL "
+        "(Gao et al. 2022), drawn as far as was measured.",
+    ),
+    "failure_modes": ("Failure modes", "What else the probe measured, against KL, at the end of training."),
+    "training": ("Training curves", "As logged by each trainer; losses of different methods are not comparable."),
+}
+
+
+def render(c: Comparison, figures: dict[str, Figure]) -> str:
+    """The page; every text in it is escaped, and its policy forbids scripts but its own."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        # The policy names the script by its digest: text that slipped through escaping would still not run.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        methods=list(dict.fromkeys(group.method for group in c.groups)),
+        colours={group.method: looks.style(group.method)[0] for group in c.groups},
+        head=c.verdicts[-1].sentence if c.verdicts else "",
+        pictures=[
+            (name, *PICTURES[name], svg(figures[name]), described(c, name)) for name in PICTURES if name in figures
+        ],
+        runs=_lines(c, tables.rows(c)),
+        modes=_lines(c, tables.failure_modes(c)),
+        alarms=tables.alarms(c),
+        settings=tables.turned(tables.settings(c)),
+        of_group={group.label: group.method for group in c.groups},
+        others=tables.others(c),
+        remarks=tables.remarks(c),
+        fits=fits(c),
+        samples=samples(c),
+        verdicts=[verdict.sentence for verdict in c.verdicts],
+    )
+
+
+def _lines(c: Comparison, part: list[list[str]]) -> list[list[str]]:
+    """Without columns that are empty everywhere."""
+    if not part:
+        return []
+    kept = [i for i in range(len(part[0])) if i == 0 or any(row[i] for row in part[1:])]
+    return [[row[i] for i in kept] for row in part]
+
+
+def described(c: Comparison, name: str) -> str:
+    """What a picture shows, for who cannot see it."""
+    methods = ", ".join(dict.fromkeys(group.method for group in c.groups))
+    return f"{PICTURES[name][0]} for {methods}. The numbers are in the tables of this page."
+
+
+def svg(figure: Figure) -> Any:
+    """A figure as inline SVG, its marks in classes by method."""
+    import matplotlib
+    from markupsafe import Markup
+
+    out = io.StringIO()
+    # The same comparison gives the same file: no date, no random names.
+    with matplotlib.rc_context({"svg.hashsalt": "posttrain"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    # The same method in several pictures would be the same id, which a page may hold once.
+    text = re.sub(r'id="((?:method-[\w-]+)|best-of-n)"', r'class="\1"', text)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
+    )
+    return Markup(text.replace("<svg", '<svg aria-hidden="true"', 1))
+
+
+def fits(c: Comparison) -> list[list[str]]:
+    """The fitted curves and their peaks, a line each."""
+    lines = [["reward", "of", "form", "α", "β", "R²", "points", "peak at KL", "gain there"]]
+    for metric, found in c.fits.items():
+        for who, fit in found.items():
+            form = "d (α − β log d)" if fit.form == "rl" else "d (α − β d)"
+            name = who if fit.form == "rl" else "best of n"
+            peak = [number(fit.peak[0]), number(fit.peak[1])] if fit.peak else ["none", ""]
+            if fit.peak and fit.peak[0] > fit.reach:
+                peak[0] += f" (beyond {number(fit.reach)}, the most measured)"
+            plain = [number(fit.alpha), number(fit.beta), f"{fit.r2:.2f}", str(fit.points)]
+            lines.append([title(metric), name, form, *plain, *peak])
+    return lines if len(lines) > 1 else []
+
+
+def samples(c: Comparison) -> list[dict[str, Any]]:
+    """By prompt, the completion of each group (its first seed) at the end, behind that of the start."""
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for group in c.compared or c.groups:
+        run = group.counted[0]
+        steps = sorted(run.samples)
+        if not steps:
+            continue
+        if len(steps) > 1 and steps[0] == 0:
+            for row in run.samples[0]:
+                told = prompts.setdefault(str(row.get("prompt", "")), [])
+                if not told:
+                    told.append(_said(START, "", row))
+        for row in run.samples[steps[-1]]:
+            told = prompts.setdefault(str(row.get("prompt", "")), [])
+            if all(one["who"] != group.label for one in told):
+                told.append(_said(group.label, group.method, row))
+    # Those that most runs answered first.
+    most = sorted(prompts.items(), key=lambda item: -len(item[1]))[:PROMPTS]
+    return [{"prompt": _short(p), "short": _short(" ".join(p.split()), LINE), "answers": a} for p, a in most]
+
+
+def _said(who: str, method: str, row: dict[str, Any]) -> dict[str, Any]:
+    scores = {k: v for k, v in row.items() if k not in ("step", "prompt", "completion") and isinstance(v, (int, float))}
+    marks = [f"{name.replace('_', ' ')} {number(float(value))}" for name, value in scores.items()]
+    return {"who": who, "method": method, "text": _short(str(row.get("completion", ""))), "marks": marks}
+
+
+def _short(text: str, limit: int = LONGEST) -> str:
+    """The end of a long text: a question stands at the end of its prompt."""
+    return text if len(text) <= limit else "… " + text[-limit:]

@@ -1,0 +1,227 @@
+"""The pictures: reward against KL, over-optimisation, training curves, failure modes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from posttrain.report import looks
+from posttrain.report.compare import Comparison, is_reward, title
+from posttrain.report.groups import Group
+from posttrain.summary import smooth
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Names beside the points of the front: more are a thicket.
+NAMED = 8
+# Over-optimisation panels, and those of failure modes.
+MOST_REWARDS, MOST_MODES = 4, 12
+# Training panels: where a run logged several of a panel's metrics, the one with most points. Only like units together.
+TRAINING = {
+    "training loss": ("loss",),
+    "reward": ("reward", "eval_reward"),
+    "preference margin": ("rewards/margins", "margin", "eval_rewards/margins", "eval_margin"),
+    "preference accuracy": ("rewards/accuracies", "accuracy", "eval_rewards/accuracies", "eval_accuracy"),
+    "KL to the reference (nats per sequence)": ("objective/kl", "probe/kl"),
+    "completion length (tokens)": ("completions/mean_length", "probe/length"),
+    "value: explained variance": ("value/explained_variance",),
+    "gradient norm": ("grad_norm",),
+}
+
+
+def draw(c: Comparison) -> dict[str, Figure]:
+    """Every picture there is something for, by file name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}):
+        pictures = {
+            "frontier": frontier(c) if c.compared else None,
+            "overoptimisation": overoptimisation(c),
+            "failure_modes": failure_modes(c),
+            "training": training(c),
+        }
+    return {name: figure for name, figure in pictures.items() if figure is not None}
+
+
+def frontier(c: Comparison) -> Figure:
+    """Final reward against KL, a point a group, the Pareto front, training as thin lines, best-of-n as the baseline."""
+    from matplotlib.patheffects import withStroke
+
+    figure, (axis,) = looks.panels(1, 1, (7.2, 4.8))
+    metric = str(c.metric)
+    _points(axis, metric, c.compared)
+    for one in c.best_of:
+        means = [mean for mean, _ in one.rewards[metric]]
+        errors = [error or 0.0 for _, error in one.rewards[metric]]
+        axis.errorbar(
+            one.kl, means, errors, color=looks.BEST_OF[0], marker=looks.BEST_OF[1], ms=8, lw=1, ls=":", capsize=2
+        )
+        for n, x, mean in zip(one.ns, one.kl, means, strict=True):
+            if n > 1:
+                axis.annotate(f"n={n}", (x, mean), (4, -10), textcoords="offset points", fontsize=7)
+    ends = [(c.compared[i].mean("probe/kl"), c.compared[i].mean(metric)) for i in c.front]
+    front = [(kl.value, reward.value) for kl, reward in ends if kl and reward]
+    if len(front) > 1:
+        # Steps: between two points the budget still buys no more than the cheaper one.
+        axis.step(*zip(*front, strict=True), where="post", color="#444444", lw=7, alpha=0.15, zorder=0)
+    if metric in c.start:
+        axis.axhline(c.start[metric], color="#888888", lw=0.8, ls=(0, (1, 3)))
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    named = [(point, c.compared[i].label) for point, i in zip(front, c.front, strict=True)]
+    for point, label in named[-NAMED:]:
+        axis.annotate(looks.plain(label), point, (6, 6), textcoords="offset points", fontsize=8, path_effects=halo)
+    axis.set_xlabel(looks.plain(f"KL to {c.reference} (nats per sequence)"))
+    axis.set_ylabel(looks.plain(title(metric)) + (" (less is better)" if c.minimise else ""))
+    axis.margins(x=0.12, y=0.12)
+    axis.set_xlim(left=-0.03 * axis.get_xlim()[1])
+    entries = [*looks.methods(c.compared), *looks.unfinished(c.compared), *looks.best_of(c.best_of)]
+    front_entry = [looks.entry("Pareto front", lw=6, alpha=0.15)] if len(front) > 1 else []
+    looks.legend(figure, [*entries, *front_entry])
+    return figure
+
+
+def overoptimisation(c: Comparison) -> Figure | None:
+    """What was gained over the start against the root of KL, with the fitted curves and their peaks."""
+    shown = [m for m in c.rewards if is_reward(m) and m in c.start and any(g.path("probe/kl", m) for g in c.compared)]
+    shown = shown[:MOST_REWARDS]
+    if not shown:
+        return None
+    figure, axes = looks.panels(len(shown), 2, (4.6, 3.6))
+    for axis, metric in zip(axes, shown, strict=True):
+        _gains(axis, c, metric)
+        for who, fit in c.fits.get(metric, {}).items():
+            rl = fit.form == "rl"
+            look = {
+                "color": looks.style(who)[0] if rl else looks.BEST_OF[0],
+                "gid": looks.gid(who) if rl else "best-of-n",
+            }
+            # Only as far as was measured: beyond it the form is a guess.
+            d = np.linspace(0, fit.reach**0.5, 200)
+            axis.plot(d, fit(d), lw=1.5, ls="-" if rl else ":", **look)
+            if fit.peak and fit.peak[0] <= fit.reach:
+                axis.plot([fit.peak[0] ** 0.5], [fit.peak[1]], marker="|", ms=16, mew=2, **look)
+        gold = metric.startswith("probe/gold/")
+        axis.set_title(
+            looks.plain(f"{'gold' if gold else 'proxy'}: {title(metric).removeprefix('gold/')}"), fontsize=10
+        )
+        axis.set_xlabel("√KL (nats$^{1/2}$)")
+        axis.set_ylabel("reward gained over the start")
+        axis.axhline(0, color="#888888", lw=0.8, ls=(0, (1, 3)))
+    peaks = [f.peak for metric in shown for f in c.fits.get(metric, {}).values() if f.peak and f.peak[0] <= f.reach]
+    peak = [looks.entry("peak of the fit", marker="|", ms=12, mew=2, ls="")] if peaks else []
+    looks.legend(figure, [*looks.methods(c.compared), *looks.best_of(c.best_of), *peak])
+    return figure
+
+
+def _gains(axis: Any, c: Comparison, metric: str) -> None:
+    """The points of one reward."""
+    for group in c.compared:
+        colour, marker = looks.style(group.method)
+        path = [p for p in group.path("probe/kl", metric) if p["probe/kl"] >= 0]
+        d = [math.sqrt(p["probe/kl"]) for p in path]
+        gains = [p[metric] - c.start[metric] for p in path]
+        axis.plot(d, gains, ls="", marker=marker, ms=5, color=colour, alpha=0.75, mew=0, gid=looks.gid(group.method))
+    for one in c.best_of:
+        if metric in one.rewards:
+            gains = [mean - one.rewards[metric][0][0] for mean, _ in one.rewards[metric]]
+            axis.plot(
+                np.sqrt(one.kl), gains, ls="", marker=looks.BEST_OF[1], ms=7, color=looks.BEST_OF[0], gid="best-of-n"
+            )
+
+
+def training(c: Comparison) -> Figure | None:
+    """What the runs logged while they trained, a line a group (mean over seeds), over optimizer steps."""
+    panels: dict[str, list[tuple[Group, str, list[dict[str, float]]]]] = {}
+    for heading, keys in TRAINING.items():
+        for group in c.groups:
+            paths = [(key, path) for key in keys if len(path := group.path(key)) > 1]
+            if paths:
+                key, path = max(paths, key=lambda found: len(found[1]))
+                panels.setdefault(heading, []).append((group, key, path))
+    if not panels:
+        return None
+    figure, axes = looks.panels(len(panels), 3, (3.7, 2.7))
+    for axis, (heading, lines) in zip(axes, panels.items(), strict=True):
+        for group, key, path in lines:
+            values = [point[key] for point in path]
+            axis.plot(
+                [point["step"] for point in path],
+                smooth(values) if len(values) >= 20 else values,
+                color=looks.style(group.method)[0],
+                ls=looks.dash(group, c.groups),
+                lw=1.2,
+                marker=looks.style(group.method)[1] if len(values) < 8 else None,
+                ms=4,
+                gid=looks.gid(group.method),
+            )
+        axis.set_title(heading, fontsize=9)
+        axis.set_xlabel("optimizer step", fontsize=8)
+    looks.legend(figure, looks.lines(c.groups), width=2.6)
+    return figure
+
+
+def failure_modes(c: Comparison) -> Figure | None:
+    """Everything else that the probe measures, against KL; the dotted line is the start."""
+    groups = c.compared or c.groups
+    shown = [metric for metric in c.modes if any(g.mean("probe/kl") and g.mean(metric) for g in groups)][:MOST_MODES]
+    if not shown:
+        return None
+    figure, axes = looks.panels(len(shown), 3, (3.6, 2.7))
+    for axis, metric in zip(axes, shown, strict=True):
+        _points(axis, metric, groups)
+        starts = [mean.value for group in groups if (mean := group.mean(metric, start=True))]
+        if starts:
+            axis.axhline(sum(starts) / len(starts), color="#888888", lw=0.8, ls=(0, (1, 3)))
+        axis.set_title(looks.plain(_named(metric)), fontsize=9)
+        axis.set_xlabel("KL (nats per sequence)", fontsize=8)
+        axis.margins(x=0.1, y=0.12)
+    looks.legend(figure, [*looks.methods(groups), *looks.unfinished(groups)])
+    return figure
+
+
+NAMES = {
+    "probe/length": "length (tokens)",
+    "probe/ended": "share that ends",
+    "probe/distinct_1": "distinct 1-grams (share)",
+    "probe/distinct_2": "distinct 2-grams (share)",
+    "probe/self_bleu": "self-BLEU",
+    "probe/entropy": "entropy (nats per token)",
+    "probe/win_rate": "win rate against the start",
+    "probe/repetition": "repetition (share)",
+}
+
+
+def _named(metric: str) -> str:
+    unit = " (nats per token)" if metric.startswith(("probe/nll/", "probe/forgetting/")) else ""
+    return NAMES.get(metric, title(metric) + unit)
+
+
+def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:
+    """The final point of each group with bars, hollow while it is unfinished, and thin the way there."""
+    for group in groups:
+        kl, value = group.mean("probe/kl"), group.mean(metric)
+        if not kl or not value:
+            continue
+        colour, marker = looks.style(group.method)
+        path = group.path("probe/kl", metric)
+        if len(path) > 2:
+            axis.plot(
+                [p["probe/kl"] for p in path],
+                [p[metric] for p in path],
+                color=colour,
+                lw=0.8,
+                alpha=0.4,
+                gid=looks.gid(group.method),
+            )
+        bars = axis.errorbar(
+            *(kl.value, value.value, value.error or 0.0, kl.error or 0.0),
+            **{"color": colour, "marker": marker, "ms": 7, "ls": "", "elinewidth": 1, "capsize": 2},
+            mfc=colour if group.finished else "white",
+        )
+        for artist in (*bars.lines[1], *bars.lines[2], bars.lines[0]):
+            artist.set_gid(looks.gid(group.method))

@@ -1,0 +1,224 @@
+"""Find runs under the paths that were given, and read what they left; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.errors import PosttrainError
+from posttrain.rundir import NOT_THE_RESULT, OTHER_JOBS, RunDirectory
+from posttrain.summary import by_step, read
+
+# How far below a given path runs are looked for: outputs/sweeps/DATE is three.
+DEPTH = 3
+SEEDS = ("trainer.args.seed", "trainer.args.data_seed", "sample.seed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `points` are the finite numbers of `metrics.jsonl` by step."""
+
+    path: Path
+    status: str
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    points: dict[int, dict[str, float]]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def job(self) -> str:
+        return str(self.record.get("job", "train"))
+
+    @property
+    def kind(self) -> str:
+        return str(self.record.get("trainer") or self.job)
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def seed(self) -> tuple[Any, ...]:
+        """All settings that are seeds, the run's own first."""
+        return (self.record.get("seed"), *(self.settings.get(key) for key in SEEDS))
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        found = self.record.get("alarms")
+        return [alarm for alarm in found if isinstance(alarm, dict)] if isinstance(found, list) else []
+
+    @cached_property
+    def samples(self) -> dict[int, list[dict[str, Any]]]:
+        """The probe's completions by step."""
+        steps: dict[int, list[dict[str, Any]]] = {}
+        for row in read(self.path / "samples.jsonl"):
+            if isinstance(row.get("step"), int):
+                steps.setdefault(row["step"], []).append(row)
+        return steps
+
+    def last(self, *metrics: str) -> tuple[int, dict[str, float]] | None:
+        """The last step at which all of `metrics` were logged, and what was logged there."""
+        steps = [step for step, point in self.points.items() if all(metric in point for metric in metrics)]
+        return (steps[-1], self.points[steps[-1]]) if steps else None
+
+    def by_prompt(self, metric: str, step: int) -> dict[str, float]:
+        """The mean of `probe/rewards/NAME` or `probe/gold/NAME` for each prompt of the probe's samples at `step`."""
+        kind, _, name = metric.removeprefix("probe/").partition("/")
+        found: dict[str, list[float]] = {}
+        for row in self.samples.get(step, []):
+            value = row.get(f"{kind}/{name}", row.get(name))
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                found.setdefault(str(row.get("prompt")), []).append(float(value))
+        return {prompt: sum(values) / len(values) for prompt, values in found.items()}
+
+
+@dataclass
+class Found:
+    """What lies under the paths. `failed` are jobs of sweeps and stages that failed, with their error."""
+
+    runs: dict[Path, Run] = field(default_factory=dict)
+    pipelines: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[Path, str] = field(default_factory=dict)
+
+
+def find(paths: list[Path]) -> Found:
+    """All runs at and below `paths`; raises `PosttrainError` for paths that are no folders, and when there are none."""
+    if wrong := [path for path in paths if not path.is_dir()]:
+        raise PosttrainError("\n".join(f"PATH={path}: no such folder" for path in wrong))
+    found = Found()
+    for path in paths:
+        _visit(path, found, 0)
+    if not found.runs:
+        named = ", ".join(map(str, paths))
+        why = "".join(f"\n{path}: {reason}" for path, reason in found.left_out.items() if path not in paths)
+        raise PosttrainError(f"PATH={named}: no run in there; a run is a folder with a run.json{why}")
+    return found
+
+
+def _visit(folder: Path, found: Found, depth: int) -> bool:
+    """Take what `folder` is; whether there was anything in it."""
+    if (folder / "run.json").is_file():
+        _take(folder, found)
+    elif (folder / "pipeline.json").is_file():
+        _pipeline(folder, found)
+    elif (folder / "jobs.jsonl").is_file():
+        _sweep(folder, found)
+    elif (folder / "report.json").is_file():
+        return True  # a report that was written here before
+    else:
+        return _look(folder, found, depth)
+    return True
+
+
+def _look(folder: Path, found: Found, depth: int) -> bool:
+    try:
+        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "wandb")
+    except OSError as error:
+        found.left_out[folder] = f"cannot be read: {error.strerror}"
+        return False
+    if depth < DEPTH:
+        # All of them are visited, so no short-circuit; a foreign folder is named once, not with all that is in it.
+        inside = [_visit(p, found, depth + 1) for p in inner]
+        if any(inside):
+            return True
+    for path in inner:
+        found.left_out.pop(path, None)
+    found.left_out[folder] = "no run, pipeline or sweep"
+    return False
+
+
+def _take(folder: Path, found: Found) -> None:
+    path = folder.resolve()
+    if path in found.runs or path in found.left_out:
+        return
+    try:
+        record = _json(path / "run.json")
+        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        if "status" not in record or not isinstance(settings, dict):
+            raise ValueError("not what posttrain writes")
+        points = by_step(path / "metrics.jsonl")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        found.left_out[path] = f"not a run of posttrain: {str(error).splitlines()[0]}"
+        return
+    unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
+    flat = flatten({key: value for key, value in settings.items() if key not in unused})
+    found.runs[path] = Run(path, _status(path, record), record, flat, points)
+
+
+def _status(path: Path, record: dict[str, Any]) -> str:
+    """finished; running: a process has it; stopped: no process has, as after a crash or a kill."""
+    if record["status"] != "running":
+        return str(record["status"])
+    try:
+        # Only where there is a lock: to ask would make one.
+        return "running" if (path / ".lock").is_file() and RunDirectory(path).busy() else "stopped"
+    except OSError:  # another user's, or on a disk that is read-only
+        return "unfinished"
+
+
+def _pipeline(folder: Path, found: Found) -> None:
+    try:
+        record = _json(folder / "pipeline.json")
+        stages = {name: stage for name, stage in dict(record.get("stages", {})).items() if isinstance(stage, dict)}
+    except (OSError, ValueError, TypeError) as error:
+        found.left_out[folder] = f"not a pipeline of posttrain: {error}"
+        return
+    found.pipelines[folder.resolve()] = record
+    for name, stage in stages.items():
+        if stage.get("status") == "failed":
+            found.failed[f"{folder.name}: stage {name}"] = str(stage.get("error") or "see its log")
+        if stage.get("run"):
+            _follow(Path(str(stage["run"])), folder.parent, found)
+
+
+def _sweep(folder: Path, found: Found) -> None:
+    """The runs of a sweep lie in its output_dir, two folders up."""
+    for row in read(folder / "jobs.jsonl"):
+        if row.get("status") == "failed":
+            found.failed[str(row.get("command"))] = str(row.get("error"))
+        elif row.get("run"):
+            _follow(Path(str(row["run"])), folder.parent.parent, found)
+    commands = {row.get("command") for row in read(folder / "jobs.jsonl") if row.get("status") == "failed"}
+    for record in folder.parent.parent.glob("*/run.json") if commands else []:
+        try:
+            if _json(record).get("command") in commands:
+                _take(record.parent, found)
+        except (OSError, ValueError):
+            continue
+
+
+def _follow(path: Path, beside: Path, found: Found) -> None:
+    """A recorded run where it was, or, when all was moved, where it lies now."""
+    there = next((p for p in (beside / path.name, path) if (p / "run.json").is_file()), None)
+    if there:
+        _take(there, found)
+    else:
+        found.left_out[path] = "named by a pipeline or sweep, and not there"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is not an object")
+    return content
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`; empty mappings and nulls say nothing and are left out."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,280 @@
+"""The comparison as rows, for a terminal, CSV, Markdown and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from statistics import fmean
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from posttrain.console import console, tell
+from posttrain.report.compare import START, Comparison, title
+from posttrain.report.groups import Group, number
+from posttrain.report.runs import Run
+
+# Of the metrics of job=sample and job=evaluate, those that fit a line.
+TOLD = ("score", "best_of_n", "kept", "win_rate", "accuracy", "perplexity", "ended")
+
+
+# Rewards in the main table, the metric of the report first; CSV and JSON have all.
+REWARDS = 3
+# Runs whose settings stand side by side in a terminal.
+SIDE_BY_SIDE = 5
+
+
+def header(c: Comparison) -> list[str]:
+    rewards = [title(metric) for metric in c.rewards[:REWARDS]]
+    return ["run", "status", "seeds", "steps", "KL (nats)", *rewards, "length", "front", "alarms"]
+
+
+def cells(c: Comparison, group: Group) -> list[str]:
+    """A line of the main table; ± is the standard deviation between seeds, or with one the standard error."""
+    means = [group.mean(metric) for metric in ("probe/kl", *c.rewards[:REWARDS], "probe/length")]
+    return [
+        group.label,
+        group.status,
+        ", ".join(map(str, group.seeds)),
+        str(max((step for run in group.counted for step in run.points), default=0)),
+        *("" if mean is None else str(mean) for mean in means),
+        "yes" if any(c.compared[i] is group for i in c.front) else "",
+        ", ".join(dict.fromkeys(str(alarm.get("name")) for alarm in group.alarms)),
+    ]
+
+
+def rows(c: Comparison) -> list[list[str]]:
+    return [header(c), *(cells(c, group) for group in c.groups)]
+
+
+def failure_modes(c: Comparison) -> list[list[str]]:
+    """Everything else that the probe measures: the start once, then each group's end.
+
+    A group that began elsewhere has its own start before an arrow.
+    """
+    found = [["run", *map(title, c.modes)]]
+    starts = {}
+    for metric in c.modes:
+        values = [mean.value for group in c.compared if (mean := group.mean(metric, start=True))]
+        if values:
+            starts[metric] = number(fmean(values))
+    if starts:
+        found.append([START, *(starts.get(metric, "") for metric in c.modes)])
+    for group in c.groups:
+        line = [_end(group, metric, any(group is other for other in c.compared)) for metric in c.modes]
+        if any(line):
+            found.append([group.label, *line])
+    return found if len(found) > 1 and c.modes else []
+
+
+def _end(group: Group, metric: str, compared: bool) -> str:
+    end, start = group.mean(metric), group.mean(metric, start=True)
+    if end is None or compared or start is None:
+        return "" if end is None else number(end.value)
+    return f"{number(start.value)} → {number(end.value)}"
+
+
+def alarms(c: Comparison) -> list[list[str]]:
+    lines = [
+        [str(alarm[key]) if key in alarm else "" for key in ("run", "name", "step", "message")]
+        for group in c.groups
+        for alarm in group.alarms
+    ]
+    return [["run", "alarm", "step", "message"], *lines] if lines else []
+
+
+def settings(c: Comparison) -> list[list[str]]:
+    """The settings that differ, a line a setting."""
+    if not c.settings:
+        return []
+    return [["setting", *(group.label for group in c.groups)], *([key, *row] for key, row in c.settings.items())]
+
+
+def others(c: Comparison) -> list[list[str]]:
+    """Runs of job=sample and job=evaluate, a line each."""
+    lines = [
+        [run.name, run.job, str(run.record.get("model", {}).get("path", "")), run.status, told(run)] for run in c.others
+    ]
+    return [["run", "job", "model", "status", "measured"], *lines] if lines else []
+
+
+def told(run: Run) -> str:
+    metrics = run.record.get("metrics", {})
+    ends = run.record.get("intervals", {})
+    parts = []
+    for key, value in metrics.items():
+        if key.rpartition("/")[2] in TOLD and not key.startswith(("against/", "difference/")):
+            interval = f" [{number(ends[key][0])}, {number(ends[key][1])}]" if ends.get(key) else ""
+            parts.append(f"{key} {number(value)}{interval}")
+    return ", ".join(parts[:6])
+
+
+def remarks(c: Comparison) -> list[str]:
+    """Notes, what failed, and what was left out."""
+    return [
+        *c.notes,
+        *(f"failed: {what}: {why}" for what, why in c.found.failed.items()),
+        *(f"left out: {path}: {why}" for path, why in c.found.left_out.items()),
+    ]
+
+
+def show(c: Comparison) -> None:
+    """Everything, to the terminal; the verdict last."""
+    for heading, part in (
+        ("Runs", rows(c)),
+        ("Failure modes", failure_modes(c)),
+        ("Alarms", alarms(c)),
+        ("Settings that differ", settings(c) if len(c.groups) <= SIDE_BY_SIDE else by_value(c)),
+        ("Other runs", others(c)),
+    ):
+        if len(part) > 1:
+            console.print(rich(heading, part))
+    for line in remarks(c):
+        tell(line)
+    if c.verdicts:
+        tell("")
+    for verdict in c.verdicts:
+        tell(verdict.sentence)
+
+
+def by_value(c: Comparison) -> list[list[str]]:
+    """The settings that differ, and which runs have which value: as narrow as a terminal."""
+    lines = [["setting", "value: runs"]]
+    for key, row in c.settings.items():
+        having: dict[str, list[str]] = {}
+        for group, value in zip(c.groups, row, strict=True):
+            having.setdefault(value or "(none)", []).append(group.label)
+        lines.append([key, "\n".join(f"{value}: {', '.join(labels)}" for value, labels in having.items())])
+    return lines if len(lines) > 1 else []
+
+
+def turned(part: list[list[str]]) -> list[list[str]]:
+    """Runs as rows, settings as columns."""
+    return [list(column) for column in zip(["run", *part[0][1:]], *part[1:], strict=True)] if part else []
+
+
+def rich(heading: str, part: list[list[str]]) -> Table:
+    # Columns that are empty in every line say nothing.
+    kept = [i for i, name in enumerate(part[0]) if i == 0 or any(row[i] for row in part[1:])]
+    table = Table(title=heading, title_justify="left")
+    for i in kept:
+        numeric = all(not row[i] or row[i].lstrip("-")[:1].isdigit() for row in part[1:])
+        # The name may break at its spaces, not its words: the other columns give way.
+        words = max(len(word) for row in part for word in row[i].split() or [""]) if i == 0 else 0
+        table.add_column(
+            escape(part[0][i]), justify="right" if numeric else "left", overflow="fold", min_width=min(words, 32)
+        )
+    for row in part[1:]:
+        table.add_row(*(escape(row[i]) for i in kept))
+    return table
+
+
+def as_csv(c: Comparison) -> str:
+    """A line a group, numbers in columns of their own."""
+    metrics = ["probe/kl", *c.rewards, *c.modes]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = [name for metric in metrics for name in (metric, f"{metric} error")]
+    writer.writerow(["run", "method", "status", "seeds", "front", *names, "error is over"])
+    for group in c.groups:
+        means = [group.mean(metric) for metric in metrics]
+        values = [v for m in means for v in (("", "") if m is None else (m.value, "" if m.error is None else m.error))]
+        over = " ".join(dict.fromkeys(m.over for m in means if m and m.over))
+        front = any(c.compared[i] is group for i in c.front)
+        plain = [group.label, group.method, group.status, " ".join(map(str, group.seeds)), front, *values, over]
+        writer.writerow([_inert(v) if isinstance(v, str) else v for v in plain])
+    return out.getvalue()
+
+
+def _inert(text: str) -> str:
+    """Not a formula: spreadsheets compute cells that begin so."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def as_markdown(c: Comparison) -> str:
+    parts = [
+        _markdown(part) for part in (rows(c), failure_modes(c), alarms(c), settings(c), others(c)) if len(part) > 1
+    ]
+    parts += ["\n".join(f"- {_cell(line)}" for line in remarks(c))] if remarks(c) else []
+    parts += [_cell(verdict.sentence) for verdict in c.verdicts]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(part: list[list[str]]) -> str:
+    lines = [part[0], ["---"] * len(part[0]), *part[1:]]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that is neither a cell's end, nor a line's, nor HTML."""
+    for plain, safe in (("\\", "\\\\"), ("|", "\\|"), ("\n", " "), ("\r", " "), ("<", "&lt;")):
+        text = text.replace(plain, safe)
+    return text
+
+
+def as_json(c: Comparison) -> str:
+    return json.dumps(_finite(record(c)), indent=2, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def record(comparison: Comparison) -> dict[str, Any]:
+    """Everything as plain numbers and texts, for JSON."""
+    metric, c = comparison.metric, comparison
+    return {
+        "metric": metric,
+        "better": "lower" if c.minimise else "higher",
+        "reference": c.reference or None,
+        "start": c.start,
+        "groups": [_record(c, group) for group in c.groups],
+        "best_of_n": [vars(one) for one in c.best_of],
+        "fits": {m: {who: {**vars(f), "peak": f.peak} for who, f in fits.items()} for m, fits in c.fits.items()},
+        "settings": {key: dict(zip((g.label for g in c.groups), row, strict=True)) for key, row in c.settings.items()},
+        "verdicts": [
+            {
+                "kl_budget": v.budget,
+                "best": v.best.label,
+                "next": v.next.label if v.next else None,
+                "difference": v.difference,
+                "interval": v.interval,
+                "over": v.over or None,
+                "sentence": v.sentence,
+            }
+            for v in c.verdicts
+        ],
+        "other_runs": [
+            {"name": r.name, "job": r.job, "status": r.status, "metrics": r.record.get("metrics", {})} for r in c.others
+        ],
+        "failed": c.found.failed,
+        "left_out": {str(path): why for path, why in c.found.left_out.items()},
+        "notes": c.notes,
+    }
+
+
+def _record(c: Comparison, group: Group) -> dict[str, Any]:
+    metrics = ["probe/kl", *c.rewards, *c.modes]
+    return {
+        "label": group.label,
+        "method": group.method,
+        "status": group.status,
+        "seeds": group.seeds,
+        "runs": [str(run.path) for run in group.runs],
+        "steps": [max(run.points, default=0) for run in group.runs],
+        "on_front": any(c.compared[i] is group for i in c.front),
+        "metrics": {
+            m: {"mean": mean.value, "error": mean.error, "over": mean.over or None, "each": mean.each}
+            for m in metrics
+            if (mean := group.mean(m))
+        },
+        "alarms": group.alarms,
+    }

@@ -1,0 +1,309 @@
+"""`python -m posttrain.report` on run folders of every kind: what is read, pooled, concluded and printed."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from report_runs import write_all, write_run, write_sample
+
+from posttrain.errors import PosttrainError
+from posttrain.report.__main__ import main
+from posttrain.report.compare import compare
+from posttrain.report.runs import find
+
+
+def report(capsys, *args):
+    """What the command prints; it must succeed."""
+    assert main([str(arg) for arg in args]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def as_json(capsys, *args):
+    return json.loads(report(capsys, "--format", "json", *args))
+
+
+def groups(found):
+    return {group["label"]: group for group in found["groups"]}
+
+
+def test_every_method_and_every_state_is_read(tmp_path, capsys):
+    found = as_json(capsys, write_all(tmp_path / "outputs"))
+    by = groups(found)
+    assert list(by) == [
+        *("sft", "dpo beta=0.01", "dpo beta=0.1", "kto", "ppo beta=0.1", "ppo beta=0.2", "grpo"),
+        *("rloo beta=0.1", "rloo beta=0.9", "reward"),
+    ]
+    assert by["ppo beta=0.2"]["status"] == by["rloo beta=0.9"]["status"] == "stopped"
+    assert by["ppo beta=0.2"]["metrics"]["probe/kl"]["mean"] == 2.0, "the last whole point; NaN is none"
+    assert not by["ppo beta=0.2"]["on_front"], "0.9 at 2 nats would win, but there is no such model"
+    assert [alarm["name"] for alarm in by["ppo beta=0.1"]["alarms"]] == ["overoptimisation"]
+    assert {run["name"]: run["job"] for run in found["other_runs"]} == {"drawn-1": "sample", "evaluated-1": "evaluate"}
+    left_out = {Path(path).name: why for path, why in found["left_out"].items()}
+    assert left_out == {
+        "holiday": "no run, pipeline or sweep",
+        "other": "not a run of posttrain: run.json is not an object",
+    }
+
+
+def test_seeds_are_pooled_with_their_spread(tmp_path, capsys):
+    group = groups(as_json(capsys, write_all(tmp_path / "outputs")))["dpo beta=0.1"]
+    gold = group["metrics"]["probe/gold/mood"]
+    assert group["seeds"] == [1, 2]
+    assert gold["mean"] == pytest.approx(0.51)
+    assert gold["error"] == pytest.approx(0.02 / math.sqrt(2))
+    assert gold["over"] == "seeds"
+    # One seed: the standard error over prompts, as the probe logged it.
+    alone = groups(as_json(capsys, tmp_path / "outputs"))["dpo beta=0.01"]["metrics"]["probe/gold/mood"]
+    assert (alone["error"], alone["over"]) == (0.05, "prompts")
+
+
+def test_seeds_of_a_whole_pipeline_pool_and_a_copy_does_not_count_twice(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"sft-{seed}", "sft", [(0, 0, 0.1), (9, 1.0, 0.2)], seed=seed, parent=None)
+        points = [(0, 0, 0.2), (9, 2.0, 0.3)]
+        write_run(tmp_path / f"dpo-{seed}", "dpo", points, seed=seed, parent=f"sft-{seed}")
+    write_run(tmp_path / "dpo-copy", "dpo", [(0, 0, 0.2), (9, 2.0, 0.3)], seed=1, parent="sft-1")
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert {group.label: group.seeds for group in comparison.groups} == {"sft": [1, 2], "dpo": [1, 2]}
+    assert list(comparison.found.left_out.values()) == ["the same settings and seed as dpo-1"]
+    assert comparison.settings["model.init_from"] == ["", "sft-1"]
+
+
+def test_the_front_and_the_start_of_hand_made_runs(tmp_path, capsys):
+    found = as_json(capsys, write_all(tmp_path / "outputs"))
+    assert found["metric"] == "probe/gold/mood"
+    assert found["start"] == {"probe/gold/mood": pytest.approx(0.1), "probe/rewards/rm": pytest.approx(0.2)}
+    assert [label for label, group in groups(found).items() if group["on_front"]] == ["dpo beta=0.01", "dpo beta=0.1"]
+
+
+def test_only_kl_to_the_same_reference_is_compared(tmp_path, capsys):
+    outputs = write_all(tmp_path / "outputs")
+    write_run(outputs / "grpo-base", "grpo", [(0, 0, 0.1), (9, 0.5, 0.99)], parent=None, args={"beta": 0.3})
+    found = as_json(capsys, outputs)
+    assert found["reference"] == "sft-0"
+    (note,) = found["notes"]
+    assert note.startswith("grpo beta=0.3: KL is to embedded:tiny, not to sft-0")
+    assert not groups(found)["grpo beta=0.3"]["on_front"]
+    other = as_json(capsys, outputs, "--reference", "embedded:tiny")
+    assert groups(other)["grpo beta=0.3"]["on_front"]
+    assert main([str(outputs), "--reference", "sft-9"]) == 1
+    assert "--reference=sft-9: no KL is to that; there are" in capsys.readouterr().err
+
+
+def test_best_of_n_of_the_start_is_on_the_same_axes(tmp_path, capsys):
+    outputs = write_all(tmp_path / "outputs")
+    write_sample(outputs / "hot-1", {"rm": [1, 2], "mood": [0, 1]}, 2, temperature=0.7)
+    write_sample(outputs / "else-1", {"rm": [1, 2], "mood": [0, 1]}, 2, parent="sft-7")
+    found = as_json(capsys, outputs)
+    (baseline,) = found["best_of_n"]
+    assert baseline["name"] == "drawn-1"
+    assert baseline["chosen_by"] == "rm"
+    assert baseline["ns"] == [1, 2, 4]
+    assert baseline["kl"] == pytest.approx([0, math.log(2) - 1 / 2, math.log(4) - 3 / 4])
+    # Gold is 1 for one of four completions, the one the proxy likes best: in 1/4, 3/6 and all of the subsets.
+    assert [mean for mean, _ in baseline["rewards"]["probe/gold/mood"]] == pytest.approx([0.25, 0.5, 1.0])
+    (note,) = found["notes"]
+    assert note.startswith("hot-1: no best-of-n baseline: sampled with another temperature")
+
+
+def test_the_sentence_with_seeds(tmp_path, capsys):
+    """Three seeds each: 0.5, 0.6, 0.7 against 0.3, 0.4, 0.5; and the same again, too noisy to tell."""
+    for name, beta, golds in (("a", 0.1, (0.5, 0.6, 0.7)), ("b", 0.2, (0.1, 0.2, 0.3))):
+        for seed, gold in enumerate(golds):
+            points = [(0, 0.0, 0.0), (9, 2.0 if name == "a" else 1.0, gold)]
+            write_run(tmp_path / f"{name}-{seed}", "dpo", points, seed=seed, args={"beta": beta})
+    (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "2")["verdicts"]
+    # Half-width: 2.776 (4 degrees of freedom) times sqrt(2 x 0.01 / 3).
+    assert verdict["sentence"] == (
+        "With at most 2 nats of KL, dpo beta=0.1 (seeds 0, 1, 2) is best: gold/mood 0.600 ± 0.100 at a KL of 2.000 ± "
+        "0.000 nats, 0.400 more than dpo beta=0.2 (seeds 0, 1, 2) (0.200 ± 0.100 at 1.000 ± 0.000). That is larger "
+        "than the noise between seeds (95% interval of the difference 0.173 to 0.627)."
+    )
+    for seed, gold in enumerate((0.2, 0.6, 0.9)):
+        write_run(tmp_path / f"c-{seed}", "dpo", [(0, 0, 0.0), (9, 1.5, gold)], seed=seed, args={"beta": 0.3})
+    low, high = as_json(capsys, tmp_path, "--kl-budget", "1.2,2")["verdicts"]
+    assert (low["kl_budget"], low["best"], low["next"]) == (1.2, "dpo beta=0.2", "the starting policy")
+    assert (high["best"], high["next"]) == ("dpo beta=0.1", "dpo beta=0.3")
+    assert "That is not larger than the noise between seeds" in high["sentence"]
+
+
+def test_the_sentence_with_one_seed_is_over_prompts_and_says_so(tmp_path, capsys):
+    start = (0, 0.0, 0.0)
+    write_run(tmp_path / "a-1", "dpo", [start, (9, 2.0, 0.6)])
+    write_run(tmp_path / "b-1", "ppo", [start, (9, 1.0, 0.4)])
+    (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "5")["verdicts"]
+    # Prompt by prompt the two differ by 0.2 throughout, however much the prompts differ.
+    assert verdict["over"] == "prompts"
+    assert verdict["interval"] == pytest.approx([0.2, 0.2])
+    assert "larger than the noise over prompts" in verdict["sentence"]
+    assert "with one seed of dpo and ppo the noise between seeds is not known" in verdict["sentence"]
+    for run in ("a-1", "b-1"):
+        (tmp_path / run / "samples.jsonl").unlink()
+    (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "5")["verdicts"]
+    assert verdict["interval"] is None
+    assert "cannot be told from one seed without samples" in verdict["sentence"]
+
+
+def test_where_nothing_beats_the_start_it_says_so(tmp_path, capsys):
+    write_run(tmp_path / "a-1", "dpo", [(0, 0.0, 0.5), (9, 2.0, 0.4)])
+    (verdict,) = as_json(capsys, tmp_path)["verdicts"]
+    assert verdict["best"] == "the starting policy"
+
+
+def test_less_is_better_by_name_by_weight_or_by_option(tmp_path, capsys):
+    write_run(tmp_path / "a-1", "dpo", [(0, 0.0, 0.5), (9, 2.0, 0.4)])
+    write_run(tmp_path / "b-1", "dpo", [(0, 0.0, 0.5), (9, 3.0, 0.7)], args={"beta": 0.5})
+    diverse = as_json(capsys, tmp_path, "--metric", "self_bleu")
+    assert diverse["better"] == "lower"
+    assert diverse["start"]["probe/self_bleu"] == 0.1
+    assert list(diverse["groups"][0]["metrics"])[:2] == ["probe/kl", "probe/self_bleu"]
+    assert as_json(capsys, tmp_path, "--metric", "gold/mood")["verdicts"][-1]["best"] == "dpo beta=0.5"
+    lower = as_json(capsys, tmp_path, "--metric", "mood", "--lower-is-better")
+    assert lower["verdicts"][-1]["best"] == "dpo"
+    for run in ("a-1", "b-1"):
+        config = (tmp_path / run / "config.yaml").read_text()
+        (tmp_path / run / "config.yaml").write_text(f"{config}probe: {{gold: {{mood: {{weight: -1.0}}}}}}\n")
+    assert as_json(capsys, tmp_path)["better"] == "lower"
+
+
+def test_only_the_settings_that_differ_are_listed(tmp_path, capsys):
+    found = as_json(capsys, write_all(tmp_path / "outputs"))
+    assert list(found["settings"]) == ["model.init_from", "trainer.args.beta"], "neither name, seed nor what is equal"
+    assert found["settings"]["trainer.args.beta"]["dpo beta=0.01"] == "0.01"
+    alone = as_json(capsys, tmp_path / "outputs" / "dpo-1", tmp_path / "outputs" / "dpo-2")
+    assert alone["settings"] == {}
+
+
+def test_the_fits_are_of_gold_and_proxy_by_method(tmp_path, capsys):
+    """Gold on the curve of Gao et al. with alpha 0.5 and beta 0.2; the proxy is twice that."""
+    kls = [0.0, 0.5, 1.0, 2.0, 4.0, 9.0, 16.0]
+    gold = [0.1 + (math.sqrt(kl) * (0.5 - 0.2 * math.log(math.sqrt(kl))) if kl else 0.0) for kl in kls]
+    write_run(tmp_path / "ppo-1", "ppo", [(i, kl, g) for i, (kl, g) in enumerate(zip(kls, gold, strict=True))])
+    fits = as_json(capsys, tmp_path)["fits"]
+    fitted = fits["probe/gold/mood"]["ppo"]
+    assert (fitted["alpha"], fitted["beta"]) == pytest.approx((0.5, 0.2))
+    assert fitted["peak"] == pytest.approx([math.exp(1.5) ** 2, 0.2 * math.exp(1.5)])
+    assert fits["probe/rewards/rm"]["ppo"]["alpha"] == pytest.approx(1.0)
+
+
+def test_a_sweep_and_a_pipeline_lead_to_their_runs(tmp_path, capsys):
+    outputs = tmp_path / "outputs"
+    write_run(outputs / "dpo-1", "dpo", [(0, 0, 0.1), (9, 1.0, 0.2)])
+    write_run(outputs / "dpo-2", "dpo", [(0, 0, 0.1), (9, 2.0, 0.3)], args={"beta": 0.3})
+    write_run(outputs / "ppo-9", "ppo", [(0, 0, 0.1)], status="running")
+    sweep, pipeline = outputs / "sweeps" / "monday", outputs / "rlhf-1"
+    sweep.mkdir(parents=True)
+    jobs = [
+        {"command": "run dpo-1", "status": "finished", "run": "/where/it/was/dpo-1"},
+        {"command": "run ppo-9", "status": "failed", "error": "out of memory", "run": None},
+        {"command": "run gone", "status": "finished", "run": "/where/it/was/gone-1"},
+    ]
+    (sweep / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    pipeline.mkdir()
+    stages = {
+        "dpo": {"status": "finished", "run": str(outputs / "dpo-2")},
+        "ppo": {"status": "failed", "error": "gate"},
+    }
+    (pipeline / "pipeline.json").write_text(json.dumps({"status": "failed", "stages": stages}))
+    swept = as_json(capsys, sweep)
+    assert {Path(run).name for group in swept["groups"] for run in group["runs"]} == {"dpo-1", "ppo-9"}
+    assert swept["failed"] == {"run ppo-9": "out of memory"}
+    assert [Path(path).name for path in swept["left_out"]] == ["gone-1"]
+    piped = as_json(capsys, pipeline)
+    assert [Path(run).name for group in piped["groups"] for run in group["runs"]] == ["dpo-2"]
+    assert piped["failed"] == {"rlhf-1: stage ppo": "gate"}
+    every = as_json(capsys, outputs)
+    assert {Path(run).name for group in every["groups"] for run in group["runs"]} == {"dpo-1", "dpo-2", "ppo-9"}
+
+
+def test_a_run_that_a_process_has_is_running(tmp_path, capsys):
+    write_run(tmp_path / "dpo-1", "dpo", [(0, 0, 0.1), (5, 1.0, 0.2)], status="running")
+    with FileLock(tmp_path / "dpo-1" / ".lock"):
+        assert as_json(capsys, tmp_path)["groups"][0]["status"] == "running"
+    assert as_json(capsys, tmp_path)["groups"][0]["status"] == "stopped"
+
+
+def test_the_formats_hold_the_same_numbers(tmp_path, capsys):
+    outputs = write_all(tmp_path / "outputs")
+    rows = list(csv.DictReader(io.StringIO(report(capsys, "--format", "csv", outputs))))
+    found = groups(as_json(capsys, outputs))
+    assert [row["run"] for row in rows] == list(found)
+    assert float(rows[2]["probe/gold/mood"]) == found["dpo beta=0.1"]["metrics"]["probe/gold/mood"]["mean"]
+    markdown = report(capsys, "--format", "markdown", outputs)
+    assert "| dpo beta=0.1 | 2 finished | 1, 2 | 10 | 2.000 ± 0.000 | 0.510 ± 0.014 |" in markdown
+    assert "<script" not in markdown
+    assert not Path("report").exists(), "what is piped writes no page"
+
+
+def test_the_table_and_its_files(tmp_path, capsys):
+    out = report(capsys, write_all(tmp_path / "outputs"))
+    assert "dpo beta=0.1" in " ".join(out.split())
+    assert "left out: " in out
+    assert "holiday: no run, pipeline or sweep" in out
+    names = {path.name for path in Path("report").iterdir()}
+    pictures = {"frontier.png", "overoptimisation.png", "failure_modes.png", "training.png"}
+    assert names == {"index.html", "report.json", *pictures}
+    assert all((Path("report") / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert out.splitlines()[-1].startswith("At any KL, dpo beta=0.01 (seed 1) is best: gold/mood 0.600 ± 0.050")
+    # A report may be written again, over itself and nothing else; pictures of before are gone.
+    report(capsys, tmp_path / "outputs" / "reward-1")
+    assert {path.name for path in Path("report").iterdir()} == {"index.html", "report.json"}
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    assert main([str(tmp_path / "outputs"), "--out", "mine"]) == 1
+    assert "--out=mine: holds something else than a report" in capsys.readouterr().err
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_without_a_probe_is_listed_and_why_there_is_no_frontier(tmp_path, capsys):
+    write_run(tmp_path / "sft-1", "sft", [], parent=None)
+    out = report(capsys, tmp_path)
+    assert "no run has both probe/kl and a reward of the probe" in out
+    assert not Path("report/frontier.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere", "gone"], "PATH=nowhere: no such folder\nPATH=gone: no such folder"),
+        (["empty"], "PATH=empty: no run in there; a run is a folder with a run.json"),
+        (["outputs", "--metric", "gold/mod"], "--metric=gold/mod: not probed; there are probe/gold/mood, probe/kl"),
+    ],
+)
+def test_mistakes_are_said_in_one_message(tmp_path, capsys, args, message):
+    Path("empty").mkdir()
+    write_run(tmp_path / "outputs" / "dpo-1", "dpo", [(0, 0, 0.1), (9, 1.0, 0.2)])
+    assert main(args) == 1
+    assert message in capsys.readouterr().err
+    assert not Path("report").exists()
+
+
+def test_a_broken_budget_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["outputs", "--kl-budget", "five"])
+    assert "expected numbers of nats, such as 5 or 2,5,10" in capsys.readouterr().err
+
+
+def test_a_budget_below_every_run_is_noted(tmp_path):
+    write_run(tmp_path / "dpo-1", "dpo", [(9, 1.0, 0.2)])
+    comparison = compare(find([tmp_path]), None, [0.5], None)
+    assert comparison.verdicts == []
+    assert comparison.notes == ["--kl-budget 0.5: no finished run has as little KL"]
+    with pytest.raises(PosttrainError, match="no such folder"):
+        find([tmp_path / "gone"])
+
+
+def test_neither_torch_nor_transformers_is_imported(tmp_path):
+    write_run(tmp_path / "dpo-1", "dpo", [(0, 0, 0.1), (9, 1.0, 0.2)])
+    code = (
+        "import sys; from posttrain.report.__main__ import main; main([sys.argv[1], '--format', 'json']); "
+        "sys.exit(','.join(sorted({'torch', 'transformers', 'trl', 'matplotlib'} & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
