@@ -216,6 +216,7 @@ def _check_columns(run: Run, data: Data) -> None:
     probed = data.prompts.column_names if data.prompts else available
     errors = missing_columns(run.reward, "reward", available)
     errors += missing_columns(run.probe.rewards, "probe.rewards", probed)
+    errors += rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards")
     if errors:
         raise PosttrainError("\n".join(errors))
 

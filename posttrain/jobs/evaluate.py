@@ -71,9 +71,8 @@ class Said:
 
 def prepare(run: Run) -> Plan:
     """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
-    from posttrain import preflight
+    from posttrain import preflight, rewards
     from posttrain.data import load_held_out
-    from posttrain.jobs import common
 
     kind = run.trainer.kind
     data = load_held_out(run.data, kind)
@@ -86,13 +85,10 @@ def prepare(run: Run) -> Plan:
         columns = data.prompts.column_names
         errors = preflight.missing_columns(run.reward, "reward", columns)
         errors += preflight.missing_columns(run.probe.rewards, "probe.rewards", columns)
+        if prompts:
+            errors += rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards")
         if errors:
             raise PosttrainError("\n".join(errors))
-    for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
-        for name, entry in entries.items() if prompts else ():
-            if entry.model:
-                key = f"{path}.{name}.model"
-                common.check_model(common.source(run, entry.model, key), key, scores=True)
     judged = [_judged(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
     if run.evaluate.against:
         judged.append(_judged(run, run.evaluate.against, "evaluate.against", rows, prompts))
@@ -102,12 +98,12 @@ def prepare(run: Run) -> Plan:
 def _judged(
     run: Run, path: str | None, key: str, rows: list[dict[str, Any]], prompts: dict[str, list[dict[str, Any]]]
 ) -> Judged:
-    from posttrain import models
+    from posttrain import lineage, models
     from posttrain.generate import encode_prompts
     from posttrain.jobs import common
 
     source = common.source(run, path, key)
-    context = common.check_model(source, key, scores=run.trainer.kind == "reward")
+    context = lineage.check_model(source, key, scores=run.trainer.kind == "reward")
     tokenizer = common.tokenizer(run, source)
     first = next(row for part in (rows, *prompts.values()) for row in part)
     models.check_template(tokenizer, first, run.model)

@@ -54,24 +54,21 @@ class Plan:
 
 def prepare(run: Run) -> Plan:
     """Find model, tokenizer and prompts; raises `PosttrainError` for what does not fit together."""
-    from posttrain import models, preflight
+    from posttrain import lineage, models, preflight, rewards
     from posttrain.data import load_prompts
     from posttrain.generate import encode_prompts
     from posttrain.jobs import common
 
     source = common.source(run)
     key = "model.init_from" if run.model.init_from else "model.path"
-    context = common.check_model(source, key, scores=False)
-    for name, entry in run.reward.items():
-        if entry.model:
-            key = f"reward.{name}.model"
-            common.check_model(common.source(run, entry.model, key), key, scores=True)
+    context = lineage.check_model(source, key, scores=False)
     tokenizer = common.tokenizer(run, source)
     prompts, data = load_prompts(run.data, run.trainer.kind, run.sample.split)
     if run.sample.prompts is not None:
         prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
     models.check_template(tokenizer, prompts[0], run.model)
-    if errors := preflight.missing_columns(run.reward, "reward", prompts.column_names):
+    errors = preflight.missing_columns(run.reward, "reward", prompts.column_names)
+    if errors := errors + rewards.reach(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts)
     common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)
