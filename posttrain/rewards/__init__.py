@@ -54,6 +54,23 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
     return errors
 
 
+def lonely(entries: dict[str, RewardConfig], path: str) -> list[str]:
+    """Rewards that compare the completions of one prompt with each other: what to say where each prompt has one."""
+    return [
+        f"{path}.{name}.args.column: without it completions of one prompt are compared with each other, and here each "
+        "prompt has one; name a column with answers to compare with"
+        for name, entry in entries.items()
+        if entry.function is not None and entry.args.get("column") is None and _compares(entry.function)
+    ]
+
+
+def _compares(path: str) -> bool:
+    try:
+        return hasattr(_import(path), "compare")
+    except (ImportError, AttributeError, ValueError):
+        return False  # `check` says so
+
+
 def _check_model(entry: RewardConfig, key: str) -> list[str]:
     from posttrain.rewards import calibration
 
@@ -128,6 +145,20 @@ def score(
         )
         for name, function in functions.items()
     }
+
+
+def versus(
+    function: Any, rows: list[dict[str, Any]], drawn: list[Drawn], others: list[Drawn]
+) -> tuple[list[float | None], list[float | None]]:
+    """What a judge gives to the completions `drawn` against `others` of the same rows, and to these."""
+    texts = [[answer(row["prompt"], d.text) for row, d in zip(rows, side, strict=True)] for side in (drawn, others)]
+    won = function.compare([row["prompt"] for row in rows], *texts)
+    return won, [None if value is None else 1 - value for value in won]
+
+
+def judged(functions: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of those that are judges, which asked about at least one pair."""
+    return {name: f.counts for name, f in functions.items() if hasattr(f, "compare") and f.counts.pairs}
 
 
 def answer(prompt: Any, text: str) -> Any:

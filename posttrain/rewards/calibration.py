@@ -63,6 +63,17 @@ class Calibration:
             return [(score - known.mean) / (known.std or 1.0) for score in scores]
         return [score / known.temperature for score in scores] if scale == "temperature" else list(scores)
 
+    def lines(self) -> list[str]:
+        """What a reader should know of it."""
+        return [
+            f"scores: mean {self.raw.mean:.3g}, standard deviation {self.raw.std:.3g} (scale=zscore)",
+            f"the difference of two scores over {self.raw.temperature:.3g} is a probability (scale=temperature); "
+            f"expected calibration error {self.raw.ece_before:.3f} before, {self.raw.ece_after:.3f} after, on pairs of "
+            "other prompts",
+            f"length: {self.slope:+.3g} per token of an answer, correlation {self.correlation:+.2f} within prompts; "
+            f"without it (length_penalty=fitted) accuracy is {self.residual.accuracy:.3f}, was {self.raw.accuracy:.3f}",
+        ]
+
     def write(self, folder: Path) -> None:
         write_json(folder / CALIBRATION, asdict(self))
 
