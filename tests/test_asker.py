@@ -89,7 +89,7 @@ def test_busy_servers_are_asked_again(status: int):
 
 def test_retry_after_is_honoured(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
-    monkeypatch.setattr("posttrain.rewards.asker.time.sleep", waits.append)
+    monkeypatch.setattr("posttrain.rewards.endpoint.time.sleep", waits.append)
     with endpoint.serve(shout) as server:
         server.statuses, server.headers = [429], {"retry-after": "7"}
         open_asker("m", server.url).ask([say("a")])

@@ -18,7 +18,7 @@ from posttrain.rewards.judge import TEMPLATE, Judge, fill, verdict
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Answers apart, and the embedded tiny model where it is.
-    monkeypatch.setattr("posttrain.rewards.asker._file", lambda key: tmp_path / "answers" / f"{key}.json")
+    monkeypatch.setattr("posttrain.rewards.answers._file", lambda key: tmp_path / "answers" / f"{key}.json")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -175,7 +175,7 @@ def test_a_local_judge_is_asked_in_the_same_way(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_judge_rewards_training_pairs_and_an_evaluation(train, pairs):
     """One reward in three jobs: GRPO among a prompt's completions, pairs for DPO, the win rate against another run."""
-    short = ("trainer.args.max_steps=1", "trainer.args.max_completion_length=8", "trainer.args.num_generations=2")
+    short = ("trainer.args.max_steps=2", "trainer.args.max_completion_length=8", "trainer.args.learning_rate=0.5")
     with endpoint.serve(longer) as server:
         judge = ("reward=judge", "reward.judge.args.model=m", f"reward.judge.args.endpoint={server.url}")
         run = train("+recipe=grpo_smollm2", *judge, *short)
@@ -202,6 +202,7 @@ def test_a_judge_rewards_training_pairs_and_an_evaluation(train, pairs):
     for row in rows(found.scores):
         ours, theirs = len(row["completion"].strip()), len(row["against"]["completion"].strip())
         wins.append(1.0 if ours > theirs else 0.0 if theirs > ours else 0.5)
+    assert set(wins) != {0.5}
     assert record["metrics"]["sampled/win_rate"] == pytest.approx(sum(wins) / len(wins))
     assert any(note.startswith("judge: ") and "change with the order" in note for note in record["notes"])
 

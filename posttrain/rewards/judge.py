@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.asker import Asker, check_endpoint, open_asker
+from posttrain.rewards.asker import Asker, Endpoint, check_endpoint, open_asker
 from posttrain.rewards.text import Completion, references, text_of
 from posttrain.tokens import as_text
 
@@ -212,7 +212,6 @@ class Judge:
     def reach(cls, args: dict[str, Any], key: str) -> list[str]:
         """What is wrong with the endpoint or the model, asked in a few seconds and without loading weights."""
         from posttrain import lineage
-        from posttrain.rewards.asker import Endpoint
 
         try:
             if args.get("endpoint"):
