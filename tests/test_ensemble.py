@@ -58,10 +58,10 @@ def test_members_score_as_they_do_alone_and_adapters_share_their_base(members, t
 
     short = ("trainer.args.max_steps=1", "trainer.args.max_completion_length=4", "trainer.args.num_generations=2")
     run = train(
-        "+recipe=rloo_smollm2", "~reward.letter", "+reward.e.function=posttrain.rewards.ensemble.Ensemble",
-        "+reward.e.args={models: {a: " + members[0] + ", b: " + members[1] + "}, combine: min}", *short,
+        "+recipe=rloo_smollm2", "reward=ensemble", "reward.ensemble.args.combine=min",
+        "reward.ensemble.args.models={a: " + members[0] + ", b: " + members[1] + "}", *short,
     )  # fmt: skip
-    parents = [p["path"] for p in run.record()["parents"] if p["role"] == "reward.e"]
+    parents = [p["path"] for p in run.record()["parents"] if p["role"] == "reward.ensemble"]
     assert parents == members[:2]
 
 
@@ -100,12 +100,12 @@ def test_an_evaluation_calibrates_and_rewards_read_it(train):
     residual = [s - known.slope * (n - known.length) for s, n in zip(scores, lengths, strict=True)]
     assert given(length_penalty="fitted", calibration=str(found.path)) == pytest.approx(residual, abs=1e-4)
 
-    model = ("+recipe=rloo_smollm2", "~reward.letter", f"+reward.rm.model={reward.path}", "+reward.rm.shared=false")
+    model = ("+recipe=rloo_smollm2", "reward=rm", f"reward.rm.model={reward.path}", "reward.rm.shared=false")
     from posttrain.rundir import digest
 
-    digests = [digest(compose(*model, *more)[0]) for more in ((), ("+reward.rm.args.scale=zscore",))]
+    digests = [digest(compose(*model, *more)[0]) for more in ((), ("reward.rm.args.scale=zscore",))]
     (reward.path / "calibration.json").write_text((reward.path / "calibration.json").read_text() + " ")
-    again = [digest(compose(*model, *more)[0]) for more in ((), ("+reward.rm.args.scale=zscore",))]
+    again = [digest(compose(*model, *more)[0]) for more in ((), ("reward.rm.args.scale=zscore",))]
     assert again[0] == digests[0]
     assert again[1] != digests[1]  # another calibration, another run
 
