@@ -76,6 +76,10 @@ def test_an_evaluation_calibrates_and_rewards_read_it(train):
     found = train(*options, "job=evaluate", f"model.init_from={reward.path}")
     assert rewards.reach(key, "reward") == []
     known = read(str(reward.path), "")
+    from posttrain.rewards.ensemble import Ensemble
+
+    one = Ensemble({"a": str(reward.path), "b": str(reward.path)}, scale="zscore", calibration={"b": str(found.path)})
+    assert one(**GIVEN) == pytest.approx(rewards.resolve(key)["rm"](**GIVEN), abs=1e-4)
     assert known == read(str(found.path), "")
     assert found.record()["calibration"]["raw"]["mean"] == known.raw.mean
     assert known.pairs == 8
@@ -118,6 +122,10 @@ def test_an_evaluation_calibrates_and_rewards_read_it(train):
         (["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.combine=max"], "combine=max: choose from mean"),
         (["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.k=-1"], "args.k=-1: expected a number"),
         (["reward.ensemble.args.models=[a,b]", "+reward.ensemble.args.scale=z"], "args.scale=z: choose from none"),
+        (
+            ["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.calibration=[c]"],
+            "args.calibration=['c']: expected a folder, or null, for each of models",
+        ),
         ([], "reward.ensemble.args.models: required"),
     ],
 )

@@ -47,6 +47,10 @@ class Asker:
             self._fresh(list(missing.values()), options, keep)
         return [answers[key] for key in keys]
 
+    def reach(self) -> None:
+        """Raise `PosttrainError` where it is plain beforehand that nobody would answer; no weights are loaded."""
+        raise NotImplementedError
+
     def _fresh(
         self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
     ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,18 @@ class Local(Asker):
         self.batch_size = batch_size
         self._loaded: tuple[Any, Any] | None = None
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         from posttrain import lineage
+        from posttrain.rundir import content
 
-        return {"model": lineage.place(self.source), "adapter": _digest(self.source.adapter)}
+        return {"model": content(Path(os.path.expanduser(self.name))), "base": lineage.place(self.source)}
+
+    def reach(self) -> None:
+        from posttrain import lineage
+
+        lineage.check_model(self.source, "model", scores=False)
+        self._tokenizer()
 
     def _fresh(
         self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
@@ -74,11 +83,21 @@ class Local(Asker):
         if self._loaded is None:
             from posttrain import lineage
 
-            tokenizer = lineage.tokenizer(self.source)
-            if not tokenizer.chat_template:
-                raise PosttrainError(f"model={self.source.name}: has no chat template; take an instruct model")
+            tokenizer = self._tokenizer()
             self._loaded = lineage.load(self.source), tokenizer
         return self._loaded
+
+    def _tokenizer(self) -> Any:
+        from posttrain import hub, lineage
+
+        try:
+            tokenizer = lineage.tokenizer(self.source)
+        except (OSError, ValueError) as error:
+            why = hub.explain(error, self.source.base, "model") or f"has no tokenizer: {str(error).splitlines()[0]}"
+            raise PosttrainError(f"model={self.name}: {why}") from error
+        if not tokenizer.chat_template:
+            raise PosttrainError(f"model={self.source.name}: has no chat template; take an instruct model")
+        return tokenizer
 
     def _check_fit(self, model: Any, longest: int, new: int) -> None:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -96,9 +115,3 @@ def _generation(sampling: dict[str, Any]) -> tuple[int, float, float, int]:
         raise PosttrainError(f"{unknown[0]}: a local model does not take it; it takes {', '.join(known)}")
     new = sampling.get("max_completion_tokens") or sampling["max_tokens"]
     return int(new), float(sampling["temperature"]), float(sampling.get("top_p", 1.0)), int(sampling.get("seed", 0))
-
-
-def _digest(adapter: str | None) -> str | None:
-    from posttrain.rundir import files_digest
-
-    return adapter and files_digest([*Path(adapter).glob("*.safetensors")])

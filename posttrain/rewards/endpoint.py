@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
     import httpx2
 
 LONGEST_WAIT = 60.0
+
+
+def _pause(stop: threading.Event, seconds: float) -> None:
+    stop.wait(seconds)
 
 
 def check_endpoint(endpoint: Any) -> str | None:
@@ -74,7 +77,8 @@ class Endpoint(Asker):
             if stop.is_set():
                 return
             try:
-                keep(index, self._post(client, {"model": self.model, "messages": conversations[index], **sampling}))
+                body = {"model": self.model, "messages": conversations[index], **sampling}
+                keep(index, self._post(client, body, stop))
             except BaseException:
                 stop.set()
                 raise
@@ -96,30 +100,30 @@ class Endpoint(Asker):
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx2.Client(headers=headers, timeout=httpx2.Timeout(seconds, connect=min(seconds, 10.0)))
 
-    def _post(self, client: httpx2.Client, body: dict[str, Any]) -> str:
-        """One answer; busy and failing servers are asked again, after waits that double."""
+    def _post(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> str:
+        """One answer; busy and failing servers are asked again, after waits that double, unless told to `stop`."""
         import httpx2
 
         for attempt in range(self.retries + 1):
-            last = attempt == self.retries
+            last = attempt == self.retries or stop.is_set()
             try:
                 response = client.post(f"{self.url}/chat/completions", json=body)
             except httpx2.TransportError as error:
                 if last:
                     raise self._unreachable(error) from error
-                self._wait(attempt, None)
+                self._wait(attempt, None, stop)
                 continue
             if response.status_code == 200:
                 return self._content(response)
             if last or not (response.status_code in (408, 409, 429) or response.status_code >= 500):
                 raise self._refused(response)
-            self._wait(attempt, response.headers.get("retry-after"))
+            self._wait(attempt, response.headers.get("retry-after"), stop)
         raise AssertionError("unreachable")
 
-    def _wait(self, attempt: int, asked: str | None) -> None:
+    def _wait(self, attempt: int, asked: str | None, stop: threading.Event) -> None:
         seconds = float(asked) if asked and asked.replace(".", "", 1).isdigit() else self.backoff * 2**attempt
         # Not all at the same moment again.
-        time.sleep(min(seconds, LONGEST_WAIT) * random.uniform(1.0, 1.25))
+        _pause(stop, min(seconds, LONGEST_WAIT) * random.uniform(1.0, 1.25))
 
     def _content(self, response: httpx2.Response) -> str:
         try:

@@ -28,7 +28,8 @@ class Ensemble:
     `combine` is mean, min or mean_minus_std.
 
     `mean_minus_std` is the mean less `k` population standard deviations over the members. `scale` and `length_penalty`
-    are applied to each member before, by its own calibration; see `RewardModel`. Adapters on one base share it.
+    are applied to each member before; see `RewardModel`. Each reads its own calibration, or that in `calibration`,
+    which names folders as `models` does. Adapters on one base share it.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Ensemble:
         k: float = 1.0,
         scale: str = "none",
         length_penalty: float | str | None = None,
+        calibration: list[str | None] | dict[str, str | None] | None = None,
         batch_size: int = 16,
         max_length: int | None = None,
         dtype: str = "auto",
@@ -48,7 +50,7 @@ class Ensemble:
         self.combine, self.k = combine, k
         self.members: list[RewardModel] = []
         bases: dict[Any, RewardModel] = {}
-        for path in paths(models):
+        for path, stored in zip(paths(models), folders(models, calibration), strict=True):
             origin = lineage.source(path, key="reward model")
             key = base_of(origin)
             member = RewardModel(
@@ -58,6 +60,7 @@ class Ensemble:
                 dtype,
                 scale=scale,
                 length_penalty=length_penalty,
+                calibration=stored,
                 beside=bases.get(key) if origin.adapter else None,
             )
             if origin.adapter:
@@ -88,6 +91,9 @@ class Ensemble:
         k = args.get("k", 1.0)
         if not isinstance(k, (int, float)) or isinstance(k, bool) or k < 0:
             errors.append(f"{key}.k={k}: expected a number of at least 0")
+        stored = args.get("calibration")
+        if stored is not None and (type(stored), len(stored)) != (type(args["models"]), len(models)):
+            errors.append(f"{key}.calibration={stored}: expected a folder, or null, for each of models, in its form")
         return errors + calibrations.check(args, key)
 
     @classmethod
@@ -96,11 +102,11 @@ class Ensemble:
         from posttrain import lineage
 
         errors, sources = [], []
-        for model in paths(args["models"]):
+        for model, stored in zip(paths(args["models"]), folders(args["models"], args.get("calibration")), strict=True):
             try:
                 sources.append(lineage.source(model, key=f"{key}.models"))
                 lineage.check_model(sources[-1], f"{key}.models", scores=True)
-                calibrations.reach(args, key, model)
+                calibrations.reach({**args, "calibration": stored}, key, model)
             except PosttrainError as error:
                 errors.append(str(error))
         bases = {trained_on(origin) for origin in sources}
@@ -115,6 +121,13 @@ class Ensemble:
 def paths(models: Any) -> list[Any]:
     """The members of a list, or of a mapping by name."""
     return list(models.values()) if isinstance(models, dict) else models if isinstance(models, list) else []
+
+
+def folders(models: Any, calibration: Any) -> list[str | None]:
+    """The calibration that is named for each member, in the order of `models`."""
+    if isinstance(models, dict):
+        return [(calibration or {}).get(name) for name in models]
+    return list(calibration) if calibration else [None] * len(models)
 
 
 def trained_on(origin: Source) -> str:

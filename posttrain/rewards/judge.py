@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.asker import Asker, Endpoint, check_endpoint, open_asker
+from posttrain.rewards.asker import Asker, check_endpoint, open_asker
 from posttrain.rewards.text import Completion, references, text_of
 from posttrain.tokens import as_text
 
@@ -211,17 +211,11 @@ class Judge:
     @classmethod
     def reach(cls, args: dict[str, Any], key: str) -> list[str]:
         """What is wrong with the endpoint or the model, asked in a few seconds and without loading weights."""
-        from posttrain import lineage
-
+        known = {"key_env": args["key_env"]} if args.get("endpoint") and "key_env" in args else {}
         try:
-            if args.get("endpoint"):
-                known = {"key_env": args["key_env"]} if "key_env" in args else {}
-                Endpoint(args["model"], args["endpoint"], **known).reach()
-            else:
-                lineage.check_model(lineage.source(args["model"], key=f"{key}.model"), f"{key}.model", scores=False)
+            open_asker(args["model"], args.get("endpoint"), **known).reach()
         except PosttrainError as error:
-            text = str(error)
-            return [f"{key}.{text}" if text.startswith("endpoint=") else text]
+            return [f"{key}.{error}"]
         return []
 
 
