@@ -92,7 +92,7 @@ class DataConfig:
 
 @dataclass
 class RewardConfig:
-    """One reward: `package.module.function` in TRL's signature, or a reward model (run directory, hub id).
+    """One reward: `package.module.function` (or a class) in TRL's signature, or a reward model (run directory, hub id).
 
     A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets a base of its own.
     """
@@ -102,6 +102,13 @@ class RewardConfig:
     weight: float = 1.0
     shared: bool = True
     args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[str]:
+        """The reward models and judges that it uses, as far as they are named as such."""
+        several = self.args.get("models") or []
+        named = [self.model, self.args.get("model"), *(several.values() if isinstance(several, dict) else several)]
+        return [model for model in named if isinstance(model, str)]
 
 
 @dataclass

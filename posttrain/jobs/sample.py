@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import Origin, Run
-from posttrain.console import console, quiet_libraries
+from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 from posttrain.journal import Journal
 from posttrain.lineage import Source
@@ -54,24 +54,21 @@ class Plan:
 
 def prepare(run: Run) -> Plan:
     """Find model, tokenizer and prompts; raises `PosttrainError` for what does not fit together."""
-    from posttrain import models, preflight
+    from posttrain import lineage, models, preflight, rewards
     from posttrain.data import load_prompts
     from posttrain.generate import encode_prompts
     from posttrain.jobs import common
 
     source = common.source(run)
     key = "model.init_from" if run.model.init_from else "model.path"
-    context = common.check_model(source, key, scores=False)
-    for name, entry in run.reward.items():
-        if entry.model:
-            key = f"reward.{name}.model"
-            common.check_model(common.source(run, entry.model, key), key, scores=True)
+    context = lineage.check_model(source, key, scores=False)
     tokenizer = common.tokenizer(run, source)
     prompts, data = load_prompts(run.data, run.trainer.kind, run.sample.split)
     if run.sample.prompts is not None:
         prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
     models.check_template(tokenizer, prompts[0], run.model)
-    if errors := preflight.missing_columns(run.reward, "reward", prompts.column_names):
+    errors = preflight.missing_columns(run.reward, "reward", prompts.column_names)
+    if errors := errors + rewards.reach(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts)
     common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)
@@ -109,7 +106,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     rows.to_parquet(half / "train.parquet")
     samples.write_card(half, run, origin, plan, completions, rows, metrics)
     directory.put_data(half)
-    common.end(directory, metrics=metrics, sample=asdict(run.sample))
+    common.end(directory, metrics=metrics, sample=asdict(run.sample), judges=_judges(scored))
 
 
 def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
@@ -182,7 +179,7 @@ def _check_ended(run: Run, journal: Journal, least: int) -> None:
 
 
 def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
-    """Rewards of the completions whose batch is not in the journal yet."""
+    """Rewards of the completions whose batch is not in the journal yet, and what judges among them counted."""
     from posttrain import rewards
     from posttrain.generate import Drawn
     from posttrain.progress import Counter
@@ -199,5 +196,19 @@ def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
             ]
             values = rewards.score(functions, [plan.prompts[i] for i in indices], completions)
             plain = {name: [float(v) if rewards.applies(v) else None for v in row] for name, row in values.items()}
-            journal.append({"batch": piece["batch"], "rewards": plain})
+            counted = {name: vars(counts) for name, counts in rewards.counted(functions).items()}
+            journal.append({"batch": piece["batch"], "rewards": plain, **({"judges": counted} if counted else {})})
             bar.advance(1)
+
+
+def _judges(journal: Journal) -> dict[str, dict[str, float]]:
+    """The figures of judges over all batches."""
+    from posttrain.rewards.judge import Counts
+
+    totals: dict[str, Counts] = {}
+    for piece in journal.done:
+        for name, counts in piece.get("judges", {}).items():
+            totals.setdefault(name, Counts()).add(Counts(**counts))
+    for name, total in totals.items():
+        tell(f"note     {name}: {total}")
+    return {name: total.figures() for name, total in totals.items()}
