@@ -131,6 +131,25 @@ def parent(role: str, path: str) -> dict[str, Any]:
     return {"role": role, "path": path, "name": record.get("name"), "content": record.get("content")}
 
 
+def place(origin: Source) -> str:
+    """Where the weights are: a folder, or a hub id at the commit that is cached."""
+    from posttrain import hub
+
+    if Path(origin.base).is_dir():
+        return str(Path(origin.base).resolve())
+    return f"{origin.base}@{hub.commit(origin.base, origin.revision) or origin.revision}"
+
+
+def tokenizer(origin: Source) -> Any:
+    """The tokenizer of the weights, with a token to pad with."""
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(origin.tokenizer, revision=None if origin.run else origin.revision)
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token
+    return found
+
+
 def load(origin: Source, device: str | None = None, dtype: str | None = None) -> Any:
     """The model of `origin` in evaluation mode, a reward model with its score head: a `PeftModel`, or a plain one.
 

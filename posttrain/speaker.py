@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from posttrain import hub
 from posttrain.errors import PosttrainError
-from posttrain.lineage import Source, load
+from posttrain.lineage import Source, load, place, tokenizer
 
 Say = Callable[[str], None]
 
@@ -167,30 +165,14 @@ def speakers(sources: list[Source]) -> list[Speaker]:
         if other.adapter:
             model.load_adapter(other.adapter, adapter_name="other")
             model.eval()
-        return [Speaker(s.name, model, _tokenizer(s), names[id(s)]) for s in sources]
-    return [Speaker(s.name, load(s), _tokenizer(s)) for s in sources]
+        return [Speaker(s.name, model, tokenizer(s), names[id(s)]) for s in sources]
+    return [Speaker(s.name, load(s), tokenizer(s)) for s in sources]
 
 
 def _shared(one: Source, two: Source) -> bool:
     """Whether both are the same weights but for an adapter; a bare base is compared as the adapter's run loaded it."""
     if not one.adapter and not two.adapter:
         return False
-    places = {_place(source) for source in (one, two)}
+    places = {place(source) for source in (one, two)}
     both = one.adapter and two.adapter
     return len(places) == 1 and (not both or (one.quantization, one.dtype) == (two.quantization, two.dtype))
-
-
-def _place(source: Source) -> str:
-    """Where the weights are: a folder, or a hub id at the commit that is cached."""
-    if Path(source.base).is_dir():
-        return str(Path(source.base).resolve())
-    return f"{source.base}@{hub.commit(source.base, source.revision) or source.revision}"
-
-
-def _tokenizer(source: Source) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=None if source.run else source.revision)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
