@@ -4,7 +4,7 @@
     run.json        what it is, from what        checkpoints/    Transformers checkpoints
     samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
     prompts.jsonl   held-out prompts             export/, merged/  what posttrain.export made of it
-                                                 base/  merged, for runs that put a new adapter on top
+    graders/        copies of the rewards'       base/  merged, for runs that put a new adapter on top
 
 A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
 scores.jsonl.
@@ -61,6 +61,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.prompts = path / "prompts.jsonl"
+        self.graders = path / "graders"
         self.curves = path / "curves.png"
         self._lock = FileLock(path / ".lock")
 
@@ -126,7 +127,14 @@ class RunDirectory:
         write_json(self.path / "run.json", record)
 
     def write_config(self, run: Run) -> None:
+        """The composed config, and a copy of each grader it names."""
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(run))))
+        for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
+            for name, entry in entries.items():
+                if entry.grader:
+                    self.graders.mkdir(exist_ok=True)
+                    text = Path(os.path.expanduser(entry.grader)).read_text(encoding="utf-8")
+                    write_atomic(self.graders / f"{path}.{name}.json", text)
 
     def write_prompts(self, data: Data, count: int = 32) -> None:
         """Keep the first held-out prompts, of pairs with the better answer, to compare models on later."""
@@ -209,11 +217,13 @@ def digest(run: Run) -> str:
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
     probed = settings["probe"]["rewards"] if "probe" in settings else {}
     places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
-    places += [(entry, ("model",)) for entry in (*settings["reward"].values(), *probed.values())]
+    for entry in (*settings["reward"].values(), *probed.values()):
+        places += [(entry, ("model", "grader")), (entry["args"], ("schema",))]
     places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
     for group, keys in places:
         for key in keys:
-            group[key] = (group[key] and content(Path(os.path.expanduser(group[key])))) or group[key]
+            if isinstance(named := group.get(key), str):
+                group[key] = content(Path(os.path.expanduser(named))) or named
     settings["version"] = __version__
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -23,8 +23,14 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
     errors = []
     for name, entry in entries.items():
         key = f"{path}.{name}"
-        if (entry.function is None) == (entry.model is None):
-            errors.append(f"{key}: give either function=package.module.function or model=RUN_OR_HUB_ID")
+        if sum(given is not None for given in (entry.function, entry.model, entry.grader)) != 1:
+            errors.append(
+                f"{key}: give one of function=package.module.function, model=RUN_OR_HUB_ID or grader=FILE.json"
+            )
+        elif entry.grader is not None:
+            from posttrain.rewards import graders
+
+            errors += graders.check(entry, key)
         elif entry.function is not None:
             try:
                 function = _import(entry.function)
@@ -39,6 +45,10 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
                 # A reward function takes **columns, so a misspelt option would vanish among them.
                 if argument not in accepted and (not takes_any or entry.function.startswith("posttrain."))
             ]
+            if entry.function.startswith("posttrain.rewards.verify."):
+                from posttrain.rewards import verify
+
+                errors += verify.check(entry.function.rpartition(".")[2], entry.args, key)
     return errors
 
 
@@ -53,6 +63,10 @@ def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict
             from posttrain.rewards.model import RewardModel
 
             functions[name] = RewardModel(entry.model, shared=name == shared, **entry.args)
+        elif entry.grader is not None:
+            from posttrain.rewards.graders import open_grader
+
+            functions[name] = open_grader(name, entry)
         else:
             assert entry.function is not None
             functions[name] = functools.partial(_import(entry.function), **entry.args)
@@ -100,6 +114,19 @@ def total(scores: Mapping[str, float | None], entries: Mapping[str, RewardConfig
 def applies(value: float | None) -> TypeGuard[float]:
     """Whether a reward is a number: None and NaN mean that it does not apply."""
     return value is not None and not math.isnan(value)
+
+
+def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: list[str]) -> list[str]:
+    """Rewards that name the data columns they read: what to say before any work when one is not there."""
+    errors = []
+    for name, entry in entries.items():
+        if entry.grader is not None:
+            from posttrain.rewards import graders
+
+            errors += graders.missing_columns(entry, f"{path}.{name}", columns)
+        elif (column := entry.args.get("column") or default_column(entry)) and column not in columns:
+            errors.append(f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(columns))}")
+    return errors
 
 
 def default_column(entry: RewardConfig) -> str | None:
