@@ -22,6 +22,7 @@ import signal
 import struct
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 NOBODY = 65534
@@ -54,8 +55,12 @@ def main() -> None:
         isolation += landlock(roots)
     isolation += ["limits", "hook"]
     walls = {"namespaces", "landlock"} <= set(isolation)
-    sys.stdin = open(os.devnull, encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.addaudithook(hook(os.getcwd(), tuple(os.path.realpath(root) for root in roots), walls and order["packages"]))
+    for name in ("libc", "ctypes"):  # what was needed to shut it
+        del globals()[name]
+    for module in ("ctypes", "_ctypes"):
+        del sys.modules[module]
     sys.path += order["path"]
     answer = call(order["source"], order["function"], order["arguments"])
     json.dump({**answer, "isolation": isolation}, channel)
@@ -117,7 +122,8 @@ def namespaces(order: dict[str, Any]) -> list[str]:
     if libc.unshare(NAMESPACES) != 0:
         return []
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
+        # Where AppArmor refuses it, the user has no name in the namespace, and no more rights than before.
+        with suppress(OSError), open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     child = os.fork()
     if child == 0:
@@ -139,7 +145,10 @@ def own_folder(order: dict[str, Any]) -> list[str]:
     size = f"size={order['disk']},nr_inodes=1000,mode=0700".encode()
     if libc.mount(b"tmpfs", folder, b"tmpfs", MS_NOSUID | MS_NODEV, size) != 0:
         return []
-    os.chdir(folder)
+    try:
+        os.chdir(folder)
+    except PermissionError:  # nobody may not enter root's folder for temporary files
+        return []
     return ["folder"]
 
 
@@ -185,9 +194,27 @@ def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
         roots: where files may be read beside it.
         native: whether libraries may be loaded by hand, as some packages do.
     """
-    denied = ("socket.", "subprocess.", "pty.", "os.fork", "os.exec", "os.posix_spawn", "os.system", "os.spawn")
+    denied: tuple[str, ...] = (
+        "socket.",
+        "subprocess.",
+        "pty.",
+        "os.fork",
+        "os.exec",
+        "os.posix_spawn",
+        "os.system",
+        "os.spawn",
+    )
     denied += ("gc.get_", "os.kill", "syslog.", "sys.addaudithook") + (() if native else ("ctypes.",))
-    writes = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.chown")
+    writes: tuple[str, ...] = (
+        "os.remove",
+        "os.rename",
+        "os.mkdir",
+        "os.rmdir",
+        "os.symlink",
+        "os.link",
+        "os.chmod",
+        "os.chown",
+    )
     writes += ("os.truncate", "os.utime", "os.setxattr")
     modules = ("_posixsubprocess",) if native else ("_posixsubprocess", "_ctypes")
     real, join = os.path.realpath, os.path.join

@@ -22,6 +22,7 @@ import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,9 +111,9 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
 def run_all(calls: list[tuple[str, str, list[Any]]], limits: Limits | None = None) -> list[Outcome]:
     """`run` for each, some at once."""
     if len(calls) < 2:
-        return [run(*call, limits) for call in calls]
+        return [run(source, function, arguments, limits) for source, function, arguments in calls]
     with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda call: run(*call, limits), calls))
+        return list(pool.map(lambda call: run(call[0], call[1], call[2], limits), calls))
 
 
 @cache
@@ -157,11 +158,9 @@ def _exchange(
 
 def _send(process: subprocess.Popen[bytes], order: bytes) -> None:
     assert process.stdin is not None
-    try:
+    with suppress(BrokenPipeError):  # it died at its start; what it printed says why
         process.stdin.write(order)
         process.stdin.close()
-    except BrokenPipeError:  # it died at its start; what it printed says why
-        pass
 
 
 def _too_long(limits: Limits) -> str:
@@ -170,10 +169,8 @@ def _too_long(limits: Limits) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the process group, so that no child stays, and reap."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # PermissionError: zombies only (macOS)
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # PermissionError: zombies only (macOS)
-        pass
     process.wait()
     if process.stdout is not None:
         process.stdout.close()

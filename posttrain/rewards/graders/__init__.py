@@ -13,6 +13,7 @@ from posttrain.console import tell
 from posttrain.errors import PosttrainError
 from posttrain.rewards.graders import formula, schema, similarity, template
 from posttrain.rewards.graders.schema import Node, Single
+from posttrain.rewards.graders.wrong import Wrong
 from posttrain.rewards.text import NOT_COLUMNS, Completion, text_of
 from posttrain.sandbox import Limits
 
@@ -31,7 +32,7 @@ def check(entry: RewardConfig, key: str) -> list[str]:
     errors = [f"{key}.args.{name}: a grader takes {', '.join(ARGS)}" for name in entry.args if name not in ARGS]
     try:
         node = schema.read(entry.grader)
-    except schema.Wrong as wrong:
+    except Wrong as wrong:
         return errors + [f"{start}: {place}: {what}" if place else f"{start}: {what}" for place, what in wrong.found]
     for place, part in schema.parts(node):
         errors += [f"{start}: {f'{place}: ' if place else ''}{what}" for what in _lacks(part, entry, key)]
@@ -187,7 +188,7 @@ def open_grader(name: str, entry: RewardConfig) -> Grader:
     assert entry.grader is not None
     try:
         node = schema.read(entry.grader)
-    except schema.Wrong as wrong:
+    except Wrong as wrong:
         raise PosttrainError(f"reward.{name}.grader={entry.grader}: {wrong}") from None
     if any(isinstance(part, schema.Python) for _, part in schema.parts(node)):
         from posttrain import sandbox

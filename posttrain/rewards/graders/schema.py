@@ -6,7 +6,6 @@ Source: OpenAI API reference, "Graders" (string_check, text_similarity, score_mo
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.rewards.graders import formula, template
+from posttrain.rewards.graders.wrong import Wrong, choose, join, validated
 
-METRICS = ("fuzzy_match", "bleu", "gleu", "meteor", "cosine")
 LARGEST_SOURCE = 256 << 10  # bytes, as OpenAI has it
 
 
@@ -140,14 +139,6 @@ SINGLE: dict[str, type[Single]] = {
 }
 
 
-class Wrong(Exception):
-    """All that is wrong with a grader: (place in the JSON, what and the mend)."""
-
-    def __init__(self, found: list[tuple[str, str]]):
-        super().__init__("\n".join(f"{place}: {what}" if place else what for place, what in found))
-        self.found = found
-
-
 def read(path: str) -> Node:
     """The grader in a file; raises `Wrong`."""
     try:
@@ -168,7 +159,7 @@ def of_json(raw: Any) -> Node:
         raw = raw["grader"]  # the body of a request to run it
     if not isinstance(raw, dict) or raw.get("type") != "multi":
         return _single(raw, "", (*SINGLE, "multi"))
-    shape = _validated(_MultiShape, raw, "")
+    shape = validated(_MultiShape, raw, "")
     wrong: list[tuple[str, str]] = []
     graders: dict[str, Single] = {}
     # One grader without a name of its own is known by that in it.
@@ -207,7 +198,7 @@ def templates(node: Single) -> dict[str, str]:
 def columns(node: Node) -> list[tuple[str, str]]:
     """(place, column) for every column of the data that a template reads."""
     return [
-        (_join(place, inner), str(path.steps[0]))
+        (join(place, inner), str(path.steps[0]))
         for place, part in parts(node)
         for inner, text in templates(part).items()
         for path in template.parse(text).paths
@@ -220,53 +211,13 @@ def _single(raw: Any, place: str, types: tuple[str, ...]) -> Single:
         raise Wrong([(place, f"expected an object with a type, one of {', '.join(types)}")])
     kind = raw.get("type")
     if kind not in SINGLE:
-        given = f"{_join(place, 'type')}={json.dumps(kind)}" if "type" in raw else _join(place, "type")
-        raise Wrong([(given, "multi graders cannot be nested" if kind == "multi" else _choose(kind, types))])
-    node = _validated(SINGLE[kind], raw, place)
-    wrong = [(_join(place, inner), what) for inner, what in _meaning(node)]
+        given = f"{join(place, 'type')}={json.dumps(kind)}" if "type" in raw else join(place, "type")
+        raise Wrong([(given, "multi graders cannot be nested" if kind == "multi" else choose(kind, types))])
+    node = validated(SINGLE[kind], raw, place)
+    wrong = [(join(place, inner), what) for inner, what in _meaning(node)]
     if wrong:
         raise Wrong(wrong)
     return node
-
-
-def _validated(model: type[Any], raw: dict[str, Any], place: str) -> Any:
-    try:
-        return model.model_validate_json(json.dumps(raw))  # as JSON: 1 is fine for a float
-    except ValidationError as error:
-        found = {}
-        for one in error.errors():
-            where, what = _explain(model, one)
-            found.setdefault(_join(place, where), what)
-        raise Wrong(list(found.items())) from None
-
-
-def _explain(model: type[Any], error: Any) -> tuple[str, str]:
-    """Place and message of one of pydantic's errors."""
-    # Members of a union appear as the name of a type in capitals or a python type; keys of graders are fields.
-    steps = [step for step in error["loc"] if isinstance(step, int) or not _is_type(step)]
-    where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
-    kind, given = error["type"], json.dumps(error["input"], default=str)
-    if kind == "missing":
-        return where, "required, and not there"
-    if kind == "extra_forbidden":
-        known = [name for name in model.model_fields if name not in ("name", "type")]
-        return where, f"unknown here; {_choose(str(error['loc'][-1]), tuple(known))}"
-    if kind == "literal_error":
-        allowed = tuple(part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ", ").split(","))
-        return f"{where}={given}", _choose(error["input"], allowed)
-    shown = f"={given}" if len(given) < 60 else ""
-    return f"{where}{shown}", error["msg"].lower().replace("input should be", "expected")
-
-
-def _is_type(step: str) -> bool:
-    return step in ("str", "Text", "list[Text]") or step.startswith("list[")
-
-
-def _choose(given: Any, allowed: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(given), allowed, n=1)
-    # "equal" is nearer to nothing than to eq, by letters.
-    near = near or [name for name in allowed if str(given).startswith(name) or name.startswith(str(given))][:1]
-    return (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(allowed)}"
 
 
 def _meaning(node: Single) -> Iterator[tuple[str, str]]:
@@ -310,7 +261,3 @@ def _failing(function: Callable[[str], Any], text: str) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _join(*places: str) -> str:
-    return ".".join(place for place in places if place)
