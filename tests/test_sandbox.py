@@ -100,7 +100,14 @@ def test_the_folder_is_its_own_and_empty():
 
 
 def test_a_result_that_is_forged_is_none():
-    source = "import os\ndef f():\n for n in range(3, 20):\n  try: os.write(n, b'not json')\n  except OSError: pass\n return 1"
+    source = """import os
+def f():
+    for number in range(3, 20):
+        try:
+            os.write(number, b"not json")
+        except OSError:
+            pass
+"""
     assert run(source, "f", []).error == "the code tampered with its result"
 
 
