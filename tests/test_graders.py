@@ -311,7 +311,7 @@ def test_what_is_wrong_is_said_with_its_place(write, grader, expected: str):
 
 def test_it_is_said_before_anything_loads(write):
     run = compose("+recipe=grpo_smollm2", "~reward", f"+reward.g.grader={write({**CHECK, 'operation': 'equal'})}")[0]
-    with pytest.raises(PosttrainError, match='^reward.g.grader=g.json: operation="equal": did you mean eq?'):
+    with pytest.raises(PosttrainError, match=r'^reward\.g\.grader=g\.json: operation="equal": did you mean eq\?'):
         preflight.check(run)
 
 
@@ -353,7 +353,7 @@ GRPO = (
 def test_grpo_with_a_grader(train, write):
     """The score of the training log is the grader's, and the run keeps a copy of the grader."""
     grader = {**CHECK, "operation": "ne", "reference": "{{ item.answers[0] }}"}
-    options = ("probe.prompts=2", "probe.max_new_tokens=4", "~probe.rewards")
+    options = ("probe=default", "probe.prompts=2", "probe.max_new_tokens=4")
     run = train(*GRPO, f"+reward.g.grader={write(grader)}", "+reward.g.weight=2", *options)
     logged = [row for row in rows(run.metrics) if "rewards/g/mean" in row]
     assert [row["rewards/g/mean"] for row in logged] == [1.0, 1.0]  # a random model does not say yes
