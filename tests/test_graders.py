@@ -88,6 +88,62 @@ def test_similarities_are_the_libraries_own():
     assert similarity.similarity("bleu", "a b c d e", "a b c d e") == 1
 
 
+def test_cosine_by_an_encoder_here_and_by_hand():
+    from posttrain.rewards.graders import embed
+    from posttrain.rewards.graders.embed import cosines
+
+    vectors = {"a": [3.0, 4.0], "b": [4.0, 3.0], "c": [-3.0, -4.0], "": [0.0, 0.0]}
+    asked = []
+
+    def by_hand(texts):
+        asked.extend(texts)
+        return [vectors[text] for text in texts]
+
+    pairs = [("a", "b"), ("a", "a"), ("a", "c"), ("a", "")]
+    assert cosines(by_hand, pairs) == pytest.approx([24 / 25, 1, -1, 0])
+    assert asked == ["a", "b", "c", ""], "each text once"
+    from posttrain import assets
+
+    grader = {
+        "type": "text_similarity",
+        "input": "{{sample.output_text}}",
+        "reference": "x y",
+        "evaluation_metric": "cosine",
+    }
+    folder = str(assets.tiny())
+    same, other, empty = grade(grader, ["x y", "something else", ""], {"embeddings": folder})
+    assert same == pytest.approx(1)
+    assert -1 <= other < 0.999
+    assert -1 <= empty < 0.999
+    # Padding beside a longer text changes nothing.
+    embedded = embed.open_embedder(folder)
+    assert embedded(["x y"])[0] == pytest.approx(embedded(["x y", "a much longer text"])[0], abs=1e-5)
+
+
+def test_cosine_by_an_endpoint(monkeypatch):
+    import httpx2
+
+    from posttrain.rewards.graders.embed import open_embedder
+
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    seen = {}
+
+    def post(url, json, headers, timeout):
+        seen.update(url=url, body=json, headers=headers)
+        data = [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]
+        return httpx2.Response(seen.get("status", 200), json={"data": data}, request=httpx2.Request("POST", url))
+
+    monkeypatch.setattr(httpx2, "post", post)
+    embed = open_embedder("m", "http://127.0.0.1:1/v1/")
+    assert embed(["a", ""]) == [[1.0], [2.0]], "in the order of the texts"
+    assert seen["url"] == "http://127.0.0.1:1/v1/embeddings"
+    assert seen["body"] == {"model": "m", "input": ["a", " "]}
+    assert seen["headers"] == {"Authorization": "Bearer k"}
+    seen["status"] = 500
+    with pytest.raises(PosttrainError, match="500 for embeddings of m"):
+        embed(["a"])
+
+
 def test_templates():
     row = {
         "item": {"answer": {"steps": ["a", {"b c": 2}]}, "n": 3, "none": None, "list": [1, "é"]},
@@ -290,6 +346,10 @@ WRONG = [
     (
         {"type": "python", "source": "def grade(s, i): return 1"},
         "python: runs code in a limited subprocess; allow it with reward.g.args.execute=true",
+    ),
+    (
+        {"type": "text_similarity", "input": "a", "reference": "b", "evaluation_metric": "cosine"},
+        "evaluation_metric=cosine: set the model whose embeddings are compared, reward.g.args.embeddings=MODEL",
     ),
     (SCORE, "model=judge: set where it answers, reward.g.args.endpoint=http://HOST/v1, or a model"),
     ({**SCORE, "range": [1, 0]}, "range=[1.0, 0.0]: expected two numbers, the lower one first"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import RewardConfig
+from posttrain.config import RewardConfig, main_process
 from posttrain.console import tell
 from posttrain.errors import PosttrainError
 from posttrain.rewards.graders import formula, schema, similarity, template
@@ -19,10 +19,11 @@ from posttrain.sandbox import Limits
 
 if TYPE_CHECKING:
     from posttrain.rewards.asker import Asker
+    from posttrain.rewards.graders.embed import Embed
 
 LIMITS = tuple(field.name for field in fields(Limits))
 ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
-ARGS = ("execute", *LIMITS, *ASKER)
+ARGS = ("execute", *LIMITS, *ASKER, "embeddings")
 
 
 def check(entry: RewardConfig, key: str) -> list[str]:
@@ -55,10 +56,10 @@ def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
         wrong = check_endpoint(endpoint) if endpoint is not None else None
         return [f"{key}.args.endpoint={endpoint}: {wrong}"] if wrong else []
     if isinstance(part, schema.TextSimilarity):
-        if part.evaluation_metric == "cosine":
+        if part.evaluation_metric == "cosine" and not entry.args.get("embeddings"):
             return [
-                "evaluation_metric=cosine: compares embeddings of OpenAI's text-embedding-3-large, which is not here; "
-                "choose fuzzy_match, bleu, gleu, meteor or rouge_l, or a score_model"
+                f"evaluation_metric=cosine: set the model whose embeddings are compared, {key}.args.embeddings=MODEL, "
+                f"which is loaded here, or with {key}.args.endpoint=http://HOST/v1 asked there"
             ]
         lacking = similarity.missing(part.evaluation_metric)
         return [f"evaluation_metric={part.evaluation_metric}: {lacking}"] if lacking else []
@@ -89,7 +90,10 @@ class Grader:
         self.node = node
         self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
         self.answering = {key: args[key] for key in ASKER if key in args}
+        self.embedding = {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
+        self.embedding["model"] = args.get("embeddings")
         self._asker: Asker | None = None
+        self._embed: Embed | None = None
         self._said: Counter[str] = Counter()
 
     def __call__(self, completions: list[Completion], prompts: Any = None, **columns: Any) -> list[float | None]:
@@ -130,14 +134,25 @@ class Grader:
                 scores[n] = 0.0 if absent.of == "sample" else None
             else:
                 filled.append((n, texts))
+        values: Sequence[float | None]
         if isinstance(part, (schema.StringCheck, schema.TextSimilarity)):
-            for n, (text, reference) in filled:
-                scores[n] = _compared(part, text, reference)
-            return scores
-        values = self._judged(part, [rows[n] for n, _ in filled], place)
+            values = self._compared(part, [(text, reference) for _, (text, reference) in filled])
+        else:
+            values = self._judged(part, [rows[n] for n, _ in filled], place)
         for (n, _), value in zip(filled, values, strict=True):
             scores[n] = value
         return scores
+
+    def _compared(self, part: schema.StringCheck | schema.TextSimilarity, pairs: list[tuple[str, str]]) -> list[float]:
+        if isinstance(part, schema.StringCheck):
+            return [float(_CHECKS[part.operation](text, reference)) for text, reference in pairs]
+        if part.evaluation_metric != "cosine":
+            return [similarity.similarity(part.evaluation_metric, text, reference) for text, reference in pairs]
+        from posttrain.rewards.graders import embed
+
+        if self._embed is None:
+            self._embed = embed.open_embedder(**self.embedding)
+        return embed.cosines(self._embed, pairs)
 
     def _executed(self, part: schema.Python, rows: list[dict[str, Any]], place: str) -> list[float | None]:
         from posttrain import sandbox
@@ -177,19 +192,18 @@ class Grader:
 
     def _failed(self, place: str, why: str, score: float | None) -> float | None:
         self._said[place] += 1
-        if self._said[place] == 1:
+        if self._said[place] == 1 and main_process():
             given = "left out" if score is None else f"scored {score:g}"
             tell(f"Grader {self.name}: {place}: {why}; {given}, as every further one will be")
         return score
 
 
 def open_grader(name: str, entry: RewardConfig) -> Grader:
-    """The grader of a reward entry; raises `PosttrainError` where its file is wrong."""
+    """The grader of a reward entry; raises `PosttrainError` for what `check` finds."""
     assert entry.grader is not None
-    try:
-        node = schema.read(entry.grader)
-    except Wrong as wrong:
-        raise PosttrainError(f"reward.{name}.grader={entry.grader}: {wrong}") from None
+    if errors := check(entry, f"reward.{name}"):
+        raise PosttrainError("\n".join(errors))
+    node = schema.read(entry.grader)
     if any(isinstance(part, schema.Python) for _, part in schema.parts(node)):
         from posttrain import sandbox
 
@@ -204,9 +218,3 @@ _CHECKS: dict[str, Callable[[str, str], bool]] = {
     "like": lambda text, reference: reference in text,
     "ilike": lambda text, reference: reference.casefold() in text.casefold(),
 }
-
-
-def _compared(part: schema.StringCheck | schema.TextSimilarity, text: str, reference: str) -> float:
-    if isinstance(part, schema.StringCheck):
-        return float(_CHECKS[part.operation](text, reference))
-    return similarity.similarity(part.evaluation_metric, text, reference)

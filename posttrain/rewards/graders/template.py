@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 _FIELD = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
@@ -58,6 +59,7 @@ class Template:
         return "".join(part if isinstance(part, str) else _text(part.value(row)) for part in self.parts)
 
 
+@lru_cache(maxsize=256)
 def parse(text: str) -> Template:
     """Raises `ValueError` for a template that no row could fill."""
     parts: list[str | Path] = []
