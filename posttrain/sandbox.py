@@ -95,7 +95,7 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
         finally:
             os.close(channel)
         try:
-            answer, output, error = _exchange(process, json.dumps(order).encode(), result, limits)
+            answer, output, error = _exchange(process, json.dumps(order, default=str).encode(), result, limits)
         finally:
             os.close(result)
             _end(process)

@@ -26,8 +26,8 @@ HELD_OUT = 1 << 30
 def load(path: str, args: dict[str, Any]) -> DatasetDict:
     """The splits train and test of `reasoning_gym:TASK`; test has another seed and no question of train.
 
-    `args` are the task's own options, with `size` and `seed`, and `system`, the text of a system message; null leaves one
-    out. Columns: `prompt` (messages), `answer` (a solution, or None), `metadata` (JSON) and `task` (JSON), by which
+    `args` are the task's own options, with `size` and `seed`, and `system`, the text of a system message; null leaves
+    one out. Columns: `prompt` (messages), `answer` (a solution, or None), `metadata` (JSON) and `task` (JSON), by which
     [`posttrain.rewards.gym.reasoning_gym`] finds the entry again.
     """
     from datasets import Dataset, DatasetDict

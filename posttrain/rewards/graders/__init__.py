@@ -31,10 +31,14 @@ def check(entry: RewardConfig, key: str) -> list[str]:
     assert entry.grader is not None
     start = f"{key}.grader={entry.grader}"
     errors = [f"{key}.args.{name}: a grader takes {', '.join(ARGS)}" for name in entry.args if name not in ARGS]
+    if (endpoint := entry.args.get("endpoint")) is not None:
+        from posttrain.rewards.asker import check_endpoint
+
+        errors += [f"{key}.args.endpoint={endpoint}: {wrong}"] if (wrong := check_endpoint(endpoint)) else []
     try:
         node = schema.read(entry.grader)
-    except Wrong as wrong:
-        return errors + [f"{start}: {place}: {what}" if place else f"{start}: {what}" for place, what in wrong.found]
+    except Wrong as bad:
+        return errors + [f"{start}: {place}: {what}" if place else f"{start}: {what}" for place, what in bad.found]
     for place, part in schema.parts(node):
         errors += [f"{start}: {f'{place}: ' if place else ''}{what}" for what in _lacks(part, entry, key)]
     return errors
@@ -45,16 +49,12 @@ def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
     if isinstance(part, schema.Python) and entry.args.get("execute") is not True:
         return [f"python: runs code in a limited subprocess; allow it with {key}.args.execute=true"]
     if isinstance(part, (schema.ScoreModel, schema.LabelModel)):
-        from posttrain.rewards.asker import check_endpoint
-
-        endpoint = entry.args.get("endpoint")
-        if endpoint is None and entry.args.get("model") is None:
+        if entry.args.get("endpoint") is None and entry.args.get("model") is None:
             return [
                 f"model={part.model}: set where it answers, {key}.args.endpoint=http://HOST/v1, or a model to load "
                 f"here instead, {key}.args.model=RUN_OR_HUB_ID"
             ]
-        wrong = check_endpoint(endpoint) if endpoint is not None else None
-        return [f"{key}.args.endpoint={endpoint}: {wrong}"] if wrong else []
+        return []
     if isinstance(part, schema.TextSimilarity):
         if part.evaluation_metric == "cosine" and not entry.args.get("embeddings"):
             return [
@@ -90,9 +90,9 @@ class Grader:
         self.node = node
         self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
         self.answering = {key: args[key] for key in ASKER if key in args}
-        self.embedding = {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
-        self.embedding["model"] = args.get("embeddings")
-        self._asker: Asker | None = None
+        self.embedding = {"model": args.get("embeddings")}
+        self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
+        self._askers: dict[str, Asker] = {}
         self._embed: Embed | None = None
         self._said: Counter[str] = Counter()
 
@@ -161,13 +161,12 @@ class Grader:
         for outcome in sandbox.run_all(
             [(part.source, "grade", [row["sample"], row["item"]]) for row in rows], self.limits
         ):
-            value = outcome.value
             if outcome.error is not None:
                 scores.append(self._failed(place, outcome.error, 0.0))
-            elif not isinstance(value, (int, float)) or not math.isfinite(value):
-                scores.append(self._failed(place, f"grade returned {str(value)[:60]!r}, no number", 0.0))
+            elif (value := _number(outcome.value)) is None:
+                scores.append(self._failed(place, f"grade returned {str(outcome.value)[:60]!r}, no number", 0.0))
             else:
-                scores.append(float(value))
+                scores.append(value)
         return scores
 
     def _judged(
@@ -176,10 +175,11 @@ class Grader:
         from posttrain.rewards.asker import open_asker
         from posttrain.rewards.graders import judged
 
-        if self._asker is None:
-            self._asker = open_asker(**{"model": part.model, **self.answering})
+        model = self.answering.get("model", part.model)
+        if model not in self._askers:
+            self._askers[model] = open_asker(**{**self.answering, "model": model})
         scores: list[float | None] = []
-        for answer in judged.ask(part, rows, self._asker):
+        for answer in judged.ask(part, rows, self._askers[model]):
             value: float | None
             if isinstance(part, schema.ScoreModel):
                 value = judged.score(part, answer)
@@ -218,3 +218,11 @@ _CHECKS: dict[str, Callable[[str, str], bool]] = {
     "like": lambda text, reference: reference in text,
     "ilike": lambda text, reference: reference.casefold() in text.casefold(),
 }
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
