@@ -90,7 +90,7 @@ class Grader:
         self.node = node
         self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
         self.answering = {key: args[key] for key in ASKER if key in args}
-        self.embedding = {"model": args.get("embeddings")}
+        self.embedding: dict[str, Any] = {"model": args.get("embeddings")}
         self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
         self._askers: dict[str, Asker] = {}
         self._embed: Embed | None = None
