@@ -94,10 +94,9 @@ class DataConfig:
 
 @dataclass
 class RewardConfig:
-    """One reward: `package.module.function` in TRL's signature, a reward model (run directory, hub id), or a grader.
+    """One reward: `package.module.function` (or a class) in TRL's signature, a reward model, or a grader.
 
-    `grader` is a JSON file as OpenAI's API defines graders.
-
+    A reward model is a run directory or hub id, a grader a JSON file as OpenAI's API defines them.
     A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets a base of its own.
     """
 
@@ -107,6 +106,13 @@ class RewardConfig:
     weight: float = 1.0
     shared: bool = True
     args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[str]:
+        """The reward models and judges that it uses, as far as they are named as such."""
+        several = self.args.get("models") or []
+        named = [self.model, self.args.get("model"), *(several.values() if isinstance(several, dict) else several)]
+        return [model for model in named if isinstance(model, str)]
 
 
 @dataclass

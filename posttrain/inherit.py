@@ -135,7 +135,7 @@ def check_tokenizer(run: Run, begin: Start, tokenizer: PreTrainedTokenizerBase) 
 def parents(run: Run, begin: Start) -> list[dict[str, Any]]:
     """The runs that this one is made from, for its `run.json`: role, path and the digest of the weights."""
     found = [("policy", run.model.init_from)] if begin.parent else []
-    found += [(f"reward.{name}", entry.model) for name, entry in run.reward.items()]
+    found += [(f"reward.{name}", model) for name, entry in run.reward.items() for model in entry.models]
     found += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
     return [lineage.parent(role, path) for role, path in found if path is not None]
 

@@ -150,20 +150,52 @@ def tokenizer(origin: Source) -> Any:
     return found
 
 
-def load(origin: Source, device: str | None = None, dtype: str | None = None) -> Any:
+def check_model(origin: Source, key: str, scores: bool) -> int | None:
+    """Raise `PosttrainError` unless `origin` is a reward model (`scores`) or one that generates; the context length."""
+    from transformers import AutoConfig
+
+    from posttrain import hub
+
+    try:
+        known = AutoConfig.from_pretrained(origin.base, revision=origin.revision)
+    except Exception as error:
+        why = hub.explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
+        raise PosttrainError(f"{key}={origin.name}: {why}") from error
+    if is_reward_model(origin, known) and not scores:
+        raise PosttrainError(
+            f"{key}={origin.name}: a reward model, which generates no text; give it as reward.rm.model"
+        )
+    if scores and not is_reward_model(origin, known):
+        raise PosttrainError(f"{key}={origin.name}: not a reward model; train one with trainer=reward")
+    if scores and not origin.adapter and known.num_labels != 1:
+        raise PosttrainError(f"{key}={origin.name}: has {known.num_labels} outputs, and a reward has one")
+    return getattr(known.get_text_config(), "max_position_embeddings", None)
+
+
+def is_reward_model(origin: Source, known: Any) -> bool:
+    """Whether `origin`, with the config `known`, scores text."""
+    if origin.adapter:
+        from peft import PeftConfig
+
+        return PeftConfig.from_pretrained(origin.adapter).task_type == "SEQ_CLS"
+    return any("SequenceClassification" in name for name in known.architectures or ())
+
+
+def load(origin: Source, device: str | None = None, dtype: str | None = None, scores: bool | None = None) -> Any:
     """The model of `origin` in evaluation mode, a reward model with its score head: a `PeftModel`, or a plain one.
 
-    Loaded as it was trained: base in the run's type and quantization, the adapter in float32.
+    Loaded as it was trained: base in the run's type and quantization, the adapter in float32. `scores` says that it is
+    a reward model; what is on the hub does not show it before it is loaded.
     """
     from peft import PeftModel
 
-    model = load_base(origin, device, dtype)
+    model = load_base(origin, device, dtype, scores)
     if origin.adapter:
         model = PeftModel.from_pretrained(model, origin.adapter)
     return model.eval()
 
 
-def load_base(origin: Source, device: str | None = None, dtype: str | None = None) -> Any:
+def load_base(origin: Source, device: str | None = None, dtype: str | None = None, scores: bool | None = None) -> Any:
     """The weights under the adapter of `origin`, quantized as it says; raises `PosttrainError` where they are not."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -178,7 +210,7 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
         kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
         kwargs["device_map"] = where
     auto: Any = AutoModelForCausalLM
-    if origin.scores:
+    if origin.scores if scores is None else scores:
         auto, kwargs["num_labels"] = AutoModelForSequenceClassification, 1
     try:
         model = auto.from_pretrained(origin.base, **kwargs)

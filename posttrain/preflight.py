@@ -88,7 +88,7 @@ def check(run: Run) -> None:
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += _paths(run) + _secrets(asdict(run))
     errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
-    errors += checks.check(run)
+    errors += _lonely(run) + checks.check(run)
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
         ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
@@ -103,6 +103,16 @@ def check(run: Run) -> None:
             errors.append(f"{key}={value}: expected at least {least}")
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def _lonely(run: Run) -> list[str]:
+    """Judges that have nothing to compare with: the probe and PPO draw one completion of each prompt."""
+    alone = {"probe.rewards": run.probe.rewards} if run.job == "train" else {}
+    if run.job == "evaluate" and not run.evaluate.against:
+        alone = {"reward": run.reward, "probe.rewards": run.probe.rewards}
+    elif (run.job == "train" and run.trainer.kind == "ppo") or (run.job == "sample" and run.sample.n == 1):
+        alone["reward"] = run.reward
+    return [error for path, entries in alone.items() for error in rewards.lonely(entries, path)]
 
 
 def _initialisation(run: Run) -> list[str]:
@@ -216,6 +226,7 @@ def _check_columns(run: Run, data: Data) -> None:
     probed = data.prompts.column_names if data.prompts else available
     errors = rewards.missing_columns(run.reward, "reward", available)
     errors += rewards.missing_columns(run.probe.rewards, "probe.rewards", probed)
+    errors += rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards")
     if errors:
         raise PosttrainError("\n".join(errors))
 

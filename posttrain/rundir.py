@@ -7,7 +7,7 @@
     graders/        copies of the rewards'       base/  merged, for runs that put a new adapter on top
 
 A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
-scores.jsonl.
+scores.jsonl. That of a reward model leaves calibration.json, in itself and beside the model.
 
 Its name is the run's name and a digest of everything that decides the result, so the same command finds its own
 unfinished work, and other settings cannot overwrite it.
@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 # Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
 BESIDE = ("checkpoints", "export", "merged", "base")
 SMALL = 64 << 20
+CALIBRATION = "calibration.json"
 # Settings that change where things go or what is shown, never what is trained.
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
+# Arguments of rewards that name files, runs or models.
+REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
 # Settings that a job does not read.
 OTHER_JOBS = {
     "train": ("sample", "evaluate"),
@@ -217,16 +220,37 @@ def digest(run: Run) -> str:
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
     probed = settings["probe"]["rewards"] if "probe" in settings else {}
     places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
+    places += [(entry, ("model", "grader")) for entry in (*settings["reward"].values(), *probed.values())]
     for entry in (*settings["reward"].values(), *probed.values()):
-        places += [(entry, ("model", "grader")), (entry["args"], ("schema",))]
+        entry["args"] = {**entry["args"], **_calibration(entry)}
+        places += [(entry["args"], REWARD_ARGS)]
     places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
     for group, keys in places:
         for key in keys:
-            if isinstance(named := group.get(key), str):
-                group[key] = content(Path(os.path.expanduser(named))) or named
+            if group.get(key):
+                group[key] = _named(group[key])
     settings["version"] = __version__
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _calibration(entry: dict[str, Any]) -> dict[str, Any]:
+    """The stored figures that a reward model's scores are put right by: they may be measured again."""
+    args = entry["args"]
+    if not args.keys() & {"calibration", "scale", "length_penalty"}:
+        return {}
+    named = args.get("calibration") or args.get("models") or entry["model"]
+    folders = list(named.values()) if isinstance(named, dict) else named if isinstance(named, list) else [named]
+    return {"calibration": [content(Path(os.path.expanduser(str(folder))) / CALIBRATION) for folder in folders]}
+
+
+def _named(value: Any) -> Any:
+    """A path, or several of them, by content; anything else as it is."""
+    if isinstance(value, list):
+        return [_named(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _named(one) for name, one in value.items()}
+    return (content(Path(os.path.expanduser(value))) or value) if isinstance(value, str) else value
 
 
 def content(path: Path) -> str | None:

@@ -89,7 +89,7 @@ def test_busy_servers_are_asked_again(status: int):
 
 def test_retry_after_is_honoured(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
-    monkeypatch.setattr("posttrain.rewards.asker.time.sleep", waits.append)
+    monkeypatch.setattr("posttrain.rewards.endpoint._pause", lambda stop, seconds: waits.append(seconds))
     with endpoint.serve(shout) as server:
         server.statuses, server.headers = [429], {"retry-after": "7"}
         open_asker("m", server.url).ask([say("a")])
@@ -136,7 +136,7 @@ def test_what_goes_wrong_is_said_with_the_mend():
             open_asker("m", server.url).ask([say("a")])
         server.statuses = [401]
         with pytest.raises(PosttrainError, match="OPENAI_API_KEY is not set"):
-            open_asker("m", server.url).reach()  # type: ignore[attr-defined]
+            open_asker("m", server.url).reach()
         with pytest.raises(PosttrainError, match="no such model, or the base URL lacks /v1"):
             open_asker("m", server.url.removesuffix("/v1")).ask([say("a")])
     with pytest.raises(PosttrainError, match=r"cannot be reached.*start the server"):
@@ -181,3 +181,12 @@ def test_a_local_model_answers_greedily_and_is_not_loaded_for_what_is_known(monk
 def test_no_such_local_model():
     with pytest.raises(PosttrainError, match="no such folder"):
         open_asker("./nowhere")
+
+
+def test_other_weights_in_the_same_folder_are_another_model(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    before = open_asker("./model").identity
+    assert open_asker(str(tmp_path / "model")).identity["model"] == before["model"]
+    (tmp_path / "model" / "config.json").write_text("{ }")
+    assert open_asker("./model").identity["model"] != before["model"]

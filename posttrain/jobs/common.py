@@ -84,34 +84,6 @@ def tokenizer(run: Run, origin: Source) -> PreTrainedTokenizerBase:
     return models.tokenizer(own)
 
 
-def check_model(origin: Source, key: str, scores: bool) -> int | None:
-    """Raise `PosttrainError` unless `origin` is a reward model (`scores`) or one that generates; the context length."""
-    from transformers import AutoConfig
-
-    from posttrain.hub import explain
-
-    try:
-        known = AutoConfig.from_pretrained(origin.base, revision=origin.revision)
-    except Exception as error:
-        why = explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
-        raise PosttrainError(f"{key}={origin.name}: {why}") from error
-    if is_reward_model(origin, known) and not scores:
-        raise PosttrainError(
-            f"{key}={origin.name}: a reward model, which generates no text; give it as reward.rm.model"
-        )
-    if scores and not is_reward_model(origin, known):
-        raise PosttrainError(f"{key}={origin.name}: not a reward model; train one with trainer=reward")
-    return getattr(known.get_text_config(), "max_position_embeddings", None)
-
-
-def is_reward_model(origin: Source, known: Any) -> bool:
-    if origin.adapter:
-        from peft import PeftConfig
-
-        return PeftConfig.from_pretrained(origin.adapter).task_type == "SEQ_CLS"
-    return any("SequenceClassification" in name for name in known.architectures or ())
-
-
 def check_context(key: str, new: int, longest: int, context: int | None) -> None:
     if context and longest + new > context:
         raise PosttrainError(
@@ -152,7 +124,7 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
     directory.write_config(run)
     parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
     entries = {**run.reward, **(run.probe.rewards if run.job == "evaluate" else {})}
-    parents += [(f"reward.{name}", entry.model) for name, entry in entries.items() if entry.model]
+    parents += [(f"reward.{name}", model) for name, entry in entries.items() for model in entry.models]
     parents += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
     directory.write(
         {

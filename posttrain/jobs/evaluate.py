@@ -60,11 +60,15 @@ class Plan:
 
 @dataclass
 class Said:
-    """What one model says of held-out data: how likely it finds answers, how it scores them, and its own by set."""
+    """What one model says of held-out data: how likely it finds answers, how it scores them, and its own by set.
+
+    `lengths` are those of the answers that were scored, in tokens of the reward model.
+    """
 
     answers: list[list[Answer]] = field(default_factory=list)
     reference: list[list[Answer]] | None = None
     scores: list[list[float | None]] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
     drawn: dict[str, list[Drawn]] = field(default_factory=dict)
     rewards: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
@@ -73,7 +77,6 @@ def prepare(run: Run) -> Plan:
     """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
     from posttrain import rewards
     from posttrain.data import load_held_out
-    from posttrain.jobs import common
 
     kind = run.trainer.kind
     data = load_held_out(run.data, kind)
@@ -86,13 +89,10 @@ def prepare(run: Run) -> Plan:
         columns = data.prompts.column_names
         errors = rewards.missing_columns(run.reward, "reward", columns)
         errors += rewards.missing_columns(run.probe.rewards, "probe.rewards", columns)
+        if prompts:
+            errors += rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards")
         if errors:
             raise PosttrainError("\n".join(errors))
-    for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
-        for name, entry in entries.items() if prompts else ():
-            if entry.model:
-                key = f"{path}.{name}.model"
-                common.check_model(common.source(run, entry.model, key), key, scores=True)
     judged = [_judged(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
     if run.evaluate.against:
         judged.append(_judged(run, run.evaluate.against, "evaluate.against", rows, prompts))
@@ -102,12 +102,12 @@ def prepare(run: Run) -> Plan:
 def _judged(
     run: Run, path: str | None, key: str, rows: list[dict[str, Any]], prompts: dict[str, list[dict[str, Any]]]
 ) -> Judged:
-    from posttrain import models
+    from posttrain import lineage, models
     from posttrain.generate import encode_prompts
     from posttrain.jobs import common
 
     source = common.source(run, path, key)
-    context = common.check_model(source, key, scores=run.trainer.kind == "reward")
+    context = lineage.check_model(source, key, scores=run.trainer.kind == "reward")
     tokenizer = common.tokenizer(run, source)
     first = next(row for part in (rows, *prompts.values()) for row in part)
     models.check_template(tokenizer, first, run.model)
@@ -147,17 +147,23 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     with common.enough_memory("set a smaller probe.batch_size, or trainer.args.max_length"):
         said = [_ask(run, plan, judged) for judged in plan.judged]
     with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
-        _score(run, plan, said)
+        judged = _score(run, plan, said)
     metrics = evaluation.metrics(run, plan, said)
     evaluation.write_scores(directory.scores, run, plan, said)
     values, intervals, counts = evaluation.summary(metrics, run.evaluate)
+    notes = evaluation.notes(run, plan, said) + [f"{name}: {counted}" for name, counted in judged.items()]
+    results: dict[str, Any] = {"judges": {name: counted.figures() for name, counted in judged.items()}}
+    if (calibration := evaluation.calibrate(plan, said[0])) is not None:
+        notes += evaluation.keep_calibration(calibration, directory, plan.judged[0].source)
+        results["calibration"] = asdict(calibration)
     common.end(
         directory,
         metrics=values,
         intervals=intervals,
         counts=counts,
-        notes=evaluation.notes(run, plan, said),
+        notes=notes,
         evaluate=asdict(run.evaluate),
+        **results,
     )
 
 
@@ -173,7 +179,7 @@ def _ask(run: Run, plan: Plan, judged: Judged) -> Said:
 
     said = Said()
     if run.trainer.kind == "reward":
-        said.scores = _reward_scores(judged, plan.rows)
+        said.scores, said.lengths = _reward_scores(judged, plan.rows)
         common.release()
         return said
     with console.status("Loading the model") if console.is_terminal else nullcontext():
@@ -221,33 +227,48 @@ def _likelihoods(plan: Plan, judged: Judged, model: Any) -> tuple[list[list[Answ
         return policy, heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
 
 
-def _reward_scores(judged: Judged, rows: list[dict[str, Any]]) -> list[list[float | None]]:
-    """What a reward model gives to chosen and rejected."""
+def _reward_scores(judged: Judged, rows: list[dict[str, Any]]) -> tuple[list[list[float | None]], list[list[int]]]:
+    """What a reward model gives to chosen and rejected, and their lengths in its tokens."""
     from posttrain.heldout import SIDES
     from posttrain.rewards.model import RewardModel
 
     model = RewardModel(judged.source.name)
     limit = judged.max_length or sys.maxsize
     # As in training, where pairs that are too long are left out.
-    fits = [all(len(model.ids(row["prompt"], row[side])) <= limit for side in SIDES) for row in rows]
+    tokens = [[model.ids(row["prompt"], row[side]) for side in SIDES] for row in rows]
+    fits = [all(len(ids) <= limit for ids in pair) for pair in tokens]
+    lengths = [[model.length(row["prompt"], ids) for ids in pair] for row, pair in zip(rows, tokens, strict=True)]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
     prompts = [row["prompt"] for row in kept]
     sides = [model(completions=[row[side] for row in kept], prompts=prompts) for side in SIDES]
     scored = iter(zip(*sides, strict=True))
-    return [list(next(scored)) if fit else [None, None] for fit in fits]
+    return [list(next(scored)) if fit else [None, None] for fit in fits], lengths
 
 
-def _score(run: Run, plan: Plan, said: list[Said]) -> None:
-    """Rewards of everything drawn, with the policies out of memory."""
+def _score(run: Run, plan: Plan, said: list[Said]) -> dict[str, Any]:
+    """Rewards of everything drawn, with the policies out of memory; returns what judges counted."""
     from posttrain import rewards
 
     entries = {**run.reward, **run.probe.rewards}
     if not plan.prompts or not entries:
-        return
+        return {}
     functions = rewards.resolve(entries)
+    # With two models, a judge compares the one's answer with the other's.
+    pairwise = {
+        name: function
+        for name, function in functions.items()
+        if len(said) > 1 and hasattr(function, "compare") and entries[name].args.get("column") is None
+    }
+    single = {name: function for name, function in functions.items() if name not in pairwise}
     for each in said:
         for name, drawn in each.drawn.items():
-            found = rewards.score(functions, plan.prompts[name], drawn)
+            found = rewards.score(single, plan.prompts[name], drawn)
             each.rewards[name] = {
                 reward: [float(v) if rewards.applies(v) else None for v in values] for reward, values in found.items()
             }
+    for name, rows in plan.prompts.items():
+        for reward, function in pairwise.items():
+            both = rewards.versus(function, rows, said[0].drawn[name], said[1].drawn[name])
+            for each, values in zip(said, both, strict=True):
+                each.rewards[name][reward] = values
+    return rewards.judged(functions)

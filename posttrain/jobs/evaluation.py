@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +16,10 @@ from posttrain.intervals import Metric, difference, interval, mean
 from posttrain.jobs.evaluate import PREFERENCES, Plan, Said
 from posttrain.rundir import RunDirectory, write_atomic
 from posttrain.tokens import as_text
+
+if TYPE_CHECKING:
+    from posttrain.lineage import Source
+    from posttrain.rewards.calibration import Calibration
 
 # Of two tokenizers no difference in these means anything.
 PER_TOKEN = ("loss_per_token", "perplexity", "likelihood_margin", "chosen_log_prob", "rejected_log_prob")
@@ -104,6 +108,31 @@ def notes(run: Run, plan: Plan, said: list[Said]) -> list[str]:
     if len(said) > 1 and said[0].answers and _tokens_differ(said):
         found.append("the two models cut the answers into other tokens: their losses per token cannot be compared")
     return found
+
+
+def calibrate(plan: Plan, said: Said) -> Calibration | None:
+    """Of a reward model's scores of held-out pairs; `None` for fewer than two, and for other models."""
+    from posttrain.rewards.calibration import fit
+
+    rows = [n for n, pair in enumerate(said.scores) if None not in pair]
+    if len(rows) < 2:
+        return None
+    groups = heldout.groups(plan.rows)
+    scores = [[score for score in said.scores[n] if score is not None] for n in rows]
+    source = f"{plan.data['path']} ({plan.data['fingerprint']})"
+    return fit(scores, [said.lengths[n] for n in rows], [groups[n] for n in rows], source)
+
+
+def keep_calibration(found: Calibration, directory: RunDirectory, source: Source) -> list[str]:
+    """Store it with the evaluation and with the evaluated run; returns what to say of it."""
+    found.write(directory.path)
+    notes = found.lines()
+    if source.run is not None:
+        try:
+            found.write(source.run.path)
+        except OSError as error:
+            notes.append(f"the calibration is not stored in {source.run.path} ({error.strerror})")
+    return notes
 
 
 def summary(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import Origin, Run
-from posttrain.console import console, quiet_libraries
+from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 from posttrain.journal import Journal
 from posttrain.lineage import Source
@@ -54,24 +54,21 @@ class Plan:
 
 def prepare(run: Run) -> Plan:
     """Find model, tokenizer and prompts; raises `PosttrainError` for what does not fit together."""
-    from posttrain import models, rewards
+    from posttrain import lineage, models, rewards
     from posttrain.data import load_prompts
     from posttrain.generate import encode_prompts
     from posttrain.jobs import common
 
     source = common.source(run)
     key = "model.init_from" if run.model.init_from else "model.path"
-    context = common.check_model(source, key, scores=False)
-    for name, entry in run.reward.items():
-        if entry.model:
-            key = f"reward.{name}.model"
-            common.check_model(common.source(run, entry.model, key), key, scores=True)
+    context = lineage.check_model(source, key, scores=False)
     tokenizer = common.tokenizer(run, source)
     prompts, data = load_prompts(run.data, run.trainer.kind, run.sample.split)
     if run.sample.prompts is not None:
         prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
     models.check_template(tokenizer, prompts[0], run.model)
-    if errors := rewards.missing_columns(run.reward, "reward", prompts.column_names):
+    errors = rewards.missing_columns(run.reward, "reward", prompts.column_names)
+    if errors := errors + rewards.reach(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts)
     common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)
@@ -99,7 +96,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     common.release()
     scored = Journal(directory.path / "rewards.jsonl")
     with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
-        _score(run, plan, drawn, scored)
+        judged = _score(run, plan, drawn, scored)
     completions = samples.collect(len(plan.prompts), drawn.done, scored.done, run)
     rows = samples.rows(run, plan.prompts, completions)
     metrics = samples.metrics(completions, rows, drawn.done)
@@ -109,7 +106,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     rows.to_parquet(half / "train.parquet")
     samples.write_card(half, run, origin, plan, completions, rows, metrics)
     directory.put_data(half)
-    common.end(directory, metrics=metrics, sample=asdict(run.sample))
+    common.end(directory, metrics=metrics, sample=asdict(run.sample), judges=judged)
 
 
 def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
@@ -181,14 +178,14 @@ def _check_ended(run: Run, journal: Journal, least: int) -> None:
         )
 
 
-def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
-    """Rewards of the completions whose batch is not in the journal yet."""
+def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> dict[str, dict[str, float]]:
+    """Rewards of the completions whose batch is not in the journal yet; the figures of judges among them."""
     from posttrain import rewards
     from posttrain.generate import Drawn
     from posttrain.progress import Counter
 
     if not run.reward or len(journal.done) == len(drawn.done):
-        return
+        return {}
     functions = rewards.resolve(run.reward)
     with Counter("scoring", len(drawn.done), len(journal.done)) as bar:
         for piece in drawn.done[len(journal.done) :]:
@@ -201,3 +198,7 @@ def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
             plain = {name: [float(v) if rewards.applies(v) else None for v in row] for name, row in values.items()}
             journal.append({"batch": piece["batch"], "rewards": plain})
             bar.advance(1)
+    counted = rewards.judged(functions)
+    for name, counts in counted.items():
+        tell(f"note     {name}: {counts}")
+    return {name: counts.figures() for name, counts in counted.items()}

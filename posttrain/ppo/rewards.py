@@ -162,14 +162,24 @@ def adapter_tokenizer(folder: str | Path, default: PreTrainedTokenizerBase) -> P
     return tokenizer
 
 
+def head_score(
+    body: Callable[..., Any], head: nn.Linear, input_ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int
+) -> torch.Tensor:
+    """Score of each sequence, (b,): the head on the hidden state of its last token, as sequence classifiers have it.
+
+    `body` gives hidden states, (b, L, H); `input_ids` and `mask` are (b, L), padded on the right.
+    """
+    hidden = body(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    scores = apply_head(head, hidden)
+    return scores.gather(1, last_token(input_ids, pad_token_id).to(scores.device).unsqueeze(1)).squeeze(1)
+
+
 def adapter_score(roles: Roles, pad_token_id: int, autocast: Callable[[], AbstractContextManager]) -> Score:
     """Scores by the reward adapter on the shared base."""
 
     def score(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         assert roles.reward_head is not None
         with roles.use(REWARD), autocast():
-            hidden = roles.base.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
-        scores = apply_head(roles.reward_head, hidden)
-        return scores.gather(1, last_token(input_ids, pad_token_id).to(scores.device).unsqueeze(1)).squeeze(1)
+            return head_score(roles.base.base_model, roles.reward_head, input_ids, mask, pad_token_id)
 
     return score

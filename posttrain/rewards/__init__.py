@@ -1,4 +1,9 @@
-"""Rewards by name: each entry of `reward` (or `probe.rewards`) becomes a function in TRL's signature."""
+"""Rewards by name: each entry of `reward` (or `probe.rewards`) becomes a function in TRL's signature.
+
+`function` may name a class as well, which is built with `args` once. Its class methods `check(args, key)` and
+`reach(args, key)`, where it has them, say what is wrong before it is: the first reads files at most, the second may
+read models' configs and ask endpoints.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from posttrain.config import RewardConfig
+from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from posttrain.generate import Drawn
 
 RewardFunction = Callable[..., list[float | None]]
+MODEL_ARGS = ("batch_size", "max_length", "dtype", "scale", "length_penalty", "calibration")
 
 
 def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
@@ -39,16 +46,72 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
                 continue
             accepted = inspect.signature(function).parameters
             takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-            errors += [
+            unknown = [
                 f"{key}.args.{argument}: {entry.function} takes {', '.join(n for n in accepted if n != 'completions')}"
                 for argument in entry.args
                 # A reward function takes **columns, so a misspelt option would vanish among them.
                 if argument not in accepted and (not takes_any or entry.function.startswith("posttrain."))
             ]
+            errors += unknown
             if entry.function.startswith("posttrain.rewards.verify."):
                 from posttrain.rewards import verify
 
                 errors += verify.check(entry.function.rpartition(".")[2], entry.args, key)
+            if hasattr(function, "check") and not unknown:
+                errors += function.check(entry.args, f"{key}.args")
+        else:
+            errors += _check_model(entry, key)
+    return errors
+
+
+def lonely(entries: dict[str, RewardConfig], path: str) -> list[str]:
+    """Rewards that compare the completions of one prompt with each other: what to say where each prompt has one."""
+    return [
+        f"{path}.{name}.args.column: without it completions of one prompt are compared with each other, and here each "
+        "prompt has one; name a column with answers to compare with"
+        for name, entry in entries.items()
+        if entry.function is not None and entry.args.get("column") is None and _compares(entry.function)
+    ]
+
+
+def _compares(path: str) -> bool:
+    try:
+        return hasattr(_import(path), "compare")
+    except (ImportError, AttributeError, ValueError):
+        return False  # `check` says so
+
+
+def _check_model(entry: RewardConfig, key: str) -> list[str]:
+    from posttrain.rewards import calibration
+
+    errors = [
+        f"{key}.args.{argument}: a reward model takes {', '.join(MODEL_ARGS)}"
+        for argument in entry.args
+        if argument not in MODEL_ARGS
+    ]
+    return errors + calibration.check(entry.args, f"{key}.args")
+
+
+def reach(entries: dict[str, RewardConfig], path: str) -> list[str]:
+    """What is wrong with models and endpoints of rewards, known without loading weights."""
+    from posttrain import lineage
+    from posttrain.rewards import calibration
+
+    errors = []
+    for name, entry in entries.items():
+        key = f"{path}.{name}"
+        try:
+            if entry.model is not None:
+                lineage.check_model(lineage.source(entry.model, key=f"{key}.model"), f"{key}.model", scores=True)
+                calibration.reach(entry.args, f"{key}.args", entry.model)
+            elif entry.grader is not None:
+                from posttrain.rewards import graders
+
+                graders.reach(entry, key)
+            elif entry.function is not None and hasattr(function := _import(entry.function), "reach"):
+                errors += function.reach(entry.args, f"{key}.args")
+        except PosttrainError as error:
+            errors.append(str(error))
     return errors
 
 
@@ -69,7 +132,9 @@ def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict
             functions[name] = open_grader(name, entry)
         else:
             assert entry.function is not None
-            functions[name] = functools.partial(_import(entry.function), **entry.args)
+            function = _import(entry.function)
+            bound = function(**entry.args) if isinstance(function, type) else functools.partial(function, **entry.args)
+            functions[name] = bound
     return functions
 
 
@@ -98,6 +163,20 @@ def score(
         )
         for name, function in functions.items()
     }
+
+
+def versus(
+    function: Any, rows: list[dict[str, Any]], drawn: list[Drawn], others: list[Drawn]
+) -> tuple[list[float | None], list[float | None]]:
+    """What a judge gives to the completions `drawn` against `others` of the same rows, and to these."""
+    texts = [[answer(row["prompt"], d.text) for row, d in zip(rows, side, strict=True)] for side in (drawn, others)]
+    won = function.compare([row["prompt"] for row in rows], *texts)
+    return won, [None if value is None else 1 - value for value in won]
+
+
+def judged(functions: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of those that are judges, which asked about at least one pair."""
+    return {name: f.counts for name, f in functions.items() if hasattr(f, "compare") and f.counts.pairs}
 
 
 def answer(prompt: Any, text: str) -> Any:

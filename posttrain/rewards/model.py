@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from posttrain import lineage
 from posttrain.errors import PosttrainError
+from posttrain.rewards import calibration as calibrations
 from posttrain.rewards.text import Completion
 from posttrain.tokens import ids as token_ids
 
@@ -20,7 +22,12 @@ class RewardModel:
     non-conversational data would give the model, scores differently from what it was trained on (some -8.4 became
     -5.3), so EOS is appended here as `RewardTrainer` does.
 
-    With `shared` it loads no weights: `share` puts its adapter onto the base of a policy.
+    `scale` is none, zscore or temperature (by the stored calibration), or batch (zero mean, unit variance in each
+    call); `length_penalty` is reward taken off per token of the completion, or "fitted"; `calibration` is the folder
+    that holds it, the run itself by default.
+
+    With `shared` it loads no weights: `share` puts its adapter onto the base of a policy. `beside` is another reward
+    model, an adapter on the same base, onto which this one goes too.
     """
 
     def __init__(
@@ -30,41 +37,53 @@ class RewardModel:
         max_length: int | None = None,
         dtype: str = "auto",
         shared: bool = False,
+        scale: str = "none",
+        length_penalty: float | str | None = None,
+        calibration: str | None = None,
+        beside: RewardModel | None = None,
     ):
-        from transformers import AutoTokenizer
-
-        from posttrain.models import locate
-
-        self.folder = locate(path)
+        self.source = lineage.source(path, key="reward model")
         self.model: Any = None
+        self.adapter: str | None = None
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            self.tokenizer = lineage.tokenizer(self.source)
             if not shared:
-                self.model = _load(path, dtype)
+                self._load(dtype, beside)
         except (OSError, ValueError) as error:
             raise PosttrainError(f"reward model {path}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        if not shared:
-            if self.model.config.num_labels != 1:
-                raise PosttrainError(
-                    f"reward model {path}: has {self.model.config.num_labels} outputs, a reward has one"
-                )
-            self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.batch_size = batch_size
         self.max_length = max_length
+        self.scale, self.length_penalty = scale, length_penalty
+        self.calibration = None
+        if calibrations.needed(scale, length_penalty):
+            self.calibration = calibrations.read(calibration or path, f"reward model {path}")
         self.__name__ = "reward_model"
 
     def share(self, policy: Any, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         """Score with this adapter and head on the base of `policy`, a `PeftModel`; no second base in memory."""
-        self.model = _OnBase(policy, self.folder, self.tokenizer.pad_token_id, autocast)
+        assert self.source.adapter is not None
+        self.model = _OnBase(policy, self.source.adapter, self.tokenizer.pad_token_id, autocast)
 
-    @torch.no_grad()
     def __call__(self, completions: list[Completion], prompts: list[Completion], **columns: Any) -> list[float | None]:
         """One score per completion; `prompts` and `completions` are strings or lists of messages."""
         tokens = [self.ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        scores, lengths = self._scores(tokens), [0] * len(tokens)
+        if self.length_penalty is not None:
+            lengths = [self.length(prompt, whole) for prompt, whole in zip(prompts, tokens, strict=True)]
+        if isinstance(self.length_penalty, (int, float)):
+            scores = calibrations.without_length(scores, lengths, self.length_penalty, 0)
+        if self.calibration is not None:
+            scores = self.calibration.adjust(scores, lengths, self.scale, self.length_penalty)
+        return list(calibrations.standardized(scores) if self.scale == "batch" else scores)
+
+    @torch.no_grad()
+    def _scores(self, tokens: list[list[int]]) -> list[float]:
+        """The model's own score of each sequence of token ids, in batches of similar length."""
+        if self.adapter is not None:  # others on its base may have another token to pad with, too
+            self.model.set_adapter(self.adapter, inference_mode=True)
+            self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        scores: list[float | None] = [None] * len(tokens)
+        scores = [0.0] * len(tokens)
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
             batch = self.tokenizer.pad(
@@ -80,6 +99,21 @@ class RewardModel:
         if isinstance(whole, str) and not whole.endswith(eos):
             whole += eos
         return token_ids(self.tokenizer, whole)[: self.max_length]
+
+    def length(self, prompt: Any, whole: list[int]) -> int:
+        """Tokens of the completion in `whole`: what `ids` gave for it after `prompt`."""
+        return max(len(whole) - len(token_ids(self.tokenizer, prompt, generation=not isinstance(prompt, str))), 0)
+
+    def _load(self, dtype: str, beside: RewardModel | None) -> None:
+        if beside is None:
+            # On the weights it was trained on: their type and quantization decide its scores.
+            self.model = lineage.load(self.source, dtype=None if dtype == "auto" else dtype, scores=True)
+            self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+            return
+        self.model, name = beside.model, f"reward_{len(beside.model.peft_config)}"
+        self.model.load_adapter(self.source.adapter, adapter_name=name)
+        self.model.eval()
+        self.adapter, beside.adapter = name, beside.adapter or "default"
 
 
 class _OnBase:
@@ -101,8 +135,7 @@ class _OnBase:
         from transformers.modeling_outputs import SequenceClassifierOutput
         from trl.trainer.utils import use_adapter
 
-        from posttrain.ppo.forward import apply_head
-        from posttrain.ppo.rewards import last_token
+        from posttrain.ppo.rewards import head_score
         from posttrain.ppo.roles import REWARD
 
         training = self.policy.training
@@ -110,23 +143,7 @@ class _OnBase:
         try:
             with use_adapter(self.policy, REWARD), self.autocast():
                 body = self.policy.get_base_model().base_model
-                hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+                scores = head_score(body, self.head, input_ids, attention_mask, self.pad)
         finally:
             self.policy.train(training)
-        scores = apply_head(self.head, hidden)
-        return SequenceClassifierOutput(logits=scores.gather(1, last_token(input_ids, self.pad).unsqueeze(1)))
-
-
-def _load(path: str, dtype: str) -> Any:
-    from peft import AutoPeftModelForSequenceClassification
-    from transformers import AutoModelForSequenceClassification
-
-    from posttrain import lineage
-
-    origin = lineage.source(path, key="reward model")
-    if origin.run is not None:  # on the weights it was trained on: their type and quantization decide its scores
-        return lineage.load(origin, dtype=None if dtype == "auto" else dtype)
-    auto: Any = AutoPeftModelForSequenceClassification if origin.adapter else AutoModelForSequenceClassification
-    kwargs = {} if origin.adapter else {"use_safetensors": True}
-    model = auto.from_pretrained(origin.adapter or origin.base, num_labels=1, dtype=dtype, **kwargs)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return SequenceClassifierOutput(logits=scores.unsqueeze(1))

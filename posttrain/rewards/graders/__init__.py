@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LIMITS = tuple(field.name for field in fields(Limits))
 ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
+_ASKS = (schema.ScoreModel, schema.LabelModel)
 ARGS = ("execute", *LIMITS, *ASKER, "embeddings")
 
 
@@ -48,7 +49,7 @@ def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
     """What a grader needs that the config, or this machine, does not give."""
     if isinstance(part, schema.Python) and entry.args.get("execute") is not True:
         return [f"python: runs code in a limited subprocess; allow it with {key}.args.execute=true"]
-    if isinstance(part, (schema.ScoreModel, schema.LabelModel)):
+    if isinstance(part, _ASKS):
         if entry.args.get("endpoint") is None and entry.args.get("model") is None:
             return [
                 f"model={part.model}: set where it answers, {key}.args.endpoint=http://HOST/v1, or a model to load "
@@ -75,6 +76,20 @@ def missing_columns(entry: RewardConfig, key: str, columns: Sequence[str]) -> li
         for place, column in schema.columns(schema.read(entry.grader))
         if column not in there
     ]
+
+
+def reach(entry: RewardConfig, key: str) -> None:
+    """Raise `PosttrainError` where a model that a grader asks would not answer."""
+    from posttrain.rewards.asker import open_asker
+
+    assert entry.grader is not None
+    given = {name: entry.args[name] for name in ASKER if name in entry.args}
+    asked = [part for _, part in schema.parts(schema.read(entry.grader)) if isinstance(part, _ASKS)]
+    for model in dict.fromkeys(given.get("model", part.model) for part in asked):
+        try:
+            open_asker(**{**given, "model": model}).reach()
+        except PosttrainError as error:
+            raise PosttrainError(f"{key}.args: {error}") from error
 
 
 class Grader:

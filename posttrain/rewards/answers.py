@@ -1,0 +1,98 @@
+"""Answers of a language model, kept on disk by everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+
+Conversation = list[dict[str, Any]]
+SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 512}
+
+
+class Asker:
+    """Answers conversations, from the cache where it can. `name` says who answers; `asked` and `cached` count."""
+
+    def __init__(self, name: str, cache: bool = True):
+        self.name = name
+        self.asked = self.cached = 0
+        self._cache = cache
+
+    def ask(self, conversations: Sequence[Conversation], **sampling: Any) -> list[str]:
+        """The answer to each conversation (messages with role and content), in their order; equal ones are asked once.
+
+        `sampling` are options of the chat completions protocol, by default greedy and at most 512 tokens; None leaves
+        one out. With a temperature, too, the same question gets the same kept answer: vary `seed` for another.
+        Raises `PosttrainError` where no answer can be had.
+        """
+        options = {name: value for name, value in {**SAMPLING, **sampling}.items() if value is not None}
+        keys = [self._key(conversation, options) for conversation in conversations]
+        answers = {key: answer for key in dict.fromkeys(keys) if (answer := self._kept(key)) is not None}
+        missing = {key: c for key, c in zip(keys, conversations, strict=True) if key not in answers}
+        self.cached += sum(key in answers for key in keys)
+        self.asked += len(missing)
+        if missing:
+            names = list(missing)
+
+            def keep(index: int, answer: str) -> None:
+                answers[names[index]] = answer
+                self._keep(names[index], answer)
+
+            self._fresh(list(missing.values()), options, keep)
+        return [answers[key] for key in keys]
+
+    def reach(self) -> None:
+        """Raise `PosttrainError` where it is plain beforehand that nobody would answer; no weights are loaded."""
+        raise NotImplementedError
+
+    def _fresh(
+        self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
+    ) -> None:
+        """Ask, and give each answer to `keep` as it comes, so that what was answered before a failure is kept."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on beside the question."""
+        raise NotImplementedError
+
+    def _key(self, conversation: Conversation, sampling: dict[str, Any]) -> str:
+        asked = {**self.identity, "messages": conversation, "sampling": sampling}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _kept(self, key: str) -> str | None:
+        if not self._cache:
+            return None
+        try:
+            return str(json.loads(_file(key).read_text(encoding="utf-8"))["answer"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # not there, or cut short by a full disk
+
+    def _keep(self, key: str, answer: str) -> None:
+        if not self._cache:
+            return
+        file = _file(key)
+        # Other processes and threads may write the same answer: each through a file of its own.
+        half = file.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            half.write_text(json.dumps({"answer": answer}, ensure_ascii=False), encoding="utf-8")
+            os.replace(half, file)
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            raise PosttrainError(
+                f"{file.parent}: an answer cannot be kept ({error.strerror}); set POSTTRAIN_CACHE to a folder that can "
+                "be written, or cache=false"
+            ) from error
+
+
+def _file(key: str) -> Path:
+    from posttrain.assets import cache_dir
+
+    return cache_dir() / "answers" / key[:2] / f"{key}.json"

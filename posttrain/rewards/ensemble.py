@@ -1,0 +1,149 @@
+"""Several reward models as one: what fools one of them need not fool the others.
+
+An ensemble whose members disagree about an answer says that the answer is far from what they were trained on; a reward
+that counts the lowest, or takes off the disagreement, is harder to exploit (Coste et al. 2023, "Reward Model Ensembles
+Help Mitigate Overoptimization", arXiv:2310.02743: worst-case and uncertainty-weighted optimization).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import PosttrainError
+from posttrain.rewards import calibration as calibrations
+
+if TYPE_CHECKING:
+    from posttrain.lineage import Source
+    from posttrain.rewards.model import RewardModel
+    from posttrain.rewards.text import Completion
+
+COMBINE = ("mean", "min", "mean_minus_std")
+
+
+class Ensemble:
+    """The combined score of `models` (runs of reward models, or hub ids; named, so that pipelines can put them in).
+
+    `combine` is mean, min or mean_minus_std.
+
+    `mean_minus_std` is the mean less `k` population standard deviations over the members. `scale` and `length_penalty`
+    are applied to each member before; see `RewardModel`. Each reads its own calibration, or that in `calibration`,
+    which names folders as `models` does. Adapters on one base share it.
+    """
+
+    def __init__(
+        self,
+        models: list[str] | dict[str, str],
+        combine: str = "mean",
+        k: float = 1.0,
+        scale: str = "none",
+        length_penalty: float | str | None = None,
+        calibration: list[str | None] | dict[str, str | None] | None = None,
+        batch_size: int = 16,
+        max_length: int | None = None,
+        dtype: str = "auto",
+    ):
+        from posttrain import lineage
+        from posttrain.rewards.model import RewardModel
+
+        self.combine, self.k = combine, k
+        self.members: list[RewardModel] = []
+        bases: dict[Any, RewardModel] = {}
+        for path, stored in zip(paths(models), folders(models, calibration), strict=True):
+            origin = lineage.source(path, key="reward model")
+            key = base_of(origin)
+            member = RewardModel(
+                path,
+                batch_size,
+                max_length,
+                dtype,
+                scale=scale,
+                length_penalty=length_penalty,
+                calibration=stored,
+                beside=bases.get(key) if origin.adapter else None,
+            )
+            if origin.adapter:
+                bases.setdefault(key, member)
+            self.members.append(member)
+        self.__name__ = "ensemble"
+
+    def __call__(
+        self, completions: list[Completion], prompts: list[Completion], log_metric: Any = None, **columns: Any
+    ) -> list[float | None]:
+        """One score per completion; the mean disagreement is logged where the trainer takes it."""
+        each = [member(completions=completions, prompts=prompts) for member in self.members]
+        rows = [[score for score in row if score is not None] for row in zip(*each, strict=True)]
+        if log_metric is not None and rows:
+            log_metric("ensemble/std", fmean(pstdev(row) for row in rows))
+        return [combined(row, self.combine, self.k) for row in rows]
+
+    @classmethod
+    def check(cls, args: dict[str, Any], key: str) -> list[str]:
+        """Everything wrong with the args that can be known without reading a model's config."""
+        errors, models = [], paths(args.get("models"))
+        if len(models) < 2 or not all(isinstance(model, str) for model in models):
+            return [f"{key}.models={args.get('models')}: expected at least two runs or hub ids, [RUN,RUN]"]
+        if twice := sorted({model for model in models if models.count(model) > 1}):
+            errors.append(f"{key}.models: {twice[0]} stands there twice, and would count twice")
+        if (combine := args.get("combine", "mean")) not in COMBINE:
+            errors.append(f"{key}.combine={combine}: choose from {', '.join(COMBINE)}")
+        k = args.get("k", 1.0)
+        if not isinstance(k, (int, float)) or isinstance(k, bool) or k < 0:
+            errors.append(f"{key}.k={k}: expected a number of at least 0")
+        stored = args.get("calibration")
+        if stored is not None and (type(stored), len(stored)) != (type(args["models"]), len(models)):
+            errors.append(f"{key}.calibration={stored}: expected a folder, or null, for each of models, in its form")
+        return errors + calibrations.check(args, key)
+
+    @classmethod
+    def reach(cls, args: dict[str, Any], key: str) -> list[str]:
+        """What is wrong with the members, from their configs: no weights are loaded."""
+        from posttrain import lineage
+
+        errors, sources = [], []
+        for model, stored in zip(paths(args["models"]), folders(args["models"], args.get("calibration")), strict=True):
+            try:
+                sources.append(lineage.source(model, key=f"{key}.models"))
+                lineage.check_model(sources[-1], f"{key}.models", scores=True)
+                calibrations.reach({**args, "calibration": stored}, key, model)
+            except PosttrainError as error:
+                errors.append(str(error))
+        bases = {trained_on(origin) for origin in sources}
+        if not errors and len(bases) > 1 and args.get("scale", "none") == "none":
+            errors.append(
+                f"{key}.models: trained on different bases ({', '.join(sorted(bases))}), their scores have different "
+                f"units; set {key}.scale=zscore (after job=evaluate of each), or batch"
+            )
+        return errors
+
+
+def paths(models: Any) -> list[Any]:
+    """The members of a list, or of a mapping by name."""
+    return list(models.values()) if isinstance(models, dict) else models if isinstance(models, list) else []
+
+
+def folders(models: Any, calibration: Any) -> list[str | None]:
+    """The calibration that is named for each member, in the order of `models`."""
+    if isinstance(models, dict):
+        return [(calibration or {}).get(name) for name in models]
+    return list(calibration) if calibration else [None] * len(models)
+
+
+def trained_on(origin: Source) -> str:
+    """The model that training began with, as far as it is known."""
+    return str((origin.record.get("model") or {}).get("path") or origin.base)
+
+
+def base_of(origin: Source) -> tuple[Any, ...]:
+    """Adapters with equal ones can lie on the same weights in memory."""
+    from posttrain import lineage
+
+    return lineage.place(origin), str(origin.quantization), origin.dtype
+
+
+def combined(scores: Sequence[float], combine: str, k: float) -> float:
+    """The score of one completion from those of the members."""
+    if combine == "min":
+        return min(scores)
+    return fmean(scores) - (k * pstdev(scores) if combine == "mean_minus_std" else 0.0)
