@@ -423,6 +423,14 @@ def test_grpo_with_a_grader(train, write):
     assert json.loads((run.graders / "reward.g.json").read_text()) == grader
 
 
+def test_an_endpoint_that_does_not_answer_is_said_before_weights_load(write):
+    entry = RewardConfig(grader=write(SCORE), args={"endpoint": "http://127.0.0.1:9/v1", "retries": 0})
+    assert rewards.check({"g": entry}, "reward") == []
+    errors = rewards.reach({"g": entry}, "reward")
+    assert len(errors) == 1
+    assert errors[0].startswith("reward.g.args: endpoint=http://127.0.0.1:9/v1: cannot be reached")
+
+
 def test_another_grader_is_another_run(write):
     from posttrain.rundir import digest
 
