@@ -20,7 +20,7 @@ from posttrain.errors import PosttrainError
 
 # Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
 OPEN = (
-    *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns"),
+    *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns", "data.args"),
     *("reward", "probe.rewards", "stages", "common"),
 )
 PACKAGE = Path(__file__).parent
@@ -73,6 +73,7 @@ class DataConfig:
     """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it.
 
     `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
+    `path` may also be `reasoning_gym:TASK`, whose options are `args`.
     `min_score` leaves rows of `path` out whose column `score` is lower. `path` may be a finished run of job=sample.
     """
 
@@ -84,6 +85,7 @@ class DataConfig:
     eval_split: str | None = None
     eval_size: float = 0.05
     columns: dict[str, str] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
     conversational: bool = False
     min_score: float | None = None
     max_train_rows: int | None = None
@@ -92,13 +94,15 @@ class DataConfig:
 
 @dataclass
 class RewardConfig:
-    """One reward: `package.module.function` (or a class) in TRL's signature, or a reward model (run directory, hub id).
+    """One reward: `package.module.function` (or a class) in TRL's signature, a reward model, or a grader.
 
+    A reward model is a run directory or hub id, a grader a JSON file as OpenAI's API defines them.
     A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets a base of its own.
     """
 
     function: str | None = None
     model: str | None = None
+    grader: str | None = None
     weight: float = 1.0
     shared: bool = True
     args: dict[str, Any] = field(default_factory=dict)

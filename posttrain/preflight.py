@@ -226,19 +226,10 @@ def prepare(run: Run, output_dir: Path) -> Plan:
 def _check_columns(run: Run, data: Data) -> None:
     available = data.train.column_names
     probed = data.prompts.column_names if data.prompts else available
-    errors = missing_columns(run.reward, "reward", available)
-    errors += missing_columns(run.probe.rewards, "probe.rewards", probed)
+    errors = rewards.missing_columns(run.reward, "reward", available)
+    errors += rewards.missing_columns(run.probe.rewards, "probe.rewards", probed)
     if errors:
         raise PosttrainError("\n".join(errors))
-
-
-def missing_columns(entries: dict[str, Any], path: str, columns: list[str]) -> list[str]:
-    """Built-in rewards name the column they read: what to say before any work when it is not there."""
-    return [
-        f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(columns))}"
-        for name, entry in entries.items()
-        if (column := entry.args.get("column") or rewards.default_column(entry)) and column not in columns
-    ]
 
 
 def _check_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> None:

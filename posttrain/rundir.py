@@ -4,7 +4,7 @@
     run.json        what it is, from what        checkpoints/    Transformers checkpoints
     samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
     prompts.jsonl   held-out prompts             export/, merged/  what posttrain.export made of it
-                                                 base/  merged, for runs that put a new adapter on top
+    graders/        copies of the rewards'       base/  merged, for runs that put a new adapter on top
 
 A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
 scores.jsonl. That of a reward model leaves calibration.json, in itself and beside the model.
@@ -44,7 +44,7 @@ CALIBRATION = "calibration.json"
 # Settings that change where things go or what is shown, never what is trained.
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
 # Arguments of rewards that name files, runs or models.
-REWARD_ARGS = ("model", "models", "template")
+REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
 # Settings that a job does not read.
 OTHER_JOBS = {
     "train": ("sample", "evaluate"),
@@ -65,6 +65,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.prompts = path / "prompts.jsonl"
+        self.graders = path / "graders"
         self.curves = path / "curves.png"
         self._lock = FileLock(path / ".lock")
 
@@ -130,7 +131,14 @@ class RunDirectory:
         write_json(self.path / "run.json", record)
 
     def write_config(self, run: Run) -> None:
+        """The composed config, and a copy of each grader it names."""
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(run))))
+        for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
+            for name, entry in entries.items():
+                if entry.grader:
+                    self.graders.mkdir(exist_ok=True)
+                    text = Path(os.path.expanduser(entry.grader)).read_text(encoding="utf-8")
+                    write_atomic(self.graders / f"{path}.{name}.json", text)
 
     def write_prompts(self, data: Data, count: int = 32) -> None:
         """Keep the first held-out prompts, of pairs with the better answer, to compare models on later."""
@@ -214,7 +222,7 @@ def digest(run: Run) -> str:
     probed = settings["probe"]["rewards"] if "probe" in settings else {}
     places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
     rewards = (*settings["reward"].values(), *probed.values())
-    places += [(entry, ("model",)) for entry in rewards]
+    places += [(entry, ("model", "grader")) for entry in rewards]
     for entry in rewards:
         entry["args"] = {**entry["args"], **_calibration(entry)}
         entry["source"] = entry["function"] and _source(entry["function"])

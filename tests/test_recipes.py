@@ -68,14 +68,27 @@ def test_recipe_trains_on_its_own_data(train, name: str):
 GROUPS = sorted((config.ROOT / "conf").glob("*/*.yaml"))
 
 
+# What some rewards cannot do without.
+REQUIRED = {
+    "rm": "reward.rm.model=acme/reward",
+    "grader": "reward.grader.grader=grader.json",
+    "json_schema": "reward.json_schema.args.schema=schema.json",
+    "unit_tests": "reward.unit_tests.args.execute=true",
+}
+
+
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
-def test_every_group_option_composes(path: Path):
+def test_every_group_option_composes(path: Path, tmp_path: Path):
+    (tmp_path / "grader.json").write_text(
+        '{"type": "string_check", "operation": "like", "input": "{{ sample.output_text }}", "reference": "yes"}'
+    )
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
     choices = {"trainer": "sft", "model": "tiny", "data": "squad", path.parent.name: path.stem}
     overrides = [f"{group}={choice}" for group, choice in choices.items()]
     if choices["trainer"] in ("grpo", "rloo", "ppo"):
         overrides.append("reward=length")
     if choices["trainer"] == "ppo":
         overrides.append("peft=lora")
-    if path.stem == "rm":
-        overrides.append("reward.rm.model=acme/reward")
+    if path.stem in REQUIRED:
+        overrides.append(REQUIRED[path.stem])
     preflight.check(compose(*overrides)[0])

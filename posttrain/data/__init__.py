@@ -242,6 +242,10 @@ def _load_split(config: DataConfig, path: str, split: str, key: str) -> Dataset:
         from posttrain.data import squad
 
         return _pick(squad.load(), split, key, path)
+    if path.startswith("reasoning_gym:"):
+        from posttrain.data import gym
+
+        return _pick(gym.load(path, config.args), split, key, path)
     local = Path(os.path.expanduser(path))
     try:
         if local.is_file():

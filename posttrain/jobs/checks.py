@@ -74,10 +74,8 @@ def _evaluate(evaluate: EvaluateConfig, run: Run) -> list[str]:
     if online and not (run.probe.prompts or run.probe.greedy_prompts):
         errors.append("probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts")
     for name in run.reward.keys() & run.probe.rewards.keys():
-        if (one := run.reward[name]) != (other := run.probe.rewards[name]) and (one.function, one.model) != (
-            other.function,
-            other.model,
-        ):
+        one, other = run.reward[name], run.probe.rewards[name]
+        if (one.function, one.model, one.grader) != (other.function, other.model, other.grader):
             errors.append(f"probe.rewards.{name}: is not reward.{name}; give it another name")
     if not 0 < evaluate.confidence < 1:
         errors.append(f"evaluate.confidence={evaluate.confidence:g}: expected between 0 and 1, such as 0.95")

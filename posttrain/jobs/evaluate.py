@@ -75,7 +75,7 @@ class Said:
 
 def prepare(run: Run) -> Plan:
     """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
-    from posttrain import preflight, rewards
+    from posttrain import rewards
     from posttrain.data import load_held_out
 
     kind = run.trainer.kind
@@ -87,8 +87,8 @@ def prepare(run: Run) -> Plan:
             if count:
                 prompts[name] = list(data.prompts.select(range(min(count, len(data.prompts)))))
         columns = data.prompts.column_names
-        errors = preflight.missing_columns(run.reward, "reward", columns)
-        errors += preflight.missing_columns(run.probe.rewards, "probe.rewards", columns)
+        errors = rewards.missing_columns(run.reward, "reward", columns)
+        errors += rewards.missing_columns(run.probe.rewards, "probe.rewards", columns)
         if prompts:
             errors += rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards")
         if errors:

@@ -54,7 +54,7 @@ class Plan:
 
 def prepare(run: Run) -> Plan:
     """Find model, tokenizer and prompts; raises `PosttrainError` for what does not fit together."""
-    from posttrain import lineage, models, preflight, rewards
+    from posttrain import lineage, models, rewards
     from posttrain.data import load_prompts
     from posttrain.generate import encode_prompts
     from posttrain.jobs import common
@@ -67,7 +67,7 @@ def prepare(run: Run) -> Plan:
     if run.sample.prompts is not None:
         prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
     models.check_template(tokenizer, prompts[0], run.model)
-    errors = preflight.missing_columns(run.reward, "reward", prompts.column_names)
+    errors = rewards.missing_columns(run.reward, "reward", prompts.column_names)
     if errors := errors + rewards.reach(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts)

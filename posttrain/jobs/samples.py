@@ -172,7 +172,7 @@ def write_card(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "train.parquet"}]}],
     )
     judged = "".join(
-        f"\n- Reward `{name}`: `{entry.function or entry.model}`, weight {entry.weight:g}"
+        f"\n- Reward `{name}`: `{entry.function or entry.model or entry.grader}`, weight {entry.weight:g}"
         for name, entry in run.reward.items()
     )
     table = "\n".join(f"| {TITLES.get(name, name)} | {value:.4g} |" for name, value in figures.items())

@@ -30,8 +30,14 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
     errors = []
     for name, entry in entries.items():
         key = f"{path}.{name}"
-        if (entry.function is None) == (entry.model is None):
-            errors.append(f"{key}: give either function=package.module.function or model=RUN_OR_HUB_ID")
+        if sum(given is not None for given in (entry.function, entry.model, entry.grader)) != 1:
+            errors.append(
+                f"{key}: give one of function=package.module.function, model=RUN_OR_HUB_ID or grader=FILE.json"
+            )
+        elif entry.grader is not None:
+            from posttrain.rewards import graders
+
+            errors += graders.check(entry, key)
         elif entry.function is not None:
             try:
                 function = _import(entry.function)
@@ -47,6 +53,10 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
                 if argument not in accepted and (not takes_any or entry.function.startswith("posttrain."))
             ]
             errors += unknown
+            if entry.function.startswith("posttrain.rewards.verify."):
+                from posttrain.rewards import verify
+
+                errors += verify.check(entry.function.rpartition(".")[2], entry.args, key)
             if hasattr(function, "check") and not unknown:
                 errors += function.check(entry.args, f"{key}.args")
         else:
@@ -94,6 +104,10 @@ def reach(entries: dict[str, RewardConfig], path: str) -> list[str]:
             if entry.model is not None:
                 lineage.check_model(lineage.source(entry.model, key=f"{key}.model"), f"{key}.model", scores=True)
                 calibration.reach(entry.args, f"{key}.args", entry.model)
+            elif entry.grader is not None:
+                from posttrain.rewards import graders
+
+                graders.reach(entry, key)
             elif entry.function is not None and hasattr(function := _import(entry.function), "reach"):
                 errors += function.reach(entry.args, f"{key}.args")
         except PosttrainError as error:
@@ -112,6 +126,10 @@ def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict
             from posttrain.rewards.model import RewardModel
 
             functions[name] = RewardModel(entry.model, shared=name == shared, **entry.args)
+        elif entry.grader is not None:
+            from posttrain.rewards.graders import open_grader
+
+            functions[name] = open_grader(name, entry)
         else:
             assert entry.function is not None
             function = _import(entry.function)
@@ -176,6 +194,19 @@ def total(scores: Mapping[str, float | None], entries: Mapping[str, RewardConfig
 def applies(value: float | None) -> TypeGuard[float]:
     """Whether a reward is a number: None and NaN mean that it does not apply."""
     return value is not None and not math.isnan(value)
+
+
+def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: list[str]) -> list[str]:
+    """Rewards that name the data columns they read: what to say before any work when one is not there."""
+    errors = []
+    for name, entry in entries.items():
+        if entry.grader is not None:
+            from posttrain.rewards import graders
+
+            errors += graders.missing_columns(entry, f"{path}.{name}", columns)
+        elif (column := entry.args.get("column") or default_column(entry)) and column not in columns:
+            errors.append(f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(columns))}")
+    return errors
 
 
 def default_column(entry: RewardConfig) -> str | None:

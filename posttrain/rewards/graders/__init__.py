@@ -1,0 +1,243 @@
+"""OpenAI's graders, run here, as rewards: `reward.NAME.grader=grader.json` (docs/graders.md)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import RewardConfig, main_process
+from posttrain.console import tell
+from posttrain.errors import PosttrainError
+from posttrain.rewards.graders import formula, schema, similarity, template
+from posttrain.rewards.graders.schema import Node, Single
+from posttrain.rewards.graders.wrong import Wrong
+from posttrain.rewards.text import NOT_COLUMNS, Completion, text_of
+from posttrain.sandbox import Limits
+
+if TYPE_CHECKING:
+    from posttrain.rewards.asker import Asker
+    from posttrain.rewards.graders.embed import Embed
+
+LIMITS = tuple(field.name for field in fields(Limits))
+ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
+_ASKS = (schema.ScoreModel, schema.LabelModel)
+ARGS = ("execute", *LIMITS, *ASKER, "embeddings")
+
+
+def check(entry: RewardConfig, key: str) -> list[str]:
+    """Everything wrong with `reward.NAME.grader` and its args that can be known without data or models."""
+    assert entry.grader is not None
+    start = f"{key}.grader={entry.grader}"
+    errors = [f"{key}.args.{name}: a grader takes {', '.join(ARGS)}" for name in entry.args if name not in ARGS]
+    if (endpoint := entry.args.get("endpoint")) is not None:
+        from posttrain.rewards.asker import check_endpoint
+
+        errors += [f"{key}.args.endpoint={endpoint}: {wrong}"] if (wrong := check_endpoint(endpoint)) else []
+    try:
+        node = schema.read(entry.grader)
+    except Wrong as bad:
+        return errors + [f"{start}: {place}: {what}" if place else f"{start}: {what}" for place, what in bad.found]
+    for place, part in schema.parts(node):
+        errors += [f"{start}: {f'{place}: ' if place else ''}{what}" for what in _lacks(part, entry, key)]
+    return errors
+
+
+def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
+    """What a grader needs that the config, or this machine, does not give."""
+    if isinstance(part, schema.Python) and entry.args.get("execute") is not True:
+        return [f"python: runs code in a limited subprocess; allow it with {key}.args.execute=true"]
+    if isinstance(part, _ASKS):
+        if entry.args.get("endpoint") is None and entry.args.get("model") is None:
+            return [
+                f"model={part.model}: set where it answers, {key}.args.endpoint=http://HOST/v1, or a model to load "
+                f"here instead, {key}.args.model=RUN_OR_HUB_ID"
+            ]
+        return []
+    if isinstance(part, schema.TextSimilarity):
+        if part.evaluation_metric == "cosine" and not entry.args.get("embeddings"):
+            return [
+                f"evaluation_metric=cosine: set the model whose embeddings are compared, {key}.args.embeddings=MODEL, "
+                f"which is loaded here, or with {key}.args.endpoint=http://HOST/v1 asked there"
+            ]
+        lacking = similarity.missing(part.evaluation_metric)
+        return [f"evaluation_metric={part.evaluation_metric}: {lacking}"] if lacking else []
+    return []
+
+
+def missing_columns(entry: RewardConfig, key: str, columns: Sequence[str]) -> list[str]:
+    """Templates that read a column the data does not have."""
+    assert entry.grader is not None
+    there = {*columns, "prompt"}
+    return [
+        f"{key}.grader={entry.grader}: {place}: reads item.{column}, and the data has {', '.join(sorted(columns))}"
+        for place, column in schema.columns(schema.read(entry.grader))
+        if column not in there
+    ]
+
+
+def reach(entry: RewardConfig, key: str) -> None:
+    """Raise `PosttrainError` where a model that a grader asks would not answer."""
+    from posttrain.rewards.asker import open_asker
+
+    assert entry.grader is not None
+    given = {name: entry.args[name] for name in ASKER if name in entry.args}
+    asked = [part for _, part in schema.parts(schema.read(entry.grader)) if isinstance(part, _ASKS)]
+    for model in dict.fromkeys(given.get("model", part.model) for part in asked):
+        try:
+            open_asker(**{**given, "model": model}).reach()
+        except PosttrainError as error:
+            raise PosttrainError(f"{key}.args: {error}") from error
+
+
+class Grader:
+    """A grader as a TRL reward function.
+
+    A row gets None, which leaves it out, where its own data lacks a value that a template names, or where a model gave
+    no score. It gets 0 where its completion lacks one (`sample.output_json` of what is not JSON), or where
+    code fails on it. The first failure of each kind is printed.
+    """
+
+    def __init__(self, name: str, node: Node, args: dict[str, Any]):
+        self.__name__ = self.name = name
+        self.node = node
+        self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
+        self.answering = {key: args[key] for key in ASKER if key in args}
+        self.embedding: dict[str, Any] = {"model": args.get("embeddings")}
+        self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
+        self._askers: dict[str, Asker] = {}
+        self._embed: Embed | None = None
+        self._said: Counter[str] = Counter()
+
+    def __call__(self, completions: list[Completion], prompts: Any = None, **columns: Any) -> list[float | None]:
+        """One score per completion; `item` is the row's columns and its prompt."""
+        rows: list[dict[str, Any]] = []
+        names = [name for name in columns if name not in NOT_COLUMNS]
+        for n, completion in enumerate(completions):
+            item = {name: columns[name][n] for name in names}
+            if prompts is not None:
+                item["prompt"] = prompts[n]
+            rows.append({"item": item, "sample": template.sample(text_of(completion))})
+        return self._multi(self.node, rows) if isinstance(self.node, schema.Multi) else self._single(self.node, rows)
+
+    def _multi(self, node: schema.Multi, rows: list[dict[str, Any]]) -> list[float | None]:
+        by_name = {name: self._single(part, rows, f"graders.{name}") for name, part in node.graders.items()}
+        return [self._combined(node, {name: scores[n] for name, scores in by_name.items()}) for n in range(len(rows))]
+
+    def _combined(self, node: schema.Multi, scores: dict[str, float | None]) -> float | None:
+        known = {name: value for name, value in scores.items() if value is not None}
+        if len(known) < len(scores):
+            return None
+        try:
+            return formula.evaluate(node.formula, known)
+        except (ArithmeticError, ValueError) as error:
+            return self._failed("calculate_output", f"{error}, for {known}", None)
+
+    def _single(self, part: Single, rows: list[dict[str, Any]], place: str = "") -> list[float | None]:
+        place = place or part.type
+        if isinstance(part, schema.Python):
+            return self._executed(part, rows, place)
+        # Rows whose templates cannot be filled are settled before anything is asked or computed.
+        scores: list[float | None] = [None] * len(rows)
+        filled = []
+        for n, row in enumerate(rows):
+            try:
+                texts = [template.parse(text).render(row) for text in schema.templates(part).values()]
+            except template.Absent as absent:
+                scores[n] = 0.0 if absent.of == "sample" else None
+            else:
+                filled.append((n, texts))
+        values: Sequence[float | None]
+        if isinstance(part, (schema.StringCheck, schema.TextSimilarity)):
+            values = self._compared(part, [(text, reference) for _, (text, reference) in filled])
+        else:
+            values = self._judged(part, [rows[n] for n, _ in filled], place)
+        for (n, _), value in zip(filled, values, strict=True):
+            scores[n] = value
+        return scores
+
+    def _compared(self, part: schema.StringCheck | schema.TextSimilarity, pairs: list[tuple[str, str]]) -> list[float]:
+        if isinstance(part, schema.StringCheck):
+            return [float(_CHECKS[part.operation](text, reference)) for text, reference in pairs]
+        if part.evaluation_metric != "cosine":
+            return [similarity.similarity(part.evaluation_metric, text, reference) for text, reference in pairs]
+        from posttrain.rewards.graders import embed
+
+        if self._embed is None:
+            self._embed = embed.open_embedder(**self.embedding)
+        return embed.cosines(self._embed, pairs)
+
+    def _executed(self, part: schema.Python, rows: list[dict[str, Any]], place: str) -> list[float | None]:
+        from posttrain import sandbox
+
+        scores: list[float | None] = []
+        for outcome in sandbox.run_all(
+            [(part.source, "grade", [row["sample"], row["item"]]) for row in rows], self.limits
+        ):
+            if outcome.error is not None:
+                scores.append(self._failed(place, outcome.error, 0.0))
+            elif (value := _number(outcome.value)) is None:
+                scores.append(self._failed(place, f"grade returned {str(outcome.value)[:60]!r}, no number", 0.0))
+            else:
+                scores.append(value)
+        return scores
+
+    def _judged(
+        self, part: schema.ScoreModel | schema.LabelModel, rows: list[dict[str, Any]], place: str
+    ) -> list[float | None]:
+        from posttrain.rewards.asker import open_asker
+        from posttrain.rewards.graders import judged
+
+        model = self.answering.get("model", part.model)
+        if model not in self._askers:
+            self._askers[model] = open_asker(**{**self.answering, "model": model})
+        scores: list[float | None] = []
+        for answer in judged.ask(part, rows, self._askers[model]):
+            value: float | None
+            if isinstance(part, schema.ScoreModel):
+                value = judged.score(part, answer)
+            else:
+                chosen = judged.label(part, answer)
+                value = None if chosen is None else float(chosen in part.passing_labels)
+            what = "score" if isinstance(part, schema.ScoreModel) else "label"
+            scores.append(self._failed(place, f"no {what} in {answer[:80]!r}", None) if value is None else value)
+        return scores
+
+    def _failed(self, place: str, why: str, score: float | None) -> float | None:
+        self._said[place] += 1
+        if self._said[place] == 1 and main_process():
+            given = "left out" if score is None else f"scored {score:g}"
+            tell(f"Grader {self.name}: {place}: {why}; {given}, as every further one will be")
+        return score
+
+
+def open_grader(name: str, entry: RewardConfig) -> Grader:
+    """The grader of a reward entry; raises `PosttrainError` for what `check` finds."""
+    assert entry.grader is not None
+    if errors := check(entry, f"reward.{name}"):
+        raise PosttrainError("\n".join(errors))
+    node = schema.read(entry.grader)
+    if any(isinstance(part, schema.Python) for _, part in schema.parts(node)):
+        from posttrain import sandbox
+
+        if (refused := sandbox.walls()) is not None:
+            tell(f"reward.{name}: {refused}")
+    return Grader(name, node, entry.args)
+
+
+_CHECKS: dict[str, Callable[[str, str], bool]] = {
+    "eq": lambda text, reference: text == reference,
+    "ne": lambda text, reference: text != reference,
+    "like": lambda text, reference: reference in text,
+    "ilike": lambda text, reference: reference.casefold() in text.casefold(),
+}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,89 @@
+"""Cosine similarity of embeddings, by an OpenAI-compatible endpoint or an encoder loaded here."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+from posttrain.errors import PosttrainError
+
+Embed = Callable[[list[str]], list[list[float]]]
+BATCH = 32
+
+
+def open_embedder(
+    model: str, endpoint: str | None = None, key_env: str = "OPENAI_API_KEY", timeout: float = 120.0
+) -> Embed:
+    """A function from texts to vectors: of `model` at the base URL `endpoint`, or of that folder or hub id."""
+    return _served(model, endpoint, key_env, timeout) if endpoint else _local(model)
+
+
+def cosines(embed: Embed, pairs: list[tuple[str, str]]) -> list[float]:
+    """The cosine of each pair's embeddings, in [-1, 1]; equal texts are embedded once."""
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    vectors: dict[str, list[float]] = {}
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        vectors |= dict(zip(part, embed(part), strict=True))
+    return [_cosine(vectors[first], vectors[second]) for first, second in pairs]
+
+
+def _cosine(first: list[float], second: list[float]) -> float:
+    lengths = math.hypot(*first) * math.hypot(*second)
+    return sum(a * b for a, b in zip(first, second, strict=True)) / lengths if lengths else 0.0
+
+
+def _served(model: str, endpoint: str, key_env: str, timeout: float) -> Embed:
+    import httpx2
+
+    url = f"{endpoint.rstrip('/')}/embeddings"
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        key = os.environ.get(key_env)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            # An endpoint takes no empty text.
+            body = {"model": model, "input": [text or " " for text in texts]}
+            response = httpx2.post(url, json=body, headers=headers, timeout=timeout)
+            response.raise_for_status()
+            rows = sorted(response.json()["data"], key=lambda row: row["index"])
+            return [row["embedding"] for row in rows]
+        except httpx2.HTTPStatusError as error:
+            raise PosttrainError(
+                f"endpoint={endpoint}: {error.response.status_code} for embeddings of {model}"
+            ) from None
+        except httpx2.HTTPError as error:
+            raise PosttrainError(f"endpoint={endpoint}: cannot be reached ({error})") from error
+        except (ValueError, KeyError, TypeError):
+            raise PosttrainError(f"endpoint={endpoint}: answered something other than embeddings") from None
+
+    return embed
+
+
+def _local(model: str) -> Embed:
+    """The mean of an encoder's last states over the tokens of a text (Reimers and Gurevych 2019, Sentence-BERT)."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        encoder: Any = AutoModel.from_pretrained(model, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        raise PosttrainError(f"embeddings={model}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # so that no position moves
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        # A text without a token has no mean.
+        shown = [text or " " for text in texts]
+        batch = tokenizer(shown, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
+        with torch.no_grad():
+            states = encoder(**batch).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1)
+        return ((states * mask).sum(1) / mask.sum(1)).tolist()
+
+    return embed

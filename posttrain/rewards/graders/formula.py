@@ -1,0 +1,90 @@
+"""Formulas over the scores of graders, `0.8 * exact + 0.2 * max(close, 0)`: parsed, never executed as code."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+_OPERATORS: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+_SIGNS: dict[type, Any] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+# name -> function and number of arguments, None for one or more
+_FUNCTIONS: dict[str, tuple[Any, int | None]] = {
+    "min": (min, None),
+    "max": (max, None),
+    "abs": (abs, 1),
+    "floor": (math.floor, 1),
+    "ceil": (math.ceil, 1),
+    "exp": (math.exp, 1),
+    "sqrt": (math.sqrt, 1),
+    "log": (math.log, 1),
+}
+
+
+def parse(text: str, names: list[str]) -> ast.expr:
+    """The formula's tree; raises `ValueError` for anything but numbers, `names`, + - * / ^, and known functions."""
+    try:
+        # A power in Python; no operator here is spelt with ^ but that.
+        tree = ast.parse(text.strip().replace("^", "**"), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"is no formula ({getattr(error, 'msg', None) or error})") from None
+    _check(tree, names)
+    return tree
+
+
+def evaluate(tree: ast.expr, values: Mapping[str, float]) -> float:
+    """The formula's number; raises `ArithmeticError` or `ValueError` where it has none, as for log(0)."""
+    result = _value(tree, values)
+    if isinstance(result, complex) or not math.isfinite(result):
+        raise ValueError(f"gives {result}")
+    return float(result)
+
+
+def _check(node: ast.expr, names: list[str]) -> None:
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        _check(node.left, names)
+        _check(node.right, names)
+    elif isinstance(node, ast.UnaryOp) and type(node.op) in _SIGNS:
+        _check(node.operand, names)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        if node.func.id not in _FUNCTIONS:
+            raise ValueError(f"{node.func.id}: {_near(node.func.id, list(_FUNCTIONS), 'functions')}")
+        wanted = _FUNCTIONS[node.func.id][1]
+        if (wanted is not None and len(node.args) != wanted) or not node.args:
+            raise ValueError(f"{node.func.id}: takes {wanted or 'at least 1'}, given {len(node.args)}")
+        for argument in node.args:
+            _check(argument, names)
+    elif isinstance(node, ast.Name):
+        if node.id not in names:
+            raise ValueError(f"{node.id}: {_near(node.id, names, 'graders')}")
+    elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
+        raise ValueError(f"{ast.unparse(node)}: not of a formula; write numbers, + - * / ^, {', '.join(_FUNCTIONS)}")
+
+
+def _near(name: str, known: list[str], what: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"the {what} are {', '.join(known)}"
+
+
+def _value(node: ast.expr, values: Mapping[str, float]) -> Any:
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](_value(node.left, values), _value(node.right, values))
+    if isinstance(node, ast.UnaryOp):
+        return _SIGNS[type(node.op)](_value(node.operand, values))
+    if isinstance(node, ast.Call):
+        assert isinstance(node.func, ast.Name)
+        return _FUNCTIONS[node.func.id][0](*(_value(argument, values) for argument in node.args))
+    if isinstance(node, ast.Name):
+        return float(values[node.id])
+    assert isinstance(node, ast.Constant)
+    # Floats overflow with an error, where integers would grow without end.
+    return float(node.value)  # type: ignore[arg-type]

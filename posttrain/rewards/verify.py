@@ -1,0 +1,166 @@
+"""Rewards that verify: mathematics, JSON schemas, unit tests; signature and None as in `rewards.text`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.rewards.text import Completion, best, references, text_of
+
+NEEDS = {"math_equal": ("math_verify", "math-verify"), "json_schema": ("jsonschema", "jsonschema")}
+_FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+def check(function: str, args: dict[str, Any], key: str) -> list[str]:
+    """Everything wrong with the args of a function here that can be known without data."""
+    module, name = NEEDS.get(function, ("json", "json"))
+    if importlib.util.find_spec(module) is None:
+        return [f"{key}.function: {function} needs {name}; pip install 'posttrain[graders]'"]
+    if function == "unit_tests" and args.get("execute") is not True:
+        return [f"{key}: runs code of completions in a limited subprocess; allow it with {key}.args.execute=true"]
+    if function == "json_schema":
+        if (args.get("schema") is None) == (args.get("column") is None):
+            return [f"{key}.args: give schema=FILE.json, or column=NAME of the column that holds each row's schema"]
+        try:
+            if args.get("schema") is not None:
+                _schema_file(args["schema"])
+        except PosttrainError as error:
+            return [f"{key}.args.schema={args['schema']}: {error}"]
+    return []
+
+
+def math_equal(completions: Sequence[Completion], column: str = "answer", **columns: Any) -> list[float | None]:
+    r"""1.0 where the completion's last result equals the reference mathematically (1/2, 0.5, \frac{1}{2}), else 0.0.
+
+    By math-verify, in LaTeX and plain numbers; of GSM8K's references, what follows the ####. None where the reference
+    is not mathematics. Each reading and comparison may take 3 seconds.
+    """
+    answers = [[a for a in row if _mathematics(a)] for row in references(columns, column)]
+    return best(completions, answers, _equal)
+
+
+def _equal(text: str, reference: str) -> float:
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it tells of every text that takes too long
+    limit = _limit()
+    return float(verify(list(_mathematics(reference)), parse(text, parsing_timeout=limit), timeout_seconds=limit))
+
+
+@cache
+def _mathematics(reference: str) -> tuple[Any, ...]:
+    """math-verify's reading of a reference; empty for none."""
+    from math_verify import parse
+
+    result = reference.split("####")[-1].strip()
+    if not any(mark in result for mark in ("$", "\\(", "\\[", "\\boxed")):
+        result = f"${result}$"  # LaTeX is only looked for between its marks
+    return tuple(parse(result, parsing_timeout=_limit()))
+
+
+def _limit() -> Any:
+    """math-verify ends what takes too long by a signal, which only the main thread gets."""
+    return 3 if threading.current_thread() is threading.main_thread() else None
+
+
+def json_schema(
+    completions: Sequence[Completion], schema: str | None = None, column: str | None = None, **columns: Any
+) -> list[float | None]:
+    """1.0 where the completion as a whole is JSON that its schema accepts, else 0.0; None without a schema.
+
+    The schema (JSON Schema, the draft by its `$schema`) is that of the file `schema`, or each row's own, as JSON text
+    in `column`.
+    """
+    if column is not None:
+        schemas = [row[0] if row else None for row in references(columns, column)]
+        validators = [None if text is None else _validator(text) for text in schemas]
+    else:
+        validators = [_schema_file(str(schema))] * len(completions)
+    return [
+        None if validator is None else float(_valid(validator, text_of(completion)))
+        for completion, validator in zip(completions, validators, strict=True)
+    ]
+
+
+def _valid(validator: Any, text: str) -> bool:
+    try:
+        return bool(validator.is_valid(json.loads(text)))
+    except (ValueError, RecursionError):
+        return False
+
+
+@cache
+def _schema_file(path: str) -> Any:
+    try:
+        return _validator(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PosttrainError(f"cannot be read ({error.strerror})") from None
+
+
+@cache
+def _validator(text: str) -> Any:
+    """Raises `PosttrainError` for what is no JSON schema."""
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        schema = json.loads(text)
+        kind = validator_for(schema)
+        kind.check_schema(schema)
+    except ValueError as error:
+        raise PosttrainError(f"not JSON: {error}") from None
+    except SchemaError as error:
+        where = "".join(f"[{step!r}]" for step in error.path)
+        raise PosttrainError(f"no JSON schema: {where + ': ' if where else ''}{error.message}") from None
+    return kind(schema)
+
+
+def unit_tests(
+    completions: Sequence[Completion],
+    column: str = "tests",
+    entry_point: str | None = None,
+    every: bool = False,
+    execute: bool = False,
+    seconds: float = 10,
+    memory: int = 1 << 30,
+    packages: bool = False,
+    **columns: Any,
+) -> list[float | None]:
+    """The share of a row's tests that the completion's code passes; with `every`, 1.0 for all of them, else 0.0.
+
+    The code is the last ``` block, or all of the text. A test is Python that raises where the code is wrong (an
+    assertion), run after the code in a limited subprocess of its own (`posttrain.sandbox`: `seconds`, `memory` in
+    bytes, `packages`). HumanEval's tests define `check(candidate)`: `entry_point` is the column with the name of the
+    function to give it. None without tests. Raises `PosttrainError` without `execute`.
+    """
+    from posttrain.sandbox import Limits, run_all
+
+    if execute is not True:
+        raise PosttrainError("reward unit_tests: runs code of completions; allow it with execute=true")
+    tests = references(columns, column)
+    names = (
+        [row[0] if row else None for row in references(columns, entry_point)] if entry_point else [None] * len(tests)
+    )
+    calls: list[tuple[str, str, list[Any]]] = []
+    for completion, row, name in zip(completions, tests, names, strict=True):
+        asked = f"\ncheck({name})" if name else ""
+        code = code_of(text_of(completion))
+        calls += [(f"{code}\n\n{test}{asked}\n\ndef passed(): return True", "passed", []) for test in row]
+    outcomes = iter(run_all(calls, Limits(seconds, memory, packages=packages)))
+    shares = [[next(outcomes).value is True for _ in row] for row in tests]
+    return [None if not row else float(all(row)) if every else sum(row) / len(row) for row in shares]
+
+
+def code_of(text: str) -> str:
+    """The last block between ``` marks, closed or not, or all of the text."""
+    blocks = _FENCE.findall(text)
+    return str(blocks[-1]) if blocks else text

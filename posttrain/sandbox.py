@@ -1,0 +1,195 @@
+"""Runs Python code of others in a limited subprocess: a function of some source text on JSON arguments.
+
+    outcome = run("def grade(sample, item): return 1.0", "grade", [{}, {}])
+    outcome.value, outcome.error    # 1.0, None
+
+Guaranteed on Linux, whatever the code does: an empty environment, limits on wall clock, CPU time, memory, size of a
+file and output, and no process of its process group afterwards. With namespaces and Landlock, which most kernels since
+5.13 permit, also: no network, no files but Python's own and an empty folder that is gone afterwards, no process left at
+all. Containers often refuse namespaces: `Outcome.isolation` names what was in force (see `posttrain.jail`), and
+`walls` asks. Code in the same interpreter as what judges it can forge the judgement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+
+JAIL = Path(__file__).with_name("jail.py")
+GRACE = 1.0  # seconds, for the interpreter to start and to tell what went wrong
+WALLS = ("namespaces", "folder", "landlock")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`seconds` of wall clock, and as many of CPU; the rest in bytes. `disk` holds for the folder as a whole.
+
+    `packages` lets the code import what is installed here, beside the standard library.
+    """
+
+    seconds: float = 10
+    memory: int = 1 << 30
+    disk: int = 16 << 20
+    output: int = 1 << 20
+    packages: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The function's value, or `error`: why there is none. `output` is what the code printed."""
+
+    value: Any
+    error: str | None
+    output: str
+    isolation: tuple[str, ...]
+
+
+def run(source: str, function: str, arguments: list[Any], limits: Limits | None = None) -> Outcome:
+    """Call `function(*arguments)` of `source` in a process of its own. Errors of the code are no exceptions here.
+
+    Raises `PosttrainError` where the system has no limits on processes (Windows).
+    """
+    if os.name != "posix":
+        raise PosttrainError("sandbox: this system has no limits on processes; run it on Linux")
+    limits = limits or Limits()
+    with tempfile.TemporaryDirectory(prefix="posttrain-sandbox-", ignore_cleanup_errors=True) as folder:
+        result, channel = os.pipe()
+        order = {
+            "source": source,
+            "function": function,
+            "arguments": arguments,
+            "channel": channel,
+            "seconds": limits.seconds,
+            "memory": limits.memory,
+            "disk": limits.disk,
+            "packages": limits.packages,
+            "path": _packages() if limits.packages else [],
+            "readable": [*_python(), *(_packages() if limits.packages else [])],
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(JAIL)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                pass_fds=[channel],
+                start_new_session=True,
+            )
+        finally:
+            os.close(channel)
+        try:
+            answer, output, error = _exchange(process, json.dumps(order, default=str).encode(), result, limits)
+        finally:
+            os.close(result)
+            _end(process)
+    if error is None and not answer:
+        error = _died(process.returncode, output)
+    try:
+        told = {"error": error} if error else json.loads(answer)
+        return Outcome(told.get("value"), told.get("error"), output, tuple(told.get("isolation", ())))
+    except (ValueError, AttributeError, TypeError):  # the code has written to the channel itself
+        return Outcome(None, "the code tampered with its result", output, ())
+
+
+def run_all(calls: list[tuple[str, str, list[Any]]], limits: Limits | None = None) -> list[Outcome]:
+    """`run` for each, some at once."""
+    if len(calls) < 2:
+        return [run(source, function, arguments, limits) for source, function, arguments in calls]
+    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda call: run(call[0], call[1], call[2], limits), calls))
+
+
+@cache
+def walls() -> str | None:
+    """What this system does not hold against code that sets out to break out; `None` where all is in force."""
+    outcome = run("def f(): return 1", "f", [])
+    if outcome.error:
+        raise PosttrainError(f"sandbox: does not run here: {outcome.error}")
+    missing = [wall for wall in WALLS if wall not in outcome.isolation]
+    return None if not missing else f"this system refuses {', '.join(missing)} (see docs/graders.md)"
+
+
+def _exchange(
+    process: subprocess.Popen[bytes], order: bytes, result: int, limits: Limits
+) -> tuple[bytes, str, str | None]:
+    """Send the order and read until the end: the answer, what was printed, and which limit was overstepped."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    deadline = time.monotonic() + limits.seconds + GRACE
+    read: dict[int, bytearray] = {result: bytearray(), process.stdout.fileno(): bytearray()}
+    began, error = time.monotonic(), None
+    with selectors.DefaultSelector() as selector:
+        for number in read:
+            selector.register(number, selectors.EVENT_READ)
+        _send(process, order)
+        while selector.get_map() and error is None:
+            events = selector.select(max(deadline - time.monotonic(), 0))
+            if not events:
+                error = _too_long(limits)
+            for key, _ in events:
+                if piece := os.read(key.fd, 1 << 16):
+                    read[key.fd] += piece
+                    if len(read[key.fd]) > limits.output:
+                        error = f"output: more than {limits.output} bytes"
+                else:
+                    selector.unregister(key.fd)
+    if error is None and not read[result] and time.monotonic() - began >= limits.seconds:
+        error = _too_long(limits)
+    printed = bytes(read[process.stdout.fileno()][: limits.output]).decode(errors="replace")
+    return bytes(read[result]), printed, error
+
+
+def _send(process: subprocess.Popen[bytes], order: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it died at its start; what it printed says why
+        process.stdin.write(order)
+        process.stdin.close()
+
+
+def _too_long(limits: Limits) -> str:
+    return f"time: more than {limits.seconds:g} s"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group, so that no child stays, and reap."""
+    with suppress(ProcessLookupError, PermissionError):  # PermissionError: zombies only (macOS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _died(status: int, output: str) -> str:
+    """A process that answered nothing."""
+    last = output.strip().splitlines()[-1:] or [""]
+    return f"the process ended without a result (status {status}){': ' + last[0][:500] if last[0] else ''}"
+
+
+@cache
+def _python() -> list[str]:
+    """Python's own folders, to read."""
+    places = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
+    places = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *places[3:]]
+    return sorted({os.path.realpath(place) for place in places} | {str(JAIL)})
+
+
+@cache
+def _packages() -> list[str]:
+    return sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})

@@ -1,0 +1,174 @@
+"""Rewards that verify, against values worked by hand; reasoning-gym's tasks as data and reward."""
+
+import json
+
+import pytest
+from conftest import compose
+
+from posttrain import preflight, rewards
+from posttrain.config import DataConfig, RewardConfig
+from posttrain.data import gym as tasks
+from posttrain.data import load
+from posttrain.errors import PosttrainError
+from posttrain.rewards import gym, verify
+
+
+def test_math_equal():
+    pairs = [
+        ("The answer is $\\frac{1}{2}$.", "0.5", 1.0),
+        ("so x = 0.5", "\\frac{1}{2}", 1.0),
+        ("\\boxed{(x+1)^2}", "$x^2 + 2x + 1$", 1.0),
+        ("it is 1,234", "1234", 1.0),
+        ("they sold 72.", "48 / 2 = 24, and 48 + 24 = 72\n#### 72", 1.0),
+        ("first 72, then 73", "#### 72", 0.0),
+        ("no idea", "7", 0.0),
+        ("7", None, None),
+    ]
+    completions, answers, expected = zip(*pairs, strict=True)
+    assert verify.math_equal(completions, answer=answers) == list(expected)
+
+
+SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "minimum": 1}}}
+
+
+def test_json_schema(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
+    completions = [
+        '{"n": 1}',
+        '{"n": 0}',
+        '{"n": "1"}',
+        "{}",
+        'Here: {"n": 1}',
+        "[" * 10**5,
+        [{"content": ' {"n": 2}\n'}],
+    ]
+    expected = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    assert verify.json_schema(completions, schema="s.json") == expected
+    own = [json.dumps(SCHEMA), '{"type": "string"}', None]
+    assert verify.json_schema(['{"n": 1}', '"a"', '"a"'], column="shape", shape=own) == [1.0, 1.0, None]
+
+
+CODE = "```python\ndef double(x):\n    return x + 2\n```\n"
+
+
+def test_unit_tests():
+    tests = [
+        ["assert double(2) == 4", "assert double(3) == 6", "assert double(0) == 2", "assert"],
+        ["assert double(2) == 4"],
+        [],
+    ]
+    completions = [f"First:\n```\nx\n```\nor\n{CODE}that is it", "def double(x): exit()", CODE]
+    assert verify.unit_tests(completions, execute=True, tests=tests) == [0.5, 0.0, None]
+    assert verify.unit_tests([CODE, CODE], execute=True, every=True, tests=[tests[0], tests[0][:1]]) == [0.0, 1.0]
+
+
+def test_unit_tests_as_humaneval_has_them():
+    test = "def check(candidate):\n    assert candidate(2) == 4\n"
+    assert verify.unit_tests([CODE], execute=True, entry_point="entry", tests=[test], entry=["double"]) == [1.0]
+    assert verify.unit_tests([CODE], execute=True, entry_point="entry", tests=[test], entry=["triple"]) == [0.0]
+
+
+def test_an_endless_loop_is_a_failed_test():
+    assert verify.unit_tests(["while True: pass"], execute=True, seconds=1, tests=["assert True"]) == [0.0]
+
+
+def test_code_of():
+    assert verify.code_of("a = 1") == "a = 1"
+    assert verify.code_of("```py\na\n```\n```\nb\n```") == "b\n"
+    assert verify.code_of("```python\ncut off") == "cut off"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (
+            "unit_tests",
+            "reward.r: runs code of completions in a limited subprocess; allow it with reward.r.args.execute=true",
+        ),
+        ("json_schema", "reward.r.args: give schema=FILE.json, or column=NAME"),
+        ("json_schema:none.json", "reward.r.args.schema=none.json: cannot be read (No such file or directory)"),
+        (
+            "json_schema:bad.json",
+            "reward.r.args.schema=bad.json: no JSON schema: ['properties']['n']['type']: 'int' is not",
+        ),
+        ("json_schema:text.json", "reward.r.args.schema=text.json: not JSON"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_loads(tmp_path, entry: str, expected: str):
+    (tmp_path / "bad.json").write_text('{"properties": {"n": {"type": "int"}}}')
+    (tmp_path / "text.json").write_text("schema")
+    function, _, schema = entry.partition(":")
+    config = RewardConfig(function=f"posttrain.rewards.verify.{function}", args={"schema": schema} if schema else {})
+    errors = rewards.check({"r": config}, "reward")
+    assert len(errors) == 1
+    assert errors[0].startswith(expected)
+
+
+def test_unit_tests_do_not_run_unless_asked():
+    with pytest.raises(PosttrainError, match="execute=true"):
+        verify.unit_tests(["x"], tests=["assert True"])
+    run = compose("+recipe=grpo_smollm2", "reward=unit_tests")[0]
+    with pytest.raises(PosttrainError, match=r"reward\.unit_tests\.args\.execute=true"):
+        preflight.check(run)
+
+
+ARGS = {"size": 40, "max_terms": 3, "max_digits": 1, "system": "Answer with the number alone."}
+
+
+def test_reasoning_gym_as_data():
+    data = load(DataConfig(path="reasoning_gym:chain_sum", args=ARGS, eval_split="test", max_eval_rows=10), "grpo")
+    assert (len(data.train), len(data.eval)) == (40, 10)
+    row = data.train[0]
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+    assert row["prompt"][0]["content"] == ARGS["system"]
+    expression = json.loads(row["metadata"])["expression"]
+    assert expression in row["prompt"][1]["content"]
+    assert int(row["answer"]) == eval(expression)
+    questions = [{row["prompt"][1]["content"] for row in rows} for rows in (data.train, data.eval)]
+    assert not questions[0] & questions[1], "held-out tasks are none of those trained on"
+    again = load(DataConfig(path="reasoning_gym:chain_sum", args=ARGS, eval_split="test"), "grpo")
+    assert again.source["fingerprint"] == data.source["fingerprint"]
+    other = load(DataConfig(path="reasoning_gym:chain_sum", args={**ARGS, "seed": 1}, eval_split="test"), "grpo")
+    assert other.source["fingerprint"] != data.source["fingerprint"]
+
+
+def test_reasoning_gym_as_reward():
+    """chain_sum's scorer: 1 for the answer, the answer's share of the characters where it is inside."""
+    row = tasks.load("reasoning_gym:chain_sum", ARGS)["test"][3]
+    answer, task = row["answer"], row["task"]
+    said = [answer, f"<answer>0</answer> no, <answer> {answer} </answer>", f"it is {answer}", "", f"{answer}.0 or so"]
+    share = len(answer) / len(f"it is {answer}")
+    assert gym.reasoning_gym(said[:4], task=[task] * 4) == [1.0, 1.0, pytest.approx(share), 0.0]
+    assert gym.reasoning_gym([f"1 + 1 is {answer}.", "none", answer], extract="number", task=[task, task, None]) == [
+        1.0,
+        0.0,
+        None,
+    ]
+
+
+def test_reasoning_gym_scores_by_the_tasks_own_rules():
+    """Of a task with many right answers, another one than the stored is right, too."""
+    row = tasks.load("reasoning_gym:countdown", {"size": 2})["train"][0]
+    entry = json.loads(row["metadata"])
+    scores = gym.reasoning_gym([row["answer"], f"({row['answer']})", str(entry["target"])], task=[row["task"]] * 3)
+    assert scores[0] == scores[1] == 1.0
+    assert scores[2] < 1.0, "the numbers have to be used"
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "expected"),
+    [
+        (
+            "chain_sun",
+            {},
+            "data.path=reasoning_gym:chain_sun: reasoning-gym has no task chain_sun; did you mean chain_sum?",
+        ),
+        ("chain_sum", {"max_term": 3}, "data.args.max_term: not an option of chain_sum; did you mean max_terms?"),
+        ("chain_sum", {"min_digits": 9}, "chain_sum says: max_digits must be >= min_digits"),
+        ("chain_sum", {"max_terms": 2, "max_digits": 1, "size": 3000}, "every question drawn to be held out"),
+    ],
+)
+def test_bad_tasks(path: str, args: dict, expected: str):
+    with pytest.raises(PosttrainError) as error:
+        tasks.load(f"reasoning_gym:{path}", args)
+    assert expected in str(error.value)
