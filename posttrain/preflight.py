@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from posttrain.data import Data
     from posttrain.inherit import Start
     from posttrain.models import Precision
+    from posttrain.probe.material import Material
 
 # Options of TRL's config classes that this layer decides.
 RESERVED = {
@@ -88,7 +89,8 @@ def check(run: Run) -> None:
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += _paths(run) + _secrets(asdict(run))
     errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
-    errors += checks.check(run)
+    errors += rewards.check(run.probe.gold, "probe.gold")
+    errors += checks.check(run) + checks.probe(run)
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
         ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
@@ -182,6 +184,7 @@ class Plan:
     precision: Precision
     parameters: tuple[int, int]
     lengths: Lengths
+    material: Material
     steps: int
     rows_per_step: int
     steps_per_rollout: int
@@ -191,6 +194,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
     from posttrain import inherit, models
     from posttrain.data import load
+    from posttrain.probe import material
 
     start = inherit.start(run)
     tokenizer = models.tokenizer(run.model, start.tokenizer)
@@ -208,7 +212,11 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_lengths(run, lengths, context)
     _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
-    return Plan(start, data, tokenizer, precision, parameters, lengths, *online.schedule(run, len(data.train)))
+    found = material.Material()
+    if data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
+        found = material.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
+    steps = online.schedule(run, len(data.train))
+    return Plan(start, data, tokenizer, precision, parameters, lengths, found, *steps)
 
 
 def _check_columns(run: Run, data: Data) -> None:
@@ -216,6 +224,7 @@ def _check_columns(run: Run, data: Data) -> None:
     probed = data.prompts.column_names if data.prompts else available
     errors = missing_columns(run.reward, "reward", available)
     errors += missing_columns(run.probe.rewards, "probe.rewards", probed)
+    errors += missing_columns(run.probe.gold, "probe.gold", probed)
     if errors:
         raise PosttrainError("\n".join(errors))
 

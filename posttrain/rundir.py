@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 BESIDE = ("checkpoints", "export", "merged", "base")
 SMALL = 64 << 20
 # Settings that change where things go or what is shown, never what is trained.
-NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
+NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking", "alarms")
 # Settings that a job does not read.
 OTHER_JOBS = {
     "train": ("sample", "evaluate"),
@@ -207,9 +207,11 @@ def digest(run: Run) -> str:
     """
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
-    probed = settings["probe"]["rewards"] if "probe" in settings else {}
+    probe = settings.get("probe", {"rewards": {}, "gold": {}})
     places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
-    places += [(entry, ("model",)) for entry in (*settings["reward"].values(), *probed.values())]
+    judges = (settings["reward"], probe["rewards"], probe["gold"])
+    places += [(entry, ("model",)) for entries in judges for entry in entries.values()]
+    places += [(probe, ("texts",)), (probe["safety"], ("harmful", "harmless"))] if "probe" in settings else []
     places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
     for group, keys in places:
         for key in keys:

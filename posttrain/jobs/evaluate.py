@@ -86,9 +86,10 @@ def prepare(run: Run) -> Plan:
         columns = data.prompts.column_names
         errors = preflight.missing_columns(run.reward, "reward", columns)
         errors += preflight.missing_columns(run.probe.rewards, "probe.rewards", columns)
+        errors += preflight.missing_columns(run.probe.gold, "probe.gold", columns)
         if errors:
             raise PosttrainError("\n".join(errors))
-    for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
+    for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards), ("probe.gold", run.probe.gold)):
         for name, entry in entries.items() if prompts else ():
             if entry.model:
                 key = f"{path}.{name}.model"
@@ -241,7 +242,7 @@ def _score(run: Run, plan: Plan, said: list[Said]) -> None:
     """Rewards of everything drawn, with the policies out of memory."""
     from posttrain import rewards
 
-    entries = {**run.reward, **run.probe.rewards}
+    entries = {**run.reward, **run.probe.judges}
     if not plan.prompts or not entries:
         return
     functions = rewards.resolve(entries)

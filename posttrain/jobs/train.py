@@ -12,13 +12,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain import __version__, config, hub, inherit, preflight
 from posttrain.config import Origin, Run, main_process
-from posttrain.console import console, quiet_libraries
+from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
+from posttrain.trainers import KINDS
+
+if TYPE_CHECKING:
+    from posttrain.probe.scores import Judge
 
 OUT_OF_MEMORY = (
     "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
@@ -30,9 +34,11 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "
 def train(run: Run, origin: Origin) -> float | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
-    from posttrain import report
+    from posttrain import alarms, report
 
     directory = RunDirectory.of(run, origin)
+    if refusal := alarms.refusal(directory.record(), run.alarms):
+        raise PosttrainError(refusal)
     if directory.finished():
         if main_process():
             console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
@@ -63,10 +69,12 @@ def train(run: Run, origin: Origin) -> float | None:
 
 def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory) -> None:
     from posttrain import online, rewards
+    from posttrain.alarms import told
     from posttrain.interrupt import Interrupt
     from posttrain.probe import Probe
     from posttrain.progress import ProgressBar
     from posttrain.tracking import Metrics, Tracker
+    from posttrain.watch import Alarms
 
     started = time.time()
     checkpoint = directory.last_checkpoint()
@@ -82,14 +90,16 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         own = {n: entry for n, entry in run.reward.items() if n != name or run.trainer.kind != "ppo"}
         functions = rewards.resolve(own, shared=name)
         bar, interrupt = ProgressBar(directory.name), Interrupt()
-        measures = _measures(run, plan, directory, tracker, functions)
+        alarms = Alarms(run.alarms, tracker, directory)
+        alarms.recall()
+        measures = [*_measures(run, plan, directory, tracker, functions, alarms), alarms]
         with console.status("Loading the model") if console.is_terminal else nullcontext():
             _merge(plan, directory)
             trainer = _build(run, plan, directory, tracker, functions, [bar, interrupt, *measures])
         for measure in measures:
             measure.trainer = trainer
-            if isinstance(measure, Probe) and name and name not in functions and not run.probe.rewards:
-                measure.rewards = {name: trainer.reward_funcs[0], **functions}
+            if isinstance(measure, Probe) and name and name not in functions:
+                measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         with interrupt:
@@ -97,6 +107,12 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
                 bar.close()
+        for measure in measures:
+            if isinstance(measure, Probe) and measure.cost.times:
+                tell(f"probe    {measure.cost.told(run.probe.every)}")
+        if alarms.ended:
+            trainer.accelerator.wait_for_everyone()
+            raise PosttrainError(told(alarms.end()))
         if interrupt.signal and trainer.state.global_step < trainer.state.max_steps:
             trainer.accelerator.wait_for_everyone()
             if main_process():
@@ -112,22 +128,43 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
 
 
 def _measures(
-    run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any]
+    run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
-    from posttrain import rewards
     from posttrain.probe import Probe
     from posttrain.shift import ShiftCheck
 
     measures: list[Any] = []
     if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
-        judges = rewards.resolve(run.probe.rewards) or functions
         files = (directory.metrics, directory.samples)
-        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, judges, tracker, *files))
+        parts = (_judge(run, functions), plan.material, tracker, alarms)
+        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
     if run.trainer.kind == "dpo" and run.probe.shift_prompts:
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
         measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics))
     return measures
+
+
+def _judge(run: Run, functions: dict[str, Any]) -> Judge:
+    """The run's own rewards, those of the probe, and the gold ones, which training does not see."""
+    from posttrain import rewards
+    from posttrain.probe.scores import Judge
+
+    own = {name: entry for name, entry in run.probe.rewards.items() if run.reward.get(name) != entry}
+    gold = {f"gold/{name}": found for name, found in rewards.resolve(run.probe.gold).items()}
+    win_by = run.probe.win_by or next(iter((*run.probe.gold, *run.probe.rewards, *run.reward)), None)
+    return Judge(
+        functions={**functions, **rewards.resolve(own), **gold},
+        entries={
+            **run.reward,
+            **run.probe.rewards,
+            **{f"gold/{name}": entry for name, entry in run.probe.gold.items()},
+        },
+        training={name: e for name, e in run.reward.items() if name not in own}
+        if KINDS[run.trainer.kind].online
+        else {},
+        win_by=f"gold/{win_by}" if win_by in run.probe.gold else win_by,
+    )
 
 
 def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
@@ -231,6 +268,7 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
         "save_total_limit": 1,
         "eval_strategy": "epoch" if plan.data.eval is not None else "no",
         "eval_on_start": plan.data.eval is not None,
+        "logging_nan_inf_filter": False,  # it would log something else than the loss
         "dataloader_pin_memory": plan.precision.device != "CPU",
         **run.trainer.args,
         # These follow the user's choice already, and `bf16: null` would be TRL's default, not the machine's best.
