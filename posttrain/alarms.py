@@ -7,13 +7,14 @@ docs/probe.md has the conditions and their thresholds.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import asdict, dataclass, field, fields
 from statistics import median
 from typing import Any
 
 ACTIONS = ("off", "warn", "alert", "stop")
-# Gradient norms that must be known before one is called unusual, and logs in a row that must be.
-KNOWN, IN_A_ROW = 10, 3
+# Gradient norms that must be known before one is called unusual, those looked back at, and logs in a row that must be.
+KNOWN, LOOKED_BACK, IN_A_ROW = 10, 1000, 3
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Watch:
         self.config = config
         self.last: dict[str, float] = {}
         self.start: dict[str, float] = {}
-        self.norms: list[float] = []
+        self.norms: deque[float] = deque(maxlen=LOOKED_BACK)
         self.unusual = 0
         self.proxy_at_best: dict[str, float] = {}
         self.ringing: set[str] = set()
@@ -166,22 +167,25 @@ class Watch:
     def _gradient(self, row: dict[str, Any]) -> Finding:
         if (norm := row.get("grad_norm")) is None:
             return None
-        usual, known = (median(self.norms) if self.norms else 0.0), len(self.norms) >= KNOWN
+        usual = median(self.norms) if len(self.norms) >= KNOWN else None
+        setting, message, patience = self.config.gradient, None, IN_A_ROW
+        if not math.isfinite(norm):
+            message = f"grad_norm is {norm}; lower trainer.args.learning_rate"
+        elif usual and norm > setting.above * usual:
+            patience = 1
+            message = (
+                f"gradients explode: grad_norm is {norm:.3g}, {norm / usual:.3g} times its median so far; lower "
+                "trainer.args.learning_rate or max_grad_norm, or look at the data of these steps"
+            )
+        elif usual is not None and norm <= setting.below * usual:
+            message = (
+                f"gradients vanish: grad_norm is {norm:.3g}, its median so far {usual:.3g}: the loss has nothing left "
+                "to teach, or all answers to a prompt score alike; stop earlier, or take other data or another reward"
+            )
         if math.isfinite(norm):
             self.norms.append(norm)
-        setting, message = self.config.gradient, None
-        if not math.isfinite(norm):
-            message = "is not a number"
-        elif known and usual and norm > setting.above * usual:
-            message = f"is {norm / usual:.3g} times its median so far: it explodes"
-        elif known and norm <= setting.below * usual:
-            message = "vanishes: the loss has nothing left to teach, or all rewards of a group are alike"
-        mend = "lower trainer.args.learning_rate" if message and "vanish" not in message else "stop earlier"
-        exploded = bool(message and "explodes" in message)
         self.unusual = self.unusual + 1 if message else 0
-        if message and not exploded and self.unusual < IN_A_ROW:
-            return None
-        return norm, message and f"grad_norm {norm:.3g} {message}; {mend}, or look at the data of these steps"
+        return None if message and self.unusual < patience else (norm, message)
 
     def _kl(self, row: dict[str, Any]) -> Finding:
         # PPO also measures it on each rollout.

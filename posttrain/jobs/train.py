@@ -12,17 +12,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain import __version__, config, hub, inherit, preflight
+from posttrain.alarms import refusal, told
 from posttrain.config import Origin, Run, main_process
 from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
 from posttrain.trainers import KINDS
-
-if TYPE_CHECKING:
-    from posttrain.probe.scores import Judge
 
 OUT_OF_MEMORY = (
     "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
@@ -34,11 +32,11 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "
 def train(run: Run, origin: Origin) -> float | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
-    from posttrain import alarms, report
+    from posttrain import report
 
     directory = RunDirectory.of(run, origin)
-    if refusal := alarms.refusal(directory.record(), run.alarms):
-        raise PosttrainError(refusal)
+    if stopped := refusal(directory.record(), run.alarms):
+        raise PosttrainError(stopped)
     if directory.finished():
         if main_process():
             console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
@@ -69,7 +67,6 @@ def train(run: Run, origin: Origin) -> float | None:
 
 def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory) -> None:
     from posttrain import online, rewards
-    from posttrain.alarms import told
     from posttrain.interrupt import Interrupt
     from posttrain.probe import Probe
     from posttrain.progress import ProgressBar
@@ -91,7 +88,8 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         functions = rewards.resolve(own, shared=name)
         bar, interrupt = ProgressBar(directory.name), Interrupt()
         alarms = Alarms(run.alarms, tracker, directory)
-        alarms.recall()
+        if main_process():
+            alarms.recall()
         measures = [*_measures(run, plan, directory, tracker, functions, alarms), alarms]
         with console.status("Loading the model") if console.is_terminal else nullcontext():
             _merge(plan, directory)
@@ -107,21 +105,7 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
                 bar.close()
-        for measure in measures:
-            if isinstance(measure, Probe) and measure.cost.times:
-                tell(f"probe    {measure.cost.told(run.probe.every)}")
-        if alarms.ended:
-            trainer.accelerator.wait_for_everyone()
-            raise PosttrainError(told(alarms.end()))
-        if interrupt.signal and trainer.state.global_step < trainer.state.max_steps:
-            trainer.accelerator.wait_for_everyone()
-            if main_process():
-                console.print(
-                    f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "
-                    f"Continue with: {origin.command}",
-                    soft_wrap=True,
-                )
-            raise SystemExit(128 + interrupt.number)
+        _stopped(alarms, interrupt, trainer, origin.command)
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
@@ -132,12 +116,14 @@ def _measures(
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
     from posttrain.probe import Probe
+    from posttrain.probe.scores import judge
     from posttrain.shift import ShiftCheck
 
     measures: list[Any] = []
     if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
         files = (directory.metrics, directory.samples)
-        parts = (_judge(run, functions), plan.material, tracker, alarms)
+        judged = judge(run.reward, run.probe, functions, KINDS[run.trainer.kind].online)
+        parts = (judged, plan.material, tracker, alarms)
         measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
     if run.trainer.kind == "dpo" and run.probe.shift_prompts:
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
@@ -145,26 +131,20 @@ def _measures(
     return measures
 
 
-def _judge(run: Run, functions: dict[str, Any]) -> Judge:
-    """The run's own rewards, those of the probe, and the gold ones, which training does not see."""
-    from posttrain import rewards
-    from posttrain.probe.scores import Judge
-
-    own = {name: entry for name, entry in run.probe.rewards.items() if run.reward.get(name) != entry}
-    gold = {f"gold/{name}": found for name, found in rewards.resolve(run.probe.gold).items()}
-    win_by = run.probe.win_by or next(iter((*run.probe.gold, *run.probe.rewards, *run.reward)), None)
-    return Judge(
-        functions={**functions, **rewards.resolve(own), **gold},
-        entries={
-            **run.reward,
-            **run.probe.rewards,
-            **{f"gold/{name}": entry for name, entry in run.probe.gold.items()},
-        },
-        training={name: e for name, e in run.reward.items() if name not in own}
-        if KINDS[run.trainer.kind].online
-        else {},
-        win_by=f"gold/{win_by}" if win_by in run.probe.gold else win_by,
-    )
+def _stopped(alarms: Any, interrupt: Any, trainer: Any, command: str) -> None:
+    """Raise where an alarm or a signal has ended the training before its last step."""
+    by_signal = interrupt.signal and trainer.state.global_step < trainer.state.max_steps
+    if not alarms.ended and not by_signal:
+        return
+    trainer.accelerator.wait_for_everyone()
+    if alarms.ended:
+        raise PosttrainError(told(alarms.end()))
+    if main_process():
+        tell(
+            f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "
+            f"Continue with: {command}"
+        )
+    raise SystemExit(128 + interrupt.number)
 
 
 def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:

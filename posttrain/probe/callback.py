@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from posttrain.config import ProbeConfig
+from posttrain.console import tell
 from posttrain.generate import Drawn, apart, encode_prompts, generate
 from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.material import Material
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 SEED = 0
 # What the probe may cost, as a share of the time that training takes without it.
 SHARE = 0.05
+# Prompts in the tracker's table, which is sent whole each time; samples.jsonl has them all.
+SHOWN = 16
 
 
 @dataclass
@@ -94,7 +97,8 @@ class Probe(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.cost = Cost()
-        self._recall()
+        if state.is_world_process_zero:
+            self._recall()
         if state.global_step == 0:
             self.measure(args, state, control)
 
@@ -109,14 +113,16 @@ class Probe(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             self.measure(args, state, control)
+        if self.cost.times:
+            tell(f"probe    {self.cost.told(self.config.every)}")
 
     def measure(self, args: Any, state: Any, control: Any) -> None:
         """Sample, score, log and raise alarms, once a step (on the main process; the others wait)."""
-        if state.global_step in self.done or self.alarms.broken(args, state, control):
-            return
-        self.done.add(state.global_step)
+        if self.alarms.broken(args, state, control):
+            return  # nothing can be drawn from it
         metrics: dict[str, float] = {}
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and state.global_step not in self.done:
+            self.done.add(state.global_step)
             began = time.perf_counter()
             with apart(self.trainer, SEED):
                 metrics, samples = self._run(state)
@@ -203,11 +209,12 @@ def _samples(
 
 
 def _by_prompt(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each prompt with its completions over time below one another."""
+    """The first prompts, each with its completions over time below one another."""
     places: dict[str, int] = {}
     for sample in samples:
         places.setdefault(sample["prompt"], len(places))
-    return sorted(samples, key=lambda sample: (places[sample["prompt"]], sample["step"]))
+    kept = [sample for sample in samples if places[sample["prompt"]] < SHOWN]
+    return sorted(kept, key=lambda sample: (places[sample["prompt"]], sample["step"]))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from statistics import StatisticsError, correlation, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import RewardConfig
+from posttrain.config import ProbeConfig, RewardConfig
 from posttrain.generate import Drawn
 from posttrain.heldout import wins
 from posttrain.intervals import interval, mean
-from posttrain.rewards import applies, score, total
+from posttrain.rewards import applies, resolve, score, total
 
 if TYPE_CHECKING:
     from posttrain.rewards import RewardFunction
@@ -90,6 +90,24 @@ class Judge:
 
     def _sign(self, name: str) -> float:
         return math.copysign(1.0, self.entries[name].weight)
+
+
+def judge(
+    trained: dict[str, RewardConfig], config: ProbeConfig, functions: dict[str, RewardFunction], online: bool
+) -> Judge:
+    """The run's own rewards (`trained`, with their `functions`), those of the probe, and the gold ones.
+
+    Only an `online` trainer raises the run's own rewards.
+    """
+    own = {name: entry for name, entry in config.rewards.items() if trained.get(name) != entry}
+    gold = {f"gold/{name}": entry for name, entry in config.gold.items()}
+    win_by = config.win_by or next(iter((*config.gold, *config.rewards, *trained)), None)
+    return Judge(
+        functions={**functions, **resolve({**own, **gold})},
+        entries={**trained, **config.rewards, **gold},
+        training={name: entry for name, entry in trained.items() if online and name not in own},
+        win_by=f"gold/{win_by}" if win_by in config.gold else win_by,
+    )
 
 
 def length_explains(scores: Scores, lengths: Sequence[int]) -> dict[str, float]:
