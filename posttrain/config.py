@@ -16,12 +16,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from posttrain.alarms import AlarmsConfig
 from posttrain.errors import PosttrainError
 
 # Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
 OPEN = (
     *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns", "data.args"),
-    *("reward", "probe.rewards", "stages", "common"),
+    *("reward", "probe.rewards", "probe.gold", "stages", "common"),
 )
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
@@ -128,21 +129,45 @@ class TrackingConfig:
 
 
 @dataclass
-class ProbeConfig:
-    """The policy's own samples on held-out prompts, before, during (at evaluations) and after training.
+class SafetyConfig:
+    """Files with a column `prompt`, on which refusals are counted: the first `prompts` of each."""
 
-    `prompts` of them are sampled for KL and length; `rewards` are scored on the same samples, or, where
-    `greedy_prompts` is set, on greedy completions of that many prompts. Before DPO, `shift_prompts` pairs are compared
-    with the policy's own samples.
+    harmful: str | None = None
+    harmless: str | None = None
+    prompts: int = 64
+
+
+@dataclass
+class ProbeConfig:
+    """The policy's own samples on held-out prompts, before and after training, every `every` steps, and, with `during`,
+    at evaluations (docs/probe.md).
+
+    `prompts` of them are sampled for KL, length and diversity; the run's rewards, `rewards` and `gold`, which training
+    must not see, are scored on the same samples, or, where `greedy_prompts` is set, on greedy completions of that many
+    prompts. `win_by` names the reward that decides wins against the start. `texts` is embedded:texts or a file with
+    `text` and `domain`, for forgetting: `text_rows` of each domain, cut at `text_tokens`. Before DPO, `shift_prompts`
+    pairs are compared with the policy's own samples.
     """
 
     prompts: int = 32
     greedy_prompts: int = 0
+    every: int | None = None
     during: bool = False
     shift_prompts: int = 16
     max_new_tokens: int = 64
     batch_size: int = 32
     rewards: dict[str, Any] = field(default_factory=dict)
+    gold: dict[str, Any] = field(default_factory=dict)
+    win_by: str | None = None
+    texts: str | None = None
+    text_rows: int = 8
+    text_tokens: int = 256
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+    @property
+    def judges(self) -> dict[str, Any]:
+        """`rewards` and `gold`."""
+        return {**self.rewards, **self.gold}
 
 
 @dataclass
@@ -193,6 +218,7 @@ class Run:
     data: DataConfig = field(default_factory=DataConfig)
     reward: dict[str, Any] = field(default_factory=dict)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -202,6 +228,11 @@ class Run:
     output_dir: str = "outputs"
     objective: Any = None
     dry_run: bool = False
+
+    @property
+    def rewards(self) -> dict[str, dict[str, Any]]:
+        """All rewards of the run, by where they stand."""
+        return {"reward": self.reward, "probe.rewards": self.probe.rewards, "probe.gold": self.probe.gold}
 
 
 @dataclass(frozen=True)
@@ -285,6 +316,7 @@ def parse(cfg: DictConfig) -> Run:
     assert isinstance(run, Run)
     run.reward = _rewards(run.reward, "reward")
     run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards")
+    run.probe.gold = _rewards(run.probe.gold, "probe.gold")
     return run
 
 

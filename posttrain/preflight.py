@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from posttrain.data import Data
     from posttrain.inherit import Start
     from posttrain.models import Precision
+    from posttrain.probe.material import Material
 
 # Options of TRL's config classes that this layer decides.
 RESERVED = {
@@ -87,8 +88,8 @@ def check(run: Run) -> None:
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += _paths(run) + _secrets(asdict(run))
-    errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
-    errors += _lonely(run) + checks.check(run) + objective.check(run.objective)
+    errors += [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
+    errors += _lonely(run) + checks.check(run) + checks.probe(run) + objective.check(run.objective)
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
         ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
@@ -192,6 +193,7 @@ class Plan:
     precision: Precision
     parameters: tuple[int, int]
     lengths: Lengths
+    material: Material
     steps: int
     rows_per_step: int
     steps_per_rollout: int
@@ -201,6 +203,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
     from posttrain import inherit, models
     from posttrain.data import load
+    from posttrain.probe import material
 
     start = inherit.start(run)
     tokenizer = models.tokenizer(run.model, start.tokenizer)
@@ -213,21 +216,26 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     if run.trainer.kind == "ppo":
         known = models.config(run.model, start.config, start.revision)
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
-    if errors := rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards"):
+    if errors := [error for path, entries in run.rewards.items() for error in rewards.reach(entries, path)]:
         raise PosttrainError("\n".join(errors))
     parameters, context = models.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
     _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
-    return Plan(start, data, tokenizer, precision, parameters, lengths, *online.schedule(run, len(data.train)))
+    found = material.Material()
+    if data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
+        found = material.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
+    steps = online.schedule(run, len(data.train))
+    return Plan(start, data, tokenizer, precision, parameters, lengths, found, *steps)
 
 
 def _check_columns(run: Run, data: Data) -> None:
     available = data.train.column_names
     probed = data.prompts.column_names if data.prompts else available
-    errors = rewards.missing_columns(run.reward, "reward", available)
-    errors += rewards.missing_columns(run.probe.rewards, "probe.rewards", probed)
+    errors = []
+    for path, entries in run.rewards.items():
+        errors += rewards.missing_columns(entries, path, available if path == "reward" else probed)
     if errors:
         raise PosttrainError("\n".join(errors))
 

@@ -42,7 +42,7 @@ BESIDE = ("checkpoints", "export", "merged", "base")
 SMALL = 64 << 20
 CALIBRATION = "calibration.json"
 # Settings that change where things go or what is shown, never what is trained.
-NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking")
+NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking", "alarms")
 # Arguments of rewards that name files, runs or models.
 REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
 # Settings that a job does not read.
@@ -219,14 +219,16 @@ def digest(run: Run) -> str:
     """
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
-    probed = settings["probe"]["rewards"] if "probe" in settings else {}
+    probe = settings.get("probe", {"rewards": {}, "gold": {}})
     places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
-    rewards = (*settings["reward"].values(), *probed.values())
+    judges = (settings["reward"], probe["rewards"], probe["gold"])
+    rewards = [entry for entries in judges for entry in entries.values()]
     places += [(entry, ("model", "grader")) for entry in rewards]
     for entry in rewards:
         entry["args"] = {**entry["args"], **_calibration(entry)}
         entry["source"] = entry["function"] and _source(entry["function"])
         places += [(entry["args"], REWARD_ARGS)]
+    places += [(probe, ("texts",)), (probe["safety"], ("harmful", "harmless"))] if "probe" in settings else []
     places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
     for group, keys in places:
         for key in keys:

@@ -57,7 +57,7 @@ class Tracker:
         self._guard(send)
 
     def table(self, name: str, rows: list[dict[str, Any]], step: int) -> None:
-        """A table of samples, one row per completion, in W&B and Trackio; elsewhere `samples.jsonl` holds it."""
+        """A table of samples, one row per completion, in W&B; elsewhere `samples.jsonl` holds it."""
 
         def send() -> None:
             columns: list[Any] = list(rows[0])
@@ -69,6 +69,18 @@ class Tracker:
 
         if rows:
             self._guard(send)
+
+    def alert(self, title: str, text: str) -> None:
+        """A message that W&B sends to whom the run belongs; elsewhere the console and `run.json` have it."""
+
+        def send() -> None:
+            if self.backend == "wandb":
+                import wandb
+
+                assert wandb.run is not None
+                wandb.run.alert(title=title, text=text, level="WARN")
+
+        self._guard(send)
 
     def finish(self) -> None:
         """End the run, so that the next job of a sweep gets one of its own."""

@@ -1,10 +1,12 @@
 """The embedded model and data: from the real wheels, whole or not at all."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +143,13 @@ def test_squad_is_the_dev_set():
 
 
 # tiny ---------------------------------------------------------------------------------------------------------------
+
+
+def test_texts_are_of_four_domains():
+    rows = [json.loads(line) for line in assets.texts().read_text(encoding="utf-8").splitlines()]
+    assert Counter(row["domain"] for row in rows) == {"wiki": 50, "web": 50, "code": 50, "c4": 50}
+    assert rows[0]["domain"] == "c4"
+    assert rows[0]["text"].startswith("Foxy Brown’s lawyer has responded to allegations")
 
 
 def test_tiny_is_the_same_everywhere(tmp_path: Path):

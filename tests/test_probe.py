@@ -66,6 +66,30 @@ def test_the_probe_leaves_training_untouched(train):
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
+ONLINE = (
+    *("~reward", "+reward.letter.function=rewards_for_tests.letter", "trainer.args.max_completion_length=6"),
+    *("trainer.args.max_steps=3", "trainer.args.beta=0.1"),
+)
+
+
+@pytest.mark.parametrize("kind", ["sft", "kto", "grpo", "rloo", "ppo"])
+def test_measuring_at_every_step_leaves_every_trainer_untouched(train, kind, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "Some words.", "domain": "words"}\n')
+    options = (*ONLINE, "trainer.args.num_generations=4") if kind in ("grpo", "rloo") else ()
+    options = ONLINE if kind == "ppo" else options
+    options += ("trainer.args.learning_rate=1e-2", "trainer.args.eval_strategy=no", "trainer.args.eval_on_start=false")
+    on = ("probe.prompts=2", "probe.greedy_prompts=2", "probe.max_new_tokens=4", "probe.every=1")
+    on += ("probe.texts=texts.jsonl", "~probe.rewards.invented")
+    plain = train(f"+recipe={kind}_smollm2", *options)
+    probed = train(f"+recipe={kind}_smollm2", *options, *on)
+    found = [r for r in rows(probed.metrics) if "probe/kl" in r]
+    assert [r["step"] for r in found] == list(range(len(found)))
+    assert len(found) > 2
+    assert ("probe/reward" in found[0]) == (kind in ("grpo", "rloo", "ppo"))
+    first, second = weights(plain.model), weights(probed.model)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
 def test_rewards_are_scored_on_the_samples_with_their_columns(train):
     run = train(
         *("+recipe=sft_smollm2", "probe.prompts=3", "probe.max_new_tokens=4", "~probe.rewards.invented"),

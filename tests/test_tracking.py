@@ -50,6 +50,8 @@ def test_wandb_gets_loss_rewards_kl_samples_and_config(train):
         *("probe.prompts=2", "probe.greedy_prompts=2", "probe.max_new_tokens=4"),
     )
     config, history, started = wandb_records(run)
+    tables = [row["probe/samples.nrows"] for row in history if "probe/samples.nrows" in row]
+    assert tables == [2, 4], "the same two prompts, before and after"
     keys = {key for row in history for key in row}
     for key in (
         *("train/loss", "train/rewards/margins", "train/logratio/chosen", "train/grad_norm", "train/global_step"),

@@ -1,10 +1,14 @@
-"""What the config must hold for job=sample and job=evaluate; nothing heavy is imported."""
+"""What the config must hold for job=sample and job=evaluate, and for probe and alarms; nothing heavy is imported."""
 
 from __future__ import annotations
 
 import difflib
+import os
+from pathlib import Path
 
-from posttrain.config import EvaluateConfig, Run, SampleConfig
+from posttrain import alarms
+from posttrain.config import EvaluateConfig, ProbeConfig, Run, SampleConfig
+from posttrain.data import BUILDERS
 from posttrain.trainers import KINDS
 
 SELECT = ("all", "best", "top", "threshold", "pairs")
@@ -16,6 +20,57 @@ def check(run: Run) -> list[str]:
     if run.job == "sample":
         return _sample(run.sample, bool(run.reward))
     return _evaluate(run.evaluate, run) if run.job == "evaluate" else []
+
+
+def probe(run: Run) -> list[str]:
+    """Everything wrong with the settings of the probe and of the alarms."""
+    config = run.probe
+    errors = least(
+        {
+            "probe.every": (config.every, 1),
+            "probe.text_rows": (config.text_rows, 1),
+            "probe.text_tokens": (config.text_tokens, 2),
+            "probe.safety.prompts": (config.safety.prompts, 1),
+        }
+    )
+    for name, entry in config.gold.items():
+        same = [
+            n
+            for n, e in run.reward.items()
+            if (e.function, e.model, e.args) == (entry.function, entry.model, entry.args)
+        ]
+        if name in run.reward or same:
+            errors.append(f"probe.gold.{name}: training sees reward.{(same or [name])[0]}; gold must be another reward")
+        if name in config.rewards:
+            errors.append(f"probe.gold.{name}: probe.rewards.{name} is there too; give one of them another name")
+    known = [*run.reward, *config.rewards, *config.gold]
+    if config.win_by is not None and config.win_by not in known:
+        errors.append(f"probe.win_by={config.win_by}: no such reward; there are {', '.join(known) or 'none'}")
+    errors += _files(config)
+    if run.job == "train":
+        during = run.trainer.kind != "reward" and bool(config.prompts) and bool(config.every or config.during)
+        errors += alarms.check(run.alarms, during, kl_logged=run.trainer.kind == "ppo")
+    return errors
+
+
+def _files(config: ProbeConfig) -> list[str]:
+    """The local files that the probe reads."""
+    errors = []
+    paths = {
+        "probe.texts": config.texts if config.texts != "embedded:texts" else None,
+        "probe.safety.harmful": config.safety.harmful,
+        "probe.safety.harmless": config.safety.harmless,
+    }
+    for key, value in paths.items():
+        if value and value.startswith("embedded:"):
+            errors.append(
+                f"{key}={value}: " + ("choose embedded:texts, or a file" if "texts" in key else "expected a file")
+            )
+        elif value and not Path(os.path.expanduser(value)).is_file():
+            errors.append(f"{key}={value}: no such file")
+        elif value and Path(value).suffix not in BUILDERS:
+            errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
+    return errors
 
 
 def choice(key: str, value: object, allowed: tuple[str, ...]) -> str | None:
@@ -69,7 +124,7 @@ def _sample(sample: SampleConfig, scored: bool) -> list[str]:
 def _evaluate(evaluate: EvaluateConfig, run: Run) -> list[str]:
     errors = []
     online = run.trainer.kind in KINDS and KINDS[run.trainer.kind].online
-    if online and not (run.reward or run.probe.rewards):
+    if online and not (run.reward or run.probe.judges):
         errors.append(f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards")
     if online and not (run.probe.prompts or run.probe.greedy_prompts):
         errors.append("probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts")

@@ -135,7 +135,7 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
         )
     directory.write_config(run)
     parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
-    entries = {**run.reward, **(run.probe.rewards if run.job == "evaluate" else {})}
+    entries = {**run.reward, **(run.probe.judges if run.job == "evaluate" else {})}
     parents += [(f"reward.{name}", model) for name, entry in entries.items() for model in entry.models]
     parents += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
     directory.write(

@@ -87,10 +87,9 @@ def prepare(run: Run) -> Plan:
             if count:
                 prompts[name] = list(data.prompts.select(range(min(count, len(data.prompts)))))
         columns = data.prompts.column_names
-        errors = rewards.missing_columns(run.reward, "reward", columns)
-        errors += rewards.missing_columns(run.probe.rewards, "probe.rewards", columns)
+        errors = [e for path, entries in run.rewards.items() for e in rewards.missing_columns(entries, path, columns)]
         if prompts:
-            errors += rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards")
+            errors += [e for path, entries in run.rewards.items() for e in rewards.reach(entries, path)]
         if errors:
             raise PosttrainError("\n".join(errors))
     judged = [_judged(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
@@ -249,7 +248,7 @@ def _score(run: Run, plan: Plan, said: list[Said]) -> dict[str, Any]:
     """Rewards of everything drawn, with the policies out of memory; returns what judges counted."""
     from posttrain import rewards
 
-    entries = {**run.reward, **run.probe.rewards}
+    entries = {**run.reward, **run.probe.judges}
     if not plan.prompts or not entries:
         return {}
     functions = rewards.resolve(entries)

@@ -87,7 +87,7 @@ def _win_rates(run: Run, plan: Plan, said: list[Said]) -> dict[str, tuple[list[f
 
 
 def _entries(run: Run) -> dict[str, RewardConfig]:
-    return {**run.reward, **run.probe.rewards}
+    return {**run.reward, **run.probe.judges}
 
 
 def _tokens_differ(said: list[Said]) -> bool:

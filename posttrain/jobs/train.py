@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import __version__, config, hub, inherit, objective, preflight
+from posttrain.alarms import refusal, told
 from posttrain.config import Origin, Run, main_process
-from posttrain.console import console, quiet_libraries
+from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
+from posttrain.trainers import KINDS
 
 OUT_OF_MEMORY = (
     "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
@@ -33,6 +35,8 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     from posttrain import summary
 
     directory = RunDirectory.of(run, origin)
+    if stopped := refusal(directory.record(), run.alarms):
+        raise PosttrainError(stopped)
     if directory.finished():
         if main_process():
             console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
@@ -67,6 +71,7 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
     from posttrain.probe import Probe
     from posttrain.progress import ProgressBar
     from posttrain.tracking import Metrics, Tracker
+    from posttrain.watch import Alarms
 
     started = time.time()
     checkpoint = directory.last_checkpoint()
@@ -82,14 +87,17 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         own = {n: entry for n, entry in run.reward.items() if n != name or run.trainer.kind != "ppo"}
         functions = rewards.resolve(own, shared=name)
         bar, interrupt = ProgressBar(directory.name), Interrupt()
-        measures = _measures(run, plan, directory, tracker, functions)
+        alarms = Alarms(run.alarms, tracker, directory)
+        if main_process():
+            alarms.recall()
+        measures = [*_measures(run, plan, directory, tracker, functions, alarms), alarms]
         with console.status("Loading the model") if console.is_terminal else nullcontext():
             _merge(plan, directory)
             trainer = _build(run, plan, directory, tracker, functions, [bar, interrupt, *measures])
         for measure in measures:
             measure.trainer = trainer
-            if isinstance(measure, Probe) and name and name not in functions and not run.probe.rewards:
-                measure.rewards = {name: trainer.reward_funcs[0], **functions}
+            if isinstance(measure, Probe) and name and name not in functions:
+                measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         with interrupt:
@@ -97,37 +105,46 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
                 bar.close()
-        if interrupt.signal and trainer.state.global_step < trainer.state.max_steps:
-            trainer.accelerator.wait_for_everyone()
-            if main_process():
-                console.print(
-                    f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "
-                    f"Continue with: {origin.command}",
-                    soft_wrap=True,
-                )
-            raise SystemExit(128 + interrupt.number)
+        _stopped(alarms, interrupt, trainer, origin.command)
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
 
 
 def _measures(
-    run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any]
+    run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
-    from posttrain import rewards
     from posttrain.probe import Probe
+    from posttrain.probe.scores import judge
     from posttrain.shift import ShiftCheck
 
     measures: list[Any] = []
     if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
-        judges = rewards.resolve(run.probe.rewards) or functions
         files = (directory.metrics, directory.samples)
-        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, judges, tracker, *files))
+        judged = judge(run.reward, run.probe, functions, KINDS[run.trainer.kind].online)
+        parts = (judged, plan.material, tracker, alarms)
+        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
     if run.trainer.kind == "dpo" and run.probe.shift_prompts:
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
         measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics))
     return measures
+
+
+def _stopped(alarms: Any, interrupt: Any, trainer: Any, command: str) -> None:
+    """Raise where an alarm or a signal has ended the training before its last step."""
+    by_signal = interrupt.signal and trainer.state.global_step < trainer.state.max_steps
+    if not alarms.ended and not by_signal:
+        return
+    trainer.accelerator.wait_for_everyone()
+    if alarms.ended:
+        raise PosttrainError(told(alarms.end()))
+    if main_process():
+        tell(
+            f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "
+            f"Continue with: {command}"
+        )
+    raise SystemExit(128 + interrupt.number)
 
 
 def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
@@ -231,6 +248,7 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
         "save_total_limit": 1,
         "eval_strategy": "epoch" if plan.data.eval is not None else "no",
         "eval_on_start": plan.data.eval is not None,
+        "logging_nan_inf_filter": False,  # it would log something else than the loss
         "dataloader_pin_memory": plan.precision.device != "CPU",
         **run.trainer.args,
         # These follow the user's choice already, and `bf16: null` would be TRL's default, not the machine's best.

@@ -1,0 +1,221 @@
+"""The probe as a callback of every trainer: when it measures, what it logs and what that costs."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from posttrain.config import ProbeConfig
+from posttrain.console import tell
+from posttrain.generate import Drawn, apart, encode_prompts, generate
+from posttrain.probe import distance, diversity, forgetting, safety
+from posttrain.probe.material import Material
+from posttrain.probe.scores import Judge, Scores
+from posttrain.tokens import as_text
+from posttrain.tracking import Tracker, append
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.watch import Alarms
+
+SEED = 0
+# What the probe may cost, as a share of the time that training takes without it.
+SHARE = 0.05
+# Prompts in the tracker's table, which is sent whole each time; samples.jsonl has them all.
+SHOWN = 16
+
+
+@dataclass
+class Cost:
+    """Seconds since training began in this process, and those of them that the probe took."""
+
+    began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    times: int = 0
+
+    def add(self, seconds: float, step: int) -> dict[str, float]:
+        self.seconds += seconds
+        self.times += 1
+        return {"probe/seconds": seconds, **({"probe/share": self.share} if step else {})}
+
+    @property
+    def share(self) -> float:
+        return self.seconds / max(time.perf_counter() - self.began - self.seconds, 1e-9)
+
+    def told(self, every: int | None) -> str:
+        """The cost as a sentence, with the mend where it is more than `SHARE`."""
+        text = f"{self.times} measurements took {self.seconds:.0f} s, {self.share:.1%} of the training time"
+        if self.share <= SHARE:
+            return text
+        wider = f"probe.every={math.ceil(every * self.share / SHARE)}, " if every and self.times > 2 else ""
+        return f"{text}; {wider}fewer probe.prompts or a smaller probe.max_new_tokens bring it below {SHARE:.0%}"
+
+
+class Probe(TrainerCallback):
+    """Samples on fixed held-out prompts; logs `probe/*` and keeps the completions in `samples.jsonl`.
+
+    `metrics_path` and `samples_path` are also where a continued run finds its earlier measurements.
+    """
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        prompts: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        judge: Judge,
+        material: Material,
+        tracker: Tracker,
+        alarms: Alarms,
+        metrics_path: Path,
+        samples_path: Path,
+    ):
+        self.config = config
+        self.rows = [prompts[i] for i in range(min(config.prompts, len(prompts)))]
+        self.greedy_rows = [prompts[i] for i in range(min(config.greedy_prompts, len(prompts)))]
+        self.tokenizer = tokenizer
+        self.judge = judge
+        self.material = material
+        self.tracker = tracker
+        self.alarms = alarms
+        self.metrics_path = metrics_path
+        self.samples_path = samples_path
+        self.trainer: Any = None
+        self.cost = Cost()
+        self.start: dict[str, float] = {}
+        self.samples: list[dict[str, Any]] = []
+        self.done: set[int] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.cost = Cost()
+        if state.is_world_process_zero:
+            self._recall()
+        if state.global_step == 0:
+            self.measure(args, state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.config.every and state.global_step % self.config.every == 0 and state.global_step < state.max_steps:
+            self.measure(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.config.during and 0 < state.global_step < state.max_steps:
+            self.measure(args, state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            self.measure(args, state, control)
+        if self.cost.times:
+            tell(f"probe    {self.cost.told(self.config.every)}")
+
+    def measure(self, args: Any, state: Any, control: Any) -> None:
+        """Sample, score, log and raise alarms, once a step (on the main process; the others wait)."""
+        if self.alarms.broken(args, state, control):
+            return  # nothing can be drawn from it
+        metrics: dict[str, float] = {}
+        if state.is_world_process_zero and state.global_step not in self.done:
+            self.done.add(state.global_step)
+            began = time.perf_counter()
+            with apart(self.trainer, SEED):
+                metrics, samples = self._run(state)
+            metrics |= self.cost.add(time.perf_counter() - began, state.global_step)
+            append(self.metrics_path, {"step": state.global_step, **metrics})
+            for sample in samples:
+                append(self.samples_path, sample)
+            self.samples += samples
+            self.tracker.log(metrics, state.global_step)
+            self.tracker.table("probe/samples", _by_prompt(self.samples), state.global_step)
+        self.trainer.accelerator.wait_for_everyone()
+        self.alarms.see({"step": state.global_step, **metrics}, args, state, control)
+
+    def _recall(self) -> None:
+        """Take up the measurements of before a stop: the start is what forgetting and wins are measured against."""
+        self.samples = _read(self.samples_path)
+        self.judge.recall(self.samples)
+        for row in _read(self.metrics_path):
+            if "probe/length" in row:
+                self.done.add(row["step"])
+            if row["step"] == 0:
+                self.start |= {k.removeprefix("probe/nll/"): v for k, v in row.items() if k.startswith("probe/nll/")}
+
+    def _run(self, state: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        drawn = self._generate(model, self.rows, do_sample=True)
+        # Without EOS, which every completion that ends would share with all others.
+        said = [d.ids[:-1] if d.ended else d.ids for d in drawn]
+        entropy, kl = distance.of_samples(self.trainer, model, drawn, self.tokenizer.pad_token_id)
+        metrics = {
+            "probe/length": fmean(len(d.ids) for d in drawn),
+            "probe/ended": fmean(d.ended for d in drawn),
+            "probe/entropy": entropy,
+            **diversity.measure(said, [d.text for d in drawn]),
+        }
+        if kl:
+            metrics["probe/kl"] = fmean(kl)
+            metrics["probe/kl_stderr"] = float(torch.tensor(kl).std() / len(kl) ** 0.5) if len(kl) > 1 else 0.0
+        rows = self.greedy_rows or self.rows
+        judged = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
+        scored, scores = self.judge.measure(rows, judged, state)
+        metrics |= scored | self._forgetting(model, state.global_step) | self._refusals(model)
+        return metrics, _samples(state.global_step, rows, judged, scores)
+
+    def _forgetting(self, model: Any, step: int) -> dict[str, float]:
+        if not self.material.texts:
+            return {}
+        found = forgetting.nll(model, self.material.texts, self.tokenizer.pad_token_id)
+        if step == 0:
+            self.start = found
+        return forgetting.measure(found, self.start)
+
+    def _refusals(self, model: Any) -> dict[str, float]:
+        found = {}
+        for name, prompts in self.material.safety.items():
+            drawn = self._generate(model, [{"prompt": prompt} for prompt in prompts], do_sample=False)
+            found[f"probe/refusals/{name}"] = safety.refused([d.text for d in drawn])
+        return found
+
+    def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[Drawn]:
+        """One completion per prompt."""
+        return generate(
+            model,
+            self.tokenizer,
+            encode_prompts(self.tokenizer, rows),
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            do_sample=do_sample,
+        )
+
+
+def _samples(
+    step: int, rows: list[dict[str, Any]], drawn: list[Drawn], scores: dict[str, Scores]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": step,
+            "prompt": as_text(row["prompt"]),
+            "completion": said.text,
+            **{name: values[i] for name, values in scores.items()},
+        }
+        for i, (row, said) in enumerate(zip(rows, drawn, strict=True))
+    ]
+
+
+def _by_prompt(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first prompts, each with its completions over time below one another."""
+    places: dict[str, int] = {}
+    for sample in samples:
+        places.setdefault(sample["prompt"], len(places))
+    kept = [sample for sample in samples if places[sample["prompt"]] < SHOWN]
+    return sorted(kept, key=lambda sample: (places[sample["prompt"]], sample["step"]))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -1,0 +1,136 @@
+"""Rewards of the probe's completions, and how they moved since the start, prompt by prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import StatisticsError, correlation, fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import ProbeConfig, RewardConfig
+from posttrain.generate import Drawn
+from posttrain.heldout import wins
+from posttrain.intervals import interval, mean
+from posttrain.rewards import applies, resolve, score, total
+
+if TYPE_CHECKING:
+    from posttrain.rewards import RewardFunction
+
+Scores = list[float | None]
+CONFIDENCE, RESAMPLES = 0.95, 2000
+
+
+@dataclass
+class Judge:
+    """Reward functions by name, those of `gold` with `gold/` before it, and what the config says of each.
+
+    `training`: the rewards that training raises. `win_by`: the one that decides which of two completions is better.
+    """
+
+    functions: dict[str, RewardFunction]
+    entries: dict[str, RewardConfig]
+    training: dict[str, RewardConfig]
+    win_by: str | None = None
+    # Scores of earlier measurements, by step and name.
+    before: dict[int, dict[str, Scores]] = field(default_factory=dict)
+
+    def recall(self, samples: Sequence[dict[str, Any]]) -> None:
+        """Take up the measurements in the rows of `samples.jsonl`."""
+        for row in samples:
+            known = self.before.setdefault(row["step"], {})
+            for name in self.entries:
+                known.setdefault(name, []).append(row.get(name))
+
+    def measure(
+        self, rows: list[dict[str, Any]], drawn: list[Drawn], state: Any
+    ) -> tuple[dict[str, float], dict[str, Scores]]:
+        """Metrics, and each reward's score of each completion."""
+        found = score(self.functions, rows, drawn, state)
+        scores = {name: [float(v) if applies(v) else None for v in values] for name, values in found.items()}
+        metrics: dict[str, float] = {}
+        for name, values in scores.items():
+            metrics |= _mean(f"probe/{name}" if name.startswith("gold/") else f"probe/rewards/{name}", values)
+        weights = {name: entry for name, entry in self.training.items() if name in scores}
+        totals = [total({name: scores[name][i] for name in weights}, weights) for i in range(len(drawn))]
+        if weights:
+            metrics |= _mean("probe/reward", totals)
+        metrics |= length_explains(
+            totals if weights else scores.get(self.win_by or "", []), [len(d.ids) for d in drawn]
+        )
+        metrics |= self._change(scores, state.global_step)
+        self.before[state.global_step] = scores
+        return metrics, scores
+
+    def _change(self, scores: dict[str, Scores], step: int) -> dict[str, float]:
+        """Wins against the start, and how far each gold reward has fallen since its best."""
+        metrics = {}
+        earlier = {s: found for s, found in self.before.items() if s < step}
+        if self.win_by in scores and 0 in earlier and self.win_by in earlier[0]:
+            sign = self._sign(self.win_by)
+            rate = mean(wins(scores[self.win_by], earlier[0][self.win_by], sign), range(len(scores[self.win_by])))
+            if rate.count:
+                metrics["probe/win_rate"] = rate.value
+                if (ends := interval(rate, CONFIDENCE, RESAMPLES)) is not None:
+                    metrics["probe/win_rate_low"], metrics["probe/win_rate_high"] = ends
+        for name in (name for name in scores if name.startswith("gold/")):
+            drop, stderr = self._drop(name, scores[name], [found[name] for found in earlier.values() if name in found])
+            metrics |= {f"probe/gold_drop/{name[5:]}": drop, f"probe/gold_drop_stderr/{name[5:]}": stderr}
+        return metrics
+
+    def _drop(self, name: str, now: Scores, earlier: list[Scores]) -> tuple[float, float]:
+        """How far a score has fallen since its best mean, paired over prompts, and the standard error of that."""
+        measured = [scores for scores in (*earlier, now) if any(value is not None for value in scores)]
+        best = max(measured, key=lambda scores: self._sign(name) * _average(scores), default=now)
+        pairs = zip(best, now, strict=True)
+        falls = [self._sign(name) * (a - b) for a, b in pairs if a is not None and b is not None]
+        if not falls or fmean(falls) <= 0:
+            return 0.0, 0.0
+        return fmean(falls), _stderr(falls)
+
+    def _sign(self, name: str) -> float:
+        return math.copysign(1.0, self.entries[name].weight)
+
+
+def judge(
+    trained: dict[str, RewardConfig], config: ProbeConfig, functions: dict[str, RewardFunction], online: bool
+) -> Judge:
+    """The run's own rewards (`trained`, with their `functions`), those of the probe, and the gold ones.
+
+    Only an `online` trainer raises the run's own rewards.
+    """
+    own = {name: entry for name, entry in config.rewards.items() if trained.get(name) != entry}
+    gold = {f"gold/{name}": entry for name, entry in config.gold.items()}
+    win_by = config.win_by or next(iter((*config.gold, *config.rewards, *trained)), None)
+    return Judge(
+        functions={**functions, **resolve({**own, **gold})},
+        entries={**trained, **config.rewards, **gold},
+        training={name: entry for name, entry in trained.items() if online and name not in own},
+        win_by=f"gold/{win_by}" if win_by in config.gold else win_by,
+    )
+
+
+def length_explains(scores: Scores, lengths: Sequence[int]) -> dict[str, float]:
+    """Pearson's correlation of score and length in tokens; nothing where either is constant."""
+    found = [(value, n) for value, n in zip(scores, lengths, strict=False) if value is not None]
+    try:
+        return {"probe/length_correlation": correlation([value for value, _ in found], [n for _, n in found])}
+    except StatisticsError:  # fewer than two, or constant
+        return {}
+
+
+def _mean(name: str, values: Scores) -> dict[str, float]:
+    applicable = [value for value in values if value is not None]
+    if not applicable:
+        return {}
+    kind, _, rest = name.removeprefix("probe/").partition("/")
+    stderr = f"probe/{kind}_stderr" + (f"/{rest}" if rest else "")
+    return {name: fmean(applicable), stderr: _stderr(applicable)}
+
+
+def _average(values: Scores) -> float:
+    return fmean(value for value in values if value is not None)
+
+
+def _stderr(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
