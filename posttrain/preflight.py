@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import online, options, rewards
+from posttrain import files, online, options, rewards
 from posttrain.config import Run
-from posttrain.data import BUILDERS
+from posttrain.data import mix, stream
+from posttrain.data.shapes import NAMES
 from posttrain.errors import PosttrainError
 from posttrain.jobs import checks
 from posttrain.rundir import data_file
@@ -55,6 +56,9 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "tracking.backend": ("wandb", "trackio", "tensorboard", "none"),
     "tracking.mode": ("auto", "online", "offline", "disabled"),
+    "data.format": NAMES,
+    "data.on_error": ("stop", "skip"),
+    "data.pairs": ("all", "one"),
 }
 
 
@@ -89,6 +93,8 @@ def check(run: Run) -> None:
     errors += _paths(run) + _secrets(asdict(run))
     errors += rewards.check(run.reward, "reward") + rewards.check(run.probe.rewards, "probe.rewards")
     errors += checks.check(run)
+    if run.data.streaming:
+        errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
         ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
@@ -138,19 +144,23 @@ def _value(run: Run, key: str) -> Any:
 def _paths(run: Run) -> list[str]:
     errors = []
     for key, allowed in EMBEDDED.items():
-        if (value := _value(run, key)).startswith("embedded:") and value not in allowed:
+        value = _value(run, key)
+        if isinstance(value, str) and value.startswith("embedded:") and value not in allowed:
             errors.append(f"{key}={value}: choose from {', '.join(allowed)}")
+    errors += mix.check(run.data)
     local = {"data.path": run.data.path, "data.eval_path": run.data.eval_path}
+    for name, part in run.data.mix.items():
+        local |= {f"data.mix.{name}.{key}": part.get(key) for key in ("path", "eval_path") if isinstance(part, dict)}
     for key, value in local.items():
-        if value and not value.startswith("embedded:") and _looks_local(value) and not _exists(value):
-            errors.append(f"{key}={value}: no such file or folder")
-        elif value and Path(value).is_file() and Path(value).suffix not in BUILDERS:
-            errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
-        elif value:
-            try:
-                data_file(value)
-            except PosttrainError as error:
-                errors.append(f"{key}={error}")
+        if value is None or value == "" or (isinstance(value, str) and value.startswith("embedded:")):
+            continue
+        if wrong := files.check(value):
+            errors.append(f"{key}={value}: {wrong}")
+            continue
+        try:
+            data_file(value)
+        except PosttrainError as error:
+            errors.append(f"{key}={error}")
     parents = {"model.init_from": run.model.init_from}
     for key, value in parents.items():
         if value and not _exists(value):
@@ -162,10 +172,6 @@ def _paths(run: Run) -> list[str]:
             if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
                 errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}")
     return errors
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or Path(path).suffix in BUILDERS
 
 
 def _exists(path: str) -> bool:
@@ -196,7 +202,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     tokenizer = models.tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
     data = load(run.data, run.trainer.kind)
-    first = data.train[0]
+    first = data.first[0]
     models.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
     precision = models.precision(run.model, run.peft, run.trainer.args, start.dtype)
@@ -208,11 +214,11 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_lengths(run, lengths, context)
     _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
-    return Plan(start, data, tokenizer, precision, parameters, lengths, *online.schedule(run, len(data.train)))
+    return Plan(start, data, tokenizer, precision, parameters, lengths, *online.schedule(run, data.rows or 0))
 
 
 def _check_columns(run: Run, data: Data) -> None:
-    available = data.train.column_names
+    available = data.first.column_names
     probed = data.prompts.column_names if data.prompts else available
     errors = missing_columns(run.reward, "reward", available)
     errors += missing_columns(run.probe.rewards, "probe.rewards", probed)
@@ -275,10 +281,10 @@ class Lengths:
         return sum(self.sequence) / len(self.sequence)
 
 
-def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data, sample: int = 256) -> Lengths:
+def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Lengths:
     """Rendered as the trainer will render them; for pairs the longer of the two."""
     sequence, prompt = [], []
-    for row in data.train.select(range(min(sample, len(data.train)))):
+    for row in data.first:
         start = row.get("prompt", row.get("messages", row.get("text")))
         ends = [row[c] for c in ("completion", "chosen", "rejected") if c in row]
         prompt.append(len(ids(tokenizer, start)) if ends else 0)
