@@ -72,9 +72,9 @@ class PeftConfig:
 class DataConfig:
     """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it.
 
-    `path` may be a list of files, or a pattern such as `shards/*.jsonl`; `mix` has several sources in its place, by name,
-    each with a `weight`. `format` is told from the rows, unless it is named. `threshold` is the lowest good rating,
-    `pairs` which ones several answers make (all, one). `on_error` is stop or skip.
+    `path` may be a list of files, or a pattern such as `shards/*.jsonl`; `mix` has several sources in its place, by
+    name, each with a `weight`. `format` is told from the rows, unless it is named. `threshold` is the lowest good
+    rating, `pairs` which ones several answers make (all, one). `on_error` is stop or skip.
     `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
     `min_score` leaves rows of `path` out whose column `score` is lower. `path` may be a finished run of job=sample.
     """

@@ -126,7 +126,7 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
             file.open("rb") as packed,
             zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as z,
         ):
-            yield io.BufferedReader(z)  # type: ignore[type-var]
+            yield io.BufferedReader(z)
         return
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
     with opener(file, "rb") as stream:
@@ -145,7 +145,7 @@ def _objects(stream: Any) -> Found:
     for number, raw in enumerate(stream, 1):
         if raw.strip():
             try:
-                yield number, _object(_text(raw))
+                yield number, _object(_text(raw).rstrip())
             except Misfit as misfit:
                 yield number, misfit
 
@@ -288,7 +288,7 @@ def _records(lines: IO[str], file: Path) -> Found:
         elif len(fields) != len(header):
             yield (
                 begin,
-                Misfit("", f"has {len(fields)} fields, and the header {len(header)}; quote commas and newlines"),
+                Misfit("", f"has {len(fields)} fields, the header {len(header)}; quote commas and newlines"),
             )
         elif any("\udc80" <= char <= "\udcff" for field in fields for char in field):
             yield begin, Misfit("", "is not UTF-8; save the file as UTF-8")

@@ -230,7 +230,8 @@ def digest(run: Run) -> str:
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
     probed = settings["probe"]["rewards"] if "probe" in settings else {}
-    places = [(settings["model"], ("path", "init_from", "chat_template"))]
+    places: list[tuple[dict[str, Any], tuple[str, ...]]] = []
+    places += [(settings["model"], ("path", "init_from", "chat_template"))]
     places += [(entry, ("model",)) for entry in (*settings["reward"].values(), *probed.values())]
     places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
     for group, keys in places:

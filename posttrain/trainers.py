@@ -50,9 +50,9 @@ KINDS = {
 class Parts:
     """What a trainer is built from. `args` are options of its own config class; `model` is a path.
 
-    `labelled` rows carry weights of their messages. `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
+    `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base; `reward_weights` has its weight
-    first, then those of `rewards`.
+    first, then those of `rewards`. `labelled` says that messages carry weights.
     """
 
     model: str

@@ -39,6 +39,11 @@ class Data:
     labelled: bool = False
     skipped: list[Skipped] = field(default_factory=list)
 
+    @property
+    def rows(self) -> int | None:
+        """How many there are for training; `None` of a stream."""
+        return self.source["train_rows"]
+
     def lines(self) -> dict[str, str]:
         """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out."""
         parts = self.source["parts"]
@@ -59,7 +64,7 @@ def load(config: DataConfig, kind: str) -> Data:
         rows, made = stream.load(config, kind)
         found = _gathered(config, {"": made})
         source = {**found.source, "train_rows": None}
-        return Data(rows, found.eval, found.prompts, source, found.train, found.labelled, found.skipped)  # type: ignore
+        return Data(rows, found.eval, found.prompts, source, found.train, found.labelled, found.skipped)
     return _gathered(config, _each(config, lambda part: ready(part, kind)))
 
 
@@ -130,7 +135,7 @@ def _gathered(config: DataConfig, made: dict[str, Ready]) -> Data:
 
 
 def _joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | None:
-    """Held-out rows of all parts that have some, the parts taking turns at random, the first `max_eval_rows` of them."""
+    """Held-out rows of all parts that have some, shuffled, the first `max_eval_rows` of them."""
     some = {name: one for name, one in rows.items() if one is not None and len(one)}
     if not some:
         return next(iter(rows.values())) if len(rows) == 1 else None

@@ -14,14 +14,12 @@ if TYPE_CHECKING:
 
 def label(rows: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase) -> Any:
     """`rows` with `messages` (and `tools`) as `input_ids` and `labels`, which SFTTrainer takes as they are."""
-    from trl.trainer.utils import get_dataset_column_names
-
     template = _template(tokenizer)
 
     def made(row: dict[str, Any]) -> dict[str, list[int]]:
         return labelled(tokenizer, row["messages"], row.get("tools"), template)
 
-    return rows.map(made, remove_columns=get_dataset_column_names(rows))
+    return rows.map(made, remove_columns=rows.column_names)
 
 
 def labelled(
@@ -38,7 +36,7 @@ def labelled(
     plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
 
     def ids(turns: int, generation: bool = False) -> list[int]:
-        found = tokenizer.apply_chat_template(
+        found: Any = tokenizer.apply_chat_template(
             plain[:turns],
             tools=tools or None,
             add_generation_prompt=generation,

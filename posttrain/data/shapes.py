@@ -42,7 +42,8 @@ def detect(columns: Iterable[str], first: list[Row]) -> str:
         return "ratings"
     chats = [row["messages"] for row in rows if isinstance(row.get("messages"), list) and row["messages"]]
     if chats and not {"prompt", "text"} & have:
-        if all(isinstance(chat[-1], dict) and chat[-1].get("role") in ("user", "developer") for chat in chats):
+        asking = [isinstance(chat[-1], dict) and chat[-1].get("role") in ("user", "developer") for chat in chats]
+        if 2 * sum(asking) > len(chats):  # one row that does not fit leaves the others what they are
             return "openai_rft"
         if any(_openai(message) for chat in chats for message in chat):
             return "openai"
@@ -56,8 +57,8 @@ def _dialogue(value: Any) -> bool:
 def _ranked(have: set[str], rows: list[Row]) -> bool:
     if "completions" in have and have & {"ranks", "scores"}:
         return True
-    answers = next((row["answers"] for row in rows if isinstance(row.get("answers"), list) and row["answers"]), [])
-    return any(isinstance(answer, dict) and "rank" in answer for answer in answers)
+    lists = (row["answers"] for row in rows if isinstance(row.get("answers"), list))
+    return any(isinstance(answer, dict) and "rank" in answer for answers in lists for answer in answers)
 
 
 def _openai(message: Any) -> bool:

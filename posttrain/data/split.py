@@ -69,12 +69,11 @@ def divide(config: DataConfig, kind: str | None) -> Divided:
         if held_out is not None and not config.eval_path:
             held_out = replace(held_out, rows=_scored(held_out.rows, config, "held-out"))
     skipped = [rows.skipped for rows in (train, held_out) if rows is not None and rows.skipped]
-    return Divided(
-        Part(train.rows, train.config, config.max_train_rows, "train", train.format),
-        held_out and Part(held_out.rows, held_out.config, config.max_eval_rows, "held-out", held_out.format),
-        how,
-        skipped,
-    )
+    other_part = None
+    if held_out is not None:
+        other_part = Part(held_out.rows, held_out.config, config.max_eval_rows, "held-out", held_out.format)
+    own_part = Part(train.rows, train.config, config.max_train_rows, "train", train.format)
+    return Divided(own_part, other_part, how, skipped)
 
 
 def reading(config: DataConfig, path: Any) -> DataConfig:

@@ -25,6 +25,9 @@ Stored: TypeAlias = "tuple[Dataset, Skipped | None]"
 SHOWN = 5
 # Columns in which text beside conversations would be trained on as something else.
 ALIKE = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+# bool before int, which it is a kind of.
+SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
+ITEMS: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
 _files = itertools.count()
 
 
@@ -76,7 +79,8 @@ def sift(rows: Iterator[Row], see: Callable[[dict[str, Any]], None], key: str, s
 
     Raises `PosttrainError` as `store` does.
     """
-    skipped, first, count = Skipped(scratch("skipped.jsonl")), [], 0
+    skipped, count = Skipped(scratch("skipped.jsonl")), 0
+    first: list[str] = []
     for place, row in rows:
         try:
             if isinstance(row, Misfit):
@@ -171,17 +175,16 @@ class Kinds:
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
-    for of, name in ((bool, "bool"), (int, "int"), (float, "float"), (str, "text")):
-        if isinstance(value, of):
-            return name
     if not isinstance(value, list):
-        return "json"
+        return _first(value, SCALARS) or "json"
     if not value:
         return "empty"
-    for of, name in ((str, "texts"), (dict, "objects"), (float, "numbers")):
-        if all(isinstance(item, of) for item in value):
-            return name
-    return "json"
+    kinds = {_first(item, ITEMS) for item in value}
+    return kinds.pop() or "json" if len(kinds) == 1 else "json"
+
+
+def _first(value: Any, types: dict[type, str]) -> str | None:
+    return next((name for of, name in types.items() if isinstance(value, of)), None)
 
 
 def _join(one: str, other: str) -> str:

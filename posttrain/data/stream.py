@@ -1,8 +1,8 @@
 """Rows that are read while training goes on: `data.streaming=true`, for data larger than memory and disk.
 
 Rows are converted and adapted in batches of `BATCH`, by the same code as a data set that is read as a whole, and
-shuffled within a buffer of `BUFFER`. The order depends on the files alone, so a run that continues skips exactly the rows that
-it has seen.
+shuffled within a buffer of `BUFFER`. The order depends on the files alone, so a run that continues skips exactly the
+rows that it has seen.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
         errors.append("data.streaming=true: how long a stream is, is unknown; set trainer.args.max_steps=N")
     if 0 < config.eval_size < 1 and not config.eval_path:
         errors.append(
-            f"data.eval_size={config.eval_size:g}: a share of a stream is unknown; set the number of first rows to hold "
-            "out, or data.eval_path, or 0"
+            f"data.eval_size={config.eval_size:g}: a share of a stream is unknown; set the number of first rows to "
+            "hold out, or data.eval_path, or 0"
         )
     for name in ("mix", "min_score", "max_train_rows"):
         if getattr(config, name):
