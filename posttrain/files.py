@@ -71,8 +71,12 @@ def check(path: Any) -> str | None:
     if isinstance(path, list):
         if not path:
             return "an empty list; name at least one file"
-        return next((f"{one}: {wrong}" for one in path if (wrong := _check_one(one, listed=True))), None)
-    return _check_one(path, listed=False)
+        wrong = next((f"{one}: {wrong}" for one in path if (wrong := _check_one(one, listed=True))), None)
+    else:
+        wrong = _check_one(path, listed=False)
+    if wrong is None and len({kind(file) == ".parquet" for file in resolve(path)}) > 1:
+        return "Parquet and other files together; name them as parts of data.mix"
+    return wrong
 
 
 def _check_one(path: Any, listed: bool) -> str | None:
@@ -94,9 +98,7 @@ def _check_one(path: Any, listed: bool) -> str | None:
         if suffix == ".parquet" and file.suffix in COMPRESSED:
             return f"{file}: Parquet is compressed inside; unpack it"
         if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
-            return f"{file}: needs the library zstandard: pip install zstandard"
-    if len({kind(file) == ".parquet" for file in files}) > 1:
-        return "Parquet and other files together; name them as parts of data.mix"
+            return f"{file}: needs the library zstandard: pip install 'posttrain[zstd]'"
     return None
 
 
