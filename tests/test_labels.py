@@ -65,5 +65,5 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 
     tokenizer = AutoTokenizer.from_pretrained(assets.tiny())
     forgetful = "{% for m in messages %}{{ m.role }}{% if loop.last %}: {{ m.content }}{% endif %}\n{% endfor %}"
-    with pytest.raises(PosttrainError, match="set model.chat_template=FILE.jinja"):
+    with pytest.raises(PosttrainError, match=r"set model.chat_template=FILE.jinja"):
         labelled(tokenizer, ROWS[0], template=forgetful)

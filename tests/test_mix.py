@@ -88,7 +88,7 @@ def test_formats_mix_and_other_columns_are_none_where_a_part_lacks_them():
 @pytest.mark.parametrize(
     ("rows", "kind", "said"),
     [
-        ([{"prompt": "a", "completion": "b"}], "sft", "prompt is text in b and a conversation in a"),
+        ([{"prompt": "a", "completion": "b"}], "sft", "completion is text in b and a conversation in a"),
         ([{"text": "b"}], "sft", "data.mix: the parts have different columns to learn from"),
         ([{"prompt": "a", "completion": 1}], "sft", "data.mix.b.path=b.jsonl: 1 row does not fit"),
         (
@@ -183,8 +183,14 @@ def test_a_stream_trains_and_goes_on_with_the_rows_it_has_not_seen(train: Any, m
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_a_bad_row_ends_a_stream_with_its_place():
+def test_a_stream_leaves_nothing_behind_and_a_bad_row_ends_it_with_its_place():
+    from posttrain.data import store
+
     write("a.jsonl", [{"text": f"{n}"} for n in range(600)])
+    data = load(DataConfig(path="a.jsonl", streaming=True, eval_size=0), "sft")
+    kept = set(Path(store.scratch("x")).parent.rglob("*"))
+    assert sorted(int(row["text"]) for row in data.train) == list(range(600))
+    assert set(Path(store.scratch("x")).parent.rglob("*")) == kept
     with Path("a.jsonl").open("a") as file:
         file.write('{"text": 7}\n')
     data = load(DataConfig(path="a.jsonl", streaming=True, eval_size=0), "sft")

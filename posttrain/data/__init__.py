@@ -51,6 +51,10 @@ class Data:
         if len(parts) > 1:
             shares = (f"{name} {part['share']:.1%} ({part['train_rows']} rows)" for name, part in parts.items())
             found["mixture"] = ", ".join(shares)
+        if "weight" in self.first.column_names and "chosen" in self.first.column_names:
+            found["pairs"] = (
+                "several of a prompt, each counted in full: TRL's trainers take no weights (data.pairs=one)"
+            )
         if count := sum(part["skipped"] for part in parts.values()):
             found["skipped"] = f"{count} rows that do not fit, kept in skipped.jsonl with the reasons"
         return found

@@ -11,6 +11,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,6 +30,7 @@ ALIKE = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
 ITEMS: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
 _files = itertools.count()
+_passing: list[str] = []
 
 
 @dataclass
@@ -201,7 +203,18 @@ def _join(one: str, other: str) -> str:
 
 def scratch(name: str) -> Path:
     """A new file in this process's own folder, which is removed when it ends."""
-    return Path(_folder().name) / f"{next(_files)}-{name}"
+    return Path(_passing[-1] if _passing else _folder().name) / f"{next(_files)}-{name}"
+
+
+@contextmanager
+def passing() -> Iterator[None]:
+    """What is stored in the block is removed at its end: the batches of a stream are as large as the stream."""
+    with tempfile.TemporaryDirectory(dir=_folder().name) as folder:
+        _passing.append(folder)
+        try:
+            yield
+        finally:
+            _passing.remove(folder)
 
 
 @functools.cache

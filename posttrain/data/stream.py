@@ -7,10 +7,9 @@ rows that it has seen.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain import files as f
@@ -19,11 +18,11 @@ from posttrain.data.formats import rename
 from posttrain.data.reading import CHATS, Source, explain, open_files, open_rows, read, shown
 from posttrain.data.ready import Ready, adapted, prompts_for
 from posttrain.data.split import Divided, Part, reading
-from posttrain.data.store import Skipped, message, scratch, store
+from posttrain.data.store import Skipped, message, passing, scratch, store
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import IterableDataset
 
 KINDS = ("sft", "reward", "dpo")
 BATCH, BUFFER, SEED = 256, 1000, 0
@@ -50,51 +49,76 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
     return errors
 
 
+@dataclass
+class Stream:
+    """What makes the rows, from the settings alone: `datasets` takes it to other processes."""
+
+    config: DataConfig
+    kind: str
+    held: int
+    skipped: Skipped
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        self.skipped.clear()
+        source, after = self.opened()
+        rest = itertools.islice(self.fitting(source), self.held, None)
+        while batch := list(itertools.islice(rest, BATCH)):
+            with passing():
+                rows = list(adapted(_part(batch, source, after, "train"), self.kind))
+            yield from rows
+
+    def opened(self) -> tuple[Source, DataConfig]:
+        """The source, and what the settings still say of its converted rows."""
+        own = reading(self.config, self.config.path)
+        source = _source(own, self.kind)
+        conversational = own.conversational and source.format not in CHATS
+        return source, replace(own, columns={}, conversational=conversational)
+
+    def fitting(self, source: Source) -> Iterator[dict[str, Any]]:
+        for place, row in source.rows():
+            try:
+                if isinstance(row, f.Misfit):
+                    raise row
+                yield source.convert(row)
+            except f.Misfit as misfit:
+                if self.config.on_error == "stop":
+                    mend = "mend it, or leave such rows out with data.on_error=skip"
+                    where = f"data.path={shown(self.config.path)}"
+                    raise PosttrainError(f"{where}: a row does not fit; {mend}\n  {message(place, misfit)}") from None
+                self.skipped.add(place, misfit, None if isinstance(row, f.Misfit) else row)
+
+
 def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
     """The stream of training rows; its first rows, and held-out ones, as `Ready`."""
     from datasets import IterableDataset
 
-    own = reading(config, config.path)
-    source = _source(own, kind)
-    chats = source.format in CHATS
-    after = replace(own, columns={}, conversational=own.conversational and not chats)
-    held = int(config.eval_size) if not config.eval_path else 0
-    named = f"data.path={shown(config.path)}"
-    skip = config.on_error == "skip"
-    skipped = Skipped(scratch("skipped.jsonl"))
-    fitting = functools.partial(_fitting, source, named, skipped if skip else None)
-
-    first = list(itertools.islice(fitting(), held + BATCH))
+    held = 0 if config.eval_path else int(config.eval_size)
+    stream = Stream(config, kind, held, Skipped(scratch("skipped.jsonl")))
+    source, after = stream.opened()
+    first = list(itertools.islice(stream.fitting(source), held + BATCH))
     if len(first) <= held:
-        raise PosttrainError(f"{named}: {len(first)} rows, and data.eval_size={held} of them are to be held out")
-    train = _adapted(first[held:], source, after, kind, "train")
-    held_out = _held_out(config, own, after, source, first[:held], kind)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        skipped.clear()
-        rest = itertools.islice(fitting(), held, None)
-        while batch := list(itertools.islice(rest, BATCH)):
-            yield from _adapted(batch, source, after, kind, "train")
-
-    stream = IterableDataset.from_generator(rows, features=train.features).shuffle(seed=SEED, buffer_size=BUFFER)
+        raise PosttrainError(
+            f"data.path={shown(config.path)}: {len(first)} rows, and data.eval_size={held} of them are to be held out"
+        )
+    train = _part(first[held:], source, after, "train")
+    held_out = _held_out(config, kind) if config.eval_path else None
+    if held:
+        held_out = replace(_part(first[:held], source, after, "held-out"), limit=config.max_eval_rows)
     how = "file" if config.eval_path else f"the first {held} rows" if held else "none"
-    divided = Divided(Part(train, after, None, "train", source.format), held_out, how, [skipped] if skip else [])
-    return stream, Ready(
-        train,
+    made = Ready(
+        adapted(train, kind),
         adapted(held_out, kind) if held_out else None,
         prompts_for(held_out, kind) if held_out else None,
-        divided,
+        Divided(train, held_out, how, [stream.skipped]),
     )
+    rows = IterableDataset.from_generator(stream, features=made.train.features)
+    return rows.shuffle(seed=SEED, buffer_size=BUFFER), made
 
 
-def _held_out(
-    config: DataConfig, own: DataConfig, after: DataConfig, source: Source, first: list[dict[str, Any]], kind: str
-) -> Part | None:
-    if config.eval_path:
-        other = reading(config, config.eval_path)
-        rows = read(other, other.path, other.eval_split or "train", "data.eval_path", kind)
-        return Part(rows.rows, rows.config, config.max_eval_rows, "held-out", rows.format)
-    return _part(first, source, after, "held-out", config.max_eval_rows) if first else None
+def _held_out(config: DataConfig, kind: str) -> Part:
+    own = reading(config, config.eval_path)
+    rows = read(own, own.path, own.eval_split or "train", "data.eval_path", kind)
+    return Part(rows.rows, rows.config, config.max_eval_rows, "held-out", rows.format)
 
 
 def _source(config: DataConfig, kind: str) -> Source:
@@ -125,26 +149,7 @@ def _source(config: DataConfig, kind: str) -> Source:
     return open_rows(rows, config, kind)
 
 
-def _fitting(source: Source, named: str, skipped: Skipped | None) -> Iterator[dict[str, Any]]:
-    for place, row in source.rows():
-        try:
-            if isinstance(row, f.Misfit):
-                raise row
-            yield source.convert(row)
-        except f.Misfit as misfit:
-            if skipped is None:
-                raise PosttrainError(
-                    f"{named}: a row does not fit; mend it, or leave such rows out with data.on_error=skip\n"
-                    f"  {message(place, misfit)}"
-                ) from None
-            skipped.add(place, misfit, None if isinstance(row, f.Misfit) else row)
-
-
-def _part(rows: list[dict[str, Any]], source: Source, config: DataConfig, name: str, limit: int | None) -> Part:
+def _part(rows: list[dict[str, Any]], source: Source, config: DataConfig, name: str) -> Part:
     numbered = [(f.Place(shown(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
     stored, _ = store(lambda: iter(numbered), lambda row: row, f"data.path={shown(config.path)}")
-    return Part(stored, config, limit, name, source.format)
-
-
-def _adapted(rows: list[dict[str, Any]], source: Source, config: DataConfig, kind: str, name: str) -> Dataset:
-    return adapted(_part(rows, source, config, name, None), kind)
+    return Part(stored, config, None, name, source.format)
