@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import Run
+from posttrain.files import resolve
 
 if TYPE_CHECKING:
     from posttrain.drift import Drift
@@ -63,10 +64,11 @@ def _save(folder: Path, run: Run, record: dict[str, Any], form: str, drift: Drif
     from huggingface_hub import ModelCard, ModelCardData
 
     base = record.get("base", {}).get("path", run.model.path)
-    data = run.data.path
+    data = record["data"]["path"]
+    local = bool(run.data.mix) or not isinstance(run.data.path, str) or bool(resolve(data)) or Path(data).exists()
     card = ModelCardData(
         base_model=hub_id(base),
-        datasets=None if data.startswith("embedded:") or Path(data).exists() else [data],
+        datasets=None if local or data.startswith("embedded:") else [data],
         library_name="peft" if form == "adapter" else "transformers",
         pipeline_tag="text-classification" if run.trainer.kind == "reward" else "text-generation",
         tags=["posttrain", "trl", run.trainer.kind],

@@ -22,7 +22,7 @@ from posttrain.errors import PosttrainError
 # Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
 OPEN = (
     *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns", "data.args"),
-    *("reward", "probe.rewards", "probe.gold", "stages", "common"),
+    *("data.mix", "reward", "probe.rewards", "probe.gold", "stages", "common"),
 )
 PACKAGE = Path(__file__).parent
 # A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
@@ -73,16 +73,19 @@ class PeftConfig:
 class DataConfig:
     """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it.
 
+    `path` may be a list of files, or a pattern such as `shards/*.jsonl`; `mix` has several sources in its place, by
+    name, each with a `weight`. `format` is told from the rows, unless it is named. `threshold` is the lowest good
+    rating, `pairs` which ones several answers make (all, one). `on_error` is stop or skip.
     `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
     `path` may also be `reasoning_gym:TASK`, whose options are `args`.
     `min_score` leaves rows of `path` out whose column `score` is lower. `path` may be a finished run of job=sample.
     """
 
-    path: str = MISSING
+    path: Any = MISSING
     name: str | None = None
     revision: str | None = None
     split: str = "train"
-    eval_path: str | None = None
+    eval_path: Any = None
     eval_split: str | None = None
     eval_size: float = 0.05
     columns: dict[str, str] = field(default_factory=dict)
@@ -91,6 +94,13 @@ class DataConfig:
     min_score: float | None = None
     max_train_rows: int | None = None
     max_eval_rows: int | None = None
+    format: str = "auto"
+    threshold: float | None = None
+    pairs: str = "all"
+    on_error: str = "stop"
+    mix: dict[str, Any] = field(default_factory=dict)
+    stopping_strategy: str = "first_exhausted"
+    streaming: bool = False
 
 
 @dataclass
@@ -306,6 +316,9 @@ def parse(cfg: DictConfig) -> Run:
         raise PosttrainError(unknown_key(str(error.full_key))) from None
     except OmegaConfBaseException as error:
         raise PosttrainError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+    if merged.data.mix:
+        merged.data.path = ""  # the parts have one each
+        missing = [key for key in missing if key != "data.path"]
     if merged.job == "pipeline":
         for key in missing:  # trainer, model and data stand in its stages
             OmegaConf.update(merged, key, "")

@@ -15,7 +15,7 @@ from posttrain.config import PeftConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source
 from posttrain.models import locate
-from posttrain.rundir import data_file
+from posttrain.rundir import sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,7 +136,7 @@ def parents(run: Run, begin: Start) -> list[dict[str, Any]]:
     """The runs that this one is made from, for its `run.json`: role, path and the digest of the weights."""
     found = [("policy", run.model.init_from)] if begin.parent else []
     found += [(f"reward.{name}", model) for name, entry in run.reward.items() for model in entry.models]
-    found += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
+    found += [("data", path) for path in sampled(run.data)]
     return [lineage.parent(role, path) for role, path in found if path is not None]
 
 

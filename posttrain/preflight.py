@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import objective, online, options, rewards
+from posttrain import files, objective, online, options, rewards
 from posttrain.config import Run
-from posttrain.data import BUILDERS
+from posttrain.data import mix, stream
+from posttrain.data.shapes import NAMES
 from posttrain.errors import PosttrainError
 from posttrain.jobs import checks
 from posttrain.rundir import data_file
@@ -56,6 +57,9 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "tracking.backend": ("wandb", "trackio", "tensorboard", "none"),
     "tracking.mode": ("auto", "online", "offline", "disabled"),
+    "data.format": NAMES,
+    "data.on_error": ("stop", "skip"),
+    "data.pairs": ("all", "one"),
 }
 
 
@@ -90,6 +94,8 @@ def check(run: Run) -> None:
     errors += _paths(run) + _secrets(asdict(run))
     errors += [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
     errors += _lonely(run) + checks.check(run) + checks.probe(run) + objective.check(run.objective)
+    if run.data.streaming:
+        errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
     for key, value, least in (
         ("probe.prompts", run.probe.prompts, 0),
         ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
@@ -149,19 +155,23 @@ def _value(run: Run, key: str) -> Any:
 def _paths(run: Run) -> list[str]:
     errors = []
     for key, allowed in EMBEDDED.items():
-        if (value := _value(run, key)).startswith("embedded:") and value not in allowed:
+        value = _value(run, key)
+        if isinstance(value, str) and value.startswith("embedded:") and value not in allowed:
             errors.append(f"{key}={value}: choose from {', '.join(allowed)}")
+    errors += mix.check(run.data)
     local = {"data.path": run.data.path, "data.eval_path": run.data.eval_path}
+    for name, part in run.data.mix.items():
+        local |= {f"data.mix.{name}.{key}": part.get(key) for key in ("path", "eval_path") if isinstance(part, dict)}
     for key, value in local.items():
-        if value and not value.startswith("embedded:") and _looks_local(value) and not _exists(value):
-            errors.append(f"{key}={value}: no such file or folder")
-        elif value and Path(value).is_file() and Path(value).suffix not in BUILDERS:
-            errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
-        elif value:
-            try:
-                data_file(value)
-            except PosttrainError as error:
-                errors.append(f"{key}={error}")
+        if value is None or value == "" or (isinstance(value, str) and value.startswith("embedded:")):
+            continue
+        if wrong := files.check(value):
+            errors.append(f"{key}={value}: {wrong}")
+            continue
+        try:
+            data_file(value)
+        except PosttrainError as error:
+            errors.append(f"{key}={error}")
     parents = {"model.init_from": run.model.init_from}
     for key, value in parents.items():
         if value and not _exists(value):
@@ -173,10 +183,6 @@ def _paths(run: Run) -> list[str]:
             if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
                 errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}")
     return errors
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or Path(path).suffix in BUILDERS
 
 
 def _exists(path: str) -> bool:
@@ -209,7 +215,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     tokenizer = models.tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
     data = load(run.data, run.trainer.kind)
-    first = data.train[0]
+    first = data.first[0]
     models.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
     precision = models.precision(run.model, run.peft, run.trainer.args, start.dtype)
@@ -226,12 +232,12 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     found = material.Material()
     if data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
         found = material.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
-    steps = online.schedule(run, len(data.train))
+    steps = online.schedule(run, data.rows or 0)
     return Plan(start, data, tokenizer, precision, parameters, lengths, found, *steps)
 
 
 def _check_columns(run: Run, data: Data) -> None:
-    available = data.train.column_names
+    available = data.first.column_names
     probed = data.prompts.column_names if data.prompts else available
     errors = []
     for path, entries in run.rewards.items():
@@ -286,10 +292,10 @@ class Lengths:
         return sum(self.sequence) / len(self.sequence)
 
 
-def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data, sample: int = 256) -> Lengths:
+def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Lengths:
     """Rendered as the trainer will render them; for pairs the longer of the two."""
     sequence, prompt = [], []
-    for row in data.train.select(range(min(sample, len(data.train)))):
+    for row in data.first:
         start = row.get("prompt", row.get("messages", row.get("text")))
         ends = [row[c] for c in ("completion", "chosen", "rejected") if c in row]
         prompt.append(len(ids(tokenizer, start)) if ends else 0)

@@ -3,6 +3,7 @@
     config.yaml     the composed config          metrics.jsonl   every logged point
     run.json        what it is, from what        checkpoints/    Transformers checkpoints
     samples.jsonl   probe completions            model/          adapter or weights, tokenizer, model card
+    skipped.jsonl   rows left out, with reasons
     prompts.jsonl   held-out prompts             export/, merged/  what posttrain.export made of it
     graders/        copies of the rewards'       base/  merged, for runs that put a new adapter on top
 
@@ -31,8 +32,9 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from posttrain import __version__
-from posttrain.config import Origin, Run
+from posttrain.config import DataConfig, Origin, Run
 from posttrain.errors import PosttrainError
+from posttrain.files import resolve
 
 if TYPE_CHECKING:
     from posttrain.data import Data
@@ -66,6 +68,7 @@ class RunDirectory:
         self.samples = path / "samples.jsonl"
         self.prompts = path / "prompts.jsonl"
         self.graders = path / "graders"
+        self.skipped = path / "skipped.jsonl"
         self.curves = path / "curves.png"
         self._lock = FileLock(path / ".lock")
 
@@ -149,6 +152,17 @@ class RunDirectory:
             lines = [json.dumps(rows[i], ensure_ascii=False) for i in range(min(count, len(rows)))]
             write_atomic(self.prompts, "".join(f"{line}\n" for line in lines))
 
+    def write_skipped(self, data: Data) -> None:
+        """Keep the rows that `data.on_error=skip` left out: file, line, field, reason and the row."""
+        files = [one.path for one in data.skipped if one.count]
+        if files:
+            half = self.skipped.with_name("skipped.jsonl.incomplete")
+            with half.open("wb") as whole:
+                for file in files:
+                    with file.open("rb") as part:
+                        shutil.copyfileobj(part, whole)
+            os.replace(half, self.skipped)
+
     def finished(self) -> bool:
         record = self.record()
         return record is not None and record["status"] == "finished"
@@ -199,8 +213,10 @@ def model_folder(path: str) -> str:
     return str(folder / "model")
 
 
-def data_file(path: str) -> str:
+def data_file(path: Any) -> Any:
     """`path`, or the Parquet file in it when it is a run of job=sample; raises for an unfinished run, or another."""
+    if not isinstance(path, str) or not path:
+        return path  # a list of files; nothing, for a mixture
     folder = Path(os.path.expanduser(path))
     if not (folder / "run.json").is_file():
         return path
@@ -212,6 +228,12 @@ def data_file(path: str) -> str:
     return str(run.data / "train.parquet")
 
 
+def sampled(data: DataConfig) -> list[str]:
+    """The runs of job=sample among the sources of `data`."""
+    paths = [data.path, *(part.get("path") for part in data.mix.values())]
+    return [path for path in paths if data_file(path) != path]
+
+
 def digest(run: Run) -> str:
     """Eight hex digits over everything that decides the result: settings, what they name here, and the code's version.
 
@@ -220,7 +242,7 @@ def digest(run: Run) -> str:
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
     probe = settings.get("probe", {"rewards": {}, "gold": {}})
-    places = [(settings["model"], ("path", "init_from", "chat_template")), (settings["data"], ("path", "eval_path"))]
+    places: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings["model"], ("path", "init_from", "chat_template"))]
     judges = (settings["reward"], probe["rewards"], probe["gold"])
     rewards = [entry for entries in judges for entry in entries.values()]
     places += [(entry, ("model", "grader")) for entry in rewards]
@@ -234,6 +256,9 @@ def digest(run: Run) -> str:
         for key in keys:
             if group.get(key):
                 group[key] = _named(group[key])
+    for data in (settings["data"], *settings["data"]["mix"].values()):
+        for key in ("path", "eval_path"):
+            data[key] = data_content(data.get(key), streaming=run.data.streaming)
     settings["version"] = __version__
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -256,6 +281,23 @@ def _named(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _named(one) for name, one in value.items()}
     return (content(Path(os.path.expanduser(value))) or value) if isinstance(value, str) else value
+
+
+def data_content(path: Any, streaming: bool = False) -> Any:
+    """What a data path stands for: the content of its files in their order, or of its folder; else the path itself.
+
+    Of streams large files count by size and time of change: to read them through takes longer than a plan may.
+    """
+    if not path:
+        return path
+    if files := resolve(path):
+        return [_stamp(file) if streaming and file.stat().st_size > SMALL else content(file) for file in files]
+    return content(Path(os.path.expanduser(path))) or path if isinstance(path, str) else path
+
+
+def _stamp(file: Path) -> str:
+    known = file.stat()
+    return f"{file.name} {known.st_size} {known.st_mtime_ns}"
 
 
 def content(path: Path) -> str | None:

@@ -92,7 +92,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
     total, trained = plan.parameters
     source = plan.data.source
-    tokens = plan.lengths.mean * len(plan.data.train)
+    tokens = plan.lengths.mean * (plan.data.rows or 0)
     limit = run.trainer.args.get("max_length")
     over = sum(n > limit for n in plan.lengths.sequence) / len(plan.lengths.sequence) if limit else 0.0
     how = "full fine-tuning" if run.peft.method == "none" else f"LoRA r={run.peft.lora.get('r', 8)}"
@@ -105,9 +105,11 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
         "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
         **({"starts from": plan.start.note} if plan.start.note else {}),
-        "data": f"{source['path']}: {source['train_rows']} rows of about {plan.lengths.mean:.0f} tokens "
-        f"({_count(tokens)} in all), {source['held_out_rows']} held out"
+        "data": f"{source['path']}: {plan.data.rows or 'a stream of'} rows of about {plan.lengths.mean:.0f} tokens "
+        + (f"({_count(tokens)} in all), " if tokens else "")
+        + f"{source['held_out_rows']} held out"
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
+        **plan.data.lines(),
         **({"note": note} if (note := _note(run, plan)) else {}),
         **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if KINDS[run.trainer.kind].online else {}),
         "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
@@ -129,7 +131,7 @@ def _reward(name: str, run: Run) -> str:
 
 
 def _note(run: Run, plan: Plan) -> str | None:
-    first = plan.data.train[0]
+    first = plan.data.first[0]
     plain = isinstance(first.get("prompt", first.get("text")), str)
     if plain and plan.tokenizer.chat_template and not run.data.conversational:
         return "the data is plain text, so the model's chat template is not used; data.conversational=true uses it"

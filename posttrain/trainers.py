@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain import inherit
@@ -52,7 +52,7 @@ class Parts:
 
     `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base; `reward_weights` has its weight
-    first, then those of `rewards`.
+    first, then those of `rewards`. `labelled` says that messages carry weights.
     """
 
     model: str
@@ -68,6 +68,7 @@ class Parts:
     adapter: str | None = None
     reward_adapter: tuple[str, str] | None = None
     value_lora: LoraConfig | None = None
+    labelled: bool = False
 
 
 def build(kind: str, parts: Parts) -> Trainer:
@@ -79,6 +80,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     from posttrain.rewards.model import RewardModel
 
     chosen = KINDS[kind]
+    if parts.labelled and kind == "sft":
+        parts = _labelled(parts)
     library = importlib.import_module(chosen.package)
     args: dict[str, Any] = dict(parts.args)
     extra: dict[str, Any] = {}
@@ -119,6 +122,14 @@ def build(kind: str, parts: Parts) -> Trainer:
         if isinstance(function, RewardModel) and function.model is None:
             function.share(trainer.model, trainer.accelerator.autocast)
     return trainer
+
+
+def _labelled(parts: Parts) -> Parts:
+    """The rows tokenized, with the loss on assistant messages by their `weight`."""
+    from posttrain.data.labels import label
+
+    held_out = label(parts.eval, parts.tokenizer) if parts.eval is not None else None
+    return replace(parts, train=label(parts.train, parts.tokenizer), eval=held_out)
 
 
 def _with_adapter(parts: Parts, init_kwargs: dict[str, Any]) -> PeftModel:

@@ -96,8 +96,8 @@ def test_columns_are_mapped_ours_to_theirs(tmp_path):
     [
         ([{"a": "x"}] * 4, "dpo", {}, "dpo needs chosen+rejected, and the data has a"),
         ([PAIR] * 4, "dpo", {"columns": {"chosen": "best"}}, "data.columns.chosen=best: no such column"),
-        ([{"text": "a"}, {"text": ""}] * 2, "sft", {"eval_size": 0}, "row 1 of train, column text: is empty"),
-        ([{"text": None}] * 4, "sft", {"eval_size": 0}, "row 0 of train, column text: expected text"),
+        ([{"text": "a"}, {"text": ""}] * 2, "sft", {"eval_size": 0}, "d.jsonl, line 2, text: is empty"),
+        ([{"text": None}] * 4, "sft", {"eval_size": 0}, "d.jsonl, line 1, text: expected text"),
         ([{"messages": []}] * 2, "sft", {"eval_size": 0}, "is an empty conversation"),
         ([{"messages": [{"from": "x"}]}] * 2, "sft", {"eval_size": 0}, "expected messages with role and content"),
         ([{**PAIR, "chosen": [{"role": "assistant", "content": ""}]}] * 2, "dpo", {"eval_size": 0}, "turn is empty"),
@@ -114,7 +114,7 @@ def test_a_mistake_in_the_data_says_where(tmp_path, rows, kind, config, said):
 
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(PosttrainError, match=r"data.path=.*d.jsonl: cannot be read"):
+    with pytest.raises(PosttrainError, match=r"d.jsonl, line 2: is not JSON: Expecting value at column 9"):
         load(DataConfig(path=str(tmp_path / "d.jsonl")), "sft")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError
+from posttrain.files import Misfit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,10 +23,11 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "reward": [PAIRS],
     "dpo": [PAIRS],
     "kto": [("prompt", "completion", "label"), PAIRS],
-    "grpo": [("prompt",), PAIRS],
-    "rloo": [("prompt",), PAIRS],
-    "ppo": [("prompt",), PAIRS],
+    "grpo": [("prompt",), PAIRS, ("messages",)],
+    "rloo": [("prompt",), PAIRS, ("messages",)],
+    "ppo": [("prompt",), PAIRS, ("messages",)],
 }
+ONLINE = ("grpo", "rloo", "ppo")
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
 # What job=sample adds to a row.
 SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
@@ -50,11 +52,20 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
     return chosen[: sum(1 for _ in same)]
 
 
-def form(columns: list[str], kind: str) -> tuple[str, ...]:
-    """The first set of columns in `ACCEPTS[kind]` that `columns` holds; raises `PosttrainError` when none does."""
+def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
+    """The first set of columns in `ACCEPTS[kind]` that `columns` holds; raises `PosttrainError` when none does.
+
+    `columns` come from rows of the format `name`.
+    """
     for needed in ACCEPTS[kind]:
         if set(needed) <= set(columns):
             return needed
+    if name != "trl":
+        able = [other for other, sets in ACCEPTS.items() if any(set(needed) <= set(columns) for needed in sets)]
+        raise PosttrainError(
+            f"trainer.kind={kind}: does not learn from rows of the format {name}; they serve {', '.join(able)} "
+            "(data.format=NAME, if that is not their format)"
+        )
     wanted = " or ".join("+".join(c) for c in ACCEPTS[kind])
     raise PosttrainError(
         f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns)}; "
@@ -100,9 +111,9 @@ def converse(dataset: Dataset) -> Dataset:
     return dataset.map(turns, with_indices=True, desc="Making conversations")
 
 
-def adapt(dataset: Dataset, kind: str) -> Dataset:
+def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
     """The data as the trainer `kind` takes it; columns that are not TRL's stay, for reward functions."""
-    found = form(dataset.column_names, kind)
+    found = form(dataset.column_names, kind, name)
     if found == PAIRS:
         dataset = _with_prompt(dataset)
         found = ("prompt", *PAIRS)
@@ -114,8 +125,11 @@ def adapt(dataset: Dataset, kind: str) -> Dataset:
 
             dataset = unpair_preference_dataset(dataset)
             found = ("prompt", "completion", "label")
-        elif kind in ("grpo", "rloo", "ppo"):
+        elif kind in ONLINE:
             found = ("prompt",)
+    elif found == ("messages",) and kind in ONLINE:
+        dataset = dataset.map(_asks, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
+        found = ("prompt",)
     if kind == "kto":
         # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
         # different prompts, and a batch must hold both labels.
@@ -123,12 +137,20 @@ def adapt(dataset: Dataset, kind: str) -> Dataset:
     return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
 
 
+def _asks(row: dict[str, Any]) -> dict[str, Any]:
+    """The turns that a reply follows: all but the assistant's last ones."""
+    turns = list(row["messages"])
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    return {"prompt": turns}
+
+
 def _with_prompt(dataset: Dataset) -> Dataset:
     """Pairs with an explicit prompt: the shared first turns, where it is not a column of the right kind."""
     from trl.data_utils import extract_prompt
 
     first = dataset[0]
-    if "prompt" in first and isinstance(first["prompt"], str) and not isinstance(first["chosen"], str):
+    if "prompt" in first and _repeated(first):
         # UltraFeedback has the prompt as text beside conversations that begin with it.
         dataset = dataset.remove_columns("prompt")
     if "prompt" not in dataset.column_names:
@@ -136,27 +158,58 @@ def _with_prompt(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def check_rows(dataset: Dataset, split: str, path: str) -> None:
-    """Raise `PosttrainError` for the first row whose TRL columns are empty or of the wrong kind."""
+def check_rows(dataset: Dataset, split: str, path: str, most: int = 5) -> None:
+    """Raise `PosttrainError` for the first rows whose TRL columns are empty or of the wrong kind."""
     columns = [c for c in dataset.column_names if c in TRL_COLUMNS]
+    found = []
     for index, row in enumerate(dataset.select_columns(columns)):
         for column in columns:
-            if problem := _problem(column, row[column]):
-                raise PosttrainError(f"data.path={path}: row {index} of {split}, column {column}: {problem}")
+            if problem := problem_of(column, row[column]):
+                found.append(f"data.path={path}: row {index} of {split}, column {column}: {problem}")
+        if len(found) >= most:
+            break
+    if found:
+        raise PosttrainError("\n".join(found))
 
 
-def _problem(column: str, value: Any) -> str | None:
+def check_row(row: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
+    """`row`, whose columns `needed` must hold what TRL takes; raises `Misfit`."""
+    columns = needed
+    if needed == PAIRS and "prompt" in row and not _repeated(row):
+        columns = ("prompt", *needed)
+    for column in columns:
+        if problem := problem_of(column, row.get(column)):
+            raise Misfit(column, problem)
+        if isinstance(row[column], list) and any(m.get("weight") is not None for m in row[column]):
+            raise Misfit(
+                column, "a message has a weight, and those of the first rows have none; set data.format=openai"
+            )
+    if needed == PAIRS and isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
+        raise Misfit("rejected", "one answer is text and the other a conversation")
+    return row
+
+
+def _repeated(row: Mapping[str, Any]) -> bool:
+    """Whether the prompt is text beside conversations that begin with it, as in UltraFeedback."""
+    return isinstance(row["prompt"], str) and not isinstance(row["chosen"], str)
+
+
+def problem_of(column: str, value: Any) -> str | None:
+    """What is wrong with a value of one of `TRL_COLUMNS`."""
     if column == "label":
-        return None if isinstance(value, bool) else f"expected true or false, got {value!r}"
+        return None if isinstance(value, bool) else f"expected true or false, got {value!r:.120}"
     if isinstance(value, str):
         return None if value or column == "prompt" else "is empty"
     if not isinstance(value, list):
-        return f"expected text or a list of messages, got {value!r}"
+        return f"expected text or a list of messages, got {value!r:.120}"
     if not value:
         return "is an empty conversation"
     for message in value:
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             return f"expected messages with role and content, got {message!r:.120}"
-        if message["role"] == "assistant" and not message["content"] and not message.get("tool_calls"):
-            return "an assistant turn is empty"
+        content, calls = message["content"], message.get("tool_calls")
+        if not isinstance(message["role"], str) or not isinstance(content, (str, list, type(None))):
+            return f"expected messages with role and content as text, got {message!r:.120}"
+        if not content and not calls and (message["role"] == "assistant" or content is None):
+            return f"{'an assistant' if message['role'] == 'assistant' else 'a ' + message['role']} turn is empty"
     return None

@@ -18,7 +18,7 @@ from posttrain.config import Origin, Run
 from posttrain.console import console
 from posttrain.errors import PosttrainError
 from posttrain.lineage import Source
-from posttrain.rundir import RunDirectory, data_file
+from posttrain.rundir import RunDirectory, sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +137,7 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
     parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
     entries = {**run.reward, **(run.probe.judges if run.job == "evaluate" else {})}
     parents += [(f"reward.{name}", model) for name, entry in entries.items() for model in entry.models]
-    parents += [("data", run.data.path)] if data_file(run.data.path) != run.data.path else []
+    parents += [("data", path) for path in sampled(run.data)]
     directory.write(
         {
             "status": "running",

@@ -215,6 +215,7 @@ def _build(
         tokenizer=plan.tokenizer,
         train=plan.data.train,
         eval=plan.data.eval,
+        labelled=plan.data.labelled,
         lora=models.lora_config(run.peft, run.trainer.kind),
         quantization=models.quantization_config(run.peft),
         callbacks=callbacks,
@@ -273,6 +274,7 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
     directory.truncate_metrics(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     directory.write_config(run)
     directory.write_prompts(plan.data)
+    directory.write_skipped(plan.data)
     directory.write(
         {
             "status": "running",
@@ -322,6 +324,7 @@ def _finish(
     trainer.accelerator.wait_for_everyone()
     if not main_process():
         return
+    directory.write_skipped(plan.data)  # a stream finds them while it is read
     record = directory.record() or {}
     record["steps"] = trainer.state.global_step
     record["metrics"] = summary.final_metrics(directory.metrics)

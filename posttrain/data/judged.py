@@ -1,0 +1,138 @@
+"""Several answers to a prompt that were scored, ranked or rated: as pairs, labels, demonstrations or prompts."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.formats import ONLINE
+from posttrain.data.store import store
+from posttrain.errors import PosttrainError
+from posttrain.files import Place
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCORED = ("completions", "scores")
+RATED = ("completion", "rating")
+SEED = 0
+
+
+def is_judged(columns: list[str], name: str) -> bool:
+    """Whether rows of the format `name` have a form that the trainer decides on."""
+    return name in ("ultrafeedback", "rankings", "ratings") and bool({"scores", "rating"} & set(columns))
+
+
+def judge(rows: Dataset, kind: str, pairs: str, threshold: float | None) -> Dataset:
+    """Answers as the trainer `kind` learns from them, in TRL's columns.
+
+    - reward, dpo: pairs of answers whose scores differ; `weight` is 1 / (pairs of the prompt), so that a prompt's
+      weights sum to one; `pairs=one` keeps one of them, drawn with a fixed seed
+    - kto: every answer, good from `threshold` on; without one, the best and the worst of several, and thumbs as given
+    - sft: the best of several answers; of single ones those from `threshold` on, or with a thumb up
+    - grpo, rloo, ppo: prompts
+
+    Raises `PosttrainError` where a threshold is missing, or nothing is left.
+    """
+    several = "scores" in rows.column_names
+    if kind in ONLINE:
+        rows = rows.remove_columns([c for c in (*SCORED, *RATED) if c in rows.column_names])
+        return rows if several else _each_prompt_once(rows)
+    if not several and kind in ("sft", "kto") and threshold is None:
+        _check_thumbs(rows, kind)
+
+    def made() -> Iterator[dict[str, Any]]:
+        grouped = _of_several(rows) if several else _by_prompt(rows) if kind in ("reward", "dpo") else _single(rows)
+        for row, answers in grouped:
+            if kind in ("reward", "dpo"):
+                yield from _pairs(row, answers, pairs)
+            elif kind == "kto":
+                yield from _labels(row, answers, threshold, several)
+            else:
+                yield from _demonstrations(row, answers, threshold, several)
+
+    if next(made(), None) is None:
+        what = {
+            "reward": "no prompt has two answers that differ in score",
+            "dpo": "no prompt has two answers that differ in score",
+        }.get(kind, f"no answer reaches data.threshold={threshold}")
+        raise PosttrainError(f"data.format: {what}, so {kind} has nothing to learn from")
+    counted = lambda: ((Place("", "row", n), row) for n, row in enumerate(made(), 1))  # noqa: E731
+    return store(counted, lambda row: row, "data.format")[0]
+
+
+Answers = list[tuple[Any, float]]
+
+
+def _of_several(rows: Dataset) -> Iterator[tuple[dict[str, Any], Answers]]:
+    for row in rows:
+        said, scores = row.pop("completions"), row.pop("scores")
+        yield row, list(zip(said, scores, strict=True))
+
+
+def _single(rows: Dataset) -> Iterator[tuple[dict[str, Any], Answers]]:
+    for row in rows:
+        said, score = row.pop("completion"), row.pop("rating")
+        yield row, [(said, score)]
+
+
+def _by_prompt(rows: Dataset) -> Iterator[tuple[dict[str, Any], Answers]]:
+    """Single answers under their prompt; in memory are the prompts' digests and the rows' numbers."""
+    groups: dict[int, list[int]] = {}
+    for index, prompt in enumerate(rows["prompt"]):
+        groups.setdefault(hash(repr(prompt)), []).append(index)
+    for indices in groups.values():
+        members = [rows[index] for index in indices]
+        answers = [(row.pop("completion"), float(row.pop("rating"))) for row in members]
+        yield members[0], answers
+
+
+def _pairs(row: dict[str, Any], answers: Answers, pairs: str) -> Iterator[dict[str, Any]]:
+    ordered = sorted(answers, key=lambda answer: -answer[1])
+    found = [(a, b) for (a, high), (b, low) in itertools.combinations(ordered, 2) if high > low]
+    weight = 1.0
+    if found and pairs == "one":
+        found = [random.Random(f"{SEED}/{row['prompt']!r}").choice(found)]
+    elif found:
+        weight = 1 / len(found)
+    for chosen, rejected in found:
+        yield {**row, "chosen": chosen, "rejected": rejected, "weight": weight}
+
+
+def _labels(row: dict[str, Any], answers: Answers, threshold: float | None, several: bool) -> Iterator[dict[str, Any]]:
+    if threshold is None and several:
+        ordered = sorted(answers, key=lambda answer: -answer[1])
+        if ordered[0][1] > ordered[-1][1]:
+            yield {**row, "completion": ordered[0][0], "label": True}
+            yield {**row, "completion": ordered[-1][0], "label": False}
+        return
+    for said, score in answers:
+        yield {**row, "completion": said, "label": bool(score) if threshold is None else score >= threshold}
+
+
+def _demonstrations(
+    row: dict[str, Any], answers: Answers, threshold: float | None, several: bool
+) -> Iterator[dict[str, Any]]:
+    said, score = max(answers, key=lambda answer: answer[1])
+    if (threshold is None and (several or score)) or (threshold is not None and score >= threshold):
+        yield {**row, "completion": said}
+
+
+def _check_thumbs(rows: Dataset, kind: str) -> None:
+    from datasets import Value
+
+    if rows.features["rating"] != Value("bool"):
+        values = [value for value in rows["rating"] if value is not None]
+        raise PosttrainError(
+            f"data.threshold: {kind} needs to know which ratings are good; they go from {min(values):g} to "
+            f"{max(values):g}: set the lowest good one"
+        )
+
+
+def _each_prompt_once(rows: Dataset) -> Dataset:
+    first: dict[int, int] = {}
+    for index, prompt in enumerate(rows["prompt"]):
+        first.setdefault(hash(repr(prompt)), index)
+    return rows.select(list(first.values()))

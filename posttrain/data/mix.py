@@ -1,0 +1,164 @@
+"""Several sources as one: `data.mix={name: {path: ..., weight: ...}}`."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import DataConfig
+from posttrain.data.formats import TRL_COLUMNS
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SEED = 0
+STOPPING = ("first_exhausted", "all_exhausted")
+# What a part takes from `data` where it does not say otherwise; the rest is about one source only.
+INHERITED = ("eval_size", "conversational", "on_error", "threshold", "pairs")
+# What stands for the mixture as a whole.
+WHOLE = ("mix", "stopping_strategy", "streaming")
+
+
+def parts(config: DataConfig) -> dict[str, DataConfig]:
+    """The sources by name; without a mixture `data` itself, under an empty name."""
+    if not config.mix:
+        return {"": config}
+    common = {name: getattr(config, name) for name in INHERITED}
+    return {
+        name: DataConfig(**{**common, **{key: value for key, value in entry.items() if key != "weight"}})
+        for name, entry in config.mix.items()
+    }
+
+
+def check(config: DataConfig) -> list[str]:
+    """What is wrong with the mixture, before anything is read."""
+    known = [f.name for f in fields(DataConfig) if f.name not in WHOLE] + ["weight"]
+    errors = []
+    for name, entry in config.mix.items():
+        where = f"data.mix.{name}"
+        if not isinstance(entry, dict):
+            errors.append(f"{where}={entry}: expected keys such as path and weight")
+            continue
+        for key in entry:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+                errors.append(f"{where}.{key}: unknown key; {mend}")
+        if not entry.get("path"):
+            errors.append(f"{where}.path: required, and not set")
+        weight = entry.get("weight")
+        if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight <= 0):
+            errors.append(f"{where}.weight={weight}: expected a number above 0")
+    given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]
+    if any(given) and not all(given):
+        errors.append("data.mix: some parts have a weight and some have none; give all of them one, or none")
+    if config.stopping_strategy not in STOPPING:
+        errors.append(f"data.stopping_strategy={config.stopping_strategy}: choose from {', '.join(STOPPING)}")
+    return errors
+
+
+def counts(sizes: list[int], weights: list[float] | None, stopping: str) -> list[int]:
+    """How many rows of each part: all of them without weights, else in their proportion.
+
+    `first_exhausted`: as many as there are without repeating a row; `all_exhausted`: until every row was seen, smaller
+    parts repeating theirs. Each part has at least one.
+    """
+    if weights is None:
+        return sizes
+    shares = [weight / sum(weights) for weight in weights]
+    whole = [size / share for size, share in zip(sizes, shares, strict=True)]
+    if stopping == "first_exhausted":
+        return [max(1, min(size, int(min(whole) * share + 1e-9))) for size, share in zip(sizes, shares, strict=True)]
+    return [max(size, round(max(whole) * share)) for size, share in zip(sizes, shares, strict=True)]
+
+
+def order(sizes: list[int], wanted: list[int]) -> list[int]:
+    """Row numbers in the parts laid end to end: `wanted` of each, drawn and shuffled with a fixed seed."""
+    drawn, start, rng = [], 0, random.Random(SEED)
+    for size, count in zip(sizes, wanted, strict=True):
+        while count > 0:
+            numbers = rng.sample(range(start, start + size), size)
+            drawn += numbers[:count]
+            count -= size
+        start += size
+    rng.shuffle(drawn)
+    return drawn
+
+
+def join(rows: Mapping[str, Dataset]) -> Dataset:
+    """The parts laid end to end; where a part lacks a column that is not TRL's, it is `None`.
+
+    Raises `PosttrainError` where they do not go together.
+    """
+    from datasets import concatenate_datasets
+
+    if len(rows) == 1:
+        return next(iter(rows.values()))
+    same = _alike(rows)
+    features: dict[str, Any] = {}
+    first: dict[str, str] = {}
+    for name, part in same.items():
+        for column, feature in part.features.items():
+            if features.setdefault(column, feature) != feature:
+                raise PosttrainError(
+                    f"data.mix.{name}: the column {column} is of another type than in {first[column]}; give it another "
+                    f"name: 'data.mix.{name}.columns={{OTHER: {column}}}'"
+                )
+            first.setdefault(column, name)
+    return concatenate_datasets(list(same.values()))
+
+
+def _alike(rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The parts with TRL's columns the same: conversations or text, `messages` where one of them has it."""
+    if len({frozenset(TRL_COLUMNS & set(part.column_names)) for part in rows.values()}) > 1:
+        rows = {name: _as_messages(part, name, rows) for name, part in rows.items()}
+    kinds: dict[str, dict[bool, str]] = {}
+    for name, part in rows.items():
+        first = part[0]
+        for column in sorted(TRL_COLUMNS & first.keys() - {"label"}):
+            kinds.setdefault(column, {})[isinstance(first[column], str)] = name
+    for column, names in kinds.items():
+        if len(names) > 1:
+            raise PosttrainError(
+                f"data.mix: {column} is text in {names[True]} and a conversation in {names[False]}; make it one: "
+                f"data.mix.{names[True]}.conversational=true"
+            )
+    return {name: _json_messages(part) for name, part in rows.items()}
+
+
+def _as_messages(part: Dataset, name: str, rows: Mapping[str, Dataset]) -> Dataset:
+    columns = set(part.column_names)
+    if "messages" in columns:
+        return part
+    if {"prompt", "completion"} <= columns and any("messages" in other.column_names for other in rows.values()):
+        if isinstance(part[0]["prompt"], list):
+            return part.map(
+                lambda row: {"messages": row["prompt"] + row["completion"]}, remove_columns=["prompt", "completion"]
+            )
+        raise PosttrainError(
+            f"data.mix.{name}: is text, and other parts are conversations; set its conversational=true"
+        )
+    every = "; ".join(f"{n}: {', '.join(sorted(TRL_COLUMNS & set(p.column_names)))}" for n, p in rows.items())
+    raise PosttrainError(f"data.mix: the parts have different columns to learn from ({every})")
+
+
+def _json_messages(part: Dataset) -> Dataset:
+    """Messages as JSON in Arrow, so that parts whose messages have different keys go together."""
+    from datasets import Json, List
+
+    columns = [c for c in TRL_COLUMNS & set(part.column_names) if isinstance(part[0][c], list)]
+    wrong = {c: List(Json()) for c in columns if part.features[c] != List(Json())}
+    if not wrong:
+        return part
+    features = part.features.copy()
+    features.update(wrong)
+    return part.map(lambda row: {column: row[column] for column in wrong}, features=features)
+
+
+def first_rows(config: DataConfig, rows: Dataset, limit: int | None) -> Dataset:
+    """The first `limit` rows of the mixture as a whole."""
+    return rows.select(range(min(limit, len(rows)))) if config.mix and limit is not None else rows

@@ -1,0 +1,110 @@
+"""Rows of one path, divided, in the columns that a trainer takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from posttrain.config import DataConfig
+from posttrain.data.formats import ACCEPTS, PAIRS, TRL_COLUMNS, adapt, check_rows, converse
+from posttrain.data.judged import is_judged, judge
+from posttrain.data.reading import shown
+from posttrain.data.split import Divided, Part, divide
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Rows as the trainer takes them; `prompts` are held-out rows for the probe, `None` where they have no prompt."""
+
+    train: Dataset
+    held_out: Dataset | None
+    prompts: Dataset | None
+    divided: Divided
+
+
+def ready(config: DataConfig, kind: str) -> Ready:
+    """Load, split and adapt the data of `config.path` for the trainer `kind`; raises `PosttrainError` for bad input."""
+    divided = divide(config, kind)
+    held_out = divided.held_out
+    return Ready(
+        adapted(divided.train, kind),
+        adapted(held_out, kind) if held_out else None,
+        prompts_for(held_out, kind) if held_out else None,
+        divided,
+    )
+
+
+def ready_held_out(config: DataConfig, kind: str) -> Ready:
+    """The held-out rows alone, as `train` too; KTO gets pairs as pairs."""
+    divided = divide(config, kind)
+    held_out = divided.held_out
+    if held_out is None:
+        raise PosttrainError("data.eval_size=0: nothing is held out; set it, or data.eval_split or data.eval_path")
+    pairs = set(held_out.rows.column_names) >= set(PAIRS)
+    rows = adapted(held_out, "dpo" if kind == "kto" and pairs else kind)
+    return Ready(rows, rows, prompts_for(held_out, kind), divided)
+
+
+def ready_prompts(config: DataConfig, kind: str, split: str) -> Ready:
+    """The prompts of `split` (train, eval), as trainer `kind` and its probe see them."""
+    divided = divide(config, None)
+    part = divided.train if split == "train" else divided.held_out
+    if part is None:
+        raise PosttrainError(f"sample.split={split}: nothing is held out; set data.eval_size or data.eval_split")
+    found = prompts_for(part, kind)
+    if found is None:
+        raise PosttrainError(
+            f"data.path={shown(config.path)}: no prompts to sample for: it has no column prompt, messages, or chosen "
+            "and rejected; 'data.columns={prompt: THEIRS}' maps one"
+        )
+    check_rows(found, part.name, shown(config.path))
+    return Ready(found, None, found, divided)
+
+
+def adapted(part: Part, kind: str) -> Dataset:
+    """The first rows as the trainer `kind` takes them."""
+    rows = _limited(part)
+    if is_judged(rows.column_names, part.format):
+        rows = judge(rows, kind, part.config.pairs, part.config.threshold)
+    made = adapt(_conversed(rows, part), kind, part.format)
+    if part.format == "trl":  # other rows were checked when they were converted
+        check_rows(made, part.name, shown(part.config.path))
+    return made
+
+
+def prompts_for(part: Part, kind: str) -> Dataset | None:
+    """The prompts of the first rows, with their other columns; `None` for plain text, which has no prompt."""
+    rows = _limited(part)
+    if is_judged(rows.column_names, part.format):
+        rows = judge(rows, "grpo", part.config.pairs, None)
+    rows = _conversed(rows, part)
+    # A trainer of prompts is probed on prompts as it gets them.
+    return _prompts(adapt(rows, kind, part.format) if ACCEPTS[kind][0] == ("prompt",) else rows)
+
+
+def _limited(part: Part) -> Dataset:
+    rows = part.rows if part.limit is None else part.rows.select(range(min(part.limit, len(part.rows))))
+    if not len(rows):
+        raise PosttrainError(f"data.path={shown(part.config.path)}: no rows for {part.name}")
+    return rows
+
+
+def _conversed(rows: Dataset, part: Part) -> Dataset:
+    return converse(rows) if part.config.conversational else rows
+
+
+def _prompts(rows: Dataset) -> Dataset | None:
+    columns = set(rows.column_names)
+    if set(PAIRS) <= columns:
+        rows = adapt(rows, "dpo")
+    elif "messages" in columns:
+        # UltraChat has the first turn as text beside the conversation: the conversation is what is trained on.
+        rows = rows.map(lambda row: {"prompt": row["messages"][:-1]})
+        rows = rows.filter(lambda row: bool(row["prompt"]))
+    elif "prompt" not in columns:
+        return None
+    return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])

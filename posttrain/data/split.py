@@ -1,0 +1,137 @@
+"""What is trained on and what is held out: rows divided before anything is made of them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import DataConfig
+from posttrain.data.formats import PROMPTED, prompt_of
+from posttrain.data.reading import Rows, has_splits, read, shown
+from posttrain.data.store import Skipped
+from posttrain.errors import PosttrainError
+from posttrain.rundir import data_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# A data set without a held-out split is divided with this seed, whatever the training seed is.
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one split as they were read, the config that says what they mean, and what was skipped of them."""
+
+    rows: Dataset
+    config: DataConfig
+    limit: int | None
+    name: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Rows for training and, unless nothing is held out, held-out ones; how those were chosen; what was left out."""
+
+    train: Part
+    held_out: Part | None
+    how: str
+    skipped: list[Skipped]
+
+
+def divide(config: DataConfig, kind: str | None) -> Divided:
+    """The rows of `data.path` (and `data.eval_path`), for trainer `kind` (see `reading.read`)."""
+    own = reading(config, config.path)
+    train = read(own, own.path, own.split, "data.path", kind)
+    held_out: Rows | None = None
+    if config.eval_path:
+        other = reading(config, config.eval_path)
+        held_out, how = read(other, other.path, other.eval_split or "train", "data.eval_path", kind), "file"
+    elif own.eval_split and has_splits(own.path):
+        held_out, how = read(own, own.path, own.eval_split, "data.path", kind), own.eval_split
+    elif config.eval_size:
+        size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
+        if len(train.rows) < 2:
+            rows = len(train.rows)
+            raise PosttrainError(f"data.path={shown(config.path)}: {rows} rows cannot be split; set data.eval_size=0")
+        rest, drawn = hold_out(train.rows, size, {})
+        train, held_out = replace(train, rows=rest), replace(train, rows=drawn, skipped=None)
+        how = f"{config.eval_size} of {config.split}"
+    else:
+        how = "none"
+    if config.min_score is not None:
+        # After the split: rows held out at one threshold are not trained on at another.
+        train = replace(train, rows=_scored(train.rows, config, "train"))
+        if held_out is not None and not config.eval_path:
+            held_out = replace(held_out, rows=_scored(held_out.rows, config, "held-out"))
+    skipped = [rows.skipped for rows in (train, held_out) if rows is not None and rows.skipped]
+    other_part = None
+    if held_out is not None:
+        other_part = Part(held_out.rows, held_out.config, config.max_eval_rows, "held-out", held_out.format)
+    own_part = Part(train.rows, train.config, config.max_train_rows, "train", train.format)
+    return Divided(own_part, other_part, how, skipped)
+
+
+def reading(config: DataConfig, path: Any) -> DataConfig:
+    """How to read `path`: a data set made by job=sample has TRL's columns, whatever the recipe's own data has."""
+    file = data_file(path)
+    if file == path:
+        return replace(config, path=path)
+    own: dict[str, Any] = {"columns": {}, "conversational": False, "format": "trl"}
+    return replace(config, path=file, name=None, revision=None, split="train", eval_split=None, **own)
+
+
+def hold_out(rows: Dataset, size: float | int, columns: Mapping[str, str]) -> tuple[Dataset, Dataset]:
+    """Rows for training and held-out ones: a share below 1 or a number, drawn with `SPLIT_SEED`.
+
+    Where rows repeat their prompt, as sampled completions do, whole prompts are held out until there are `size` rows:
+    a prompt that was trained on says nothing about others. `columns` maps our names to those of `rows`. Raises
+    `PosttrainError` where nothing would be left for either.
+    """
+    if not 0 < (size * len(rows) if size < 1 else size) <= len(rows) - 1:
+        raise PosttrainError(
+            f"data.eval_size={size:g}: of {len(rows)} rows that leaves none to train on; set a smaller share or number"
+        )
+    theirs = [column for name in PROMPTED if (column := columns.get(name, name)) in rows.column_names]
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows.select_columns(theirs)):
+        ours = {name: row[column] for name in PROMPTED if (column := columns.get(name, name)) in row}
+        if (prompt := prompt_of(ours)) is not None:
+            groups.setdefault(repr(prompt), []).append(index)
+    if len(groups) < 2 or len(groups) == len(rows):
+        parts = rows.train_test_split(test_size=size, seed=SPLIT_SEED)
+        return parts["train"], parts["test"]
+    keys = list(groups)
+    random.Random(SPLIT_SEED).shuffle(keys)
+    wanted = math.ceil(size * len(rows)) if size < 1 else size
+    held_out: list[int] = []
+    while len(held_out) < wanted and len(keys) > 1:
+        held_out += groups[keys.pop()]
+    train = [index for key in keys for index in groups[key]]
+    random.Random(SPLIT_SEED).shuffle(train)
+    return rows.select(train), rows.select(held_out)
+
+
+def _scored(rows: Dataset, config: DataConfig, name: str) -> Dataset:
+    """The rows whose `score` is at least `data.min_score`; rows without a score are none of them."""
+    least, key = config.min_score, f"data.min_score={config.min_score:g}"
+    assert least is not None
+    if "score" not in rows.column_names:
+        raise PosttrainError(
+            f"{key}: the data has no column score, but {', '.join(rows.column_names)}; job=sample with a reward and "
+            "sample.select=all, best, top or threshold writes one"
+        )
+    scores = rows["score"]
+    if not all(score is None or isinstance(score, (int, float)) for score in scores):
+        raise PosttrainError(f"{key}: the column score holds other things than numbers")
+    kept = [index for index, score in enumerate(scores) if score is not None and score >= least]
+    if not kept:
+        best = max((score for score in scores if score is not None and score == score), default=None)
+        highest = "none has a score" if best is None else f"the highest score is {best:g}"
+        mend = "" if name == "train" else ", or hold out more (data.eval_size, data.eval_path)"
+        raise PosttrainError(f"{key}: none of the {len(rows)} rows for {name} is left, {highest}; lower it{mend}")
+    return rows.select(kept)

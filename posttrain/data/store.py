@@ -1,0 +1,222 @@
+"""Rows to a data set on disk, and the report of those that do not fit.
+
+Two passes over the source: one that checks every row and learns the types of the columns, one that writes. Neither
+holds more than a batch of rows in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from posttrain.errors import PosttrainError
+from posttrain.files import Misfit, Place, Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+Stored: TypeAlias = "tuple[Dataset, Skipped | None]"
+SHOWN = 5
+# Columns in which text beside conversations would be trained on as something else.
+ALIKE = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+# bool before int, which it is a kind of.
+SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
+ITEMS: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
+_files = itertools.count()
+_passing: list[str] = []
+
+
+@dataclass
+class Skipped:
+    """Rows left out: how many, and a JSON-lines file with file, line (or row), field, reason and the row."""
+
+    path: Path
+    count: int = 0
+
+    def clear(self) -> None:
+        """Begin anew: a stream that is read again finds the same rows again."""
+        self.count = 0
+        self.path.unlink(missing_ok=True)
+
+    def add(self, place: Place, misfit: Misfit, row: Any) -> None:
+        self.count += 1
+        entry = {"file": place.file, place.unit: place.number, "field": misfit.field or None, "reason": misfit.reason}
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps({**entry, "row": row}, ensure_ascii=False, default=str) + "\n")
+
+
+def message(place: Place, misfit: Misfit) -> str:
+    """`file, line 3, messages[1].role: what is wrong`."""
+    field = f", {misfit.field}" if misfit.field else ""
+    return f"{place.file}, {place.unit} {place.number}{field}: {misfit.reason}"
+
+
+Convert = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def store(source: Callable[[], Iterator[Row]], convert: Convert, key: str, skip: bool = False) -> Stored:
+    """The rows of `source`, converted, in a file of this process; and those that were skipped, unless there are none.
+
+    `convert` raises `Misfit`. Raises `PosttrainError` with the first rows that do not fit, unless `skip`, and where
+    none is left. `key` begins a message, as in `data.path=rows.jsonl`.
+    """
+    kinds = Kinds()
+
+    def seen(row: dict[str, Any]) -> None:
+        kinds.see(convert(row))
+
+    skipped = sift(source(), seen, key, skip)
+    return _write(source, convert, kinds, key), skipped
+
+
+def sift(rows: Iterator[Row], see: Callable[[dict[str, Any]], None], key: str, skip: bool = False) -> Skipped | None:
+    """Show every row to `see`, which raises `Misfit`; those that did not fit, unless there are none.
+
+    Raises `PosttrainError` as `store` does.
+    """
+    skipped, count = Skipped(scratch("skipped.jsonl")), 0
+    first: list[str] = []
+    for place, row in rows:
+        try:
+            if isinstance(row, Misfit):
+                raise row
+            see(row)
+            count += 1
+        except Misfit as misfit:
+            if skip:
+                skipped.add(place, misfit, None if isinstance(row, Misfit) else row)
+            else:
+                skipped.count += 1
+            if len(first) < SHOWN:
+                first.append(message(place, misfit))
+    if first and not (skip and count):
+        raise PosttrainError(_report(key, first, skipped.count))
+    if not count:
+        raise PosttrainError(f"{key}: no rows")
+    return skipped if skipped.count else None
+
+
+def _report(key: str, first: list[str], count: int) -> str:
+    what = "1 row does not fit" if count == 1 else f"{count} rows do not fit"
+    more = [f"  and {count - len(first)} more"] if count > len(first) else []
+    mend = "mend them, or leave them out with data.on_error=skip"
+    return "\n".join([f"{key}: {what}; {mend}", *(f"  {line}" for line in first), *more])
+
+
+def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, key: str) -> Dataset:
+    from datasets import Dataset
+    from datasets.arrow_writer import ArrowWriter
+
+    path, features = scratch("rows.arrow"), kinds.features()
+    encoded = {name for name, kind in kinds.found.items() if kind == "json"}
+    try:
+        with ArrowWriter(path=str(path), features=features, writer_batch_size=1000) as writer:
+            for _, row in source():
+                try:
+                    if isinstance(row, Misfit):
+                        continue
+                    converted = convert(row)
+                    kinds.fits(converted)
+                except Misfit:
+                    continue
+                full = {name: converted.get(name) for name in features}
+                full.update({name: dump(full[name]) for name in encoded})
+                writer.write(full)
+            writer.finalize()
+        return Dataset.from_file(str(path))
+    except (OSError, ValueError, TypeError, OverflowError) as error:  # Arrow's errors are some of these
+        raise PosttrainError(f"{key}: the rows cannot be kept: {str(error).splitlines()[0]}") from error
+
+
+def dump(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+class Kinds:
+    """What each column holds, over all rows seen."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def see(self, row: Mapping[str, Any]) -> None:
+        """Take a row in; raises `Misfit` where a text stands among conversations, or the other way round."""
+        self.fits(row)
+        self.found.update({n: _join(self.found.get(n, "null"), _kind(value)) for n, value in row.items()})
+
+    def fits(self, row: Mapping[str, Any]) -> None:
+        for name in ALIKE:
+            if name in row and {self.found.get(name), _kind(row[name])} == {"text", "objects"}:
+                raise Misfit(name, "is of another kind than in the rows before: text and conversations do not mix")
+
+    def features(self) -> Features:
+        from datasets import Features, Json, List, Value
+
+        types = {
+            "null": Value("string"),
+            "bool": Value("bool"),
+            "int": Value("int64"),
+            "float": Value("float64"),
+            "text": Value("string"),
+            "empty": List(Value("string")),
+            "texts": List(Value("string")),
+            "numbers": List(Value("float64")),
+            # Messages differ in their keys; a common struct would fill them up with None, which templates print.
+            "objects": List(Json()),
+            "json": Json(),
+        }
+        return Features({name: types[kind] for name, kind in self.found.items()})
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if not isinstance(value, list):
+        return _first(value, SCALARS) or "json"
+    if not value:
+        return "empty"
+    kinds = {_first(item, ITEMS) for item in value}
+    return kinds.pop() or "json" if len(kinds) == 1 else "json"
+
+
+def _first(value: Any, types: dict[type, str]) -> str | None:
+    return next((name for of, name in types.items() if isinstance(value, of)), None)
+
+
+def _join(one: str, other: str) -> str:
+    if one == other or other == "null":
+        return one
+    if one == "null":
+        return other
+    if {one, other} == {"int", "float"}:
+        return "float"
+    if "empty" in (one, other) and {one, other} <= {"empty", "texts", "numbers", "objects"}:
+        return one if other == "empty" else other
+    return "json"
+
+
+def scratch(name: str) -> Path:
+    """A new file in this process's own folder, which is removed when it ends."""
+    return Path(_passing[-1] if _passing else _folder().name) / f"{next(_files)}-{name}"
+
+
+@contextmanager
+def passing() -> Iterator[None]:
+    """What is stored in the block is removed at its end: the batches of a stream are as large as the stream."""
+    with tempfile.TemporaryDirectory(dir=_folder().name) as folder:
+        _passing.append(folder)
+        try:
+            yield
+        finally:
+            _passing.remove(folder)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="posttrain-data-")

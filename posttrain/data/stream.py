@@ -1,0 +1,155 @@
+"""Rows that are read while training goes on: `data.streaming=true`, for data larger than memory and disk.
+
+Rows are converted and adapted in batches of `BATCH`, by the same code as a data set that is read as a whole, and
+shuffled within a buffer of `BUFFER`. The order depends on the files alone, so a run that continues skips exactly the
+rows that it has seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain import files as f
+from posttrain.config import DataConfig
+from posttrain.data.formats import rename
+from posttrain.data.reading import CHATS, Source, explain, open_files, open_rows, read, shown
+from posttrain.data.ready import Ready, adapted, prompts_for
+from posttrain.data.split import Divided, Part, reading
+from posttrain.data.store import Skipped, message, passing, scratch, store
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+KINDS = ("sft", "reward", "dpo")
+BATCH, BUFFER, SEED = 256, 1000, 0
+
+
+def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
+    """What cannot be streamed, before anything is read."""
+    errors = []
+    if job != "train":
+        errors.append(f"data.streaming=true: job={job} reads its rows as a whole; set it to false")
+    elif kind not in KINDS:
+        why = "mixes good and bad answers over all rows" if kind == "kto" else "draws its prompts from all rows"
+        errors.append(f"data.streaming=true: {kind} {why}; set it to false, or choose from {', '.join(KINDS)}")
+    if job == "train" and max_steps <= 0:
+        errors.append("data.streaming=true: how long a stream is, is unknown; set trainer.args.max_steps=N")
+    if 0 < config.eval_size < 1 and not config.eval_path:
+        errors.append(
+            f"data.eval_size={config.eval_size:g}: a share of a stream is unknown; set the number of first rows to "
+            "hold out, or data.eval_path, or 0"
+        )
+    for name in ("mix", "min_score", "max_train_rows"):
+        if getattr(config, name):
+            errors.append(f"data.{name}: not for streams; leave it out, or set data.streaming=false")
+    return errors
+
+
+@dataclass
+class Stream:
+    """What makes the rows, from the settings alone: `datasets` takes it to other processes."""
+
+    config: DataConfig
+    kind: str
+    held: int
+    skipped: Skipped
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        self.skipped.clear()
+        source, after = self.opened()
+        rest = itertools.islice(self.fitting(source), self.held, None)
+        while batch := list(itertools.islice(rest, BATCH)):
+            with passing():
+                rows = list(adapted(_part(batch, source, after, "train"), self.kind))
+            yield from rows
+
+    def opened(self) -> tuple[Source, DataConfig]:
+        """The source, and what the settings still say of its converted rows."""
+        own = reading(self.config, self.config.path)
+        source = _source(own, self.kind)
+        conversational = own.conversational and source.format not in CHATS
+        return source, replace(own, columns={}, conversational=conversational)
+
+    def fitting(self, source: Source) -> Iterator[dict[str, Any]]:
+        for place, row in source.rows():
+            try:
+                if isinstance(row, f.Misfit):
+                    raise row
+                yield source.convert(row)
+            except f.Misfit as misfit:
+                if self.config.on_error == "stop":
+                    mend = "mend it, or leave such rows out with data.on_error=skip"
+                    where = f"data.path={shown(self.config.path)}"
+                    raise PosttrainError(f"{where}: a row does not fit; {mend}\n  {message(place, misfit)}") from None
+                self.skipped.add(place, misfit, None if isinstance(row, f.Misfit) else row)
+
+
+def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
+    """The stream of training rows; its first rows, and held-out ones, as `Ready`."""
+    from datasets import IterableDataset
+
+    held = 0 if config.eval_path else int(config.eval_size)
+    stream = Stream(config, kind, held, Skipped(scratch("skipped.jsonl")))
+    source, after = stream.opened()
+    first = list(itertools.islice(stream.fitting(source), held + BATCH))
+    if len(first) <= held:
+        raise PosttrainError(
+            f"data.path={shown(config.path)}: {len(first)} rows, and data.eval_size={held} of them are to be held out"
+        )
+    train = _part(first[held:], source, after, "train")
+    held_out = _held_out(config, kind) if config.eval_path else None
+    if held:
+        held_out = replace(_part(first[:held], source, after, "held-out"), limit=config.max_eval_rows)
+    how = "file" if config.eval_path else f"the first {held} rows" if held else "none"
+    made = Ready(
+        adapted(train, kind),
+        adapted(held_out, kind) if held_out else None,
+        prompts_for(held_out, kind) if held_out else None,
+        Divided(train, held_out, how, [stream.skipped]),
+    )
+    rows = IterableDataset.from_generator(stream, features=made.train.features)
+    return rows.shuffle(seed=SEED, buffer_size=BUFFER), made
+
+
+def _held_out(config: DataConfig, kind: str) -> Part:
+    own = reading(config, config.eval_path)
+    rows = read(own, own.path, own.eval_split or "train", "data.eval_path", kind)
+    return Part(rows.rows, rows.config, config.max_eval_rows, "held-out", rows.format)
+
+
+def _source(config: DataConfig, kind: str) -> Source:
+    named = f"data.path={shown(config.path)}"
+    local = f.resolve(config.path)
+    if local and f.kind(local[0]) != ".parquet":
+        return open_files(config, local, kind, named)
+    import datasets
+
+    try:
+        if local:
+            found = datasets.load_dataset(
+                "parquet", data_files=[str(file) for file in local], split="train", streaming=True
+            )
+        else:
+            found = datasets.load_dataset(
+                config.path, config.name, split=config.split, revision=config.revision, streaming=True
+            )
+    except Exception as error:
+        raise PosttrainError(f"{named}: {explain(error, shown(config.path), config.split)}") from error
+    if config.columns:
+        found = rename(found, config.columns)
+
+    def rows() -> Iterator[f.Row]:
+        for number, row in enumerate(found, 1):
+            yield f.Place(shown(config.path), "row", number), row
+
+    return open_rows(rows, config, kind)
+
+
+def _part(rows: list[dict[str, Any]], source: Source, config: DataConfig, name: str) -> Part:
+    numbered = [(f.Place(shown(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
+    stored, _ = store(lambda: iter(numbered), lambda row: row, f"data.path={shown(config.path)}")
+    return Part(stored, config, None, name, source.format)

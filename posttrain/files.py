@@ -1,0 +1,323 @@
+"""The files that a data path names, and their rows, each with the place where it stands."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import glob
+import gzip
+import importlib.util
+import io
+import json
+import lzma
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from posttrain.errors import PosttrainError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# Columns that are text in a CSV file even where every value looks like a number.
+TEXT = ("text", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "response")
+
+
+class Misfit(Exception):
+    """What is wrong with one row: the field (empty for the whole row) and the reason."""
+
+    def __init__(self, field: str, reason: str):
+        super().__init__(reason)
+        self.field, self.reason = field, reason
+
+
+class Place(NamedTuple):
+    """Where a row stands: `unit` is line (a text file) or row (Parquet, the hub); both count from 1."""
+
+    file: str
+    unit: str
+    number: int
+
+
+Row = tuple[Place, "dict[str, Any] | Misfit"]
+
+
+def kind(path: Path) -> str | None:
+    """The suffix that says how to read `path`, without that of its compression; `None` for any other file."""
+    name = path.with_suffix("") if path.suffix in COMPRESSED else path
+    return name.suffix if name.suffix in SUFFIXES else None
+
+
+def looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or kind(Path(path)) is not None or glob.has_magic(path)
+
+
+def resolve(path: str | list[str]) -> list[Path]:
+    """The files that `path` names: itself, those of a list or a pattern (in order of name); none for anything else."""
+    if not isinstance(path, str):
+        return [file for one in path for file in resolve(one)]
+    local = Path(os.path.expanduser(path))
+    if local.is_file():
+        return [local]
+    if local.exists() or not glob.has_magic(path):
+        return []
+    return [file for name in sorted(glob.glob(str(local), recursive=True)) if (file := Path(name)).is_file()]
+
+
+def check(path: Any) -> str | None:
+    """What is wrong with a data path that names files, before any of them is opened."""
+    if isinstance(path, list):
+        if not path:
+            return "an empty list; name at least one file"
+        wrong = next((f"{one}: {wrong}" for one in path if (wrong := _check_one(one, listed=True))), None)
+    else:
+        wrong = _check_one(path, listed=False)
+    if wrong is None and len({kind(file) == ".parquet" for file in resolve(path)}) > 1:
+        return "Parquet and other files together; name them as parts of data.mix"
+    return wrong
+
+
+def _check_one(path: Any, listed: bool) -> str | None:
+    if not isinstance(path, str):
+        return "expected a path"
+    try:
+        files = resolve(path)
+        exists = bool(files) or Path(os.path.expanduser(path)).exists()
+    except (OSError, ValueError) as error:
+        return str(error)
+    if not exists and (listed or looks_local(path)):
+        return "no file matches" if glob.has_magic(path) else "no such file or folder"
+    if listed and not files:
+        return "expected a file; a list names files"
+    for file in files:
+        if (suffix := kind(file)) is None:
+            where = "" if len(files) == 1 else f"{file}: "
+            return f"{where}expected a .jsonl, .json, .csv or .parquet file (text also as {', '.join(COMPRESSED)})"
+        if suffix == ".parquet" and file.suffix in COMPRESSED:
+            return f"{file}: Parquet is compressed inside; unpack it"
+        if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
+            return f"{file}: needs the library zstandard: pip install 'posttrain[zstd]'"
+    return None
+
+
+def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
+    """The rows of a text file; what cannot be read is a `Misfit` in its place. `columns` maps our names to theirs.
+
+    Raises `PosttrainError` where the rest of the file cannot be read either.
+    """
+    readers = {".csv": _csv, ".json": _json, ".jsonl": _json_lines}
+    try:
+        for line, row in readers[kind(file) or ".jsonl"](file, columns):
+            yield Place(str(file), "line", line), row
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise PosttrainError(f"{file}: cannot be read: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("zstandard"):
+            raise PosttrainError(f"{file}: cannot be read: {error}") from error
+        raise
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    if file.suffix == ".zst":
+        import zstandard
+
+        with (
+            file.open("rb") as packed,
+            zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as z,
+        ):
+            yield io.BufferedReader(z)
+        return
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
+    with opener(file, "rb") as stream:
+        yield stream
+
+
+Found = Iterator[tuple[int, "dict[str, Any] | Misfit"]]
+
+
+def _json_lines(file: Path, columns: dict[str, str]) -> Found:
+    with _opened(file) as stream:
+        yield from _objects(stream)
+
+
+def _objects(stream: Any) -> Found:
+    for number, raw in enumerate(stream, 1):
+        if raw.strip():
+            try:
+                yield number, _object(_text(raw).rstrip())
+            except Misfit as misfit:
+                yield number, misfit
+
+
+def _json(file: Path, columns: dict[str, str]) -> Found:
+    """An array of objects; a file that is none holds one object per line."""
+    with _opened(file) as stream:
+        if not stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            yield from _json_lines(file, columns)
+            return
+    with _opened(file) as stream:
+        try:
+            text = _text(stream.read())
+        except Misfit as misfit:
+            yield 1, misfit
+            return
+    position, line = text.index("[") + 1, 1
+    seen = 0
+    while (position := _skip(text, position)) < len(text) and text[position] != "]":
+        line, seen = line + text.count("\n", seen, position), position
+        try:
+            value, position = _decode(text, position)
+            yield line, _checked(value, text[seen:position])
+        except Misfit as misfit:
+            yield line, misfit
+            if position == seen:
+                return  # not JSON: where the next row begins is unknown
+    if position >= len(text):
+        yield line + text.count("\n", seen), Misfit("", "the array does not end; the file is cut short")
+
+
+def _skip(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n,":
+        position += 1
+    return position
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Misfit("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    value, end = _decode(text, _skip_space(text))
+    if rest := text[end:].strip():
+        raise Misfit("", f"is not JSON: more after the object at column {end + 1}: {rest!r:.40}")
+    return _checked(value, text)
+
+
+def _skip_space(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
+def _checked(value: Any, text: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Misfit("", f"expected an object {{...}}, got {text.strip()!r:.60}")
+    if "\\u" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Misfit("", "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+        except RecursionError:
+            raise Misfit("", "is nested too deeply") from None
+    return value
+
+
+def _decode(text: str, position: int) -> tuple[Any, int]:
+    try:
+        return DECODER.raw_decode(text, position)
+    except json.JSONDecodeError as error:
+        raise Misfit("", f"is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise Misfit("", "is nested too deeply") from None
+    except ValueError as error:
+        raise Misfit("", str(error)) from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 19 or not -(1 << 63) <= int(digits) < 1 << 63:
+        raise ValueError(f"holds the number {digits:.24}, which does not fit 64 bits; write it as text")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    if abs(value := float(digits)) == float("inf"):
+        raise ValueError(f"holds the number {digits:.24}, which is too large; write it as text")
+    return value
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"is not JSON: {name} is no number there; write null")
+
+
+DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=_constant)
+
+
+def _csv(file: Path, columns: dict[str, str]) -> Found:
+    """Rows under the header's names; a column is of numbers or booleans where all of its values are."""
+    csv.field_size_limit(1 << 30)
+    kinds: dict[str, set[str]] = {}
+    with _lines(file) as lines:
+        for _, row in _records(lines, file):
+            for name, value in row.items() if isinstance(row, dict) else ():
+                kinds.setdefault(name, set()).add(_looks(value))
+    plain = {columns.get(name, name) for name in TEXT}
+    makers = {name: _maker({"text"} if name in plain else found) for name, found in kinds.items()}
+    with _lines(file) as lines:
+        for number, row in _records(lines, file):
+            yield number, {n: makers[n](value) for n, value in row.items()} if isinstance(row, dict) else row
+
+
+@contextmanager
+def _lines(file: Path) -> Iterator[IO[str]]:
+    with _opened(file) as stream:
+        # Bytes that are not UTF-8 become surrogates, so that only their row is lost.
+        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _records(lines: IO[str], file: Path) -> Found:
+    reader = csv.reader(lines)
+    header: list[str] = []
+    while True:
+        begin = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield begin, Misfit("", f"is not CSV: {error}")
+            continue
+        if not header:
+            header = fields
+            if len(set(header)) < len(header) or not all(header):
+                names = ", ".join(header)
+                raise PosttrainError(f"{file}: the header must name each column once, and has {names!r:.200}")
+        elif not fields:
+            continue
+        elif len(fields) != len(header):
+            yield (
+                begin,
+                Misfit("", f"has {len(fields)} fields, the header {len(header)}; quote commas and newlines"),
+            )
+        elif any("\udc80" <= char <= "\udcff" for field in fields for char in field):
+            yield begin, Misfit("", "is not UTF-8; save the file as UTF-8")
+        else:
+            yield begin, dict(zip(header, fields, strict=True))
+
+
+def _looks(value: str) -> str:
+    if value in ("", "true", "false", "True", "False"):
+        return "bool" if value else "empty"
+    try:
+        # "007" is a name, not a number.
+        return "int" if str(int(value)) == value and len(value) < 19 else "text"
+    except ValueError:
+        pass
+    try:
+        return "float" if abs(float(value)) < float("inf") and "_" not in value else "text"
+    except ValueError:
+        return "text"
+
+
+def _maker(kinds: set[str]) -> Any:
+    kinds = kinds - {"empty"}
+    if kinds == {"bool"}:
+        return lambda value: value.lower() == "true" if value else None
+    if kinds == {"int"}:
+        return lambda value: int(value) if value else None
+    if kinds and kinds <= {"int", "float"}:
+        return lambda value: float(value) if value else None
+    return lambda value: value or None
