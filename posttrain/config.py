@@ -183,7 +183,7 @@ class DoctorConfig:
     language: bool = True
     secrets: bool = True
     noise: bool = True
-    sample: int | None = 4000
+    sample: int | None = 2000
     noise_rows: int = 20000
     near: float = 0.85
     tolerance: float = 0.001

@@ -181,11 +181,12 @@ def _diversity(texts: Texts, firsts: dict[str, int], cluster: np.ndarray, settin
     sample = [prompts[i] for i in np.random.default_rng(SEED).permutation(len(prompts))[:1000]]
     one, two = (distinct(sample, n) for n in (1, 2))
     alike = largest / len(prompts) if largest > 1 else 0.0
+    nearly = f"the largest cluster of nearly equal ones holds {alike:.1%} of them" if alike else "no two nearly equal"
     return finding(
         "diversity",
         "warning" if alike >= settings.cluster else "info",
-        f"{len(prompts):,} different prompts in {len(texts):,} rows; the largest cluster of nearly equal ones holds "
-        f"{alike:.1%} of them; distinct-1 {one:.2f} and distinct-2 {two:.2f} over {len(sample):,} prompts",
+        f"{len(prompts):,} different prompts in {len(texts):,} rows, {nearly}; distinct-1 {one:.2f} and distinct-2 "
+        f"{two:.2f} over {len(sample):,} prompts",
         {"prompts": len(prompts), "largest_cluster": alike, "distinct_1": one, "distinct_2": two},
         [Example(texts.split, rows[i], excerpt(texts.asked[rows[i]])) for i in members[: settings.examples] if alike],
         "The model learns one kind of question; what it does with others is left to chance.",

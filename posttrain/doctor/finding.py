@@ -63,8 +63,8 @@ def excerpt(text: str, limit: int = 200) -> str:
 
 
 def share(count: float, total: float) -> str:
-    """`3 of 200 (1.5%)`."""
-    return f"{count:,} of {total:,} ({count / total:.1%})" if total else f"{count:,}"
+    """`3 of 200 (1.5%)`, or `none of 200`."""
+    return f"{count:,} of {total:,} ({count / total:.1%})" if count else f"none of {total:,}"
 
 
 def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:

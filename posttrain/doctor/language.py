@@ -11,7 +11,7 @@ from posttrain.config import DoctorConfig
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share, wilson
 from posttrain.doctor.texts import Texts
 
-SAMPLE, SEED = 2000, 0
+SAMPLE, SEED = 1000, 0
 # Shorter texts name no language reliably, and neither does code or a column of numbers.
 LETTERS, SURE, READ = 60, 0.99, 1000
 # C0 and C1 but for tab and line ends, and the characters that reorder text on a screen.

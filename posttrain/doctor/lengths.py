@@ -71,10 +71,11 @@ def _dropped(run: Run, texts: Texts, tokenized: Tokenized) -> Finding:
     gone = [row for row in tokenized.sample if vanishes(row, most, mode)]
     listed = gone or [row for row in tokenized.longest if vanishes(row, most, mode)]
     total = len(tokenized.sample)
-    why = "either answer is longer" if run.trainer.kind == "reward" else "the prompt alone fills it"
-    says = f"{share(len(gone), total)} rows are left out by max_length={most}: {why}{tokenized.where}"
+    says = f"{share(len(gone), total)} rows are left out by max_length={most}{tokenized.where}"
+    if gone:
+        says += ": an answer is longer" if run.trainer.kind == "reward" else ": the prompt alone fills it"
     if listed and not gone:
-        says += f"; of the {len(tokenized.longest)} longest others, {len(listed)} are"
+        says += f", but {len(listed)} of the {len(tokenized.longest)} longest others are"
     return finding(
         "lengths.dropped",
         severity(len(gone), total, run.doctor),

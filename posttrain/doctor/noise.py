@@ -22,8 +22,9 @@ from posttrain.doctor.finding import Example, Finding, excerpt, finding, wilson
 from posttrain.doctor.texts import Texts
 
 SEED, FOLDS = 0, 5
-# Fewer rows are too few to fold; of a model that agrees with less, what it does not know cannot be told from noise.
-ROWS, ACCURACY = 100, 0.7
+# Fewer rows are too few to fold. A model that agrees with fewer labels than WEAK knows nothing; of one that agrees with
+# fewer than ACCURACY, what it does not know cannot be told from noise.
+ROWS, WEAK, ACCURACY = 100, 0.6, 0.7
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Doubt:
         return sure, size, (next_sure - sure) / size <= 1.645 * spread
 
     def doubtful(self, count: int) -> list[tuple[int, float]]:
-        """(row, probability that its label is right) of the most doubtful rows."""
-        order = np.argsort(self.right, kind="stable")[:count]
+        """(row, probability that its label is right) of the most doubtful rows; none by a model that knows nothing."""
+        order = np.argsort(self.right, kind="stable")[: count if self.accuracy >= WEAK else 0]
         return [(int(self.rows[i]), float(self.right[i])) for i in order if self.right[i] < 0.5]
 
 
@@ -122,6 +123,8 @@ def check(texts: Texts, doubt: Doubt | None, run: Run) -> Finding:
         Example(texts.split, i, f"{right:.2f} right: {_sides(texts, i)}")
         for i, right in doubt.doubtful(run.doctor.examples)
     ]
+    if accuracy < WEAK:
+        return finding("noise", "info", f"{start}, too few to say anything about label noise", numbers)
     if accuracy < ACCURACY or not steady:
         says = f"{start}, too weak to tell flipped labels from hard ones: at most about {rate:.0%} are flipped"
         return finding("noise", "info", says, numbers, examples)

@@ -19,7 +19,7 @@ def check_empty(texts: Texts, settings: DoctorConfig) -> Finding:
     return finding(
         "empty",
         severity(len({i for i, _ in empty}), len(texts), settings),
-        f"{len(empty):,} prompts or answers are empty or white space",
+        f"{len(empty):,} prompts or answers are empty or white space" if empty else "no empty prompts or answers",
         {"rows": len({i for i, _ in empty})},
         [
             Example(texts.split, i, f"{name} is empty; the row: {excerpt(texts.row(i))}")

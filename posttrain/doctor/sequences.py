@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED = 0
+# What the collators read, of the columns that preparation makes or leaves.
+PREPARED = ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
         found = [ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
         return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
     prepared = prepare(run, tokenizer, chosen, None)
+    prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED])
     return [_sequences(run.trainer.kind, index, row) for index, row in zip(indices, prepared, strict=True)]
 
 

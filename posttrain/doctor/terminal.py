@@ -79,10 +79,15 @@ def _show_sequences(known: dict[str, Any]) -> None:
     if not known["sequences"]:
         return
     console.print(f"\n[bold]As the trainer sees it[/]: {legend(known['trainer'], 'green')}")
+    shown = set()
     for one in known["sequences"]:
+        again = one["row"] in shown
+        shown.add(one["row"])
         lost = f", {one['cut']} tokens cut off" if one["cut"] else ""
         line = Text(f"row {one['row']}, {one['side']}{lost}\n", style="bold")
         for piece in one["pieces"]:
+            if again and not piece["trained"] and known["trainer"] != "reward":
+                continue  # the context of a pair's other side is the same
             text = printable(piece["text"])
             if not piece["trained"] and len(text) > 2 * CONTEXT:
                 text = f"{text[:CONTEXT]} … {text[-CONTEXT:]}"
