@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,12 @@ def main() -> None:
             raise SystemExit(f"failed:\n{done.stderr[-2000:]}")
         (report,) = Path(folder).glob("outputs/*/run.json")
         inside = json.loads(report.read_text())["seconds"]
-    print(f"{given.pairs:,} pairs: {seconds:.1f} s in all, of which the checks take {inside:.1f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    computing = used.ru_utime + used.ru_stime
+    print(
+        f"{given.pairs:,} pairs: {seconds:.1f} s in all, the checks {inside:.1f} s of them; {computing:.1f} s of CPU time, "
+        f"{used.ru_maxrss / 1024:,.0f} MB of memory at most"
+    )
 
 
 if __name__ == "__main__":

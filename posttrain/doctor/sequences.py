@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-SEED = 0
+SEED, LONGEST = 0, 64
 # What the collators read, of the columns that preparation makes or leaves.
 PREPARED = ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
 
@@ -48,8 +48,8 @@ def choose(count: int, sample: int | None, lengths: np.ndarray) -> tuple[list[in
     if sample is None or sample >= count:
         return list(range(count)), []
     uniform = np.sort(np.random.default_rng(SEED).permutation(count)[:sample])
-    others = np.setdiff1d(np.argsort(-lengths, kind="stable")[:64], uniform)
-    return uniform.tolist(), others.tolist()
+    others = np.setdiff1d(np.arange(count), uniform)
+    return uniform.tolist(), others[np.argsort(-lengths[others], kind="stable")[:LONGEST]].tolist()
 
 
 def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: list[int]) -> list[list[Sequence]]:
