@@ -65,8 +65,8 @@ def main() -> None:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     computing = used.ru_utime + used.ru_stime
     print(
-        f"{given.pairs:,} pairs: {seconds:.1f} s in all, the checks {inside:.1f} s of them; {computing:.1f} s of CPU time, "
-        f"{used.ru_maxrss / 1024:,.0f} MB of memory at most"
+        f"{given.pairs:,} pairs: {seconds:.1f} s in all, the checks {inside:.1f} s of them; {computing:.1f} s of CPU "
+        f"time, {used.ru_maxrss / 1024:,.0f} MB of memory at most"
     )
 
 

@@ -124,6 +124,11 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, sequence: sequences.Sequence) ->
     for end in range(1, len(kinds_of) + 1):
         if end == len(kinds_of) or kinds_of[end] != kinds_of[start] or kinds_of[end][1]:
             text = tokenizer.decode(sequence.ids[start:end], clean_up_tokenization_spaces=False)
-            pieces.append(Piece(str(text), end - start, *kinds_of[start]))
+            pieces.append(Piece(_shortened(str(text)), end - start, *kinds_of[start]))
             start = end
     return pieces
+
+
+def _shortened(text: str, most: int = 4000) -> str:
+    """Both ends of what is too long to read."""
+    return text if len(text) <= most else f"{text[: most // 2]} […] {text[-most // 2 :]}"

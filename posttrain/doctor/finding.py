@@ -67,6 +67,11 @@ def share(count: float, total: float) -> str:
     return f"{count:,} of {total:,} ({count / total:.1%})" if count else f"none of {total:,}"
 
 
+def many(count: int, one: str, several: str = "") -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:
     """The 95% score interval of a share. Source: Wilson 1927, "Probable Inference", JASA 22."""
     if not total:

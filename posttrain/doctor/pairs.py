@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.config import DoctorConfig, Run
 from posttrain.doctor.duplicates import normal
-from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share, wilson
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, many, severity, share, wilson
 from posttrain.doctor.texts import Texts
 
 
@@ -19,7 +19,9 @@ def check_empty(texts: Texts, settings: DoctorConfig) -> Finding:
     return finding(
         "empty",
         severity(len({i for i, _ in empty}), len(texts), settings),
-        f"{len(empty):,} prompts or answers are empty or white space" if empty else "no empty prompts or answers",
+        f"{many(len(empty), 'prompt or answer', 'prompts or answers')} of nothing but white space"
+        if empty
+        else "no empty prompt or answer",
         {"rows": len({i for i, _ in empty})},
         [
             Example(texts.split, i, f"{name} is empty; the row: {excerpt(texts.row(i))}")

@@ -96,7 +96,9 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.doubtful]
     write_atomic(directory.path / "doubtful.jsonl", "".join(lines))
     seconds = round(time.monotonic() - began, 1)
-    common.end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds)
+    # Not finished where the verdict is bad: a pipeline that is called again must not take it for passed.
+    status = "failed" if _bad(run, record) else "finished"
+    common.end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds, status=status)
 
 
 def document(run: Run, data: dict[str, Any], report: Report, name: str, command: str) -> dict[str, Any]:
@@ -126,11 +128,15 @@ def metrics(report: Report) -> dict[str, float]:
 
 def _verdict(run: Run, directory: RunDirectory) -> None:
     """Raise where what was found is bad enough, so that `make` and shells stop."""
-    bad = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[run.doctor.fail_on]
     known = json.loads((directory.path / "doctor.json").read_text(encoding="utf-8"))
-    names = [one["name"] for one in known["findings"] if one["severity"] in bad]
-    if names:
+    if names := _bad(run, known):
         raise PosttrainError(
             f"data.path={run.data.path}: the doctor found {', '.join(names)}; mend the data as {directory.path}"
             "/doctor.html says, or go on with doctor.fail_on=never"
         )
+
+
+def _bad(run: Run, known: dict[str, Any]) -> list[str]:
+    """The findings that `doctor.fail_on` does not let pass."""
+    bad = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[run.doctor.fail_on]
+    return [one["name"] for one in known["findings"] if one["severity"] in bad]
