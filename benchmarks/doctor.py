@@ -10,6 +10,7 @@ start of Python to the written report.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -26,10 +27,10 @@ def write(path: Path, count: int) -> None:
     draw = random.Random(0)
     letters = "etaoinshrdlucmfw"
     words = ["".join(draw.choices(letters, k=draw.randint(2, 10))) for _ in range(20_000)]
-    weights = [1 / (rank + 1) for rank in range(len(words))]
+    weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(words))))
 
     def text(about: int) -> str:
-        return " ".join(draw.choices(words, weights, k=draw.randint(about // 2, about * 3 // 2)))
+        return " ".join(draw.choices(words, cum_weights=weights, k=draw.randint(about // 2, about * 3 // 2)))
 
     with path.open("w") as file:
         prompt, chosen, rejected = text(60), text(80), text(80)

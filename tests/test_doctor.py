@@ -109,6 +109,17 @@ def test_length_bias_by_hand():
     assert "prefers the shorter one scores 75.0%" in pairs.check_length(texts(shorter), SETTINGS, "dpo").says
 
 
+def test_length_bias_of_single_labels_by_hand():
+    # Desirable 3 and 2 characters long, undesirable 1 and 2: three of four comparisons are longer, one is a tie.
+    rows = [("abc", True), ("ab", True), ("a", False), ("xy", False)]
+    found = texts([{"prompt": "p", "completion": text, "label": label} for text, label in rows])
+    numbers = pairs.check_length(found, SETTINGS, "kto").numbers
+    assert (numbers["longer_chosen"], numbers["accuracy"], numbers["ties"]) == (1.0, 0.875, 0.5)
+    many = texts([{"prompt": "p", "completion": text, "label": label} for text, label in rows * 50])
+    assert pairs.check_length(many, SETTINGS, "kto").severity == "warning"
+    assert pairs.check_length(kto(100, 0)[0], SETTINGS, "kto").severity == "info"
+
+
 def test_wilson_interval_against_newcombes_table():
     # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I: 81 of 263.
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)

@@ -74,9 +74,10 @@ def examine(
     report.findings.append(pairs.check_empty(own, settings))
     if own.paired:
         report.findings += [pairs.check_identical(own, settings), pairs.check_contradictory(own, settings)]
-        report.findings.append(pairs.check_length(own, settings, run.trainer.kind))
     if own.labels is not None:
         report.findings += [pairs.check_contradictory(own, settings), pairs.check_balance(own, run)]
+    if own.paired or own.labels is not None:
+        report.findings.append(pairs.check_length(own, settings, run.trainer.kind))
     if settings.duplicates:
         progress("looking for duplicates")
         if own.answers:

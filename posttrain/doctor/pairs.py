@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from posttrain.config import DoctorConfig, Run
 from posttrain.doctor.duplicates import normal
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, many, severity, share, wilson
@@ -75,35 +77,53 @@ def check_contradictory(texts: Texts, settings: DoctorConfig) -> Finding:
 
 
 def check_length(texts: Texts, settings: DoctorConfig, kind: str) -> Finding:
-    """How often the longer answer is chosen, in characters, and the accuracy of a reward that knows nothing else."""
-    lengths = [[len(text.strip()) for text in texts.answers[side]] for side in ("chosen", "rejected")]
-    longer = sum(a > b for a, b in zip(*lengths, strict=True))
-    ties = sum(a == b for a, b in zip(*lengths, strict=True))
-    decided, total = len(texts) - ties, len(texts)
-    low, high = wilson(longer, decided)
-    rate = longer / decided if decided else 0.5
+    """How often the longer answer is preferred, in characters, and the accuracy of a reward that knows nothing else.
+
+    Of single labels, over all pairs of a desirable and an undesirable row; for the interval they count as so many pairs
+    as there are rows of the rarer label.
+    """
+    wins, ties, total = _compared(texts)
+    decided = total - ties
+    rate = wins / decided if decided else 0.5
+    low, high = wilson(wins, decided)
     # Always the longer, or always the shorter, whichever is right more often; a coin for equal lengths.
-    accuracy = (max(longer, decided - longer) + ties / 2) / total
-    sure = max(low, 1 - high) * decided / total + ties / total / 2
-    numbers = {"longer_chosen": rate, "low": low, "high": high, "accuracy": accuracy, "ties": ties}
-    which = "longer" if rate >= 0.5 else "shorter"
+    accuracy = (max(wins, decided - wins) + ties / 2) / total if total else 0.5
+    sure = (max(low, 1 - high) * decided + ties / 2) / total if total else 0.5
+    which, whose = ("longer" if rate >= 0.5 else "shorter"), ("chosen" if texts.paired else "the desirable one")
     return finding(
         "length_bias",
         "warning" if sure >= settings.length_accuracy else "info",
-        f"the longer answer is chosen in {rate:.1%} of pairs (95% interval {low:.1%} to {high:.1%}); a reward model "
+        f"the longer answer is {whose} in {rate:.1%} of pairs (95% interval {low:.1%} to {high:.1%}); a reward model "
         f"that only prefers the {which} one scores {accuracy:.1%}",
-        numbers,
+        {"longer_chosen": rate, "low": low, "high": high, "accuracy": accuracy, "ties": ties},
         (),
-        f"A reward model can score {accuracy:.0%} without reading, and a policy trained on it, or by DPO, grows "
+        f"A reward model can score {accuracy:.0%} without reading, and a policy trained on it, or on these labels, grows "
         f"{which} whatever it is asked. Judge accuracies against that number, not against 50%.",
         LENGTH_MENDS[kind],
     )
+
+
+def _compared(texts: Texts) -> tuple[float, float, int]:
+    """(the longer is preferred, equally long, all) pairs."""
+    if texts.labels is None:
+        lengths = [[len(text.strip()) for text in texts.answers[side]] for side in ("chosen", "rejected")]
+        both = list(zip(*lengths, strict=True))
+        return sum(a > b for a, b in both), sum(a == b for a, b in both), len(both)
+    own = np.array([len(text.strip()) for text in texts.answers["completion"]])
+    labels = np.array(texts.labels)
+    good, bad = own[labels], np.sort(own[~labels])
+    total = min(len(good), len(bad))
+    if not total:
+        return 0, 0, 0
+    shorter, not_longer = (np.searchsorted(bad, good, side).mean() / len(bad) for side in ("left", "right"))
+    return float(shorter) * total, float(not_longer - shorter) * total, total
 
 
 LENGTH_MENDS = {
     "dpo": "trainer.args.loss_type=[sigmoid_norm] weighs by log-probability per token (set beta anew, some 10 times "
     "larger); trainer.args.ld_alpha=0.5 discounts what the longer answer has more. Or drop pairs until both ways are "
     "equally frequent.",
+    "kto": "Drop rows until desirable and undesirable answers are equally long on the whole.",
     "reward": "Drop pairs until the longer and the shorter answer are chosen equally often, or give the policy a "
     "reward for its length beside this model (reward=length).",
 }
