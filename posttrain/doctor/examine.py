@@ -63,11 +63,11 @@ def examine(
 ) -> Report:
     """Every check on rows as the trainer gets them."""
     settings, report = run.doctor, Report()
-    progress("reading the text")
+    progress("Reading the text")
     own = texts.of(train, "train")
     other = texts.of(held_out, "held-out") if held_out is not None else None
     if settings.tokens:
-        progress("tokenizing")
+        progress("Tokenizing")
         tokenized = tokenize(run, tokenizer, train, own)
         report.findings += lengths.check(run, own, tokenized, tokenizer.eos_token_id)
         report.shown = show(run, tokenizer, own, tokenized)
@@ -79,18 +79,18 @@ def examine(
     if own.paired or own.labels is not None:
         report.findings.append(pairs.check_length(own, settings, run.trainer.kind))
     if settings.duplicates:
-        progress("looking for duplicates")
+        progress("Looking for duplicates")
         if own.answers:
             report.findings += duplicates.check_rows(own, settings)
         report.findings += duplicates.check_prompts(own, other, settings)
     if settings.language:
-        progress("reading languages and encodings")
+        progress("Reading languages and encodings")
         report.findings += [language.check_languages(own, settings), language.check_encoding(own, settings)]
     if settings.secrets:
-        progress("looking for secrets and personal data")
+        progress("Looking for secrets and personal data")
         report.findings += privacy.check([own, *([other] if other else [])], settings)
     if settings.noise and (own.paired or own.labels is not None):
-        progress("looking for label noise")
+        progress("Looking for label noise")
         doubt = noise.judge(own, settings)
         report.findings.append(noise.check(own, doubt, run))
         report.doubtful = noise.doubtful_rows(own, doubt) if doubt else []

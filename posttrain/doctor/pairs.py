@@ -97,8 +97,8 @@ def check_length(texts: Texts, settings: DoctorConfig, kind: str) -> Finding:
         f"that only prefers the {which} one scores {accuracy:.1%}",
         {"longer_chosen": rate, "low": low, "high": high, "accuracy": accuracy, "ties": ties},
         (),
-        f"A reward model can score {accuracy:.0%} without reading, and a policy trained on it, or on these labels, grows "
-        f"{which} whatever it is asked. Judge accuracies against that number, not against 50%.",
+        f"A reward model can score {accuracy:.0%} without reading, and a policy trained on it, or on these labels, "
+        f"grows {which} whatever it is asked. Judge accuracies against that number, not against 50%.",
         LENGTH_MENDS[kind],
     )
 

@@ -88,7 +88,7 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     common.begin(run, origin, directory, [common.source(run)], plan.data.source)
     began = time.monotonic()
     with console.status("") if console.is_terminal else nullcontext() as status:
-        say = (lambda what: status.update(what.capitalize())) if status else (lambda what: None)
+        say = status.update if status is not None else (lambda what: None)
         report = examine(run, plan.tokenizer, plan.data.train, plan.data.eval, say)
     record = document(run, plan.data.source, report, directory.name, origin.command)
     write_json(directory.path / "doctor.json", record)
@@ -97,8 +97,8 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     write_atomic(directory.path / "doubtful.jsonl", "".join(lines))
     seconds = round(time.monotonic() - began, 1)
     # Not finished where the verdict is bad: a pipeline that is called again must not take it for passed.
-    status = "failed" if _bad(run, record) else "finished"
-    common.end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds, status=status)
+    verdict = "failed" if _bad(run, record) else "finished"
+    common.end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds, status=verdict)
 
 
 def document(run: Run, data: dict[str, Any], report: Report, name: str, command: str) -> dict[str, Any]:
