@@ -9,7 +9,7 @@ SIZE   ?= smollm2
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
+.PHONY: help install demo doctor test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
         rest rft sweep report overhead clean
 
 help:  ## this list
@@ -23,6 +23,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install  ## DPO on the embedded model and data, with a before/after table (about 10 minutes on 2 CPU cores)
 	$(RUN) +recipe=dpo_smollm2 $(ARGS)
+
+doctor: install  ## what is wrong with a recipe's data: make doctor ARGS="+recipe=dpo_llama data.path=pairs.jsonl"
+	$(RUN).doctor $(if $(ARGS),$(ARGS),+recipe=dpo_smollm2)
 
 test: install  ## the test suite (under 12 minutes on 2 CPU cores)
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -q -n auto $(ARGS)

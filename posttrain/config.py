@@ -214,11 +214,40 @@ class EvaluateConfig:
 
 
 @dataclass
+class DoctorConfig:
+    """`job=doctor`: which checks look at the data, and when what they find is a warning or an error.
+
+    A fault of rows is a warning from the share `tolerance` of them on, and an error from `stop` on. `sample` rows are
+    tokenized (null: all), `noise_rows` at most train the small reward model. `near` is the Jaccard similarity from
+    which two texts are near duplicates. `length_accuracy`, `noise_rate`, `other_language` and `cluster` are the shares
+    from which length bias, label noise, a second language and the largest cluster of prompts are worth a warning. A run
+    fails at `fail_on`: error, warning or never.
+    """
+
+    tokens: bool = True
+    duplicates: bool = True
+    language: bool = True
+    secrets: bool = True
+    noise: bool = True
+    sample: int | None = 2000
+    noise_rows: int = 20000
+    near: float = 0.85
+    tolerance: float = 0.001
+    stop: float = 0.05
+    length_accuracy: float = 0.65
+    noise_rate: float = 0.05
+    other_language: float = 0.02
+    cluster: float = 0.2
+    examples: int = 5
+    fail_on: str = "error"
+
+
+@dataclass
 class Run:
     """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s.
 
-    `job` is train, sample, evaluate or pipeline; `stages` are a pipeline's, and `common` holds settings of all of them.
-    `objective` is a metric or a list of them (posttrain.objective).
+    `job` is train, sample, evaluate, doctor or pipeline; `stages` are a pipeline's, and `common` holds settings of all
+    of them. `objective` is a metric or a list of them (posttrain.objective).
     """
 
     job: str = "train"
@@ -232,6 +261,7 @@ class Run:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
     stages: dict[str, Any] = field(default_factory=dict)
     common: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
@@ -292,6 +322,7 @@ def help_text() -> str:
   python -m posttrain +recipe=dpo_llama dry_run=true                    the plan; loads no weights
   python -m posttrain +recipe=dpo_smollm2 job=sample reward=abstention  its own completions as data (docs/sample.md)
   python -m posttrain +recipe=dpo_smollm2 job=evaluate model.init_from=RUN
+  python -m posttrain.doctor +recipe=dpo_smollm2                        what is wrong with the data (docs/doctor.md)
   python -m posttrain job=pipeline 'stages={{...}}'                       recipes one after another (docs/pipelines.md)
 
 Recipes

@@ -87,7 +87,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _of_run(run: RunDirectory, path: str, key: str) -> Source:
     record = run.record() or {}
-    if (job := record.get("job", "train")) in ("sample", "evaluate"):
+    if (job := record.get("job", "train")) in ("sample", "evaluate", "doctor"):
         raise PosttrainError(f"{key}={path}: a run of job={job} has no model")
     if not run.finished():
         raise PosttrainError(

@@ -50,7 +50,7 @@ SECRETS = {
     "password": "put it into the environment",
 }
 EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad",)}
-JOBS = ("train", "sample", "evaluate", "pipeline")
+JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
     "trainer.kind": tuple(KINDS),
     "peft.method": ("none", "lora"),

@@ -8,7 +8,8 @@
     graders/        copies of the rewards'       base/  merged, for runs that put a new adapter on top
 
 A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
-scores.jsonl. That of a reward model leaves calibration.json, in itself and beside the model.
+scores.jsonl, one of job=doctor doctor.json, doctor.html and doubtful.jsonl. An evaluation of a reward model leaves
+calibration.json, in itself and beside the model.
 
 Its name is the run's name and a digest of everything that decides the result, so the same command finds its own
 unfinished work, and other settings cannot overwrite it.
@@ -49,9 +50,11 @@ NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking", "ala
 REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
 # Settings that a job does not read.
 OTHER_JOBS = {
-    "train": ("sample", "evaluate"),
-    "sample": ("probe", "evaluate"),
-    "evaluate": ("sample",),
+    "train": ("sample", "evaluate", "doctor"),
+    "sample": ("probe", "evaluate", "doctor"),
+    "evaluate": ("sample", "doctor"),
+    "doctor": ("sample", "evaluate", "probe", "peft"),
+    "pipeline": ("doctor",),
 }
 
 
@@ -74,7 +77,7 @@ class RunDirectory:
 
     @classmethod
     def of(cls, run: Run, origin: Origin) -> RunDirectory:
-        job = f"-{run.job}" if run.job in ("sample", "evaluate") else ""
+        job = f"-{run.job}" if run.job in ("sample", "evaluate", "doctor") else ""
         name = run.name or (origin.recipe or run.trainer.kind or run.job) + job
         return cls((Path(run.output_dir) / f"{name}-{digest(run)}").absolute())
 
@@ -206,7 +209,7 @@ def model_folder(path: str) -> str:
     if not (folder / "run.json").is_file():
         return path
     run = RunDirectory(folder)
-    if (job := (run.record() or {}).get("job", "train")) in ("sample", "evaluate"):
+    if (job := (run.record() or {}).get("job", "train")) in ("sample", "evaluate", "doctor"):
         raise PosttrainError(f"{path}: a run of job={job} has no model")
     if not run.finished():
         raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")

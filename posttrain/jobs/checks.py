@@ -1,4 +1,4 @@
-"""What the config must hold for job=sample and job=evaluate, and for probe and alarms; nothing heavy is imported."""
+"""What the config must hold for the jobs beside training, for probe and alarms; nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import os
 from pathlib import Path
 
 from posttrain import alarms
-from posttrain.config import EvaluateConfig, ProbeConfig, Run, SampleConfig
+from posttrain.config import DoctorConfig, EvaluateConfig, ProbeConfig, Run, SampleConfig
 from posttrain.data import BUILDERS
 from posttrain.trainers import KINDS
 
 SELECT = ("all", "best", "top", "threshold", "pairs")
 SPLITS = ("train", "eval")
+FAIL_ON = ("error", "warning", "never")
 
 
 def check(run: Run) -> list[str]:
     """Everything wrong with the settings of the job."""
     if run.job == "sample":
         return _sample(run.sample, bool(run.reward))
+    if run.job == "doctor":
+        return _doctor(run.doctor)
     return _evaluate(run.evaluate, run) if run.job == "evaluate" else []
 
 
@@ -137,3 +140,18 @@ def _evaluate(evaluate: EvaluateConfig, run: Run) -> list[str]:
     if evaluate.resamples < 100:
         errors.append(f"evaluate.resamples={evaluate.resamples}: expected at least 100; fewer make no interval")
     return errors
+
+
+def _doctor(doctor: DoctorConfig) -> list[str]:
+    errors = [choice("doctor.fail_on", doctor.fail_on, FAIL_ON)]
+    for name in ("near", "tolerance", "stop", "length_accuracy", "noise_rate", "other_language", "cluster"):
+        if not 0 <= (share := getattr(doctor, name)) <= 1:
+            errors.append(f"doctor.{name}={share:g}: expected a share between 0 and 1")
+    errors += least(
+        {
+            "doctor.sample": (doctor.sample, 1),
+            "doctor.noise_rows": (doctor.noise_rows, 1),
+            "doctor.examples": (doctor.examples, 0),
+        }
+    )
+    return [error for error in errors if error]

@@ -162,9 +162,9 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
 
 
 def end(directory: RunDirectory, **results: Any) -> None:
-    """Complete `run.json` and mark the run finished."""
+    """Complete `run.json` and mark the run finished, or what `results` has as its `status`."""
     ended = {"content": directory.made(), "status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    directory.write({**(directory.record() or {}), **results, **ended})
+    directory.write({**(directory.record() or {}), **ended, **results})
 
 
 def device() -> str:

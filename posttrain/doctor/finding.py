@@ -1,0 +1,82 @@
+"""What a check says: its number, examples, what follows from it, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from posttrain.config import DoctorConfig
+from posttrain.doctor.patterns import masked
+
+SEVERITIES = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row, counted from 0 in the split as the trainer gets it, and a piece of it in which secrets are masked."""
+
+    split: str
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result. `says` is the finding in a sentence; `consequence` and `mend` are empty where all is well."""
+
+    name: str
+    severity: str
+    says: str
+    numbers: dict[str, float]
+    examples: list[Example] = field(default_factory=list)
+    consequence: str = ""
+    mend: str = ""
+
+
+def severity(count: int, total: int, settings: DoctorConfig, worst: str = "error") -> str:
+    """By the share of rows that have a fault: see `DoctorConfig.tolerance` and `stop`."""
+    share = count / total if total else 0.0
+    if not count or share < settings.tolerance:
+        return "info"
+    return worst if share >= settings.stop else "warning"
+
+
+def finding(
+    name: str,
+    level: str,
+    says: str,
+    numbers: dict[str, float],
+    examples: Iterable[Example] = (),
+    consequence: str = "",
+    mend: str = "",
+) -> Finding:
+    """A finding whose consequence and mend are said only where there is something to mend."""
+    if level == "info":
+        consequence = mend = ""
+    return Finding(name, level, says, numbers, list(examples), consequence, mend)
+
+
+def excerpt(text: str, limit: int = 200) -> str:
+    """The beginning of a text in one line, without its secrets."""
+    line = " ".join(masked(text[: 20 * limit]).split())
+    return line if len(line) <= limit else line[: limit - 2] + " …"
+
+
+def share(count: float, total: float) -> str:
+    """`3 of 200 (1.5%)`, or `none of 200`."""
+    return f"{count:,} of {total:,} ({count / total:.1%})" if count else f"none of {total:,}"
+
+
+def many(count: int, one: str, several: str = "") -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:
+    """The 95% score interval of a share. Source: Wilson 1927, "Probable Inference", JASA 22."""
+    if not total:
+        return 0.0, 1.0
+    rate = successes / total
+    centre = (rate + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * (rate * (1 - rate) / total + z * z / (4 * total * total)) ** 0.5
+    return max(centre - half, 0.0), min(centre + half, 1.0)

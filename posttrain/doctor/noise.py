@@ -1,0 +1,179 @@
+"""Label noise: pairs (or single labels) that a small model, trained on the others, finds the wrong way round.
+
+The small model is a logistic regression on TF-IDF of words and word pairs and on the logarithm of length, chosen less
+rejected; each row is judged by a model that was trained without its prompt (5 folds). If labels were flipped at random
+with rate r, and the truth were known to the model with error e, it would disagree with the labels at the rate
+r + (1 - 2r) e >= r, wherever one looks; so the rate is read off where e is smallest, among the third of rows that the
+model is surest of. Source of the idea: Liu and Tao 2016, "Classification with Noisy Labels by Importance Reweighting"
+(the noise rate is the least conditional probability of a label). It is an estimate only where more certainty no longer
+brings less disagreement, and of a model that reads the data well; otherwise it is no more than an upper bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from posttrain.config import DoctorConfig, Run
+from posttrain.doctor.duplicates import normal
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, wilson
+from posttrain.doctor.texts import Texts
+
+SEED, FOLDS = 0, 5
+# Fewer rows are too few to fold. A model that agrees with fewer labels than WEAK knows nothing; of one that agrees with
+# fewer than ACCURACY, what it does not know cannot be told from noise.
+ROWS, WEAK, ACCURACY = 100, 0.6, 0.7
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Of the judged `rows`, the held-out probability (rows,) that their label is right."""
+
+    rows: np.ndarray
+    right: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.right > 0.5).mean())
+
+    def disagreement(self) -> tuple[int, int, bool]:
+        """(labels disagreed with, rows, whether it is steady) in the third of rows judged with most certainty.
+
+        Steady: in the third below, disagreement is not significantly higher (one-sided z-test of two shares at 5%).
+        """
+        order = np.argsort(-np.abs(self.right - 0.5), kind="stable")
+        size = len(order) // 3
+        sure, next_sure = (int((self.right[part] < 0.5).sum()) for part in (order[:size], order[size : 2 * size]))
+        pooled = (sure + next_sure) / (2 * size)
+        spread = (2 * pooled * (1 - pooled) / size) ** 0.5
+        return sure, size, (next_sure - sure) / size <= 1.645 * spread
+
+    def doubtful(self, count: int) -> list[tuple[int, float]]:
+        """(row, probability that its label is right) of the most doubtful rows; none by a model that knows nothing."""
+        order = np.argsort(self.right, kind="stable")[: count if self.accuracy >= WEAK else 0]
+        return [(int(self.rows[i]), float(self.right[i])) for i in order if self.right[i] < 0.5]
+
+
+def judge(texts: Texts, settings: DoctorConfig) -> Doubt | None:
+    """Held-out probabilities of at most `noise_rows` rows; None where there are too few rows or prompts."""
+    usable = np.arange(len(texts))
+    if texts.paired:
+        pairs = zip(texts.answers["chosen"], texts.answers["rejected"], strict=True)
+        usable = np.array([i for i, (a, b) in enumerate(pairs) if a.strip() != b.strip()], int)
+    if len(usable) > settings.noise_rows:
+        usable = np.sort(np.random.default_rng(SEED).permutation(usable)[: settings.noise_rows])
+    groups = np.unique([normal(texts.asked[i]) for i in usable], return_inverse=True)[1]
+    if len(usable) < ROWS or len(np.unique(groups)) < 2 * FOLDS:
+        return None
+    features, labels = _features(texts, usable)
+    if labels is not None and min(labels.sum(), (~labels).sum()) < 2 * FOLDS:
+        return None
+    return Doubt(usable, _held_out(features, labels, groups))
+
+
+def _features(texts: Texts, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
+    """Features (rows, words), chosen less rejected or of the one completion, and the labels (None: chosen is right)."""
+    from scipy.sparse import csr_matrix, hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    columns = [[texts.answers[side][i] for i in rows] for side in texts.answers]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True)
+    try:
+        vectorizer.fit([text for column in columns for text in column])
+        words = [vectorizer.transform(column) for column in columns]
+    except ValueError:  # no word stands in two answers
+        words = [csr_matrix((len(rows), 0)) for _ in columns]
+    lengths = [csr_matrix(np.log1p([[len(text)] for text in column])) for column in columns]
+    both = [hstack(part).tocsr() for part in zip(words, lengths, strict=True)]
+    if texts.paired:
+        return both[0] - both[1], None
+    assert texts.labels is not None
+    return both[0], np.array(texts.labels)[rows]
+
+
+def _held_out(features: Any, labels: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
+    """The probability of each row's label, by a model trained on other prompts."""
+    from scipy.sparse import vstack
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    right = np.zeros(features.shape[0])
+    for train, test in GroupKFold(FOLDS, shuffle=True, random_state=SEED).split(features, groups=groups):
+        model = LogisticRegression(max_iter=200, fit_intercept=labels is not None)
+        if labels is None:
+            # Each pair both ways round: the model is antisymmetric, as a reward model's difference is.
+            model.fit(vstack([features[train], -features[train]]), np.repeat([True, False], len(train)))
+        else:
+            model.fit(features[train], labels[train])
+        good = model.predict_proba(features[test])[:, 1]
+        right[test] = good if labels is None else np.where(labels[test], good, 1 - good)
+    return right
+
+
+def check(texts: Texts, doubt: Doubt | None, run: Run) -> Finding:
+    if doubt is None:
+        return finding("noise", "info", f"fewer than {ROWS} usable rows: label noise cannot be estimated", {})
+    accuracy, (wrong, size, steady) = doubt.accuracy, doubt.disagreement()
+    rate, (low, high) = wrong / size, wilson(wrong, size)
+    numbers = {"rows": len(doubt.rows), "accuracy": accuracy, "rate": rate, "low": low, "high": high, "steady": steady}
+    start = f"a small model trained on other rows agrees with {accuracy:.1%} of {len(doubt.rows):,} labels"
+    examples = [
+        Example(texts.split, i, f"{right:.2f} right: {_sides(texts, i)}")
+        for i, right in doubt.doubtful(run.doctor.examples)
+    ]
+    if accuracy < WEAK:
+        return finding("noise", "info", f"{start}, too few to say anything about label noise", numbers)
+    if accuracy < ACCURACY or not steady:
+        says = f"{start}, too weak to tell flipped labels from hard ones: at most about {rate:.0%} are flipped"
+        return finding("noise", "info", says, numbers, examples)
+    return finding(
+        "noise",
+        "warning" if low >= run.doctor.noise_rate / 2 and rate >= run.doctor.noise_rate else "info",
+        f"{start}; about {rate:.1%} of labels are flipped (95% interval {low:.1%} to {high:.1%}), if flips are random",
+        numbers,
+        examples,
+        "Flipped labels pull the other way as hard as right ones do, and cap what a held-out accuracy can reach.",
+        mend(run, rate),
+    )
+
+
+def mend(run: Run, rate: float) -> str:
+    """What TRL 1.16 has against flipped labels: for DPO a loss that knows the rate; first of all a second look."""
+    look = "Look at doubtful.jsonl, and relabel or take out what is wrong"
+    if run.trainer.kind != "dpo":
+        return f"{look}; {run.trainer.kind} has no loss for flipped labels in TRL."
+    types = run.trainer.args.get("loss_type", ["sigmoid"])
+    types = [types] if isinstance(types, str) else list(types)
+    if "robust" in types:
+        return f"{look}; or set trainer.args.label_smoothing={min(rate, 0.45):.2f}, the rate that robust DPO is told."
+    robust = ["robust" if name == "sigmoid" else name for name in types]
+    robust = robust if "robust" in robust else ["robust"]
+    chosen = f"trainer.args.loss_type=[{','.join(robust)}] trainer.args.label_smoothing={min(rate, 0.45):.2f}"
+    if len(robust) != len(types) and run.trainer.args.get("loss_weights"):
+        chosen += " trainer.args.loss_weights=null"
+    return f"{look}; or train with {chosen} (robust DPO)."
+
+
+def doubtful_rows(texts: Texts, doubt: Doubt, count: int = 200) -> list[dict[str, Any]]:
+    """The most doubtful rows as text, without their secrets, for a second look."""
+    from posttrain.doctor.patterns import masked
+
+    return [
+        {
+            "row": i,
+            "right": round(right, 4),
+            "prompt": masked(texts.prompts[i]),
+            **{side: masked(column[i]) for side, column in texts.answers.items()},
+            **({"label": texts.labels[i]} if texts.labels is not None else {}),
+        }
+        for i, right in doubt.doubtful(count)
+    ]
+
+
+def _sides(texts: Texts, row: int) -> str:
+    if texts.labels is not None:
+        return f"called {'good' if texts.labels[row] else 'bad'}: {excerpt(texts.answers['completion'][row])}"
+    chosen, rejected = (excerpt(texts.answers[side][row], 100) for side in ("chosen", "rejected"))
+    return f"chosen: {chosen} | rejected: {rejected}"

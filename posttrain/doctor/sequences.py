@@ -1,0 +1,127 @@
+"""Rows as token sequences with their loss mask, by the trainer's own preparation and collation.
+
+What is shown and counted is what TRL's `_prepare_dataset` and data collators make, not a second implementation of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from posttrain.config import Run
+from posttrain.tokens import ids
+from posttrain.trainers import KINDS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+SEED, LONGEST = 0, 64
+# What the collators read, of the columns that preparation makes or leaves.
+PREPARED = ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence of a row: `trained` says of each token whether the loss is taken on it.
+
+    A reward model has no such mask: its score is read at the last token, and all the others lead to it.
+    """
+
+    row: int
+    side: str
+    ids: list[int]
+    trained: list[bool]
+
+    def cut(self, limit: int | None, mode: str = "keep_start") -> Sequence:
+        """As it is after truncation to `limit` tokens."""
+        part = slice(None) if limit is None else slice(None, limit) if mode == "keep_start" else slice(-limit, None)
+        return Sequence(self.row, self.side, self.ids[part], self.trained[part])
+
+
+def choose(count: int, sample: int | None, lengths: np.ndarray) -> tuple[list[int], list[int]]:
+    """Rows to tokenize: a uniform sample (all where `sample` is None), and of the others the longest by characters."""
+    if sample is None or sample >= count:
+        return list(range(count)), []
+    uniform = np.sort(np.random.default_rng(SEED).permutation(count)[:sample])
+    others = np.setdiff1d(np.arange(count), uniform)
+    return uniform.tolist(), others[np.argsort(-lengths[others], kind="stable")[:LONGEST]].tolist()
+
+
+def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: list[int]) -> list[list[Sequence]]:
+    """The sequences of each of `indices`, whole: nothing cut, nothing dropped."""
+    if not indices:
+        return []
+    chosen = rows.select(indices)
+    if KINDS[run.trainer.kind].online:
+        # The completion is sampled in training, so there is only the prompt, opened for the reply.
+        found = [ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
+        return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
+    prepared = prepare(run, tokenizer, chosen, None)
+    prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED])
+    return [_sequences(run.trainer.kind, index, row) for index, row in zip(indices, prepared, strict=True)]
+
+
+def prepare(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, limit: int | None) -> Dataset:
+    """Rows as the trainer prepares them with `max_length=limit`, but for packing and shuffling."""
+    kind = KINDS[run.trainer.kind]
+    library = importlib.import_module("trl")
+    options = {
+        **run.trainer.args,
+        **({"packing": False, "padding_free": False, "shuffle_dataset": False} if run.trainer.kind == "sft" else {}),
+        **{"max_length": limit, "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False},
+    }
+    config = getattr(library, kind.config)(output_dir="unused", **options)
+    # The parts of a trainer that its preparation reads; a whole one would load the model.
+    trainer = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0)
+    method = getattr(library, kind.trainer)._prepare_dataset
+    if run.trainer.kind == "sft":
+        chosen = config.completion_only_loss
+        trainer.completion_only_loss = "completion" in rows.column_names if chosen is None else chosen
+        trainer.chat_template = _training_template(tokenizer) if config.assistant_only_loss else None
+        return method(trainer, rows, tokenizer, config, False, None, "train")
+    return method(trainer, rows, tokenizer, config, "train")
+
+
+def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """TRL's own template with marks around what the assistant says, where the model's has none."""
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    return None if has_generation_markers(tokenizer.chat_template) else get_training_chat_template(tokenizer)
+
+
+def _sequences(kind: str, index: int, row: dict[str, Any]) -> list[Sequence]:
+    """Through the trainer's own collator, so that the mask is the one the loss gets."""
+    if kind == "reward":
+        return [
+            Sequence(index, side, found, [n == len(found) - 1 for n in range(len(found))])
+            for side in ("chosen", "rejected")
+            for found in [row[f"{side}_ids"]]
+        ]
+    if kind == "sft":
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        batch = DataCollatorForLanguageModeling(pad_token_id=0)([{k: row[k] for k in ("input_ids", "labels")}])
+        return [_sequence(index, "sequence", batch["input_ids"][0], batch["labels"][0] != -100, len(row["input_ids"]))]
+    if kind == "dpo":
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+        batch = DataCollatorForPreference(pad_token_id=0)([row])
+        return [
+            _sequence(index, side, batch["input_ids"][n], batch["completion_mask"][n] == 1, length)
+            for n, side in enumerate(("chosen", "rejected"))
+            for length in [len(row["prompt_ids"]) + len(row[f"{side}_ids"])]
+        ]
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    batch = DataCollatorForUnpairedPreference(pad_token_id=0)([row])
+    length = len(row["prompt_ids"]) + len(row["completion_ids"])
+    return [_sequence(index, "completion", batch["input_ids"][0], batch["completion_mask"][0] == 1, length)]
+
+
+def _sequence(index: int, side: str, found: Any, mask: Any, length: int) -> Sequence:
+    return Sequence(index, side, found[:length].tolist(), mask[:length].tolist())

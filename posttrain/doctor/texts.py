@@ -1,0 +1,74 @@
+"""The text of rows, whatever columns and message forms they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ANSWERS = ("chosen", "rejected", "completion", "text")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One split, a list per column: system turns apart from prompts, since rows share them; answers by TRL's names."""
+
+    split: str
+    system: list[str]
+    prompts: list[str]
+    answers: dict[str, list[str]]
+    labels: list[bool] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def paired(self) -> bool:
+        return {"chosen", "rejected"} <= self.answers.keys()
+
+    @property
+    def asked(self) -> list[str]:
+        """What tells rows apart: the prompts, or the texts where rows have none."""
+        return self.prompts if any(self.prompts) else next(iter(self.answers.values()), self.prompts)
+
+    def row(self, index: int) -> str:
+        """Prompt and answers of a row."""
+        return "\n".join([self.prompts[index], *(column[index] for column in self.answers.values())])
+
+    def whole(self) -> list[str]:
+        return [self.row(index) for index in range(len(self))]
+
+
+def of(rows: Dataset, split: str) -> Texts:
+    """The texts of rows in TRL's columns: of `messages`, the last turn is the answer."""
+    columns = {
+        name: list(rows[name]) for name in ("prompt", "messages", "label", *ANSWERS) if name in rows.column_names
+    }
+    if "messages" in columns:
+        conversations = columns.pop("messages")
+        columns["prompt"] = [turns[:-1] for turns in conversations]
+        columns["completion"] = [turns[-1:] for turns in conversations]
+    prompts = columns.get("prompt", [""] * len(rows))
+    return Texts(
+        split,
+        [_text(prompt, system=True) if not isinstance(prompt, str) else "" for prompt in prompts],
+        [_text(prompt) for prompt in prompts],
+        {name: [_text(value) for value in columns[name]] for name in ANSWERS if name in columns},
+        columns.get("label"),
+    )
+
+
+def _text(value: Any, system: bool = False) -> str:
+    """A string itself; of a conversation the turns that are not the system's, or only those."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(_content(turn.get("content")) for turn in value if (turn["role"] == "system") == system)
+
+
+def _content(content: Any) -> str:
+    """A turn's text: it may be none (a tool call) or a list of parts, of which some are text."""
+    if isinstance(content, list):
+        return "\n".join(part.get("text") or "" for part in content)
+    return content or ""

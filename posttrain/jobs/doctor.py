@@ -1,0 +1,142 @@
+"""Examine the data of a run: a report in the terminal, `doctor.json`, and `doctor.html` for a browser.
+
+What is examined is what training would get: the same loading, split, columns, tokenizer and preparation. No weights are
+loaded, and a machine that could not hold them does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import Origin, Run
+from posttrain.console import console, quiet_libraries
+from posttrain.errors import PosttrainError
+from posttrain.rundir import RunDirectory, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data import Data
+    from posttrain.doctor.examine import Report
+
+# The version of doctor.json.
+SCHEMA = 1
+# What each switch needs, by the name that it is imported under.
+NEEDS = {"duplicates": ("rensa", "scipy"), "language": ("py3langid", "ftfy"), "noise": ("sklearn", "scipy")}
+
+
+def doctor(run: Run, origin: Origin) -> float | None:
+    """Examine, or show what was found; raises `PosttrainError` where it is as bad as `doctor.fail_on` says."""
+    _check_installed(run)
+    from posttrain.doctor import terminal
+    from posttrain.jobs import common
+
+    quiet_libraries()
+    value = common.once(run, origin, prepare, _doctor, terminal)
+    if not run.dry_run:
+        _verdict(run, RunDirectory.of(run, origin))
+    return value
+
+
+@dataclass
+class Plan:
+    """What training would get."""
+
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+
+
+def prepare(run: Run) -> Plan:
+    """Tokenizer and rows, found as training finds them; raises `PosttrainError` as it would."""
+    from posttrain import inherit, models
+    from posttrain.data import load
+
+    start = inherit.start(run)
+    tokenizer = models.tokenizer(run.model, start.tokenizer)
+    inherit.check_tokenizer(run, start, tokenizer)
+    data = load(run.data, run.trainer.kind)
+    models.check_template(tokenizer, data.train[0], run.model)
+    return Plan(tokenizer, data)
+
+
+def _check_installed(run: Run) -> None:
+    missing = {
+        name: switch
+        for switch, names in NEEDS.items()
+        if getattr(run.doctor, switch)
+        for name in names
+        if importlib.util.find_spec(name) is None
+    }
+    if missing:
+        switches = " ".join(f"doctor.{switch}=false" for switch in dict.fromkeys(missing.values()))
+        raise PosttrainError(
+            f"job=doctor: {', '.join(missing)} not installed; pip install 'posttrain[doctor]', or leave these checks "
+            f"out: {switches}"
+        )
+
+
+def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
+    from posttrain.doctor import page
+    from posttrain.doctor.examine import examine
+    from posttrain.jobs import common
+
+    common.begin(run, origin, directory, [common.source(run)], plan.data.source)
+    began = time.monotonic()
+    with console.status("") if console.is_terminal else nullcontext() as status:
+        say = status.update if status is not None else (lambda what: None)
+        report = examine(run, plan.tokenizer, plan.data.train, plan.data.eval, say)
+    record = document(run, plan.data.source, report, directory.name, origin.command)
+    write_json(directory.path / "doctor.json", record)
+    write_atomic(directory.path / "doctor.html", page.render(record))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.doubtful]
+    write_atomic(directory.path / "doubtful.jsonl", "".join(lines))
+    seconds = round(time.monotonic() - began, 1)
+    # Not finished where the verdict is bad: a pipeline that is called again must not take it for passed.
+    verdict = "failed" if _bad(run, record) else "finished"
+    common.end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds, status=verdict)
+
+
+def document(run: Run, data: dict[str, Any], report: Report, name: str, command: str) -> dict[str, Any]:
+    """What `doctor.json` holds: keys are added in later versions, and none is taken away or renamed."""
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "command": command,
+        "trainer": run.trainer.kind,
+        "model": run.model.path,
+        "data": data,
+        "settings": asdict(run.doctor),
+        "counts": {severity: report.count(severity) for severity in ("error", "warning", "info")},
+        "findings": [asdict(one) for one in report.findings],
+        "sequences": [asdict(one) for one in report.shown],
+        "doubtful_rows": len(report.doubtful),
+    }
+
+
+def metrics(report: Report) -> dict[str, float]:
+    """For gates and sweeps: `errors`, `warnings`, and each number as FINDING/NUMBER."""
+    found: dict[str, float] = {"errors": report.count("error"), "warnings": report.count("warning")}
+    for one in report.findings:
+        found |= {f"{one.name}/{key.replace(' ', '_')}": float(value) for key, value in one.numbers.items()}
+    return found
+
+
+def _verdict(run: Run, directory: RunDirectory) -> None:
+    """Raise where what was found is bad enough, so that `make` and shells stop."""
+    known = json.loads((directory.path / "doctor.json").read_text(encoding="utf-8"))
+    if names := _bad(run, known):
+        raise PosttrainError(
+            f"data.path={run.data.path}: the doctor found {', '.join(names)}; mend the data as {directory.path}"
+            "/doctor.html says, or go on with doctor.fail_on=never"
+        )
+
+
+def _bad(run: Run, known: dict[str, Any]) -> list[str]:
+    """The findings that `doctor.fail_on` does not let pass."""
+    bad = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[run.doctor.fail_on]
+    return [one["name"] for one in known["findings"] if one["severity"] in bad]
