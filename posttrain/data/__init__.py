@@ -54,6 +54,12 @@ def load(config: DataConfig, kind: str) -> Data:
     return Data(train, eval_rows, prompts, _source(config, how, train, eval_rows))
 
 
+def stored(config: DataConfig) -> Dataset:
+    """All rows of `config.path` as they are stored, under our column names."""
+    own = _reading(config, config.path)
+    return _shape(_Part(_load_split(own, own.path, own.split, "data.path"), own, own.max_train_rows, "train"))
+
+
 def load_held_out(config: DataConfig, kind: str) -> Data:
     """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
     parts, how = _divide(config)

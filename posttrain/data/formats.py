@@ -125,13 +125,13 @@ def adapt(dataset: Dataset, kind: str) -> Dataset:
 
 def _with_prompt(dataset: Dataset) -> Dataset:
     """Pairs with an explicit prompt: the shared first turns, where it is not a column of the right kind."""
-    from trl.data_utils import extract_prompt
-
     first = dataset[0]
     if "prompt" in first and isinstance(first["prompt"], str) and not isinstance(first["chosen"], str):
         # UltraFeedback has the prompt as text beside conversations that begin with it.
         dataset = dataset.remove_columns("prompt")
     if "prompt" not in dataset.column_names:
+        from trl.data_utils import extract_prompt
+
         dataset = dataset.map(extract_prompt, desc="Extracting prompts")
     return dataset
 
