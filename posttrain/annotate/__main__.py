@@ -207,7 +207,7 @@ def farewell(session: Session, args: argparse.Namespace, command: str) -> None:
 
 def report(answers: Answers, args: argparse.Namespace) -> None:
     """Write pairs and votes, and say what was written and how to train on it."""
-    from posttrain.annotate import export
+    from posttrain.annotate import export, sampling
     from posttrain.console import tell
 
     written = export.write(answers, args.out, args.export, args.drop_flagged)
@@ -215,7 +215,7 @@ def report(answers: Answers, args: argparse.Namespace) -> None:
     without = "".join(f"; {count} {name}" for name, count in rest.items() if count)
     tell(f"pairs    {args.out}: {written.pairs} from {written.items} items, by {args.export}{without}")
     tell(f"votes    {export.votes_file(args.out)}")
-    tell(f"train    python -m posttrain +recipe=dpo_smollm2 probe=default data.path={shlex.quote(str(args.out))}")
+    tell(f"train    {sampling.next_command(answers.task.get('data', ''), args.out)}")
 
 
 if __name__ == "__main__":

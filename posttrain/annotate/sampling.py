@@ -12,6 +12,7 @@ from typing import Any
 
 from posttrain.console import tell
 from posttrain.errors import PosttrainError
+from posttrain.rundir import RunDirectory
 
 # Settings of the run's own command that say what became of it, not what it is made of.
 LEFT_OUT = ("job", "name", "dry_run", "objective", "sample.", "evaluate.", "tracking", "hydra")
@@ -21,18 +22,33 @@ DEFAULTS = ("sample.prompts=64",)
 
 def generates(record: dict[str, Any] | None) -> bool:
     """Whether this is the `run.json` of a run that has a model, rather than data."""
-    return record is not None and record.get("job", "train") == "train"
+    return bool(record) and record.get("job", "train") == "train"  # type: ignore[union-attr]
 
 
 def command(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     """The overrides of job=sample for `run`: those of its own command, all completions kept, then `overrides`."""
     words = shlex.split(record.get("command", ""))
-    own = [word for word in words[words.index("posttrain") + 1 :] if "=" in word] if "posttrain" in words else []
-    own = [word for word in own if not word.lstrip("+~").startswith(LEFT_OUT)]
+    own = words[words.index("posttrain") + 1 :] if "posttrain" in words else []
+    own = [word for word in own if not word.lstrip("+").startswith(LEFT_OUT)]
     given = {word.split("=", 1)[0].lstrip("+") for word in (*overrides, "model.init_from=")}
     # Hydra takes a group once only; what is given here counts.
     own = [word for word in own if word.split("=", 1)[0].lstrip("+") not in given]
     return [*own, "job=sample", f"model.init_from={run}", "sample.select=all", *DEFAULTS, *overrides]
+
+
+def next_command(source: str, out: Path) -> str:
+    """How to train on `out`: the run that was sampled goes on by DPO, or else the embedded model does."""
+    folder = Path(source).expanduser()
+    record = (RunDirectory(folder).record() if folder.is_dir() else None) or {}
+    words = ["+recipe=dpo_" + ("llama" if (record.get("recipe") or "").endswith("_llama") else "smollm2")]
+    model = source if generates(record) else (record.get("model") or {}).get("path", "")
+    if (Path(model) / "run.json").is_file():
+        words.append(f"model.init_from={model}")
+    elif model:
+        words.append(f"model.path={model}")
+    # The recipe's own probe asks for columns of its own data.
+    words += ["probe=default", f"data.path={out}"]
+    return shlex.join(["python", "-m", "posttrain", *words])
 
 
 def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
@@ -42,7 +58,6 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
     from omegaconf.errors import OmegaConfBaseException
 
     from posttrain import config, preflight
-    from posttrain.rundir import RunDirectory
 
     words = command(run, record, overrides)
     tell(f"sampling  {shlex.join(['python', '-m', 'posttrain', *words])}")

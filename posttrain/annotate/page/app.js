@@ -145,4 +145,5 @@ if (annotator) {
   ask(`api/state?annotator=${encodeURIComponent(annotator)}`);
 } else {
   $("enter").hidden = false;
+  $("name").focus();
 }
