@@ -173,6 +173,21 @@ def test_posts_of_other_sites(session, origin, kind, status):
     assert len(session.answers.standing) == (status == 200)
 
 
+@pytest.mark.parametrize(
+    ("path", "site", "mode", "status"),
+    [
+        ("/api/state?annotator=ann", "same-origin", "cors", 200),
+        ("/api/state?annotator=ann", "cross-site", "no-cors", 403),  # would give ann an item
+        ("/api/state?annotator=ann", "cross-site", "navigate", 403),
+        ("/?annotator=ann", "cross-site", "navigate", 200),  # a link in a message
+        ("/?annotator=ann", "cross-site", "no-cors", 403),
+    ],
+)
+def test_gets_of_other_sites(session, path, site, mode, status):
+    (response,) = ask(session, get(path, **{"sec-fetch-site": site, "sec-fetch-mode": mode}))
+    assert response.status_code == status
+
+
 def test_opened_wider_it_asks_for_the_token(session):
     wide = {"host": "0.0.0.0", "token": TOKEN, "base": "http://192.168.1.5:8765"}
     without, wrong, right, after, script = ask(

@@ -1,7 +1,7 @@
 """Who may speak to the page: the right host name, the right origin, and, where it is open to others, a token.
 
 Against other sites in the same browser: a Host that is not this machine's own is refused (DNS rebinding), and so is
-everything but reading that does not come from the page itself (cross-site requests).
+what does not come from the page itself, but for following a link to it (cross-site requests).
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class Guard:
         host = request.headers.get("host", "")
         if not self._own(host):
             return PlainTextResponse("This host name is not the server's own.\n", 421)
+        site = request.headers.get("sec-fetch-site", "none")
+        visit = request.headers.get("sec-fetch-mode") == "navigate" and not request.url.path.startswith("/api/")
+        if site not in ("same-origin", "none") and not visit:
+            return PlainTextResponse("This is for the page itself.\n", 403)
         if request.method not in ("GET", "HEAD"):
             origin = urlsplit(request.headers.get("origin", ""))
             if origin.netloc.lower() != host.lower() or not host:

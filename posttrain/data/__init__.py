@@ -57,7 +57,10 @@ def load(config: DataConfig, kind: str) -> Data:
 def stored(config: DataConfig) -> Dataset:
     """All rows of `config.path` as they are stored, under our column names."""
     own = _reading(config, config.path)
-    return _shape(_Part(_load_split(own, own.path, own.split, "data.path"), own, own.max_train_rows, "train"))
+    rows = _load_split(own, own.path, own.split, "data.path")
+    if config.min_score is not None:
+        rows = _scored(rows, config, "train")
+    return _shape(_Part(rows, own, own.max_train_rows, "train"))
 
 
 def load_held_out(config: DataConfig, kind: str) -> Data:

@@ -6,6 +6,10 @@ const $ = (id) => document.getElementById(id);
 let state = null;
 let plain = false;
 let busy = false;
+const STALE = {
+  "api/answer": "That one was answered already, perhaps in another window. It counts once.",
+  "api/undo": "That one is not your last answer any more.",
+};
 
 async function ask(path, body) {
   if (busy) return;
@@ -21,8 +25,12 @@ async function ask(path, body) {
     const text = await response.text();
     let answer = {};
     try { answer = JSON.parse(text); } catch { answer = { error: text }; }
-    if (!response.ok) return notice(answer.error || `Not saved: the server answers ${response.status}.`);
-    notice(answer.kept ? "" : "That one was answered already, perhaps in another window. It counts once.");
+    if (!response.ok) {
+      notice(answer.error || `Not saved: the server answers ${response.status}.`);
+      if (!state) enter();
+      return;
+    }
+    notice(answer.kept ? "" : STALE[path]);
     show(answer);
   } catch {
     notice("The server does not answer, and this was not saved. Try again when it runs.");
@@ -30,6 +38,12 @@ async function ask(path, body) {
     busy = false;
     document.body.classList.remove("busy");
   }
+}
+
+function enter() {
+  $("tools").hidden = true;
+  $("enter").hidden = false;
+  $("name").focus();
 }
 
 function notice(text) {
@@ -144,6 +158,5 @@ if (annotator) {
   $("work").hidden = false;
   ask(`api/state?annotator=${encodeURIComponent(annotator)}`);
 } else {
-  $("enter").hidden = false;
-  $("name").focus();
+  enter();
 }
