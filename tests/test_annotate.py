@@ -81,6 +81,17 @@ def test_pairs_lists_and_rows_become_items(tmp_path):
     assert all(len(one.completions) == 2 for one in grouped)
 
 
+def test_other_columns_are_kept_as_json_has_them(tmp_path):
+    import datetime
+
+    from datasets import Dataset
+
+    row = {"prompt": "p", "chosen": "x", "rejected": "y", "n": float("nan"), "rewards_chosen": "odd"}
+    Dataset.from_list([{**row, "day": datetime.date(2026, 1, 2)}]).to_parquet(tmp_path / "a.parquet")
+    (one,) = items.read(DataConfig(path=str(tmp_path / "a.parquet")), 2, 0, False)
+    assert one.extra == {"n": None, "day": "2026-01-02"}
+
+
 def test_an_item_is_the_same_whichever_side_it_stood_on(tmp_path):
     data = write(
         tmp_path / "a.jsonl",
@@ -106,6 +117,8 @@ def test_pairs_without_a_prompt_column_share_their_first_turns(tmp_path):
         ({"question": "p", "completions": ["x", "y"]}, "completions need a column prompt"),
         ({"prompt": 3, "completions": ["x", "y"]}, "column prompt: expected text or a list of messages"),
         ({"prompt": "p", "chosen": "x"}, "chosen"),
+        ({"prompt": "p", "completions": [{"role": "assistant", "content": "x"}]}, "expected text or a list of"),
+        ({"prompt": "p", "chosen": "x", "rejected": ""}, "row 0 of train, column rejected: is empty"),
     ],
 )
 def test_data_that_asks_nothing(tmp_path, row, message):
@@ -436,6 +449,7 @@ def test_a_recipe_trains_on_them_as_the_command_says(tmp_path, capsys):
         (["d.jsonl", "--out", "x.jsonl", "word"], ["word: expected KEY=VALUE"]),
         (["d.jsonl", "--out", "x.jsonl", "data.pth=1"], ["data.pth"]),
         (["./none.jsonl", "--out", "x.jsonl"], ["DATA=./none.jsonl: no such file"]),
+        (["none.jsonl", "--out", "x.jsonl"], ["DATA=none.jsonl: no such file"]),
         (["empty.jsonl", "--out", "x.jsonl"], ["DATA=empty.jsonl"]),
         (["one.jsonl", "--out", "x.jsonl"], ["DATA=one.jsonl: no prompt has two different completions"]),
         (["d.jsonl", "--out", "x.jsonl", "--informative"], ["--informative: d.jsonl has no scores"]),

@@ -37,6 +37,12 @@ def browser():
         browser.close()
 
 
+def window(browser, **options):
+    context = browser.new_context(**options)
+    context.set_default_timeout(90_000)  # a busy machine is no failure
+    return context.new_page()
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -116,7 +122,7 @@ def test_two_people_a_reload_and_a_server_that_is_killed(browser, tmp_path):
     address, options = f"http://127.0.0.1:{port}/", ("--overlap", "3", "--export", "weighted")
     server = start(port, tmp_path, *options)
     try:
-        ann, bob = (browser.new_context().new_page() for _ in range(2))
+        ann, bob = (window(browser) for _ in range(2))
         for page, name in ((ann, "Ann"), (bob, "bob")):
             page.goto(address)
             page.keyboard.type(name)
@@ -191,7 +197,7 @@ def test_two_people_a_reload_and_a_server_that_is_killed(browser, tmp_path):
 
 def test_hostile_text_stays_text(browser, serving):
     address, session = serving(*(Item(f"{i:x}", text, (f"a {text}", f"b {text}")) for i, text in enumerate(HOSTILE)))
-    page = browser.new_context().new_page()
+    page = window(browser)
     asked, opened = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("dialog", lambda dialog: (opened.append(dialog.message), dialog.dismiss()))
@@ -229,8 +235,7 @@ def test_readable_on_a_phone(browser, serving):
     wide = "x" * 300 + "\n\n```\n" + "y" * 300 + "\n```\n\n| " + " | ".join(f"column {i}" for i in range(20)) + " |\n"
     wide += "|---" * 20 + "|\n"
     address, session = serving(Item("a1", wide, (wide, "short " * 300, "third")), Item("b2", "next", ("x", "y")))
-    phone = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    page = phone.new_page()
+    page = window(browser, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     page.goto(f"{address}?annotator=ann")
     counted(page, 0)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing to scroll sideways"

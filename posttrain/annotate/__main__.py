@@ -33,7 +33,7 @@ TOKEN = "POSTTRAIN_ANNOTATE_TOKEN"
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m posttrain.annotate",
-        description=__doc__.split(": ", 1)[1].capitalize(),
+        description=__doc__.split(": ", 1)[1].replace("people", "People", 1),
         usage="%(prog)s DATA|RUN|ANSWERS --out FILE [options] [KEY=VALUE ...]",
         epilog="KEY=VALUE: of DATA its settings (data.columns=...); of a RUN to sample from those of job=sample.",
     )
@@ -158,7 +158,7 @@ def gather(args: argparse.Namespace) -> list[Item]:
     record = RunDirectory(folder).record() if folder.is_dir() else None
     if sampling.generates(record):
         source, settings = str(sampling.sample(folder, record or {}, settings)), []
-    elif source.startswith((".", "/", "~")) and not folder.exists():
+    elif not folder.exists() and _local(source):
         raise PosttrainError(f"DATA={source}: no such file or folder")
     try:
         schema = OmegaConf.structured({"data": OmegaConf.structured(DataConfig(path=source))})
@@ -170,6 +170,12 @@ def gather(args: argparse.Namespace) -> list[Item]:
         return items.read(merged["data"], args.show, args.seed, args.informative)
     except PosttrainError as error:
         raise PosttrainError(str(error).replace("data.path=", "DATA=")) from error
+
+
+def _local(source: str) -> bool:
+    """Whether this is a path rather than a hub id or a pattern."""
+    named = source.startswith((".", "/", "~")) or Path(source).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    return named and not set(source) & set("*?[,")
 
 
 def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:

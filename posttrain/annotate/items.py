@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -134,14 +135,15 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
-    known = {name: _number(value) for name, value in (values or {}).items()}
+def _numbers(values: Any) -> dict[str, float]:
+    known = {name: _number(value) for name, value in values.items()} if isinstance(values, dict) else {}
     return {name: value for name, value in known.items() if value is not None}
 
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    # A number that is none (NaN) is not JSON.
-    return {k: None if isinstance(v, float) and v != v else v for k, v in row.items() if k not in OWN}
+    # As JSON has it: dates as text, numbers that are none (NaN) as null.
+    extra = {k: None if isinstance(v, float) and v != v else v for k, v in row.items() if k not in OWN}
+    return json.loads(json.dumps(extra, default=str))
 
 
 def _distinct(group: Group) -> Group:
