@@ -183,11 +183,12 @@ def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:
     from posttrain.console import facts
 
     given = len(session.answers.standing)
-    shared = f", {len(session.everyone)} of them asked of everybody" if session.everyone else ""
+    votes = f"{args.votes} vote{'' if args.votes == 1 else 's'} each"
+    shared = f"; {len(session.everyone)} of them asked of everybody" if session.everyone else ""
     facts(
         {
             "data": args.source,
-            "items": f"{len(items)}{shared}; {args.votes} vote{'s' if args.votes > 1 else ''} for each of the others",
+            "items": f"{len(items)}, {votes}{shared}",
             "order": "most informative first" if args.informative else "as in the data",
             "answers": f"{beside(args.out)}" + (f": {given} so far" if given else ""),
             "stop": "Ctrl-C; the same command goes on",
@@ -201,8 +202,9 @@ def farewell(session: Session, args: argparse.Namespace, command: str) -> None:
     from posttrain.console import tell
 
     answers = session.answers
-    people = len(answers.annotators())
-    tell(f"\n{len(answers.standing)} answers by {people} {'person' if people == 1 else 'people'}: {beside(args.out)}")
+    given, people = len(answers.standing), len(answers.annotators())
+    counts = f"{given} answer{'' if given == 1 else 's'} by {people} {'person' if people == 1 else 'people'}"
+    tell(f"\n{counts}: {beside(args.out)}")
     try:
         if answers.standing:
             report(answers, args)
@@ -219,7 +221,8 @@ def report(answers: Answers, args: argparse.Namespace) -> None:
     written = export.write(answers, args.out, args.export, args.drop_flagged)
     rest = {"undecided": written.undecided, "skipped by all": written.skipped, "flagged": written.flagged}
     without = "".join(f"; {count} {name}" for name, count in rest.items() if count)
-    tell(f"pairs    {args.out}: {written.pairs} from {written.items} items, by {args.export}{without}")
+    decided = f"{written.items} item{'' if written.items == 1 else 's'}"
+    tell(f"pairs    {args.out}: {written.pairs} from {decided}, by {args.export}{without}")
     tell(f"votes    {export.votes_file(args.out)}")
     tell(f"train    {sampling.next_command(answers.task.get('data', ''), args.out)}")
 
