@@ -28,8 +28,16 @@ class Journal:
 
     def append(self, piece: dict[str, Any]) -> None:
         """Add a piece; on disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(json.dumps(piece).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        rest = json.dumps(piece).encode() + b"\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        whole = os.fstat(file).st_size
+        try:
+            while rest:
+                rest = rest[os.write(file, rest) :]
+            os.fsync(file)
+        except OSError:  # a full disk: half a piece would spoil the next one
+            os.ftruncate(file, whole)
+            raise
+        finally:
+            os.close(file)
         self.done.append(piece)

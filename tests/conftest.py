@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+# Where a check may not be left out because a tool is missing.
+IN_CI = bool(os.environ.get("CI"))
 # Before anything imports torch, W&B or the hub's client: no network, no telemetry, one thread a process.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -147,13 +147,13 @@ def _asks(row: dict[str, Any]) -> dict[str, Any]:
 
 def _with_prompt(dataset: Dataset) -> Dataset:
     """Pairs with an explicit prompt: the shared first turns, where it is not a column of the right kind."""
-    from trl.data_utils import extract_prompt
-
     first = dataset[0]
     if "prompt" in first and _repeated(first):
         # UltraFeedback has the prompt as text beside conversations that begin with it.
         dataset = dataset.remove_columns("prompt")
     if "prompt" not in dataset.column_names:
+        from trl.data_utils import extract_prompt
+
         dataset = dataset.map(extract_prompt, desc="Extracting prompts")
     return dataset
 

@@ -1,0 +1,231 @@
+"""`python -m posttrain.annotate DATA|RUN --out FILE`: people say in the browser which completion is better.
+
+Answers are kept beside FILE as they are given; the same command goes on. At the end FILE has the pairs, for `data.path`
+of every recipe. An answers file instead of DATA is only exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.annotate.serve import PORT
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from posttrain.annotate.answers import Answers
+    from posttrain.annotate.items import Item
+    from posttrain.annotate.session import Session
+
+# module -> package
+NEEDED = {
+    **{name: name for name in ("starlette", "uvicorn", "nh3", "krippendorff")},
+    "markdown_it": "markdown-it-py",
+}
+TOKEN = "POSTTRAIN_ANNOTATE_TOKEN"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m posttrain.annotate",
+        description=__doc__.split(": ", 1)[1].replace("people", "People", 1),
+        usage="%(prog)s DATA|RUN|ANSWERS --out FILE [options] [KEY=VALUE ...]",
+        epilog="KEY=VALUE: of DATA its settings (data.columns=...); of a RUN to sample from those of job=sample.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="DATA|RUN|ANSWERS",
+        help="data with pairs or completions, a run of job=sample, a run to sample from, or a file *.answers.jsonl",
+    )
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="see below")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="pairs, as .jsonl or .parquet")
+    parser.add_argument("--show", type=int, default=2, metavar="K", help="completions at a time (default 2)")
+    parser.add_argument("--votes", type=int, default=1, metavar="K", help="people asked about an item (default 1)")
+    parser.add_argument("--overlap", type=int, default=0, metavar="N", help="items that everybody is asked about")
+    parser.add_argument(
+        "--informative", action="store_true", help="first what rewards disagree about, or whose scores are close"
+    )
+    parser.add_argument(
+        "--export", choices=("majority", "weighted"), default="majority", help="from votes to pairs (default majority)"
+    )
+    parser.add_argument("--drop-flagged", action="store_true", help="no pairs of items that someone flagged")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sides and shared items (default 0)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help=f"wider than this machine: asks for a token ({TOKEN})"
+    )
+    parser.add_argument("--port", type=int, metavar="P", help=f"default {PORT}, or another where that is taken")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_intermixed_args(argv)
+    try:
+        check(args)
+        if args.source.endswith(".answers.jsonl"):
+            export(args)
+        else:
+            annotate(args, shlex.join(["python", "-m", "posttrain.annotate", *argv]))
+    except PosttrainError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # while reading or sampling
+        return 130
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `PosttrainError` with everything that is wrong in the options."""
+    from posttrain.annotate.answers import beside
+    from posttrain.annotate.export import FORMATS
+    from posttrain.annotate.items import MOST
+
+    errors, source = [], Path(args.source).expanduser()
+    if args.out.suffix not in FORMATS or args.out.name.endswith((".answers.jsonl", ".votes.jsonl")):
+        errors.append(f"--out={args.out}: expected a file that ends in .jsonl or .parquet")
+    elif not args.out.absolute().parent.is_dir():
+        errors.append(f"--out={args.out}: no folder {args.out.parent}; make it first")
+    elif args.out.exists() and args.out.resolve() == source.resolve():
+        errors.append(f"--out={args.out}: that is the data itself; choose another name")
+    elif args.out.exists() and not args.source.endswith(".answers.jsonl") and not beside(args.out).exists():
+        errors.append(
+            f"--out={args.out}: exists, without {beside(args.out).name} beside it, and would be overwritten; choose "
+            "another name"
+        )
+    if not 2 <= args.show <= MOST:
+        errors.append(f"--show={args.show}: expected 2 to {MOST}")
+    errors += [f"--votes={args.votes}: expected at least 1"] if args.votes < 1 else []
+    errors += [f"--overlap={args.overlap}: expected 0 or more"] if args.overlap < 0 else []
+    errors += [f"--port={args.port}: expected 1 to 65535"] if not 1 <= (args.port or PORT) <= 65535 else []
+    errors += [f"{word}: expected KEY=VALUE" for word in args.settings if "=" not in word]
+    if len(os.environ.get(TOKEN) or "x" * 16) < 16:
+        errors.append(f"{TOKEN}: expected at least 16 characters")
+    missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing and not args.source.endswith(".answers.jsonl"):
+        errors.append(f"{', '.join(missing)} not installed: pip install 'posttrain[annotate]'")
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Pairs from an answers file, also from one that a server is adding to."""
+    from posttrain.annotate.answers import Answers, read
+
+    path = Path(args.source).expanduser()
+    report(Answers(read(path)), args)
+
+
+def annotate(args: argparse.Namespace, command: str) -> None:
+    """Read, or sample, the items; serve until Ctrl-C; write the pairs."""
+    from posttrain.annotate import serve
+    from posttrain.annotate.session import Session
+    from posttrain.console import quiet_libraries
+
+    # Before anything slow: a port that is taken is said at once.
+    with serve.claim(args.out), serve.bind(args.host, args.port) as listening:
+        quiet_libraries()
+        items = gather(args)
+        session = Session(
+            args.out,
+            items,
+            data=args.source,
+            overlap=args.overlap,
+            votes=args.votes,
+            seed=args.seed,
+        )
+        plan(args, items, session)
+        serve.run(session, listening, args.host, os.environ.get(TOKEN))
+        farewell(session, args, command)
+
+
+def gather(args: argparse.Namespace) -> list[Item]:
+    """The items of the data, the sampled run, or the run, which is sampled from first."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from posttrain.annotate import items, sampling
+    from posttrain.config import DataConfig
+    from posttrain.rundir import RunDirectory
+
+    settings, source = list(args.settings), args.source
+    folder = Path(source).expanduser()
+    record = RunDirectory(folder).record() if folder.is_dir() else None
+    if sampling.generates(record):
+        source, settings = str(sampling.sample(folder, record or {}, settings)), []
+    elif not folder.exists() and _local(source):
+        raise PosttrainError(f"DATA={source}: no such file or folder")
+    try:
+        schema = OmegaConf.structured({"data": OmegaConf.structured(DataConfig(path=source))})
+        OmegaConf.set_struct(schema, True)
+        merged: Any = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_dotlist(settings)))
+    except OmegaConfBaseException as error:
+        raise PosttrainError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    try:
+        return items.read(merged["data"], args.show, args.seed, args.informative)
+    except PosttrainError as error:
+        raise PosttrainError(str(error).replace("data.path=", "DATA=")) from error
+
+
+def _local(source: str) -> bool:
+    """Whether this is a path rather than a hub id or a pattern."""
+    named = source.startswith((".", "/", "~")) or Path(source).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    return named and not set(source) & set("*?[,")
+
+
+def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:
+    from posttrain.annotate.answers import beside
+    from posttrain.console import facts
+
+    given = len(session.answers.standing)
+    votes = f"{args.votes} vote{'' if args.votes == 1 else 's'} each"
+    shared = f"; {len(session.everyone)} of them asked of everybody" if session.everyone else ""
+    facts(
+        {
+            "data": args.source,
+            "items": f"{len(items)}, {votes}{shared}",
+            "order": "most informative first" if args.informative else "as in the data",
+            "answers": f"{beside(args.out)}" + (f": {given} so far" if given else ""),
+            "stop": "Ctrl-C; the same command goes on",
+        }
+    )
+
+
+def farewell(session: Session, args: argparse.Namespace, command: str) -> None:
+    """What there is now, and how to go on."""
+    from posttrain.annotate.answers import beside
+    from posttrain.console import tell
+
+    answers = session.answers
+    given, people = len(answers.standing), len(answers.annotators())
+    counts = f"{given} answer{'' if given == 1 else 's'} by {people} {'person' if people == 1 else 'people'}"
+    tell(f"\n{counts}: {beside(args.out)}")
+    try:
+        if answers.standing:
+            report(answers, args)
+    except PosttrainError as error:  # all tied so far: no mistake
+        tell(str(error))
+    tell(f"go on    {command}")
+
+
+def report(answers: Answers, args: argparse.Namespace) -> None:
+    """Write pairs and votes, and say what was written and how to train on it."""
+    from posttrain.annotate import export, sampling
+    from posttrain.console import tell
+
+    written = export.write(answers, args.out, args.export, args.drop_flagged)
+    rest = {"undecided": written.undecided, "skipped by all": written.skipped, "flagged": written.flagged}
+    without = "".join(f"; {count} {name}" for name, count in rest.items() if count)
+    decided = f"{written.items} item{'' if written.items == 1 else 's'}"
+    tell(f"pairs    {args.out}: {written.pairs} from {decided}, by {args.export}{without}")
+    tell(f"votes    {export.votes_file(args.out)}")
+    tell(f"train    {sampling.next_command(answers.task.get('data', ''), args.out)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The answers file: JSON lines that are only ever added to, and what they come to.
+
+    {"kind": "task", "seed": 0, "data": ...}                                    the first line
+    {"kind": "item", "item": ID, "prompt": ..., "completions": [...], ...}      before the item is first shown
+    {"kind": "shown", "item": ID, "annotator": ..., "time": ...}                it is that person's for a while
+    {"kind": "answer", "ticket": ..., "item": ID, "annotator": ..., "choice": ..., ...}
+    {"kind": "undo", "ticket": ..., "item": ID, "annotator": ..., "time": ...}
+
+A choice is the index of a completion, "tie" or "skip". An item stands in the file whole, so that answers mean the same
+whatever becomes of the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from posttrain.annotate.items import Item
+from posttrain.errors import PosttrainError
+
+SUFFIX = ".answers.jsonl"
+KINDS = ("task", "item", "shown", "answer", "undo")
+
+
+def beside(out: Path) -> Path:
+    """Where the answers for `out` are kept."""
+    return out.with_name(out.stem + SUFFIX)
+
+
+class Answers:
+    """What the lines of an answers file come to: items, and the answers that stand, in the order they were given."""
+
+    def __init__(self, lines: Iterable[dict[str, Any]] = ()):
+        self.task: dict[str, Any] = {}
+        self.items: dict[str, Item] = {}
+        self.standing: dict[tuple[str, str], dict[str, Any]] = {}  # (annotator, item) -> answer
+        self.history: dict[str, list[str]] = {}  # annotator -> items, last answered last
+        self.undone: dict[str, list[dict[str, Any]]] = {}  # annotator -> answers to give again, next one last
+        self.undos: Counter[tuple[str, str]] = Counter()
+        self.votes: Counter[str] = Counter()  # item -> answers that are no skip
+        self.shown: dict[str, dict[str, float]] = {}  # item -> annotator -> when, where no answer followed yet
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Take one line in; an answer that is there already changes nothing."""
+        kind = line["kind"]
+        if kind == "task":
+            self.task = line
+        elif kind == "item":
+            self.items[line["item"]] = Item(
+                line["item"], line["prompt"], tuple(line["completions"]), line["extra"], line["preferred"]
+            )
+        elif kind == "shown":
+            self.shown.setdefault(line["item"], {})[line["annotator"]] = line["time"]
+        elif kind == "answer":
+            self._answer(line)
+        else:
+            self._undo(line)
+
+    def ticket(self, annotator: str, item: str) -> str:
+        """Names the answer this person may give to the item now; after an undo another one. None counts twice."""
+        return f"{item}-{self.undos[annotator, item]}"
+
+    def _answer(self, line: dict[str, Any]) -> None:
+        annotator, item = line["annotator"], line["item"]
+        if (annotator, item) in self.standing or line["ticket"] != self.ticket(annotator, item):
+            return
+        self.standing[annotator, item] = line
+        self.history.setdefault(annotator, []).append(item)
+        self.undone[annotator] = [before for before in self.undone.get(annotator, []) if before["item"] != item]
+        self.shown.get(item, {}).pop(annotator, None)
+        self.votes[item] += line["choice"] != "skip"
+
+    def _undo(self, line: dict[str, Any]) -> None:
+        annotator, item = line["annotator"], line["item"]
+        before = self.standing.get((annotator, item))
+        if before is None or before["ticket"] != line["ticket"]:
+            return
+        del self.standing[annotator, item]
+        self.history[annotator].remove(item)
+        self.undone.setdefault(annotator, []).append(before)
+        self.undos[annotator, item] += 1
+        self.shown.setdefault(item, {})[annotator] = line["time"]
+        self.votes[item] -= before["choice"] != "skip"
+
+    def by_item(self) -> dict[str, list[dict[str, Any]]]:
+        """Items that someone answered or skipped, each with its standing answers."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for (_, item), answer in self.standing.items():
+            found.setdefault(item, []).append(answer)
+        return found
+
+    def annotators(self) -> list[str]:
+        return sorted(name for name, items in self.history.items() if items)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of an answers file, also while a server adds to it; raises `PosttrainError` for another file."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise PosttrainError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = []
+    # What follows the last line end was cut short by a kill.
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or value.get("kind") not in KINDS or (number == 1) != (value["kind"] == "task"):
+            raise PosttrainError(
+                f"{path}, line {number}: not a line of an answers file: {line[:60].decode(errors='replace')!r}; "
+                "repair or remove that line, or choose another --out"
+            )
+        lines.append(value)
+    return lines

@@ -1,0 +1,182 @@
+"""What people are asked: a prompt and completions, from pairs, lists of completions, or rows of one completion each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain.annotate import informative
+from posttrain.annotate.candidates import Candidate, Group, choose, key, shown
+from posttrain.config import DataConfig
+from posttrain.data.formats import PAIRS, SCORES, TRL_COLUMNS
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# As many as there are digit keys.
+MOST = 9
+OWN = {"completions", "scores", *SCORES, *TRL_COLUMNS}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question: which of `completions` is best? `extra` are the other columns of its row.
+
+    `id` depends on prompt and completions alone, not on their order, and the order is by digest: the same question
+    is the same item wherever it stands, and its first completion is not the one that the data prefers. `preferred` is
+    the index of that one, where the data prefers one.
+    """
+
+    id: str
+    prompt: Any
+    completions: tuple[Any, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    preferred: int | None = None
+
+
+def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list[Item]:
+    """Items of a data file, hub id or finished run of job=sample, `show` completions each, in the order to ask them.
+
+    That is the order of the data, or `by_information` the most informative first. Raises `PosttrainError` where there
+    is nothing to compare.
+    """
+    from posttrain import data
+
+    rows = data.stored(config)
+    columns = set(rows.column_names)
+    if "completions" in columns:
+        groups = _lists(rows, config.path)
+    elif {"prompt", "completion"} <= columns and not set(PAIRS) <= columns:
+        groups = _rows(rows, config.path)
+    else:
+        groups = _pairs(data.load(replace(config, eval_size=0, eval_path=None, eval_split=None), "dpo").train)
+    groups = [group for group in map(_distinct, groups) if len(group.candidates) > 1]
+    if not groups:
+        raise PosttrainError(
+            f"data.path={config.path}: no prompt has two different completions to compare; job=sample with sample.n=2 "
+            "or more and sample.select=all makes some"
+        )
+    if by_information:
+        groups = informative.order(groups, show, config.path)
+    else:
+        groups = [_drawn(group, show, seed) for group in groups]
+    # Rows that ask the same are one item.
+    return list({item.id: item for item in map(_item, groups)}.values())
+
+
+def _pairs(rows: Dataset) -> list[Group]:
+    groups = []
+    for row in rows:
+        pair = tuple(
+            Candidate(row[side], _number(row.get(f"score_{side}")), _numbers(row.get(f"rewards_{side}")))
+            for side in PAIRS
+        )
+        groups.append(Group(row["prompt"], pair, _extra(row), 0))
+    return groups
+
+
+def _lists(rows: Dataset, path: str) -> list[Group]:
+    """A prompt and its `completions` a row, with `scores` (numbers) and `rewards` (dicts) in the same order."""
+    if "prompt" not in rows.column_names:
+        raise PosttrainError(
+            f"data.path={path}: completions need a column prompt, and the data has {', '.join(rows.column_names)}; "
+            "'data.columns={prompt: THEIRS}' maps one"
+        )
+    groups = []
+    for index, row in enumerate(rows):
+        _check(row["prompt"], f"data.path={path}: row {index}, column prompt")
+        answers = row["completions"]
+        if not isinstance(answers, list):
+            raise PosttrainError(
+                f"data.path={path}: row {index}, column completions: expected a list, got {answers!r:.80}"
+            )
+        sides = {}
+        for column in ("scores", "rewards"):
+            sides[column] = row.get(column) or [None] * len(answers)
+            if not isinstance(sides[column], list) or len(sides[column]) != len(answers):
+                raise PosttrainError(
+                    f"data.path={path}: row {index}, column {column}: expected one for each of the {len(answers)} "
+                    f"completions, got {sides[column]!r:.80}"
+                )
+        for answer in answers:
+            _check(answer, f"data.path={path}: row {index}, column completions")
+        candidates = tuple(
+            Candidate(answer, _number(score), _numbers(rewards))
+            for answer, score, rewards in zip(answers, sides["scores"], sides["rewards"], strict=True)
+        )
+        groups.append(Group(row["prompt"], candidates, _extra(row)))
+    return groups
+
+
+def _rows(rows: Dataset, path: str) -> list[Group]:
+    """A prompt and one `completion` a row, as job=sample with `select=all` writes them."""
+    found: dict[str, tuple[dict[str, Any], list[Candidate]]] = {}
+    for index, row in enumerate(rows):
+        for column in ("prompt", "completion"):
+            _check(row[column], f"data.path={path}: row {index}, column {column}")
+        candidate = Candidate(row["completion"], _number(row.get("score")), _numbers(row.get("rewards")))
+        found.setdefault(key(row["prompt"]), (row, []))[1].append(candidate)
+    return [Group(row["prompt"], tuple(candidates), _extra(row)) for row, candidates in found.values()]
+
+
+def _check(value: Any, place: str) -> None:
+    whole = isinstance(value, str) or (
+        isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m and "content" in m for m in value)
+    )
+    if not whole:
+        raise PosttrainError(f"{place}: expected text or a list of messages with role and content, got {value!r:.80}")
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    known = {name: _number(value) for name, value in values.items()} if isinstance(values, dict) else {}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    # As JSON has it: dates as text, numbers that are none (NaN) as null.
+    extra = {k: None if isinstance(v, float) and v != v else v for k, v in row.items() if k not in OWN}
+    return json.loads(json.dumps(extra, default=str))
+
+
+def _distinct(group: Group) -> Group:
+    """Each completion once, empty ones left out; what the data prefers by its scores, where it does not say."""
+    first: dict[str, int] = {}
+    for index, candidate in enumerate(group.candidates):
+        if shown(candidate.content).strip():
+            first.setdefault(key(candidate.content), index)
+    kept = tuple(first.values())
+    preferred = kept.index(group.preferred) if group.preferred in kept else None
+    candidates = tuple(group.candidates[index] for index in kept)
+    return replace(group, candidates=candidates, preferred=preferred)
+
+
+def _drawn(group: Group, show: int, seed: int) -> Group:
+    """`show` of the candidates, drawn by `seed` and prompt; in order, or the first drawn would stand out."""
+    count = len(group.candidates)
+    lots = sorted(range(count), key=lambda i: key([seed, group.prompt, group.candidates[i].content]))
+    return choose(group, sorted(lots[:show]))
+
+
+def _item(group: Group) -> Item:
+    preferred = group.preferred
+    scores = [candidate.score for candidate in group.candidates]
+    known = [score for score in scores if score is not None]
+    if preferred is None and len(known) == len(scores) and known.count(max(known)) == 1:
+        preferred = scores.index(max(known))
+    keys = [key(candidate.content) for candidate in group.candidates]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return Item(
+        id=key([group.prompt, sorted(keys)]),
+        prompt=group.prompt,
+        completions=tuple(group.candidates[i].content for i in order),
+        extra=group.extra,
+        preferred=None if preferred is None else order.index(preferred),
+    )

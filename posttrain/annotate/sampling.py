@@ -1,0 +1,78 @@
+"""Candidates on the spot: what a run says now, by job=sample, in the run's own recipe."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.console import tell
+from posttrain.errors import PosttrainError
+from posttrain.rundir import RunDirectory
+
+# Settings of the run's own command that say what became of it, not what it is made of.
+LEFT_OUT = ("job", "name", "dry_run", "objective", "sample.", "evaluate.", "tracking", "hydra")
+# A first sitting: enough for some hours of reading, minutes of sampling.
+DEFAULTS = ("sample.prompts=64",)
+
+
+def generates(record: dict[str, Any] | None) -> bool:
+    """Whether this is the `run.json` of a run that has a model, rather than data."""
+    return bool(record) and record.get("job", "train") == "train"  # type: ignore[union-attr]
+
+
+def command(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """The overrides of job=sample for `run`: those of its own command, all completions kept, then `overrides`."""
+    words = shlex.split(record.get("command", ""))
+    own = words[words.index("posttrain") + 1 :] if "posttrain" in words else []
+    own = [word for word in own if not word.lstrip("+").startswith(LEFT_OUT)]
+    given = {word.split("=", 1)[0].lstrip("+") for word in (*overrides, "model.init_from=")}
+    # Hydra takes a group once only; what is given here counts.
+    own = [word for word in own if word.split("=", 1)[0].lstrip("+") not in given]
+    return [*own, "job=sample", f"model.init_from={run}", "sample.select=all", *DEFAULTS, *overrides]
+
+
+def next_command(source: str, out: Path) -> str:
+    """How to train on `out`: the run that was sampled goes on by DPO, or else the embedded model does."""
+    folder = Path(source).expanduser()
+    record = (RunDirectory(folder).record() if folder.is_dir() else None) or {}
+    words = ["+recipe=dpo_" + ("llama" if (record.get("recipe") or "").endswith("_llama") else "smollm2")]
+    model = source if generates(record) else (record.get("model") or {}).get("path", "")
+    if (Path(model) / "run.json").is_file():
+        words.append(f"model.init_from={model}")
+    elif model:
+        words.append(f"model.path={model}")
+    # The recipe's own probe asks for columns of its own data.
+    words += ["probe=default", f"data.path={out}"]
+    return shlex.join(["python", "-m", "posttrain", *words])
+
+
+def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
+    """Sample, go on sampling, or find what was sampled; the run directory with the data. Raises `PosttrainError`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from posttrain import config, preflight
+
+    words = command(run, record, overrides)
+    tell(f"sampling  {shlex.join(['python', '-m', 'posttrain', *words])}")
+    config.register()
+    try:
+        with initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
+            composed = compose("config", overrides=words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PosttrainError(f"{shlex.join(overrides)}: {str(error).splitlines()[0]}") from None
+    settings = config.parse(composed)
+    if settings.job != "sample" or settings.sample.select not in ("all", "pairs") or settings.dry_run:
+        raise PosttrainError("job, dry_run, sample.select: candidates need job=sample, with sample.select=all or pairs")
+    sys.path.append(os.getcwd())  # the user's own reward functions, as `python -m posttrain` finds them
+    preflight.check(settings)
+    recipe = next((word.split("=", 1)[1] for word in words if word.startswith("+recipe=")), None)
+    origin = config.Origin(recipe, tuple(words), None)
+    importlib.import_module("posttrain.jobs.sample").sample(settings, origin)
+    return RunDirectory.of(settings, origin).path

@@ -1,0 +1,94 @@
+"""The server's life: a port of its own, the address to open, and the end by Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from posttrain.annotate.answers import beside
+from posttrain.annotate.session import Session
+from posttrain.console import tell
+from posttrain.errors import PosttrainError
+from posttrain.signals import Signals
+
+PORT = 8765
+
+
+@contextlib.contextmanager
+def claim(out: Path) -> Iterator[None]:
+    """While entered, no other process adds to the answers for `out`; raises `PosttrainError` where one does."""
+    answers = beside(out)
+    held = FileLock(answers.with_name(f".{answers.name}.lock"))
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise PosttrainError(f"--out={out}: another process is asking for these answers; open its page") from None
+    except OSError as error:
+        raise PosttrainError(f"--out={out}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
+def bind(host: str, port: int | None) -> Iterator[socket.socket]:
+    """A listening socket; where no `port` is asked for and the usual one is taken, another. Raises `PosttrainError`."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port or PORT, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise PosttrainError(f"--host={host}: no such address: {error}") from error
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            try:
+                listening.bind(address)
+                # At once: a port that is only bound can be bound by others.
+                listening.listen()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or port is not None:
+                    raise
+                listening.bind((address[0], 0, *address[2:]))
+                listening.listen()
+        except OSError as error:
+            key = f"--port={port or PORT}" if error.errno in (errno.EADDRINUSE, errno.EACCES) else f"--host={host}"
+            raise PosttrainError(f"{key}: {error.strerror}; choose another") from error
+        yield listening
+
+
+def run(session: Session, listening: socket.socket, host: str, token: str | None) -> None:
+    """Serve until SIGINT or SIGTERM. Who opens the page wider than this machine needs a token, and gets one."""
+    import uvicorn
+
+    from posttrain.annotate.guard import loopback
+    from posttrain.annotate.server import app
+
+    port = listening.getsockname()[1]
+    if token is None and not loopback(host):
+        token = secrets.token_urlsafe(24)
+    settings = uvicorn.Config(
+        app(session, host, port, token),
+        log_level="warning",
+        access_log=False,  # it would keep the token
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=2,
+    )
+    tell(f"open     {address(host, port, token)}")
+    if not loopback(host):
+        tell("         not encrypted: in a network you do not trust, use ssh -L instead")
+    # uvicorn passes on the signal that ended it.
+    with Signals():
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def address(host: str, port: int, token: str | None) -> str:
+    """What to open in a browser."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
