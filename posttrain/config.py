@@ -70,7 +70,7 @@ class PeftConfig:
 
 @dataclass
 class DataConfig:
-    """A hub id, local files (JSONL, JSON, CSV, Parquet) or `embedded:squad`, and how to split and read it.
+    """A hub id, local files (JSONL, JSON, CSV, Parquet), `embedded:squad` or `embedded:imdb`; how to split and read it.
 
     `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
     `min_score` leaves rows of `path` out whose column `score` is lower. `path` may be a finished run of job=sample.

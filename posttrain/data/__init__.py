@@ -239,9 +239,9 @@ def _load_split(config: DataConfig, path: str, split: str, key: str) -> Dataset:
     import datasets
 
     if path.startswith("embedded:"):
-        from posttrain.data import squad
+        from posttrain.data import imdb, squad
 
-        return _pick(squad.load(), split, key, path)
+        return _pick((imdb if path == "embedded:imdb" else squad).load(), split, key, path)
     local = Path(os.path.expanduser(path))
     try:
         if local.is_file():
