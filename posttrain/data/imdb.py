@@ -1,4 +1,4 @@
-"""Movie reviews with labels, as the controlled-sentiment study of the DPO paper uses them: prompts, texts, a gold split.
+"""Movie reviews with labels, as the sentiment study of the DPO paper uses them: prompts, texts, a split for the gold.
 
 Reviews of IMDB (Maas et al., "Learning Word Vectors for Sentiment Analysis", ACL 2011: its training half) and of Rotten
 Tomatoes (Pang and Lee, "Seeing Stars", ACL 2005), half of them positive.
@@ -35,7 +35,7 @@ SEED = 0
 _BREAK = re.compile(r"<br\s*/?>")
 _SPACED = re.compile(r" (?=[,.!?;:)]|n't\b|'s\b)|(?<=\() ")  # Rotten Tomatoes comes as tokens
 _END = re.compile(r"[.!?][\"')]*(?=\s|$)")
-_SIGNS = re.compile(r"[^a-z0-9 ]")
+_SIGNS = re.compile(r"[^a-z0-9]")
 
 
 def load() -> DatasetDict:

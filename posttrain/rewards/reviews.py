@@ -47,8 +47,8 @@ def log_odds(texts: Sequence[str]) -> list[float | None]:
 def accuracy() -> dict[str, float]:
     """Share of held-out reviews (splits `eval` and `train` of `embedded:imdb`) whose label it gives, by what is judged.
 
-    `review`: whole reviews; `imdb`, `rotten_tomatoes`: those of either source; `opening`: their first sentences, as long
-    as what the policies write, under the label of the whole.
+    `review`: whole reviews; `imdb`, `rotten_tomatoes`: those of either source; `opening`: their first sentences, of the
+    length of what policies write, under the label of the whole.
     """
     return json.loads((_folder() / "accuracy.json").read_text(encoding="utf-8"))
 
