@@ -15,6 +15,7 @@ import argparse
 import itertools
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -39,8 +40,8 @@ from posttrain.rundir import RunDirectory, write_atomic
 
 RECIPE = "frontier_smollm2"
 SEED, BETA = "trainer.args.seed", "trainer.args.beta"
-# The reward that is read off, and the KL it is read against.
-GOLD, KL = "probe/rewards/gold", "probe/kl"
+# The reward that is read off, wherever the probe logs it, and the KL it is read against.
+GOLD, KL = ("probe/gold/positive", "probe/rewards/positive"), "probe/kl"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _tiny() -> Size:
             "overoptimize": {**draw, STEPS: 6, "trainer.args.eval_steps": 2},
             "held_out": {**sample, "sample.prompts": 8},
             "pairs": {**sample, "sample.prompts": 24},
-            "best_of_n": {**sample, "sample.n": 4},
+            **{name: {**sample, "sample.n": 4} for name in ("best_of_n", "best_of_n_few")},
         },
     )
 
@@ -151,7 +152,7 @@ def study(options: argparse.Namespace, execute: Any = None) -> Path:
     table = results(progress.finished, expected, ended, options)
     write_atomic(output / "frontier.md", table)
     tell(table)
-    report(output)
+    report(output, progress.finished)
     if lost := {name: end for name, end in ended.items() if name not in progress.finished}:
         lines = "\n".join(f"{name} {end.state}: {end.why}" for name, end in lost.items())
         raise PosttrainError(f"{lines}\nWhen it is mended, the same command goes on from there.")
@@ -231,7 +232,8 @@ def results(
             lines.append(f"| {name} | {rows['train_rows']} pairs | {right:.3f} of {rows['held_out_rows']} pairs |")
     lines += ["", "| runs | seeds | KL (nats) | gold reward | seconds a run (expected) |", "|---|---|---|---|---|"]
     for point, names in _points(records).items():
-        kls, golds = ([records[n]["metrics"].get(metric) for n in names] for metric in (KL, GOLD))
+        kls = [records[n]["metrics"][KL] for n in names]
+        golds = [records[n]["metrics"].get(metric) for n in names for metric in GOLD]
         took = statistics.mean(records[n]["seconds"] for n in names)
         guess = statistics.mean(expected[n] for n in names)
         lines.append(f"| {point} | {len(names)} | {_spread(kls)} | {_spread(golds)} | {took:.0f} ({guess:.0f}) |")
@@ -266,10 +268,17 @@ def _machine() -> str:
     return f"{os.cpu_count()} cores, {model}"
 
 
-def report(output: Path) -> None:
-    """The report over all runs: tables, plots, one page."""
-    command = [sys.executable, "-m", "posttrain.report", str(output)]
-    subprocess.run(command, check=False)
+def report(output: Path, finished: Mapping[str, RunDirectory]) -> None:
+    """`posttrain.report` over the methods, and over what pursues the reward model of few comparisons."""
+    few = {name: run for name, run in finished.items() if name.startswith(("overoptimize", "best_of_n_few"))}
+    # The pairs are samples of the start, too, but of training prompts, and chosen by gold.
+    methods = {name: run for name, run in finished.items() if name not in {*few, "held_out", "pairs"}}
+    for folder, runs in (("report", methods), ("report-overoptimization", few)):
+        if not (paths := [str(run.path) for run in runs.values()]):
+            continue
+        command = [sys.executable, "-m", "posttrain.report", *paths, "--out", str(output / folder)]
+        if subprocess.run(command, check=False).returncode:
+            tell(f"The report failed; to repeat it alone: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

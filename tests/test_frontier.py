@@ -141,8 +141,8 @@ class Inline:
 
 def test_the_whole_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(frontier_runner, "ThreadPoolExecutor", Inline)
-    reported: list[Path] = []
-    monkeypatch.setattr(frontier, "report", reported.append)
+    reported: list[list[str]] = []
+    monkeypatch.setattr(frontier, "report", lambda output, finished: reported.append(sorted(finished)))
     whole = frontier.composed
 
     def fewer(size: Any, output: Path) -> Any:
@@ -166,24 +166,23 @@ def test_the_whole_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(mo
 
     last = Here()
     assert frontier.study(options(out), last) == out
-    assert set(last.ran) == {"reward_few", "overoptimize_seed1"}
+    assert set(last.ran) == {"reward_few", "overoptimize_seed1", "best_of_n_few"}
     stages = killed.ran + failed.ran + last.ran
     assert sorted(stages) == sorted(set(stages))
-    assert len(stages) == 9
-    assert reported[-1] == out
+    assert len(stages) == 10
+    assert [len(names) for names in reported] == [7, 10]
 
     table = (out / "frontier.md").read_text()
     for point in ("dpo_beta0p1", "ppo_beta0p1", "overoptimize"):
         assert f"\n| {point} | 1 | " in table
     assert "not measured" not in table
     (over,) = out.glob("overoptimize_seed1-*")
-    along = [row for row in rows(over / "metrics.jsonl") if frontier.GOLD in row]
+    along = [row for row in rows(over / "metrics.jsonl") if frontier.GOLD[1] in row]
     assert [row["step"] for row in along] == [0, 2, 4, 6]
-    (drawn,) = out.glob("best_of_n-*/data/train.parquet")
-    import datasets
-
-    kept_rows = datasets.load_dataset("parquet", data_files=str(drawn), split="train", cache_dir=str(tmp_path / "c"))
-    assert {"rm", "gold"} == set(kept_rows[0]["rewards"])
+    (best,) = out.glob("best_of_n-*")
+    scored = [piece["rewards"] for piece in rows(best / "rewards.jsonl")]
+    assert all(set(rewards) == {"rm", "positive"} for rewards in scored)
+    assert sum(len(rewards["rm"]) for rewards in scored) == 4 * 8
 
 
 def test_stop_goes_to_every_process_that_runs(tmp_path):
