@@ -94,7 +94,7 @@ def _tiny() -> Size:
 SMALL = Size(
     grid={
         **{"chosen": (), "dpo": (0.05, 0.2, 1.0), "kto": (0.1,), "grpo": (0.1,)},
-        **{"ppo": (0.05, 0.2, 0.5), "ppo_gold": (0.05, 0.2), "overoptimize": ()},
+        **{"ppo": (0.05, 0.3), "ppo_gold": (0.05, 0.3), "overoptimize": ()},
     },
     seeds=(1, 2),
     jobs=2,

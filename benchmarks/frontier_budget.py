@@ -15,27 +15,34 @@ PROMPT, TEXT = 11, 24
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one process: tokens a second, and seconds to start (imports, weights, saving)."""
+    """Of one process: tokens a second, and seconds to start (imports, weights, saving) and of a held-out prompt.
+
+    `learn`: forward and backward, by 16 texts at a time; `rollout`: by 32, as PPO does; `read`: forward alone; `draw`:
+    new tokens; `probe`: a prompt sampled for the probe, with its KL; `evaluate`: one sampled by an online trainer.
+    """
 
     start: float
-    learn: float  # forward and backward
-    read: float  # forward alone
-    draw: float  # new tokens, 64 sequences at a time
+    learn: float
+    rollout: float
+    read: float
+    draw: float
+    probe: float
+    evaluate: float
 
 
-# SmolLM2-135M, one core of an AMD EPYC with AVX512-BF16; docs/frontier.md has the command.
-CORE = Rates(start=25.0, learn=200.0, read=600.0, draw=200.0)
+# SmolLM2-135M in bfloat16, one core of an AMD EPYC with AVX512-BF16, by processor time on a busy machine.
+CORE = Rates(start=30.0, learn=130.0, rollout=190.0, read=570.0, draw=200.0, probe=0.35, evaluate=0.6)
 # The random model of the tests: all of it is starting.
-TINY = Rates(start=12.0, learn=2e4, read=5e4, draw=2e3)
+TINY = Rates(start=12.0, learn=2e4, rollout=2e4, read=5e4, draw=2e3, probe=0.0, evaluate=0.0)
 
 
 def seconds(run: Run, rates: Rates) -> float:
     """What a stage takes on one core."""
+    held_out = run.data.max_eval_rows or 0
     if run.job == "sample":
-        return rates.start + _draw((run.sample.prompts or 64) * run.sample.n, run.sample.max_new_tokens, rates)
+        return rates.start + _draw((run.sample.prompts or held_out) * run.sample.n, run.sample.max_new_tokens, rates)
     args, kind = run.trainer.args, run.trainer.kind
     rows = (run.data.max_train_rows or 0) * args.get("num_train_epochs", 1)
-    held_out = run.data.max_eval_rows or 0
     work = {
         "sft": lambda: rows * TEXT / rates.learn + 2 * held_out * TEXT / rates.read,
         "reward": lambda: 2 * rows * TEXT / rates.learn + 4 * held_out * TEXT / rates.read,
@@ -46,30 +53,27 @@ def seconds(run: Run, rates: Rates) -> float:
         "grpo": lambda: _online(run, rates, 1),
         "ppo": lambda: _online(run, rates, args.get("num_ppo_epochs", 4)),
     }
-    return rates.start + work[kind]() + _probe(run, rates)
+    return rates.start + work[kind]() + _probes(run) * run.probe.prompts * rates.probe
 
 
 def _online(run: Run, rates: Rates, epochs: int) -> float:
     """Rollouts: drawn, read by reference and reward, learned from `epochs` times; and evaluations by sampling."""
     args = run.trainer.args
-    batch, steps = args["per_device_train_batch_size"], args["max_steps"]
-    new = args["max_completion_length"]
-    rollout = _draw(batch, new, rates) + batch * TEXT * (3 / rates.read + epochs / rates.learn)
-    return steps / epochs * rollout + _evaluations(run) * _draw(run.data.max_eval_rows or 0, new, rates)
+    batch, new = args["per_device_train_batch_size"], args["max_completion_length"]
+    rollout = _draw(batch, new, rates) + batch * TEXT * (3 / rates.read + epochs / rates.rollout)
+    evaluations = _along(run) + 1 + bool(args.get("eval_on_start", True))
+    return args["max_steps"] / epochs * rollout + evaluations * (run.data.max_eval_rows or 0) * rates.evaluate
 
 
-def _evaluations(run: Run) -> float:
-    """How often held-out prompts are evaluated: at the start and the end, and along the way if asked."""
+def _along(run: Run) -> float:
+    """Evaluations between the start and the end."""
     args = run.trainer.args
-    during = args["max_steps"] / args["eval_steps"] - 1 if args.get("eval_strategy") == "steps" else 0
-    return during + 1 + bool(args.get("eval_on_start", True))
+    return args["max_steps"] / args["eval_steps"] - 1 if args.get("eval_strategy") == "steps" else 0
 
 
-def _probe(run: Run, rates: Rates) -> float:
-    """Samples of the policy, and the policy and its reference on them, at the start, the end and evaluations."""
-    times = 2 + (_evaluations(run) - 2 if run.probe.during and run.trainer.kind in ("ppo", "grpo") else 0)
-    each = _draw(run.probe.prompts, run.probe.max_new_tokens, rates) + 2 * run.probe.prompts * TEXT / rates.read
-    return times * each
+def _probes(run: Run) -> float:
+    """At the start and the end, and at evaluations if asked."""
+    return 2 + (_along(run) if run.probe.during else 0)
 
 
 def _draw(completions: int, tokens: int, rates: Rates) -> float:

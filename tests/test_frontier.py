@@ -65,13 +65,16 @@ def test_a_grid_multiplies_a_stage_and_leaves_the_others():
 
 def test_the_budget_follows_the_settings():
     """By hand, at 100 tokens/s learned, 200 read, 50 drawn, 10 s to start; 64 held-out prompts, texts of 24 tokens."""
-    rates = frontier_budget.Rates(start=10, learn=100, read=200, draw=50)
+    rates = frontier_budget.Rates(start=10, learn=100, rollout=120, read=200, draw=50, probe=0.5, evaluate=0.25)
     pairs = compose("+recipe=ppo_smollm2", "job=sample", "sample.prompts=100", "sample.n=4", "sample.max_new_tokens=20")
     assert frontier_budget.seconds(pairs[0], rates) == 10 + 400 * 20 / 50
     sft = ["+recipe=sft_smollm2", "data=imdb", "probe=none", "data.max_train_rows=1000"]
     assert frontier_budget.seconds(compose(*sft)[0], rates) == 10 + 1000 * 24 / 100 + 2 * 64 * 24 / 200
     twice = frontier_budget.seconds(compose(*sft, "trainer.args.num_train_epochs=2")[0], rates)
     assert twice - frontier_budget.seconds(compose(*sft)[0], rates) == 1000 * 24 / 100
+    ppo = ["+recipe=ppo_smollm2", "data=imdb", "probe=imdb", "reward=reviews", "trainer.args.max_steps=8"]
+    rollout = 16 * 24 / 50 + 16 * 24 * (3 / 200 + 2 / 120)
+    assert frontier_budget.seconds(compose(*ppo)[0], rates) == pytest.approx(10 + 4 * rollout + 2 * 64 * (0.25 + 0.5))
 
 
 @pytest.fixture(scope="module")
