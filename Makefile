@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo doctor test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
-        rest rft sweep report overhead clean
+        rest rft sweep report overhead frontier clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ report: install  ## compare the runs in outputs/: a table, pictures, report/inde
 
 overhead: install  ## time and memory against a plain TRL script
 	$(VENV)/bin/python benchmarks/overhead.py
+
+frontier: install  ## reward against KL for every method, several seeds (SIZE=tiny, small or full; docs/frontier.md)
+	$(VENV)/bin/python benchmarks/frontier.py --size $(patsubst smollm2,small,$(SIZE)) $(ARGS)
 
 clean:  ## remove the virtual environment (runs in outputs/ stay)
 	rm -rf $(VENV)

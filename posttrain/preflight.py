@@ -49,7 +49,7 @@ SECRETS = {
     "api_key": "put it into the environment",
     "password": "put it into the environment",
 }
-EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad",)}
+EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad", "embedded:imdb")}
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
     "trainer.kind": tuple(KINDS),

@@ -191,9 +191,9 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
         if local:
             return datasets.load_dataset("parquet", data_files=[str(file) for file in local], split="train")
         if path.startswith("embedded:"):
-            from posttrain.data import squad
+            from posttrain.data import imdb, squad
 
-            return _pick(squad.load(), split, key, path)
+            return _pick((imdb if path == "embedded:imdb" else squad).load(), split, key, path)
         if path.startswith("reasoning_gym:"):
             from posttrain.data import gym
 

@@ -1,0 +1,81 @@
+"""What the stages of the study cost: seconds on one core, from a run's settings and the rates measured on SmolLM2-135M.
+
+Tokens learned from and tokens drawn are counted from the settings, so the budget follows whatever they are changed to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from posttrain.config import Run
+
+# Of the openings of reviews, with SmolLM2's tokenizer: the prompt, and prompt and completion with the EOS.
+PROMPT, TEXT = 11, 24
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one process: tokens a second, and seconds to start (imports, weights, saving) and of a held-out prompt.
+
+    `learn`: forward and backward, by 16 texts at a time; `rollout`: by 32, as PPO does; `read`: forward alone; `draw`:
+    new tokens; `probe`: a prompt sampled for the probe, with its KL; `evaluate`: one sampled by an online trainer.
+    """
+
+    start: float
+    learn: float
+    rollout: float
+    read: float
+    draw: float
+    probe: float
+    evaluate: float
+
+
+# SmolLM2-135M in bfloat16, one core of an AMD EPYC with AVX512-BF16, by processor time on a busy machine.
+CORE = Rates(start=30.0, learn=130.0, rollout=190.0, read=570.0, draw=200.0, probe=0.35, evaluate=0.6)
+# The random model of the tests: all of it is starting.
+TINY = Rates(start=12.0, learn=2e4, rollout=2e4, read=5e4, draw=2e3, probe=0.0, evaluate=0.0)
+
+
+def seconds(run: Run, rates: Rates) -> float:
+    """What a stage takes on one core."""
+    held_out = run.data.max_eval_rows or 0
+    if run.job == "sample":
+        return rates.start + _draw((run.sample.prompts or held_out) * run.sample.n, run.sample.max_new_tokens, rates)
+    args, kind = run.trainer.args, run.trainer.kind
+    rows = (run.data.max_train_rows or 0) * args.get("num_train_epochs", 1)
+    work = {
+        "sft": lambda: rows * TEXT / rates.learn + 2 * held_out * TEXT / rates.read,
+        "reward": lambda: 2 * rows * TEXT / rates.learn + 4 * held_out * TEXT / rates.read,
+        # The reference reads what the policy learns from; held-out pairs are read by both, at the start and the end.
+        "dpo": lambda: 2 * rows * TEXT * (1 / rates.learn + 1 / rates.read) + 8 * held_out * TEXT / rates.read,
+        # A completion of another prompt beside each, read by both, for the KL.
+        "kto": lambda: 2 * rows * TEXT * (1 / rates.learn + 3 / rates.read) + 16 * held_out * TEXT / rates.read,
+        "grpo": lambda: _online(run, rates, 1),
+        "ppo": lambda: _online(run, rates, args.get("num_ppo_epochs", 4)),
+    }
+    return rates.start + work[kind]() + _probes(run) * run.probe.prompts * rates.probe
+
+
+def _online(run: Run, rates: Rates, epochs: int) -> float:
+    """Rollouts: drawn, read by reference and reward, learned from `epochs` times; and evaluations by sampling."""
+    args = run.trainer.args
+    batch, new = args["per_device_train_batch_size"], args["max_completion_length"]
+    rollout = _draw(batch, new, rates) + batch * TEXT * (3 / rates.read + epochs / rates.rollout)
+    evaluations = _along(run) + 1 + bool(args.get("eval_on_start", True))
+    return args["max_steps"] / epochs * rollout + evaluations * (run.data.max_eval_rows or 0) * rates.evaluate
+
+
+def _along(run: Run) -> float:
+    """Evaluations between the start and the end."""
+    args = run.trainer.args
+    return args["max_steps"] / args["eval_steps"] - 1 if args.get("eval_strategy") == "steps" else 0
+
+
+def _probes(run: Run) -> float:
+    """At the start and the end, and at evaluations if asked."""
+    return 2 + (_along(run) if run.probe.during else 0)
+
+
+def _draw(completions: int, tokens: int, rates: Rates) -> float:
+    """A batch is drawn until its longest completion ends."""
+    return completions * tokens / rates.draw
