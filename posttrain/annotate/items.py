@@ -45,8 +45,9 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
     is nothing to compare.
     """
     from posttrain import data
+    from posttrain.data.ready import stored
 
-    rows = data.stored(config)
+    rows = stored(config)
     columns = set(rows.column_names)
     if "completions" in columns:
         groups = _lists(rows, config.path)

@@ -72,15 +72,6 @@ def load(config: DataConfig, kind: str) -> Data:
     return _gathered(config, _each(config, lambda part: ready(part, kind)))
 
 
-def stored(config: DataConfig) -> Dataset:
-    """All rows of `config.path` as they are stored, under our column names."""
-    own = _reading(config, config.path)
-    rows = _load_split(own, own.path, own.split, "data.path")
-    if config.min_score is not None:
-        rows = _scored(rows, config, "train")
-    return _shape(_Part(rows, own, own.max_train_rows, "train"))
-
-
 def load_held_out(config: DataConfig, kind: str) -> Data:
     """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
     made = _each(config, lambda part: ready_held_out(part, kind))

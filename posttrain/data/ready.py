@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from posttrain.config import DataConfig
@@ -63,6 +63,13 @@ def ready_prompts(config: DataConfig, kind: str, split: str) -> Ready:
         )
     check_rows(found, part.name, shown(config.path))
     return Ready(found, None, found, divided)
+
+
+def stored(config: DataConfig) -> Dataset:
+    """All rows of `config.path` as they are stored, under our column names."""
+    whole = replace(config, format="trl", eval_size=0, eval_path=None, eval_split=None)
+    part = divide(whole, None).train
+    return _conversed(_limited(part), part)
 
 
 def adapted(part: Part, kind: str) -> Dataset:

@@ -6,9 +6,8 @@ import difflib
 import os
 from pathlib import Path
 
-from posttrain import alarms
+from posttrain import alarms, files
 from posttrain.config import DoctorConfig, EvaluateConfig, ProbeConfig, Run, SampleConfig
-from posttrain.data import BUILDERS
 from posttrain.trainers import KINDS
 
 SELECT = ("all", "best", "top", "threshold", "pairs")
@@ -71,7 +70,7 @@ def _files(config: ProbeConfig) -> list[str]:
             )
         elif value and not Path(os.path.expanduser(value)).is_file():
             errors.append(f"{key}={value}: no such file")
-        elif value and Path(value).suffix not in BUILDERS:
+        elif value and files.kind(Path(value)) is None:
             errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
     return errors
 

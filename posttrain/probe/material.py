@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import ProbeConfig
-from posttrain.data import BUILDERS
+from posttrain.config import DataConfig, ProbeConfig
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -48,16 +45,11 @@ def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational
 
 
 def _rows(path: str, key: str, columns: tuple[str, ...]) -> Any:
-    from datasets import load_dataset
-
     from posttrain import assets
+    from posttrain.data.reading import read
 
-    file = assets.texts() if path == "embedded:texts" else Path(os.path.expanduser(path))
-    try:
-        rows = load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train")
-    except Exception as error:  # each reader raises its own for a malformed file
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise PosttrainError(f"{key}={path}: cannot be read: {reason}") from error
+    file = str(assets.texts()) if path == "embedded:texts" else path
+    rows = read(DataConfig(path=file, format="trl"), file, "train", key, None).rows
     if missing := [name for name in columns if name not in rows.column_names]:
         raise PosttrainError(
             f"{key}={path}: has no column {missing[0]!r}; it needs {' and '.join(columns)}, and has "
