@@ -48,6 +48,7 @@ def test_every_method_and_every_state_is_read(tmp_path, capsys):
     assert left_out == {
         "holiday": "no run, pipeline or sweep",
         "other": "not a run of posttrain: run.json is not an object",
+        "third": "not a run of posttrain: its files hold something else",
     }
 
 

@@ -144,8 +144,8 @@ def _take(folder: Path, found: Found) -> None:
     try:
         record = _json(path / "run.json")
         settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        if "status" not in record or not isinstance(settings, dict):
-            raise ValueError("not what posttrain writes")
+        if "status" not in record or not isinstance(settings, dict) or not _shaped(record):
+            raise ValueError("its files hold something else")
         points = by_step(path / "metrics.jsonl")
     except (OSError, ValueError, yaml.YAMLError) as error:
         found.left_out[path] = f"not a run of posttrain: {str(error).splitlines()[0]}"
@@ -153,6 +153,12 @@ def _take(folder: Path, found: Found) -> None:
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
     flat = flatten({key: value for key, value in settings.items() if key not in unused})
     found.runs[path] = Run(path, _status(path, record), record, flat, points)
+
+
+def _shaped(record: dict[str, Any]) -> bool:
+    """Whether what is read from `run.json` has the types that posttrain writes."""
+    mappings = (record.get(key, {}) for key in ("model", "metrics", "intervals"))
+    return all(isinstance(value, dict) for value in mappings) and isinstance(record.get("parents", []), list)
 
 
 def _status(path: Path, record: dict[str, Any]) -> str:
