@@ -219,6 +219,12 @@ def test_a_sweep_and_a_pipeline_lead_to_their_runs(tmp_path, capsys):
     piped = as_json(capsys, pipeline)
     assert [Path(run).name for group in piped["groups"] for run in group["runs"]] == ["dpo-2"]
     assert piped["failed"] == {"rlhf-1: stage ppo": "gate"}
+    assert piped["pipelines"] == {
+        str(pipeline): {"status": "failed", "stages": {"dpo": "finished", "ppo": "failed"}},
+    }
+    assert "| rlhf-1 | pipeline |  | failed | dpo finished, ppo failed |" in report(
+        capsys, "--format", "markdown", pipeline
+    )
     every = as_json(capsys, outputs)
     assert {Path(run).name for group in every["groups"] for run in group["runs"]} == {"dpo-1", "dpo-2", "ppo-9"}
 

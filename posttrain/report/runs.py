@@ -83,7 +83,8 @@ class Run:
 
 @dataclass
 class Found:
-    """What lies under the paths. `failed` are jobs of sweeps and stages that failed, with their error."""
+    """What lies under the paths. `pipelines` have their status and that of each of their `stages`; `failed` are jobs of
+    sweeps and stages that failed, with their error."""
 
     runs: dict[Path, Run] = field(default_factory=dict)
     pipelines: dict[Path, dict[str, Any]] = field(default_factory=dict)
@@ -179,7 +180,8 @@ def _pipeline(folder: Path, found: Found) -> None:
     except (OSError, ValueError, TypeError) as error:
         found.left_out[folder] = f"not a pipeline of posttrain: {error}"
         return
-    found.pipelines[folder.resolve()] = record
+    status = _status(folder, {"status": "stopped", **record})
+    found.pipelines[folder.resolve()] = {"status": status, "stages": {n: s.get("status") for n, s in stages.items()}}
     for name, stage in stages.items():
         if stage.get("status") == "failed":
             found.failed[f"{folder.name}: stage {name}"] = str(stage.get("error") or "see its log")
