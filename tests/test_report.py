@@ -209,9 +209,9 @@ def test_a_sweep_and_a_pipeline_lead_to_their_runs(tmp_path, capsys):
     pipeline.mkdir()
     stages = {
         "dpo": {"status": "finished", "run": str(outputs / "dpo-2")},
-        "ppo": {"status": "failed", "error": "gate"},
+        "ppo": {"status": "failed"},
     }
-    (pipeline / "pipeline.json").write_text(json.dumps({"status": "failed", "stages": stages}))
+    (pipeline / "pipeline.json").write_text(json.dumps({"status": "failed", "error": "gate", "stages": stages}))
     swept = as_json(capsys, sweep)
     assert {Path(run).name for group in swept["groups"] for run in group["runs"]} == {"dpo-1", "ppo-9"}
     assert swept["failed"] == {"run ppo-9": "out of memory"}

@@ -184,7 +184,7 @@ def _pipeline(folder: Path, found: Found) -> None:
     found.pipelines[folder.resolve()] = {"status": status, "stages": {n: s.get("status") for n, s in stages.items()}}
     for name, stage in stages.items():
         if stage.get("status") == "failed":
-            found.failed[f"{folder.name}: stage {name}"] = str(stage.get("error") or "see its log")
+            found.failed[f"{folder.name}: stage {name}"] = str(record.get("error") or "see its log")
         if stage.get("run"):
             _follow(Path(str(stage["run"])), folder.parent, found)
 

@@ -111,7 +111,7 @@ def told(run: Run) -> str:
     for key, value in metrics.items():
         if key.rpartition("/")[2] in TOLD and not key.startswith(("against/", "difference/")):
             interval = f" [{number(ends[key][0])}, {number(ends[key][1])}]" if ends.get(key) else ""
-            parts.append(f"{key} {number(value)}{interval}")
+            parts.append(f"{key} {value if isinstance(value, int) else number(value)}{interval}")
     return ", ".join(parts[:6])
 
 
