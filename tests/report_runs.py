@@ -100,4 +100,7 @@ def write_all(outputs: Path) -> Path:
     (outputs / "holiday" / "photo.txt").write_text("sea")
     (outputs / "other").mkdir()
     (outputs / "other" / "run.json").write_text("[1, 2]")
+    (outputs / "third").mkdir()
+    (outputs / "third" / "run.json").write_text('{"status": "finished", "model": "gpt2", "trainer": 7}')
+    (outputs / "third" / "config.yaml").write_text("a: 1")
     return outputs

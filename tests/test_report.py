@@ -48,6 +48,7 @@ def test_every_method_and_every_state_is_read(tmp_path, capsys):
     assert left_out == {
         "holiday": "no run, pipeline or sweep",
         "other": "not a run of posttrain: run.json is not an object",
+        "third": "not a run of posttrain: its files hold something else",
     }
 
 
@@ -208,9 +209,9 @@ def test_a_sweep_and_a_pipeline_lead_to_their_runs(tmp_path, capsys):
     pipeline.mkdir()
     stages = {
         "dpo": {"status": "finished", "run": str(outputs / "dpo-2")},
-        "ppo": {"status": "failed", "error": "gate"},
+        "ppo": {"status": "failed"},
     }
-    (pipeline / "pipeline.json").write_text(json.dumps({"status": "failed", "stages": stages}))
+    (pipeline / "pipeline.json").write_text(json.dumps({"status": "failed", "error": "gate", "stages": stages}))
     swept = as_json(capsys, sweep)
     assert {Path(run).name for group in swept["groups"] for run in group["runs"]} == {"dpo-1", "ppo-9"}
     assert swept["failed"] == {"run ppo-9": "out of memory"}
@@ -218,6 +219,12 @@ def test_a_sweep_and_a_pipeline_lead_to_their_runs(tmp_path, capsys):
     piped = as_json(capsys, pipeline)
     assert [Path(run).name for group in piped["groups"] for run in group["runs"]] == ["dpo-2"]
     assert piped["failed"] == {"rlhf-1: stage ppo": "gate"}
+    assert piped["pipelines"] == {
+        str(pipeline): {"status": "failed", "stages": {"dpo": "finished", "ppo": "failed"}},
+    }
+    assert "| rlhf-1 | pipeline |  | failed | dpo finished, ppo failed |" in report(
+        capsys, "--format", "markdown", pipeline
+    )
     every = as_json(capsys, outputs)
     assert {Path(run).name for group in every["groups"] for run in group["runs"]} == {"dpo-1", "dpo-2", "ppo-9"}
 

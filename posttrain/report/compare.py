@@ -134,7 +134,7 @@ def _start(result: Comparison, metric: str) -> list[Candidate]:
     starts = [mean for group in result.compared if (mean := group.mean(metric, start=True))]
     each = tuple(value for mean in starts for value in mean.each)
     prompts = next((p for group in result.compared if (p := group.by_prompt(metric, start=True))), {})
-    reward = Mean(result.start[metric], starts[0].error if len(starts) == 1 else None, "", each)
+    reward = Mean(result.start[metric], None, "", each)
     return [Candidate(START, Mean(0.0, None, "", (0.0,)), reward, prompts)]
 
 

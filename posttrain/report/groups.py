@@ -74,7 +74,8 @@ class Group:
                 continue
             step, point = found
             values.append(point[metric])
-            errors.append(point.get(stderr(metric), standard_error([*run.by_prompt(metric, step).values()])))
+            logged = point.get(stderr(metric))
+            errors.append(standard_error([*run.by_prompt(metric, step).values()]) if logged is None else logged)
         if not values:
             return None
         if len(values) > 1:

@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 PROMPTS = 24
 LONGEST = 2000
 LINE = 140
+# Pixels of the page for an inch of a picture.
+DOTS = 100
 PICTURES = {
     "frontier": (
         "Reward against KL",
@@ -98,7 +100,8 @@ def svg(figure: Figure) -> Any:
     text = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
     )
-    return Markup(text.replace("<svg", '<svg aria-hidden="true"', 1))
+    wide = round(figure.get_figwidth() * DOTS)
+    return Markup(text.replace("<svg", f'<svg aria-hidden="true" style="--natural: {wide}px"', 1))
 
 
 def fits(c: Comparison) -> list[list[str]]:

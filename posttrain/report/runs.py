@@ -83,7 +83,8 @@ class Run:
 
 @dataclass
 class Found:
-    """What lies under the paths. `failed` are jobs of sweeps and stages that failed, with their error."""
+    """What lies under the paths. `pipelines` have their status and that of each of their `stages`; `failed` are jobs of
+    sweeps and stages that failed, with their error."""
 
     runs: dict[Path, Run] = field(default_factory=dict)
     pipelines: dict[Path, dict[str, Any]] = field(default_factory=dict)
@@ -144,8 +145,8 @@ def _take(folder: Path, found: Found) -> None:
     try:
         record = _json(path / "run.json")
         settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        if "status" not in record or not isinstance(settings, dict):
-            raise ValueError("not what posttrain writes")
+        if "status" not in record or not isinstance(settings, dict) or not _shaped(record):
+            raise ValueError("its files hold something else")
         points = by_step(path / "metrics.jsonl")
     except (OSError, ValueError, yaml.YAMLError) as error:
         found.left_out[path] = f"not a run of posttrain: {str(error).splitlines()[0]}"
@@ -153,6 +154,12 @@ def _take(folder: Path, found: Found) -> None:
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
     flat = flatten({key: value for key, value in settings.items() if key not in unused})
     found.runs[path] = Run(path, _status(path, record), record, flat, points)
+
+
+def _shaped(record: dict[str, Any]) -> bool:
+    """Whether what is read from `run.json` has the types that posttrain writes."""
+    mappings = (record.get(key, {}) for key in ("model", "metrics", "intervals"))
+    return all(isinstance(value, dict) for value in mappings) and isinstance(record.get("parents", []), list)
 
 
 def _status(path: Path, record: dict[str, Any]) -> str:
@@ -173,10 +180,11 @@ def _pipeline(folder: Path, found: Found) -> None:
     except (OSError, ValueError, TypeError) as error:
         found.left_out[folder] = f"not a pipeline of posttrain: {error}"
         return
-    found.pipelines[folder.resolve()] = record
+    status = _status(folder, {"status": "stopped", **record})
+    found.pipelines[folder.resolve()] = {"status": status, "stages": {n: s.get("status") for n, s in stages.items()}}
     for name, stage in stages.items():
         if stage.get("status") == "failed":
-            found.failed[f"{folder.name}: stage {name}"] = str(stage.get("error") or "see its log")
+            found.failed[f"{folder.name}: stage {name}"] = str(record.get("error") or "see its log")
         if stage.get("run"):
             _follow(Path(str(stage["run"])), folder.parent, found)
 

@@ -94,10 +94,13 @@ def settings(c: Comparison) -> list[list[str]]:
 
 
 def others(c: Comparison) -> list[list[str]]:
-    """Runs of job=sample and job=evaluate, a line each."""
+    """Runs of job=sample and job=evaluate, and pipelines, a line each."""
     lines = [
         [run.name, run.job, str(run.record.get("model", {}).get("path", "")), run.status, told(run)] for run in c.others
     ]
+    for path, pipeline in c.found.pipelines.items():
+        stages = ", ".join(f"{name} {status}" for name, status in pipeline["stages"].items())
+        lines.append([path.name, "pipeline", "", pipeline["status"], stages])
     return [["run", "job", "model", "status", "measured"], *lines] if lines else []
 
 
@@ -108,7 +111,7 @@ def told(run: Run) -> str:
     for key, value in metrics.items():
         if key.rpartition("/")[2] in TOLD and not key.startswith(("against/", "difference/")):
             interval = f" [{number(ends[key][0])}, {number(ends[key][1])}]" if ends.get(key) else ""
-            parts.append(f"{key} {number(value)}{interval}")
+            parts.append(f"{key} {value if isinstance(value, int) else number(value)}{interval}")
     return ", ".join(parts[:6])
 
 
@@ -255,6 +258,7 @@ def record(comparison: Comparison) -> dict[str, Any]:
         "other_runs": [
             {"name": r.name, "job": r.job, "status": r.status, "metrics": r.record.get("metrics", {})} for r in c.others
         ],
+        "pipelines": {str(path): pipeline for path, pipeline in c.found.pipelines.items()},
         "failed": c.found.failed,
         "left_out": {str(path): why for path, why in c.found.left_out.items()},
         "notes": c.notes,
