@@ -66,7 +66,7 @@ def _save(folder: Path, run: Run, record: dict[str, Any], form: str, drift: Drif
     data = run.data.path
     card = ModelCardData(
         base_model=hub_id(base),
-        datasets=None if data.startswith("embedded:") or Path(data).exists() else [data],
+        datasets=None if data.startswith(("embedded:", "reasoning_gym:")) or Path(data).exists() else [data],
         library_name="peft" if form == "adapter" else "transformers",
         pipeline_tag="text-classification" if run.trainer.kind == "reward" else "text-generation",
         tags=["posttrain", "trl", run.trainer.kind],

@@ -213,6 +213,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     if run.trainer.kind == "ppo":
         known = models.config(run.model, start.config, start.revision)
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
+    if errors := rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards"):
+        raise PosttrainError("\n".join(errors))
     parameters, context = models.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
@@ -226,7 +228,6 @@ def _check_columns(run: Run, data: Data) -> None:
     probed = data.prompts.column_names if data.prompts else available
     errors = rewards.missing_columns(run.reward, "reward", available)
     errors += rewards.missing_columns(run.probe.rewards, "probe.rewards", probed)
-    errors += rewards.reach(run.reward, "reward") + rewards.reach(run.probe.rewards, "probe.rewards")
     if errors:
         raise PosttrainError("\n".join(errors))
 

@@ -141,8 +141,9 @@ def test_what_goes_wrong_is_said_with_the_mend():
             open_asker("m", server.url.removesuffix("/v1")).ask([say("a")])
     with pytest.raises(PosttrainError, match=r"cannot be reached.*start the server"):
         open_asker("m", server.url, retries=1, backoff=0.01).ask([say("b")])
-    with pytest.raises(PosttrainError, match="expected a base URL such as"):
-        open_asker("m", "localhost:8000")
+    for wrong in ("localhost:8000", "http://", "http://127.0.0.1/v1?key=1", "ftp://127.0.0.1"):
+        with pytest.raises(PosttrainError, match="expected a base URL such as"):
+            open_asker("m", wrong)
     with pytest.raises(PosttrainError, match="password"):
         open_asker("m", "http://me:pw@127.0.0.1/v1")
 

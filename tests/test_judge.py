@@ -116,7 +116,9 @@ def test_what_an_answer_says_of_the_template_stays_text(tmp_path: Path):
         assert TEMPLATE.count(place_) == 1
     (tmp_path / "t.txt").write_text("Q {{prompt}} 1 {{first}} 2 {{second}}")
     with endpoint.serve(place("C")) as server:
-        Judge("m", server.url, template="t.txt", max_tokens=9, sampling={"top_p": 0.5}).compare(["p"], ["a"], ["b"])
+        Judge("m", server.url, template="t.txt", concurrency=1, max_tokens=9, sampling={"top_p": 0.5}).compare(
+            ["p"], ["a"], ["b"]
+        )
         assert server.requests[0]["messages"] == [{"role": "user", "content": "Q p 1 a 2 b"}]
         assert (server.requests[0]["max_tokens"], server.requests[0]["top_p"]) == (9, 0.5)
 
@@ -192,7 +194,10 @@ def test_a_judge_rewards_training_pairs_and_an_evaluation(train, pairs):
         for row in parquet.read_table(data.data / "train.parquet").to_pylist():
             assert len(row["chosen"][0]["content"].strip()) > len(row["rejected"][0]["content"].strip())
             assert (row["score_chosen"], row["score_rejected"]) == (1.0, 0.0)
-        assert data.record()["judges"]["judge"]["flips"] == 0.0
+        counts = [row["judges"]["judge"] for row in rows(data.path / "rewards.jsonl") if "judges" in row]
+        shares = data.record()["judges"]["judge"]
+        assert shares["flips"] == shares["invalid"] == 0.0
+        assert shares["first_place"] == sum(c["first"] for c in counts) / sum(c["decided"] for c in counts) == 0.5
         found = train(
             "+recipe=grpo_smollm2", "job=evaluate", *judge, f"model.init_from={run.path}",
             "evaluate.against=embedded:tiny", "probe.prompts=4", "probe.max_new_tokens=6",

@@ -271,4 +271,4 @@ def _score(run: Run, plan: Plan, said: list[Said]) -> dict[str, Any]:
             both = rewards.versus(function, rows, said[0].drawn[name], said[1].drawn[name])
             for each, values in zip(said, both, strict=True):
                 each.rewards[name][reward] = values
-    return rewards.judged(functions)
+    return rewards.counted(functions)

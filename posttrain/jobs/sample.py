@@ -96,7 +96,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     common.release()
     scored = Journal(directory.path / "rewards.jsonl")
     with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
-        judged = _score(run, plan, drawn, scored)
+        _score(run, plan, drawn, scored)
     completions = samples.collect(len(plan.prompts), drawn.done, scored.done, run)
     rows = samples.rows(run, plan.prompts, completions)
     metrics = samples.metrics(completions, rows, drawn.done)
@@ -106,7 +106,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     rows.to_parquet(half / "train.parquet")
     samples.write_card(half, run, origin, plan, completions, rows, metrics)
     directory.put_data(half)
-    common.end(directory, metrics=metrics, sample=asdict(run.sample), judges=judged)
+    common.end(directory, metrics=metrics, sample=asdict(run.sample), judges=_judges(scored))
 
 
 def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
@@ -178,14 +178,14 @@ def _check_ended(run: Run, journal: Journal, least: int) -> None:
         )
 
 
-def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> dict[str, dict[str, float]]:
-    """Rewards of the completions whose batch is not in the journal yet; the figures of judges among them."""
+def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
+    """Rewards of the completions whose batch is not in the journal yet, and what judges among them counted."""
     from posttrain import rewards
     from posttrain.generate import Drawn
     from posttrain.progress import Counter
 
     if not run.reward or len(journal.done) == len(drawn.done):
-        return {}
+        return
     functions = rewards.resolve(run.reward)
     with Counter("scoring", len(drawn.done), len(journal.done)) as bar:
         for piece in drawn.done[len(journal.done) :]:
@@ -196,9 +196,19 @@ def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> dict[str, 
             ]
             values = rewards.score(functions, [plan.prompts[i] for i in indices], completions)
             plain = {name: [float(v) if rewards.applies(v) else None for v in row] for name, row in values.items()}
-            journal.append({"batch": piece["batch"], "rewards": plain})
+            counted = {name: vars(counts) for name, counts in rewards.counted(functions).items()}
+            journal.append({"batch": piece["batch"], "rewards": plain, **({"judges": counted} if counted else {})})
             bar.advance(1)
-    counted = rewards.judged(functions)
-    for name, counts in counted.items():
-        tell(f"note     {name}: {counts}")
-    return {name: counts.figures() for name, counts in counted.items()}
+
+
+def _judges(journal: Journal) -> dict[str, dict[str, float]]:
+    """The figures of judges over all batches."""
+    from posttrain.rewards.judge import Counts
+
+    totals: dict[str, Counts] = {}
+    for piece in journal.done:
+        for name, counts in piece.get("judges", {}).items():
+            totals.setdefault(name, Counts()).add(Counts(**counts))
+    for name, total in totals.items():
+        tell(f"note     {name}: {total}")
+    return {name: total.figures() for name, total in totals.items()}

@@ -174,9 +174,10 @@ def versus(
     return won, [None if value is None else 1 - value for value in won]
 
 
-def judged(functions: Mapping[str, Any]) -> dict[str, Any]:
-    """The counts of those that are judges, which asked about at least one pair."""
-    return {name: f.counts for name, f in functions.items() if hasattr(f, "compare") and f.counts.pairs}
+def counted(functions: Mapping[str, Any]) -> dict[str, Any]:
+    """What judges among them counted since they were asked for it last; none without a pair."""
+    judges = {name: function for name, function in functions.items() if hasattr(function, "compare")}
+    return {name: counts for name, judge in judges.items() if (counts := judge.take()).pairs}
 
 
 def answer(prompt: Any, text: str) -> Any:

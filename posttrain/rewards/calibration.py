@@ -198,13 +198,11 @@ def temperature(gaps: Any) -> float:
     """T that makes sigmoid(gap / T), the probability that chosen is preferred, likeliest; within [0.001, 1000] spreads.
 
     Platt scaling (Platt 1999) without its intercept, which would tell the first answer of a pair from the second:
-    temperature scaling (Guo et al. 2017, arXiv:1706.04599). The likelihood is concave in 1/T, so Newton's steps on it
-    are safeguarded by bisection. Where all pairs are right, the likeliest is T = 0, and where most are wrong, infinity:
-    hence the bounds.
+    temperature scaling (Guo et al. 2017, arXiv:1706.04599). The log-likelihood is concave in 1/T, so bisection
+    finds the root of its derivative. Where all pairs are right, the likeliest is T = 0, and where most are wrong,
+    infinity: hence the bounds.
     """
     import numpy as np
-    from scipy.optimize import brentq
-    from scipy.special import expit
 
     gaps = np.asarray(gaps, float)
     unit = float(np.abs(gaps).mean())
@@ -213,12 +211,23 @@ def temperature(gaps: Any) -> float:
 
     def slope(inverse: float) -> float:
         """Derivative of the mean log-likelihood by 1/T, in units of the mean gap."""
-        return float(np.mean(gaps / unit * expit(-inverse * gaps / unit)))
+        return float(np.mean(gaps / unit * _sigmoid(-inverse * gaps / unit)))
 
     low, high = 1e-3, 1e3
     if slope(low) <= 0:
         return unit / low
-    return unit / high if slope(high) >= 0 else unit / float(brentq(slope, low, high))
+    if slope(high) >= 0:
+        return unit / high
+    for _ in range(100):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    return unit / low
+
+
+def _sigmoid(values: Any) -> Any:
+    import numpy as np
+
+    return (1 + np.tanh(values / 2)) / 2  # exp would overflow
 
 
 def ece(gaps: Any) -> float:
@@ -228,10 +237,9 @@ def ece(gaps: Any) -> float:
     al. 2015; Guo et al. 2017, eq. 3). A tie counts half.
     """
     import numpy as np
-    from scipy.special import expit
 
     gaps = np.asarray(gaps, float)
-    p, right = expit(np.abs(gaps)), (gaps > 0) + 0.5 * (gaps == 0)
+    p, right = _sigmoid(np.abs(gaps)), (gaps > 0) + 0.5 * (gaps == 0)
     index = np.minimum(((p - 0.5) * 2 * BINS).astype(int), BINS - 1)
     off = np.abs(np.bincount(index, right - p, BINS))
     return float(off.sum() / len(gaps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -24,7 +25,7 @@ def _pause(stop: threading.Event, seconds: float) -> None:
 
 def check_endpoint(endpoint: Any) -> str | None:
     """What is wrong with a base URL, as it is written."""
-    if not isinstance(endpoint, str) or not endpoint.startswith(("http://", "https://")):
+    if not isinstance(endpoint, str) or not re.match(r"https?://[^/?#]", endpoint) or set(endpoint) & set("?# "):
         return "expected a base URL such as http://127.0.0.1:8000/v1"
     if "@" in endpoint.split("/")[2]:
         return "holds a password, which would be stored; put the key into the environment, and name it with key_env"

@@ -89,7 +89,7 @@ class Judge:
 
     The other answer is in `column` (text, a conversation, or a list, whose first is taken; None where there is none).
     Without `column` the completions of one prompt are compared with each other, all pairs, and the reward is the share
-    of wins. `counts` says how the judge did so far.
+    of wins. `counts` says how the judge did, until `take` takes it.
 
     `model` is asked at `endpoint`, or loaded here; `template` is a file with {{prompt}}, {{first}} and {{second}};
     `max_tokens`, `temperature` and `sampling` are options of the chat completions protocol. The rest is for
@@ -125,7 +125,7 @@ class Judge:
         self, completions: Sequence[Completion], prompts: Sequence[Completion], log_metric: Any = None, **columns: Any
     ) -> list[float | None]:
         """A reward for each completion; the judge's own figures are logged where the trainer takes them."""
-        before = Counts(**vars(self.counts))
+        before, self.counts = self.counts, Counts()
         if self.column is None:
             rewards = self._among(completions, prompts)
         else:
@@ -138,10 +138,15 @@ class Judge:
             for n, verdict in zip(asked, verdicts, strict=True):
                 rewards[n] = verdict
         if log_metric is not None:
-            now = {name: value - getattr(before, name) for name, value in vars(self.counts).items()}
-            for name, value in Counts(**now).figures().items():
+            for name, value in self.counts.figures().items():
                 log_metric(f"judge/{name}", value)
+        self.counts.add(before)
         return rewards
+
+    def take(self) -> Counts:
+        """The counts, which begin anew."""
+        taken, self.counts = self.counts, Counts()
+        return taken
 
     def compare(
         self, prompts: Sequence[Completion], ours: Sequence[Completion], theirs: Sequence[Completion]
