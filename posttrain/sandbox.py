@@ -28,10 +28,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from posttrain.console import tell
 from posttrain.errors import PosttrainError
 
 JAIL = Path(__file__).with_name("jail.py")
 GRACE = 1.0  # seconds, for the interpreter to start and to tell what went wrong
+# Python itself takes some 30 MB of address space.
+LEAST: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "output": 1}
 WALLS = ("namespaces", "folder", "landlock")
 
 
@@ -114,6 +117,27 @@ def run_all(calls: list[tuple[str, str, list[Any]]], limits: Limits | None = Non
         return [run(source, function, arguments, limits) for source, function, arguments in calls]
     with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda call: run(call[0], call[1], call[2], limits), calls))
+
+
+def check(args: dict[str, Any], key: str) -> list[str]:
+    """What is wrong with limits among the args of a reward."""
+    errors = []
+    for name, least in LEAST.items():
+        value = args.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, (int, float) if name == "seconds" else int):
+            errors.append(f"{key}.{name}={value}: expected a number{'' if name == 'seconds' else ' of bytes'}")
+        elif value < least:
+            errors.append(f"{key}.{name}={value}: expected at least {least}")
+    if not isinstance(args.get("packages", False), bool):
+        errors.append(f"{key}.packages={args['packages']}: expected true or false")
+    return errors
+
+
+@cache
+def tell_walls() -> None:
+    """Say once what this system does not hold."""
+    if (refused := walls()) is not None:
+        tell(f"Code of others runs in a limited subprocess: {refused}")
 
 
 @cache

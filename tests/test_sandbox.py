@@ -111,6 +111,26 @@ def f():
     assert run(source, "f", []).error == "the code tampered with its result"
 
 
+def test_limits_that_are_none():
+    args = {"seconds": "1", "memory": 1000, "disk": 1.5, "packages": 1, "output": 5}
+    assert sandbox.check(args, "a") == [
+        "a.seconds=1: expected a number",
+        "a.memory=1000: expected at least 67108864",
+        "a.disk=1.5: expected a number of bytes",
+        "a.packages=1: expected true or false",
+    ]
+    assert sandbox.check({"seconds": 1, "memory": 64 << 20}, "a") == []
+
+
+def test_what_the_system_refuses_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(sandbox, "walls", lambda: "this system refuses namespaces")
+    sandbox.tell_walls.cache_clear()
+    sandbox.tell_walls()
+    sandbox.tell_walls()
+    assert capsys.readouterr().out.count("limited subprocess: this system refuses namespaces") == 1
+    sandbox.tell_walls.cache_clear()
+
+
 def test_packages_only_when_asked():
     source = "def f():\n import rapidfuzz\n return rapidfuzz.__name__"
     assert run(source, "f", []).error.startswith("ModuleNotFoundError")

@@ -30,7 +30,7 @@ SCHEMA = 1
 NEEDS = {"duplicates": ("rensa", "scipy"), "language": ("py3langid", "ftfy"), "noise": ("sklearn", "scipy")}
 
 
-def doctor(run: Run, origin: Origin) -> float | None:
+def doctor(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Examine, or show what was found; raises `PosttrainError` where it is as bad as `doctor.fail_on` says."""
     _check_installed(run)
     from posttrain.doctor import terminal

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from posttrain import sandbox
 from posttrain.errors import PosttrainError
 from posttrain.rewards.text import Completion, best, references, text_of
 
@@ -27,6 +28,8 @@ def check(function: str, args: dict[str, Any], key: str) -> list[str]:
         return [f"{key}.function: {function} needs {name}; pip install 'posttrain[graders]'"]
     if function == "unit_tests" and args.get("execute") is not True:
         return [f"{key}: runs code of completions in a limited subprocess; allow it with {key}.args.execute=true"]
+    if function == "unit_tests":
+        return sandbox.check(args, f"{key}.args")
     if function == "json_schema":
         if (args.get("schema") is None) == (args.get("column") is None):
             return [f"{key}.args: give schema=FILE.json, or column=NAME of the column that holds each row's schema"]
@@ -142,10 +145,9 @@ def unit_tests(
     bytes, `packages`). HumanEval's tests define `check(candidate)`: `entry_point` is the column with the name of the
     function to give it. None without tests. Raises `PosttrainError` without `execute`.
     """
-    from posttrain.sandbox import Limits, run_all
-
     if execute is not True:
         raise PosttrainError("reward unit_tests: runs code of completions; allow it with execute=true")
+    sandbox.tell_walls()
     tests = references(columns, column)
     names = (
         [row[0] if row else None for row in references(columns, entry_point)] if entry_point else [None] * len(tests)
@@ -155,7 +157,7 @@ def unit_tests(
         asked = f"\ncheck({name})" if name else ""
         code = code_of(text_of(completion))
         calls += [(f"{code}\n\n{test}{asked}\n\ndef passed(): return True", "passed", []) for test in row]
-    outcomes = iter(run_all(calls, Limits(seconds, memory, packages=packages)))
+    outcomes = iter(sandbox.run_all(calls, sandbox.Limits(seconds, memory, packages=packages)))
     shares = [[next(outcomes).value is True for _ in row] for row in tests]
     return [None if not row else float(all(row)) if every else sum(row) / len(row) for row in shares]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from posttrain import sandbox
 from posttrain.config import RewardConfig, main_process
 from posttrain.console import tell
 from posttrain.errors import PosttrainError
@@ -32,6 +33,7 @@ def check(entry: RewardConfig, key: str) -> list[str]:
     assert entry.grader is not None
     start = f"{key}.grader={entry.grader}"
     errors = [f"{key}.args.{name}: a grader takes {', '.join(ARGS)}" for name in entry.args if name not in ARGS]
+    errors += sandbox.check(entry.args, f"{key}.args")
     if (endpoint := entry.args.get("endpoint")) is not None:
         from posttrain.rewards.asker import check_endpoint
 
@@ -170,8 +172,6 @@ class Grader:
         return embed.cosines(self._embed, pairs)
 
     def _executed(self, part: schema.Python, rows: list[dict[str, Any]], place: str) -> list[float | None]:
-        from posttrain import sandbox
-
         scores: list[float | None] = []
         for outcome in sandbox.run_all(
             [(part.source, "grade", [row["sample"], row["item"]]) for row in rows], self.limits
@@ -220,10 +220,7 @@ def open_grader(name: str, entry: RewardConfig) -> Grader:
         raise PosttrainError("\n".join(errors))
     node = schema.read(entry.grader)
     if any(isinstance(part, schema.Python) for _, part in schema.parts(node)):
-        from posttrain import sandbox
-
-        if (refused := sandbox.walls()) is not None:
-            tell(f"reward.{name}: {refused}")
+        sandbox.tell_walls()
     return Grader(name, node, entry.args)
 
 
