@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-# Where a check may not be left out because a tool is missing.
-IN_CI = bool(os.environ.get("CI"))
 # Before anything imports torch, W&B or the hub's client: no network, no telemetry, one thread a process.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -64,13 +62,19 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def chromium() -> str:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     """The system's Chromium; without one the test is skipped, but in continuous integration it fails."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         (pytest.fail if os.environ["POSTTRAIN_TESTS_CI"] else pytest.skip)("no Chromium on this machine")
-    return path
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # No sandbox of its own: tests run as root in containers, and what is opened are pages under test.
+        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,27 +13,13 @@ import time
 import urllib.request
 
 import pytest
-from conftest import ENVIRONMENT, IN_CI, rows
+from conftest import ENVIRONMENT, rows
 from test_annotate_page import HOSTILE
 
 from posttrain.annotate.items import Item
 from posttrain.annotate.session import Session
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        (pytest.fail if IN_CI else pytest.skip)("no chromium or google-chrome")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # No sandbox of its own: tests run as root in containers, and what is opened is the page under test.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def window(browser, **options):

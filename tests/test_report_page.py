@@ -20,15 +20,6 @@ def page_file(tmp_path_factory):
     return folder / "out" / "index.html"
 
 
-@pytest.fixture
-def browser(chromium):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
 def opened(browser, file, width, height):
     """The page, and what it said on the console, asked of the network, or raised."""
     page = browser.new_page(viewport={"width": width, "height": height})
