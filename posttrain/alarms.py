@@ -196,7 +196,7 @@ class Watch:
         value = max(values)
         return value, None if value <= budget else (
             f"KL to the reference is {value:.3g} nats per answer, beyond the budget of {budget:g}; raise "
-            "trainer.args.beta, lower trainer.args.learning_rate, or train for fewer steps"
+            "trainer.args.beta where there is one, lower trainer.args.learning_rate, or train for fewer steps"
         )
 
     def _forgetting(self, row: dict[str, Any]) -> Finding:
@@ -219,7 +219,7 @@ class Watch:
             return None
         key, value = min(shares.items(), key=lambda item: item[1])
         return value, None if value >= self.config.collapse.below else (
-            f"mode collapse: {key} has fallen to {row[key]:.3g}, {value:.0%} of the start; raise trainer.args.beta, "
+            f"mode collapse: {key} has fallen to {row[key]:.3g}, {value:.0%} of the start; raise trainer.args.beta where there is one, "
             "lower trainer.args.learning_rate, or see in samples.jsonl whether one answer fits all"
         )
 
@@ -250,7 +250,7 @@ class Watch:
         return errors, None if errors <= self.config.over_optimisation.above else (
             f"over-optimisation: {metric} has risen to {proxy:.3g} while the gold reward {name} has fallen by "
             f"{drops[name]:.3g} since its best ({errors:.1f} standard errors); stop at the best, raise "
-            "trainer.args.beta, or train the reward on more comparisons"
+            "trainer.args.beta where there is one, or train the reward on more comparisons"
         )
 
 
