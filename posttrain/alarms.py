@@ -219,8 +219,9 @@ class Watch:
             return None
         key, value = min(shares.items(), key=lambda item: item[1])
         return value, None if value >= self.config.collapse.below else (
-            f"mode collapse: {key} has fallen to {row[key]:.3g}, {value:.0%} of the start; raise trainer.args.beta where there is one, "
-            "lower trainer.args.learning_rate, or see in samples.jsonl whether one answer fits all"
+            f"mode collapse: {key} has fallen to {row[key]:.3g}, {value:.0%} of the start; raise "
+            "trainer.args.beta where there is one, lower trainer.args.learning_rate, or see in samples.jsonl "
+            "whether one answer fits all"
         )
 
     def _length(self, row: dict[str, Any]) -> Finding:
