@@ -18,62 +18,67 @@ KNOWN, LOOKED_BACK, IN_A_ROW = 10, 1000, 3
 
 
 @dataclass
-class NanAlarm:
+class Action:
+    """What is done when an alarm rings: one of `ACTIONS`."""
+
+    action: str = "warn"
+
+    def __post_init__(self) -> None:
+        if self.action == "False":  # what YAML makes of a bare off
+            self.action = "off"
+
+
+@dataclass
+class NonFiniteAlarm(Action):
     """A loss, a reward or a weight that is not a number."""
 
     action: str = "stop"
 
 
 @dataclass
-class GradientAlarm:
+class GradientAlarm(Action):
     """The gradient's norm, in multiples of the run's median so far."""
 
-    action: str = "warn"
     above: float = 100.0
     below: float = 1e-4
 
 
 @dataclass
-class KLAlarm:
+class KLAlarm(Action):
     """A budget of KL to the reference, nats per answer; null is none."""
 
-    action: str = "warn"
     above: float | None = None
 
 
 @dataclass
-class ForgettingAlarm:
+class ForgettingAlarm(Action):
     """Rise of the negative log-likelihood of a domain's texts, nats per token."""
 
-    action: str = "warn"
     above: float = 0.2
 
 
 @dataclass
-class CollapseAlarm:
+class CollapseAlarm(Action):
     """Entropy or distinct-2 as a share of what they were at the start."""
 
-    action: str = "warn"
     below: float = 0.25
 
 
 @dataclass
-class LengthAlarm:
+class LengthAlarm(Action):
     """R² of reward and length, where the answers have grown by the factor `growth` since the start."""
 
-    action: str = "warn"
     above: float = 0.5
     growth: float = 1.5
 
 
 @dataclass
-class OverOptimisationAlarm:
+class OverOptimisationAlarm(Action):
     """Standard errors by which a gold reward has fallen since its best, while `proxy` has risen.
 
     `proxy` is a metric: null is the training reward, or the margin of DPO and KTO.
     """
 
-    action: str = "warn"
     above: float = 2.0
     proxy: str | None = None
 
@@ -82,7 +87,7 @@ class OverOptimisationAlarm:
 class AlarmsConfig:
     """Alarms by name; `action` is off, warn, alert (W&B sends a message too) or stop (with a checkpoint)."""
 
-    nan: NanAlarm = field(default_factory=NanAlarm)
+    non_finite: NonFiniteAlarm = field(default_factory=NonFiniteAlarm)
     gradient: GradientAlarm = field(default_factory=GradientAlarm)
     kl: KLAlarm = field(default_factory=KLAlarm)
     forgetting: ForgettingAlarm = field(default_factory=ForgettingAlarm)
@@ -151,7 +156,7 @@ class Watch:
                 raised.append(Alarm(name, int(row["step"]), value if math.isfinite(value) else None, action, message))
         return raised
 
-    def _nan(self, row: dict[str, Any]) -> Finding:
+    def _non_finite(self, row: dict[str, Any]) -> Finding:
         found = {key: row[key] for key in ("loss", "reward") if key in row}
         broken = {key: value for key, value in found.items() if not math.isfinite(value)}
         self.lost = self.lost + 1 if broken else 0
@@ -196,7 +201,7 @@ class Watch:
         value = max(values)
         return value, None if value <= budget else (
             f"KL to the reference is {value:.3g} nats per answer, beyond the budget of {budget:g}; raise "
-            "trainer.args.beta, lower trainer.args.learning_rate, or train for fewer steps"
+            "trainer.args.beta where there is one, lower trainer.args.learning_rate, or train for fewer steps"
         )
 
     def _forgetting(self, row: dict[str, Any]) -> Finding:
@@ -219,8 +224,9 @@ class Watch:
             return None
         key, value = min(shares.items(), key=lambda item: item[1])
         return value, None if value >= self.config.collapse.below else (
-            f"mode collapse: {key} has fallen to {row[key]:.3g}, {value:.0%} of the start; raise trainer.args.beta, "
-            "lower trainer.args.learning_rate, or see in samples.jsonl whether one answer fits all"
+            f"mode collapse: {key} has fallen to {row[key]:.3g}, {value:.0%} of the start; raise "
+            "trainer.args.beta where there is one, lower trainer.args.learning_rate, or see in samples.jsonl "
+            "whether one answer fits all"
         )
 
     def _length(self, row: dict[str, Any]) -> Finding:
@@ -250,7 +256,7 @@ class Watch:
         return errors, None if errors <= self.config.over_optimisation.above else (
             f"over-optimisation: {metric} has risen to {proxy:.3g} while the gold reward {name} has fallen by "
             f"{drops[name]:.3g} since its best ({errors:.1f} standard errors); stop at the best, raise "
-            "trainer.args.beta, or train the reward on more comparisons"
+            "trainer.args.beta where there is one, or train the reward on more comparisons"
         )
 
 

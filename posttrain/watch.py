@@ -66,7 +66,7 @@ class Alarms(TrainerCallback):
 
             (alarm,) = broadcast_object_list([alarm])
         # A loss that is no number outweighs whatever else has been raised: the weights are lost.
-        if alarm is not None and (self.stopped is None or alarm.name == "nan"):
+        if alarm is not None and (self.stopped is None or alarm.name == "non_finite"):
             self.stopped = alarm
             self._stop(args, state, control)
 
@@ -76,7 +76,7 @@ class Alarms(TrainerCallback):
         PPO ends with its rollout: from within one it could not go on exactly.
         """
         assert self.stopped is not None
-        broken = self.stopped.name == "nan"
+        broken = self.stopped.name == "non_finite"
         within = state.global_step % getattr(args, "steps_per_rollout", 1) != 0
         if broken or (0 < state.global_step < state.max_steps and not within):
             control.should_training_stop = self.ended = True
@@ -90,12 +90,12 @@ class Alarms(TrainerCallback):
             p.detach().sum().float().to(accelerator.device) for p in self.trainer.model.parameters() if p.requires_grad
         ]
         found = not accelerator.gather(torch.stack(sums).sum()).isfinite().all()
-        if found and self.config.nan.action != "off" and "nan" not in self.watch.ringing:
-            self.watch.ringing.add("nan")
+        if found and self.config.non_finite.action != "off" and "non_finite" not in self.watch.ringing:
+            self.watch.ringing.add("non_finite")
             message = (
                 "the weights are no numbers any more; lower trainer.args.learning_rate, or look at the data before"
             )
-            alarm = Alarm("nan", state.global_step, None, self.config.nan.action, message)
+            alarm = Alarm("non_finite", state.global_step, None, self.config.non_finite.action, message)
             if state.is_world_process_zero:
                 self._tell(alarm)
             self._act(alarm if alarm.action == "stop" else None, args, state, control)

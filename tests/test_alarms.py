@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, compose, rows, weights
+from omegaconf import OmegaConf
 from test_tracking import log_records
 
 from posttrain import alarms, preflight
@@ -34,8 +35,8 @@ def gold(step, reward, drop, stderr):
 
 
 CASES = {
-    "nan": ([{"step": 4, "loss": math.nan}], [{"step": 4, "loss": 9e9}], {}),
-    "nan, reward": ([{"step": 4, "loss": 0.0, "reward": math.inf}], [{"step": 4, "loss": 0.0, "reward": -1e9}], {}),
+    "non_finite": ([{"step": 4, "loss": math.nan}], [{"step": 4, "loss": 9e9}], {}),
+    "non_finite, reward": ([{"step": 4, "loss": 0, "reward": math.inf}], [{"step": 4, "loss": 0, "reward": -1e9}], {}),
     "gradient, exploding": ([*NORMS, {"step": 4, "grad_norm": 300.0}], [*NORMS, {"step": 4, "grad_norm": 150.0}], {}),
     "gradient, vanishing": (
         [*NORMS, *[{"step": 2 + i, "grad_norm": 0.0} for i in range(3)]],
@@ -128,7 +129,7 @@ def test_a_continued_run_knows_what_was_before():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["alarms.nan.action=halt"], "alarms.nan.action=halt: choose from off, warn, alert, stop"),
+        (["alarms.non_finite.action=halt"], "alarms.non_finite.action=halt: choose from off, warn, alert, stop"),
         (["alarms.forgetting.above=-1"], "alarms.forgetting.above=-1: expected above 0"),
         (["alarms.collapse.action=stop"], "alarms.collapse.action=stop: nothing is measured during training"),
         (["alarms.kl.action=stop", "probe.every=5"], "alarms.kl.action=stop: needs a budget; set alarms.kl.above"),
@@ -221,13 +222,20 @@ def test_a_run_that_breaks_keeps_its_last_whole_checkpoint(train, monkeypatch):
 
     monkeypatch.setattr(Trainer, "training_step", at_three)
     saves = ("trainer.args.save_strategy=steps", "trainer.args.save_steps=1", "trainer.args.logging_steps=10")
-    with pytest.raises(PosttrainError, match=r"alarms.nan: stopped at step 3: .* Kept: checkpoints/checkpoint-2\."):
+    with pytest.raises(PosttrainError, match=r"non_finite: stopped at step 3: .* Kept: checkpoints/checkpoint-2\."):
         train("+recipe=sft_smollm2", *saves, "name=broken", "trainer.args.max_grad_norm=0")
     (path,) = (p.parent for p in Path("outputs").glob("broken-*/run.json"))
     run = RunDirectory(path)
     assert broken
     assert json.loads((path / "run.json").read_text())["stopped"]["step"] == 3
     assert all(value.isfinite().all() for value in weights(run.last_checkpoint()).values())
+
+
+def test_off_in_a_recipe_is_off():
+    """YAML reads a bare `off` as false."""
+    recipe = OmegaConf.create("{kl: {action: off}, forgetting: {action: stop}}")
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AlarmsConfig), recipe))
+    assert (found.kl.action, found.forgetting.action, found.length.action) == ("off", "stop", "warn")
 
 
 def test_told_says_how_to_go_on():
