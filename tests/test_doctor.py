@@ -142,6 +142,14 @@ def test_exact_and_near_duplicates_and_overlap():
     assert diversity.numbers["prompts"] == 198
 
 
+def test_two_labelled_answers_to_one_prompt_are_no_near_duplicates():
+    long = " ".join(sentence(random.Random(i)) for i in range(5))
+    rows = [{"prompt": long, "completion": text, "label": text == "yes"} for text in ("yes", "no")]
+    assert duplicates.check_rows(texts(rows), SETTINGS)[1].numbers["rows"] == 0
+    rows[1]["prompt"] += " now"
+    assert duplicates.check_rows(texts(rows), SETTINGS)[1].numbers["rows"] == 1
+
+
 def test_prompts_of_one_kind_are_a_cluster():
     rows = clean()
     shared = " ".join(sentence(random.Random(i)) for i in range(4))

@@ -50,17 +50,17 @@ def planted():
 
 
 @pytest.fixture
-def sick(train, tmp_path):
-    """The directory of a doctor's run on planted faults, and the error that it ended with."""
+def sick(train, tmp_path, capsys):
+    """The directory of a doctor's run on planted faults, the error that it ended with, and what it printed."""
     write(tmp_path / "planted.jsonl", planted())
     with pytest.raises(PosttrainError) as raised:
         train("trainer=dpo", *DOCTOR, "data.path=planted.jsonl", "data.eval_size=0", "trainer.args.max_length=400")
     (folder,) = (tmp_path / "outputs").glob("dpo-doctor-*")
-    return folder, str(raised.value)
+    return folder, str(raised.value), capsys.readouterr().out
 
 
-def test_each_planted_fault_is_in_the_report(sick, capsys):
-    folder, message = sick
+def test_each_planted_fault_is_in_the_report(sick):
+    folder, message, said = sick
     known = json.loads((folder / "doctor.json").read_text())
     found = {one["name"]: one for one in known["findings"]}
     expected = {
@@ -80,7 +80,6 @@ def test_each_planted_fault_is_in_the_report(sick, capsys):
     assert {one["name"] for one in known["findings"] if one["severity"] == "info"} == quiet
     assert message.startswith("data.path=planted.jsonl: the doctor found secrets; mend the data as ")
     assert json.loads((folder / "run.json").read_text())["metrics"]["errors"] == 1
-    said = capsys.readouterr().out
     assert "doctor.html" in said
     assert "Revoke the keys" in said
     assert KEY not in said
@@ -88,7 +87,7 @@ def test_each_planted_fault_is_in_the_report(sick, capsys):
 
 
 def test_the_report_is_complete_in_form_and_shows_no_secret(sick):
-    folder, _ = sick
+    folder = sick[0]
     known = json.loads((folder / "doctor.json").read_text())
     assert set(known) == {
         *("schema", "name", "command", "trainer", "model", "data", "settings", "counts", "findings", "sequences"),
@@ -210,7 +209,8 @@ def prepared(kind, *overrides, count=40):
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "reward"])
 def test_rows_that_vanish_are_those_that_trl_drops(kind):
-    run, tokenizer, data = prepared(kind, "trainer.args.max_length=400")
+    # tf32 needs a GPU to train on, and not to look at the data.
+    run, tokenizer, data = prepared(kind, "trainer.args.max_length=400", "trainer.args.tf32=true")
     found = sequences.of(run, tokenizer, data, list(range(len(data))))
     numbered = data.add_column("number", list(range(len(data))))
     kept = set(sequences.prepare(run, tokenizer, numbered, 400)["number"])

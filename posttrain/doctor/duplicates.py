@@ -98,6 +98,10 @@ def check_rows(texts: Texts, settings: DoctorConfig) -> list[Finding]:
     ]
     distinct = list(_firsts(whole).values())
     pairs = near_pairs(signatures([whole[i] for i in distinct]), settings.near)
+    if texts.labels is not None:
+        # Two answers to one prompt, each with its label, are what KTO learns from, however long the prompt they share.
+        asked = [normal(texts.prompts[i]) for i in distinct]
+        pairs = np.array([pair for pair in pairs.tolist() if asked[pair[0]] != asked[pair[1]]], int).reshape(-1, 2)
     near = len(distinct) - len(np.unique(clusters(len(distinct), pairs)))
     total, count = len(texts), settings.examples
     return [

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED, LONGEST = 0, 64
+# The options that preparation reads, beside max_length; others may need the machine that trains.
+READ = ("truncation_mode", "dataset_num_proc", "assistant_only_loss", "completion_only_loss", "dataset_text_field")
 # What the collators read, of the columns that preparation makes or leaves.
 PREPARED = ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
 
@@ -70,11 +72,8 @@ def prepare(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, limit: 
     """Rows as the trainer prepares them with `max_length=limit`, but for packing and shuffling."""
     kind = KINDS[run.trainer.kind]
     library = importlib.import_module("trl")
-    options = {
-        **run.trainer.args,
-        **({"packing": False, "padding_free": False, "shuffle_dataset": False} if run.trainer.kind == "sft" else {}),
-        **{"max_length": limit, "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False},
-    }
+    options = {name: value for name, value in run.trainer.args.items() if name in READ}
+    options |= {"max_length": limit, "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False}
     config = getattr(library, kind.config)(output_dir="unused", **options)
     # The parts of a trainer that its preparation reads; a whole one would load the model.
     trainer = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0)

@@ -70,5 +70,5 @@ def _text(value: Any, system: bool = False) -> str:
 def _content(content: Any) -> str:
     """A turn's text: it may be none (a tool call) or a list of parts, of which some are text."""
     if isinstance(content, list):
-        return "\n".join(part.get("text") or "" for part in content)
+        return "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
     return content or ""
