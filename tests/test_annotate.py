@@ -115,10 +115,10 @@ def test_pairs_without_a_prompt_column_share_their_first_turns(tmp_path):
         ({"prompt": "p", "completions": ["x", "x"]}, "no prompt has two different completions"),
         ({"prompt": "p", "completions": ["x", "y"], "scores": [1]}, "column scores: expected one for each of the 2"),
         ({"question": "p", "completions": ["x", "y"]}, "completions need a column prompt"),
-        ({"prompt": 3, "completions": ["x", "y"]}, "column prompt: expected text or a list of messages"),
+        ({"prompt": 3, "completions": ["x", "y"]}, "line 1, prompt: expected text or a list of messages"),
         ({"prompt": "p", "chosen": "x"}, "chosen"),
         ({"prompt": "p", "completions": [{"role": "assistant", "content": "x"}]}, "expected text or a list of"),
-        ({"prompt": "p", "chosen": "x", "rejected": ""}, "row 0 of train, column rejected: is empty"),
+        ({"prompt": "p", "chosen": "x", "rejected": ""}, "line 1, rejected: is empty"),
     ],
 )
 def test_data_that_asks_nothing(tmp_path, row, message):
