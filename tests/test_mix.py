@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.config import DataConfig
-from posttrain.data import load, mix
+from posttrain.data import load, load_held_out, mix
 from posttrain.errors import PosttrainError
 from tests.conftest import compose
 
@@ -67,6 +67,12 @@ def test_shares_held_out_rows_and_the_record():
     assert data.lines()["mixture"] == "a 50.0% (16 rows), b 50.0% (16 rows)"
     assert data.train["text"][:] == load(DataConfig(path="", mix=parts, eval_size=10), "sft").train["text"][:]
     first = load(DataConfig(path="", mix=parts, eval_size=10, max_train_rows=8, max_eval_rows=5), "sft")
+    again = load_held_out(DataConfig(path="", mix=parts, eval_size=10), "sft")
+    assert again.train["text"][:] == data.eval["text"][:], "job=evaluate sees what training held out"
+    only = {**parts, "b": {**parts["b"], "eval_size": 0}}
+    assert len(load_held_out(DataConfig(path="", mix=only, eval_size=10), "sft").train) == 10
+    with pytest.raises(PosttrainError, match="nothing is held out"):
+        load_held_out(DataConfig(path="", mix=only | {"a": {**parts["a"], "eval_size": 0}}), "sft")
     assert first.train["text"][:] == data.train["text"][:8]
     assert first.eval is not None
     assert len(first.eval) == 5
@@ -196,6 +202,15 @@ def test_a_stream_leaves_nothing_behind_and_a_bad_row_ends_it_with_its_place():
     data = load(DataConfig(path="a.jsonl", streaming=True, eval_size=0), "sft")
     with pytest.raises(PosttrainError, match=r"a\.jsonl, line 601, text: expected text"):
         list(data.train)
+
+
+def test_columns_of_a_stream_may_change_on_the_way():
+    rows = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "n": 1}] * 300
+    write("a.jsonl", [*rows, {**rows[0], "n": "x", "tools": '[{"name": "f"}]'}])
+    data = load(DataConfig(path="a.jsonl", streaming=True, eval_size=0), "sft")
+    found = list(data.train)
+    assert len(found) == 301
+    assert [row["tools"] for row in found if row["tools"]] == ['[{"type": "function", "function": {"name": "f"}}]']
 
 
 @pytest.mark.parametrize(

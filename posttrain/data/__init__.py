@@ -75,8 +75,9 @@ def load(config: DataConfig, kind: str) -> Data:
 def load_held_out(config: DataConfig, kind: str) -> Data:
     """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
     made = _each(config, lambda part: ready_held_out(part, kind))
-    rows = mix.join({name: one.train for name, one in made.items()})
-    rows = mix.first_rows(config, rows, config.max_eval_rows)
+    rows = _joined(config, {name: one.train for name, one in made.items()})
+    if rows is None:
+        raise PosttrainError("data.eval_size=0: nothing is held out; set it, or data.eval_split or data.eval_path")
     prompts = _joined(config, {name: one.prompts for name, one in made.items()})
     return Data(rows, rows, prompts, _source(config, made, rows, rows), rows)
 
@@ -87,6 +88,8 @@ def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, di
     Other columns stay, for reward functions. Raises `PosttrainError` where nothing is held out, or has a prompt.
     """
     made = _each(config, lambda part: ready_prompts(part, kind, split))
+    if not made:
+        raise PosttrainError(f"sample.split={split}: nothing is held out; set data.eval_size or data.eval_split")
     found = mix.join({name: one.train for name, one in made.items()})
     found = found.remove_columns([column for column in found.column_names if column in SCORES])
     # Sampled rows repeat their prompt, and so do data sets with several answers to one.
@@ -97,13 +100,15 @@ def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, di
     return found, _source(config, made, found, None)
 
 
-def _each(config: DataConfig, make: Callable[[DataConfig], Ready]) -> dict[str, Ready]:
+def _each(config: DataConfig, make: Callable[[DataConfig], Ready | None]) -> dict[str, Ready]:
+    """The parts that have such rows, by name."""
     if config.streaming:
         raise PosttrainError("data.streaming=true: only for training; this job reads its rows as a whole")
     made = {}
     for name, part in mix.parts(config).items():
         try:
-            made[name] = make(part)
+            if (found := make(part)) is not None:
+                made[name] = found
         except PosttrainError as error:
             # A part's settings stand in data.mix.NAME.
             lines = str(error).splitlines()
@@ -142,7 +147,7 @@ def _joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | No
     """Held-out rows of all parts that have some, shuffled, the first `max_eval_rows` of them."""
     some = {name: one for name, one in rows.items() if one is not None and len(one)}
     if not some:
-        return next(iter(rows.values())) if len(rows) == 1 else None
+        return next(iter(rows.values()), None) if len(rows) < 2 else None
     found = mix.join(some)
     if len(some) > 1:
         found = found.shuffle(seed=mix.SEED)
@@ -165,9 +170,10 @@ def _source(
     wanted: list[int] | None = None,
 ) -> dict[str, Any]:
     counts = wanted or [len(one.train) for one in made.values()]
+    settings = mix.parts(config)
     parts = {
-        name: {**_part(part, made[name].divided), "train_rows": count, "share": count / max(sum(counts), 1)}
-        for (name, part), count in zip(mix.parts(config).items(), counts, strict=True)
+        name: {**_part(settings[name], one.divided), "train_rows": count, "share": count / max(sum(counts), 1)}
+        for (name, one), count in zip(made.items(), counts, strict=True)
     }
     hows = list(dict.fromkeys(one.divided.how for one in made.values()))
     return {

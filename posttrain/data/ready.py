@@ -38,23 +38,23 @@ def ready(config: DataConfig, kind: str) -> Ready:
     )
 
 
-def ready_held_out(config: DataConfig, kind: str) -> Ready:
-    """The held-out rows alone, as `train` too; KTO gets pairs as pairs."""
+def ready_held_out(config: DataConfig, kind: str) -> Ready | None:
+    """The held-out rows alone, as `train` too; KTO gets pairs as pairs. `None` where nothing is held out."""
     divided = divide(config, kind)
     held_out = divided.held_out
     if held_out is None:
-        raise PosttrainError("data.eval_size=0: nothing is held out; set it, or data.eval_split or data.eval_path")
+        return None
     pairs = set(held_out.rows.column_names) >= set(PAIRS)
     rows = adapted(held_out, "dpo" if kind == "kto" and pairs else kind)
     return Ready(rows, rows, prompts_for(held_out, kind), divided)
 
 
-def ready_prompts(config: DataConfig, kind: str, split: str) -> Ready:
-    """The prompts of `split` (train, eval), as trainer `kind` and its probe see them."""
+def ready_prompts(config: DataConfig, kind: str, split: str) -> Ready | None:
+    """The prompts of `split` (train, eval), as trainer `kind` and its probe see them; `None` without such rows."""
     divided = divide(config, None)
     part = divided.train if split == "train" else divided.held_out
     if part is None:
-        raise PosttrainError(f"sample.split={split}: nothing is held out; set data.eval_size or data.eval_split")
+        return None
     found = prompts_for(part, kind)
     if found is None:
         raise PosttrainError(

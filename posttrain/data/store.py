@@ -104,9 +104,9 @@ def sift(rows: Iterator[Row], see: Callable[[dict[str, Any]], None], key: str, s
 
 
 def _report(key: str, first: list[str], count: int) -> str:
-    what = "1 row does not fit" if count == 1 else f"{count} rows do not fit"
+    what, them = ("1 row does not fit", "it") if count == 1 else (f"{count} rows do not fit", "them")
     more = [f"  and {count - len(first)} more"] if count > len(first) else []
-    mend = "mend them, or leave them out with data.on_error=skip"
+    mend = f"mend {them}, or leave {them} out with data.on_error=skip"
     return "\n".join([f"{key}: {what}; {mend}", *(f"  {line}" for line in first), *more])
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain import files as f
 from posttrain.config import DataConfig
-from posttrain.data.formats import rename
+from posttrain.data.formats import TRL_COLUMNS, rename
 from posttrain.data.reading import CHATS, Source, explain, open_files, open_rows, read, shown
 from posttrain.data.ready import Ready, adapted, prompts_for
 from posttrain.data.split import Divided, Part, reading
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 KINDS = ("sft", "reward", "dpo")
+COMPARED = ("ultrafeedback", "rankings", "ratings")
 BATCH, BUFFER, SEED = 256, 1000, 0
 
 
@@ -57,6 +58,7 @@ class Stream:
     kind: str
     held: int
     skipped: Skipped
+    columns: list[str] = field(default_factory=list)
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         self.skipped.clear()
@@ -65,7 +67,8 @@ class Stream:
         while batch := list(itertools.islice(rest, BATCH)):
             with passing():
                 rows = list(adapted(_part(batch, source, after, "train"), self.kind))
-            yield from rows
+            # Other columns serve reward functions, which no trainer here has; their types may change on the way.
+            yield from ({name: row.get(name) for name in self.columns} for row in rows)
 
     def opened(self) -> tuple[Source, DataConfig]:
         """The source, and what the settings still say of its converted rows."""
@@ -90,11 +93,15 @@ class Stream:
 
 def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
     """The stream of training rows; its first rows, and held-out ones, as `Ready`."""
-    from datasets import IterableDataset
+    from datasets import Features, IterableDataset, Value
 
     held = 0 if config.eval_path else int(config.eval_size)
     stream = Stream(config, kind, held, Skipped(scratch("skipped.jsonl")))
     source, after = stream.opened()
+    if source.format in COMPARED:
+        raise PosttrainError(
+            f"data.streaming=true: rows of the format {source.format} are compared with one another; set it to false"
+        )
     first = list(itertools.islice(stream.fitting(source), held + BATCH))
     if len(first) <= held:
         raise PosttrainError(
@@ -111,7 +118,11 @@ def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
         prompts_for(held_out, kind) if held_out else None,
         Divided(train, held_out, how, [stream.skipped]),
     )
-    rows = IterableDataset.from_generator(stream, features=made.train.features)
+    features = {name: kind for name, kind in made.train.features.items() if name in TRL_COLUMNS or name == "tools"}
+    if source.format != "trl":
+        features["tools"] = Value("string")  # the first rows may have none
+    stream.columns = list(features)
+    rows = IterableDataset.from_generator(stream, features=Features(features))
     return rows.shuffle(seed=SEED, buffer_size=BUFFER), made
 
 
