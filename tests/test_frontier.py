@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import signal
 import sys
 import threading
@@ -187,7 +188,9 @@ def test_the_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(monkeypa
     (best,) = out.glob("best_of_n_few-*")
     scored = [piece["rewards"] for piece in rows(best / "rewards.jsonl")]
     assert all(set(rewards) == {"rm", "positive"} for rewards in scored)
-    assert sum(len(rewards["rm"]) for rewards in scored) == 4 * 8
+    (held_out,) = out.glob("held_out-*")
+    prompts = json.loads((held_out / "run.json").read_text())["metrics"]["kept"]
+    assert sum(len(rewards["rm"]) for rewards in scored) == 4 * prompts
 
 
 def test_stop_goes_to_every_process_that_runs(tmp_path):
