@@ -3,7 +3,6 @@
 import json
 import random
 import runpy
-import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -135,31 +134,18 @@ def test_the_page_stands_alone_and_escapes_rows(sick):
     assert 'name="viewport"' in text
 
 
-def browser():
-    """Chromium by Playwright, or a skipped test."""
-    api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium")
-    return api, path
-
-
-def test_the_page_in_a_browser_fits_a_phone_and_runs_nothing(sick):
-    api, path = browser()
-    with api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        try:
-            tab = chromium.new_page(viewport={"width": 360, "height": 740})
-            asked, alerts = [], []
-            tab.on("request", lambda request: asked.append(request.url))
-            tab.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
-            tab.goto((sick[0] / "doctor.html").as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") <= 360
-            assert tab.locator(".finding.error").count() == 1
-            assert tab.locator("pre.tokens mark").count() >= 6
-            assert (len(asked), alerts) == (1, [])
-        finally:
-            chromium.close()
+@pytest.mark.browser
+def test_the_page_in_a_browser_fits_a_phone_and_runs_nothing(sick, browser):
+    tab = browser.new_page(viewport={"width": 360, "height": 740})
+    asked, alerts = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+    tab.goto((sick[0] / "doctor.html").as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    assert tab.locator(".finding.error").count() == 1
+    assert tab.locator("pre.tokens mark").count() >= 6
+    assert (len(asked), alerts) == (1, [])
+    tab.close()
 
 
 def test_clean_data_passes_and_is_not_examined_twice(train, tmp_path, capsys):
