@@ -16,7 +16,7 @@ from posttrain.doctor import lengths, page, sequences
 from posttrain.doctor.lengths import Tokenized
 from posttrain.doctor.sequences import Sequence
 from posttrain.errors import PosttrainError
-from posttrain.rundir import digest
+from posttrain.identity import digest
 
 KEY = "AKIAIOSFODNN7EXAMPLE"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> [bold red]not markup[/] \x1b[2J"

@@ -188,7 +188,7 @@ def test_other_columns_keep_every_value(tmp_path: Path):
 
 
 def test_changed_files_are_another_run(tmp_path: Path):
-    from posttrain.rundir import digest
+    from posttrain.identity import digest
 
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_bytes(lines({"text": name}))
