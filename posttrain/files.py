@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -228,11 +229,15 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
     try:
         return DECODER.raw_decode(text, position)
     except json.JSONDecodeError as error:
-        raise Misfit("", f"is not JSON: {error.msg} at column {error.colno}") from None
+        raise Misfit("", f"is not JSON: {_STARTS.sub('', error.msg)} at column {error.colno}") from None
     except RecursionError:
         raise Misfit("", "is nested too deeply") from None
     except ValueError as error:
         raise Misfit("", str(error)) from None
+
+
+# Some of the parser's messages end in `at`, which its own text goes on from.
+_STARTS = re.compile(r"( starting)? at$")
 
 
 def _integer(digits: str) -> int:

@@ -112,6 +112,27 @@ def test_a_mistake_in_the_data_says_where(tmp_path, rows, kind, config, said):
     assert said in str(error.value)
 
 
+PARTED = {"chosen": [USER, ASSISTANT], "rejected": [USER, BAD]}
+
+
+@pytest.mark.parametrize("eval_size", [0, 4])
+@pytest.mark.parametrize(
+    ("row", "column", "kinds"),
+    [
+        (PARTED, "chosen", ("sft", "reward", "dpo", "kto", "grpo")),
+        ({"messages": [USER, ASSISTANT]}, "messages", ("sft", "grpo")),
+        ({"chosen": "Q A", "rejected": "Q B"}, "rejected", ("dpo",)),
+    ],
+)
+def test_a_null_in_data_that_is_no_file_says_where(row, column, kinds, eval_size):
+    Dataset.from_list([row] * 3 + [{**row, column: None}] + [row] * 4).save_to_disk("saved")
+    for kind in kinds:
+        with pytest.raises(PosttrainError) as error:
+            load(DataConfig(path="saved", eval_size=eval_size), kind)
+        assert f"column {column}: expected text or a list of messages, got None" in str(error.value)
+        assert "data.path=saved: row " in str(error.value)
+
+
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(PosttrainError, match=r"d.jsonl, line 2: is not JSON: Expecting value at column 9"):

@@ -118,9 +118,11 @@ def open_rows(
         return Source(rows, name, convert)
     if not first:
         return Source(rows, name, lambda row: row)
-    if needed is None and kind is not None:
+    if needed is not None:
+        needed = tuple(name for name in needed if name in columns)
+    elif kind is not None:
         needed = form(columns, kind)
-    elif needed is None:
+    else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
         needed = next((one for one in sets if set(one) <= set(columns)), ())
     return Source(rows, name, functools.partial(check_row, needed=needed))

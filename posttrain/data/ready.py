@@ -69,10 +69,10 @@ def ready_prompts(config: DataConfig, kind: str, split: str) -> Ready | None:
 def stored(config: DataConfig, name: str = "trl") -> Dataset:
     """All rows of `config.path` as they are stored, under our column names, or converted from the format `name`.
 
-    Of those that are not converted the caller checks what he takes.
+    Of those that are not converted only the prompts are checked: the caller knows what else he takes.
     """
     whole = replace(config, format=name, eval_size=0, eval_path=None, eval_split=None)
-    part = divide(whole, None, needed=()).train
+    part = divide(whole, None, needed=("prompt",)).train
     return _conversed(_limited(part), part)
 
 
