@@ -178,3 +178,23 @@ def test_dry_run_prints_the_plan_and_loads_nothing(train, monkeypatch, capsys, t
     for part in ("dpo, LoRA r=16", "43.3k parameters, 16.4k trained", "32 rows", "8 held out", "4 of 8 rows each"):
         assert part in plan
     assert not (tmp_path / "outputs").exists()
+
+
+def test_texts_and_prompts_of_the_probe_are_read_like_other_rows(tmp_path):
+    from posttrain.config import ProbeConfig, SafetyConfig
+    from posttrain.probe import material
+
+    def tokenizer(text):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    write(tmp_path / "texts.jsonl", [{"text": "ab", "domain": "x"}, {"text": "cd", "domain": 3}])
+    assert material.load(ProbeConfig(texts="texts.jsonl"), tokenizer, True).texts == {"x": [[97, 98]], "3": [[99, 100]]}
+    for text in (None, 3, [USER]):
+        write(tmp_path / "texts.jsonl", [{"text": text, "domain": "x"}])
+        with pytest.raises(PosttrainError, match=r"probe\.texts=texts\.jsonl: row 0, column text: expected text, got"):
+            material.load(ProbeConfig(texts="texts.jsonl"), tokenizer, True)
+    write(tmp_path / "asked.jsonl", [{"prompt": "p"}, {"prompt": 3}])
+    with pytest.raises(PosttrainError) as error:
+        material.load(ProbeConfig(safety=SafetyConfig(harmful="asked.jsonl")), tokenizer, True)
+    assert "asked.jsonl, line 2, prompt: expected text or a list of messages, got 3" in str(error.value)
+    assert "on_error" not in str(error.value), "it is no setting of the probe's"
