@@ -329,6 +329,13 @@ def test_the_short_command_is_the_job(monkeypatch):
     assert called == [["+recipe=dpo_smollm2", "job=doctor"]]
 
 
+def test_a_pipeline_is_examined_by_its_stages():
+    with pytest.raises(PosttrainError) as raised:
+        compose("+recipe=rlhf_smollm2", "job=doctor")
+    assert "job=doctor: this is a pipeline, of " in str(raised.value)
+    assert "+recipe=reward_smollm2" in str(raised.value)
+
+
 def test_bad_settings_are_told_together(pairs):
     run, _ = compose("trainer=dpo", "model=tiny", "data.path=pairs.jsonl", "job=doctor", "doctor.near=2")
     run.doctor.fail_on, run.doctor.sample = "errors", 0
