@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import Run
-from posttrain.files import resolve
+from posttrain.files import built_in, resolve
 
 if TYPE_CHECKING:
     from posttrain.drift import Drift
@@ -68,7 +68,7 @@ def _save(folder: Path, run: Run, record: dict[str, Any], form: str, drift: Drif
     local = bool(run.data.mix) or not isinstance(run.data.path, str) or bool(resolve(data)) or Path(data).exists()
     card = ModelCardData(
         base_model=hub_id(base),
-        datasets=None if local or data.startswith(("embedded:", "reasoning_gym:")) else [data],
+        datasets=None if local or built_in(data) else [data],
         library_name="peft" if form == "adapter" else "transformers",
         pipeline_tag="text-classification" if run.trainer.kind == "reward" else "text-generation",
         tags=["posttrain", "trl", run.trainer.kind],

@@ -353,6 +353,8 @@ def parse(cfg: DictConfig) -> Run:
     if merged.job == "pipeline":
         for key in missing:  # trainer, model and data stand in its stages
             OmegaConf.update(merged, key, "")
+    elif missing and merged.stages:
+        raise PosttrainError(_pipeline(merged))
     elif missing:
         lines = [f"{key}: required, and not set; {_mend_missing(key)}" for key in missing]
         raise PosttrainError("\n".join(lines))
@@ -402,6 +404,14 @@ def unknown_key(key: str) -> str:
     near = difflib.get_close_matches(name, known, n=2)
     mend = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
     return f"{key}: unknown key; {mend}"
+
+
+def _pipeline(merged: Any) -> str:
+    """What to say of a pipeline that another job was asked of."""
+    stages = [stage for stage in merged.stages.values() if isinstance(stage, DictConfig)]
+    recipes = dict.fromkeys(stage.recipe for stage in stages if stage.get("recipe"))
+    taken = ", ".join(f"+recipe={name}" for name in recipes)
+    return f"job={merged.job}: this is a pipeline, of {', '.join(merged.stages)}; take the recipe of one stage: {taken}"
 
 
 def _mend_missing(key: str) -> str:

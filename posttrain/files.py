@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from posttrain.errors import PosttrainError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# Data that is no file: what comes with the package, and tasks that are drawn.
+BUILT_IN = ("embedded:", "reasoning_gym:")
 # Columns that are text in a CSV file even where every value looks like a number.
 TEXT = ("text", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "response")
 
@@ -48,6 +51,10 @@ def kind(path: Path) -> str | None:
     """The suffix that says how to read `path`, without that of its compression; `None` for any other file."""
     name = path.with_suffix("") if path.suffix in COMPRESSED else path
     return name.suffix if name.suffix in SUFFIXES else None
+
+
+def built_in(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith(BUILT_IN)
 
 
 def looks_local(path: str) -> bool:
@@ -82,15 +89,17 @@ def check(path: Any) -> str | None:
 def _check_one(path: Any, listed: bool) -> str | None:
     if not isinstance(path, str):
         return "expected a path"
+    if built_in(path) and not listed:
+        return None
     try:
         files = resolve(path)
         exists = bool(files) or Path(os.path.expanduser(path)).exists()
     except (OSError, ValueError) as error:
         return str(error)
-    if not exists and (listed or looks_local(path)):
+    if not exists and looks_local(path):
         return "no file matches" if glob.has_magic(path) else "no such file or folder"
     if listed and not files:
-        return "expected a file; a list names files"
+        return "expected a file; a list names files (other sources: data.mix)"
     for file in files:
         if (suffix := kind(file)) is None:
             where = "" if len(files) == 1 else f"{file}: "
@@ -220,11 +229,15 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
     try:
         return DECODER.raw_decode(text, position)
     except json.JSONDecodeError as error:
-        raise Misfit("", f"is not JSON: {error.msg} at column {error.colno}") from None
+        raise Misfit("", f"is not JSON: {_STARTS.sub('', error.msg)} at column {error.colno}") from None
     except RecursionError:
         raise Misfit("", "is nested too deeply") from None
     except ValueError as error:
         raise Misfit("", str(error)) from None
+
+
+# Some of the parser's messages end in `at`, which its own text goes on from.
+_STARTS = re.compile(r"( starting)? at$")
 
 
 def _integer(digits: str) -> int:

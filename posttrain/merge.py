@@ -17,8 +17,9 @@ from typing import Any
 from posttrain import card
 from posttrain.drift import Drift, Ruler, held_out
 from posttrain.errors import PosttrainError
+from posttrain.identity import content, files_digest
 from posttrain.lineage import Source, load, load_base
-from posttrain.rundir import content, files_digest, lock, placed
+from posttrain.rundir import lock, placed
 
 # Mean KL in nats per position. In bfloat16 a right merge costs 0.002 to 0.006 on a 135M model, most of it because two
 # computations in bfloat16 never agree; another base, or the adapter lost, costs 0.2 and more (docs/export.md).

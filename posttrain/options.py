@@ -94,6 +94,34 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
     return errors
 
 
+# The losses of DPO that read `label_smoothing` in TRL 1.16; the others ignore it, conservative DPO's sigmoid too.
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+
+
+def check_smoothing(kind: str, args: dict[str, Any]) -> list[str]:
+    """Label smoothing that TRL would ignore for the trainer `kind`, or fail on after the weights are loaded."""
+    errors = []
+    if args.get("label_smoothing_factor") and kind != "sft":
+        mend = "set loss_type=[robust] and label_smoothing" if kind == "dpo" else "leave it out"
+        errors.append(f"trainer.args.label_smoothing_factor: TRL's loss for {kind} does not read it; {mend}")
+    amount = args.get("label_smoothing", 0.0)
+    if kind != "dpo" or isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        return errors
+    types = args.get("loss_type") or ["sigmoid"]
+    types = [types] if isinstance(types, str) else types
+    where = f"trainer.args.label_smoothing={amount:g}"
+    if amount and not set(types) & set(SMOOTHED):
+        errors.append(
+            f"{where}: TRL ignores it with loss_type=[{','.join(map(str, types))}]; set "
+            f"trainer.args.loss_type=[robust], or leave it out (read by {', '.join(SMOOTHED)})"
+        )
+    elif "exo_pair" in types and not amount:
+        errors.append(f"{where}: loss_type=[exo_pair] needs it above 0; its paper sets 0.001")
+    if "robust" in types and not 0 <= amount < 0.5:
+        errors.append(f"{where}: loss_type=[robust] divides by 1 - 2 label_smoothing; set it below 0.5")
+    return errors
+
+
 def _problem(option: Option, value: Any) -> str | None:
     if option.choices is not None:
         wrong = [

@@ -83,6 +83,7 @@ def check(run: Run) -> None:
             "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
             "set at least 2, and fewer gradient_accumulation_steps"
         )
+    errors += options.check_smoothing(run.trainer.kind, run.trainer.args) if run.trainer.kind in KINDS else []
     errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
     errors += options.check("LoraConfig", run.peft.value, "peft.value")
     errors += _initialisation(run)
@@ -153,17 +154,16 @@ def _value(run: Run, key: str) -> Any:
 
 
 def _paths(run: Run) -> list[str]:
-    errors = []
-    for key, allowed in EMBEDDED.items():
-        value = _value(run, key)
-        if isinstance(value, str) and value.startswith("embedded:") and value not in allowed:
-            errors.append(f"{key}={value}: choose from {', '.join(allowed)}")
-    errors += mix.check(run.data)
+    errors = mix.check(run.data)
     local = {"data.path": run.data.path, "data.eval_path": run.data.eval_path}
     for name, part in run.data.mix.items():
         local |= {f"data.mix.{name}.{key}": part.get(key) for key in ("path", "eval_path") if isinstance(part, dict)}
     for key, value in local.items():
-        if value is None or value == "" or (isinstance(value, str) and value.startswith("embedded:")):
+        if not value and value != []:
+            continue
+        if isinstance(value, str) and value.startswith("embedded:"):
+            if value not in EMBEDDED["data.path"]:
+                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED['data.path'])}")
             continue
         if wrong := files.check(value):
             errors.append(f"{key}={value}: {wrong}")
@@ -178,7 +178,10 @@ def _paths(run: Run) -> list[str]:
             errors.append(f"{key}={value}: no such run directory")
     for key in ("model.path", "model.chat_template"):
         value = _value(run, key)
-        if value and not value.startswith("embedded:"):
+        if value and value.startswith("embedded:") and key in EMBEDDED:
+            if value not in EMBEDDED[key]:
+                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED[key])}")
+        elif value:
             is_file = key == "model.chat_template"
             if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
                 errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}")

@@ -126,6 +126,17 @@ def test_data_that_asks_nothing(tmp_path, row, message):
         items.read(write(tmp_path / "a.jsonl", row), 2, 0, False)
 
 
+def test_published_forms_are_converted_before_people_see_them(tmp_path):
+    said = [{"response": text, "overall_score": score} for text, score in (("a", 3), ("b", 9), ("c", 5))]
+    (several,) = items.read(write(tmp_path / "a.jsonl", {"instruction": "p", "completions": said}), 3, 0, False)
+    assert several.prompt == [{"role": "user", "content": "p"}]
+    assert several.completions[several.preferred] == [{"role": "assistant", "content": "b"}]
+    sides = {side: {"from": "gpt", "value": side} for side in ("chosen", "rejected")}
+    row = {"conversations": [{"from": "human", "value": "q"}], **sides}
+    (pair,) = items.read(write(tmp_path / "b.jsonl", row), 2, 0, False)
+    assert pair.completions[pair.preferred] == [{"role": "assistant", "content": "chosen"}]
+
+
 def candidate(score=None, **rewards):
     return Candidate(f"{score} {rewards}", score, rewards)
 

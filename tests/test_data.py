@@ -112,6 +112,27 @@ def test_a_mistake_in_the_data_says_where(tmp_path, rows, kind, config, said):
     assert said in str(error.value)
 
 
+PARTED = {"chosen": [USER, ASSISTANT], "rejected": [USER, BAD]}
+
+
+@pytest.mark.parametrize("eval_size", [0, 4])
+@pytest.mark.parametrize(
+    ("row", "column", "kinds"),
+    [
+        (PARTED, "chosen", ("sft", "reward", "dpo", "kto", "grpo")),
+        ({"messages": [USER, ASSISTANT]}, "messages", ("sft", "grpo")),
+        ({"chosen": "Q A", "rejected": "Q B"}, "rejected", ("dpo",)),
+    ],
+)
+def test_a_null_in_data_that_is_no_file_says_where(row, column, kinds, eval_size):
+    Dataset.from_list([row] * 3 + [{**row, column: None}] + [row] * 4).save_to_disk("saved")
+    for kind in kinds:
+        with pytest.raises(PosttrainError) as error:
+            load(DataConfig(path="saved", eval_size=eval_size), kind)
+        assert f"column {column}: expected text or a list of messages, got None" in str(error.value)
+        assert "data.path=saved: row " in str(error.value)
+
+
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(PosttrainError, match=r"d.jsonl, line 2: is not JSON: Expecting value at column 9"):
@@ -157,3 +178,23 @@ def test_dry_run_prints_the_plan_and_loads_nothing(train, monkeypatch, capsys, t
     for part in ("dpo, LoRA r=16", "43.3k parameters, 16.4k trained", "32 rows", "8 held out", "4 of 8 rows each"):
         assert part in plan
     assert not (tmp_path / "outputs").exists()
+
+
+def test_texts_and_prompts_of_the_probe_are_read_like_other_rows(tmp_path):
+    from posttrain.config import ProbeConfig, SafetyConfig
+    from posttrain.probe import material
+
+    def tokenizer(text):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    write(tmp_path / "texts.jsonl", [{"text": "ab", "domain": "x"}, {"text": "cd", "domain": 3}])
+    assert material.load(ProbeConfig(texts="texts.jsonl"), tokenizer, True).texts == {"x": [[97, 98]], "3": [[99, 100]]}
+    for text in (None, 3, [USER]):
+        write(tmp_path / "texts.jsonl", [{"text": text, "domain": "x"}])
+        with pytest.raises(PosttrainError, match=r"probe\.texts=texts\.jsonl: row 0, column text: expected text, got"):
+            material.load(ProbeConfig(texts="texts.jsonl"), tokenizer, True)
+    write(tmp_path / "asked.jsonl", [{"prompt": "p"}, {"prompt": 3}])
+    with pytest.raises(PosttrainError) as error:
+        material.load(ProbeConfig(safety=SafetyConfig(harmful="asked.jsonl")), tokenizer, True)
+    assert "asked.jsonl, line 2, prompt: expected text or a list of messages, got 3" in str(error.value)
+    assert "on_error" not in str(error.value), "it is no setting of the probe's"

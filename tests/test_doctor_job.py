@@ -9,14 +9,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from conftest import compose, rows
+from datasets import Dataset
 from test_doctor import clean
 
 from posttrain import preflight
 from posttrain.doctor import lengths, page, sequences
+from posttrain.doctor import pairs as pairs_of
+from posttrain.doctor.examine import examine
 from posttrain.doctor.lengths import Tokenized
 from posttrain.doctor.sequences import Sequence
+from posttrain.doctor.texts import of as texts_of
 from posttrain.errors import PosttrainError
-from posttrain.rundir import digest
+from posttrain.identity import digest
+from posttrain.jobs.doctor import prepare as prepare_doctor
 
 KEY = "AKIAIOSFODNN7EXAMPLE"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> [bold red]not markup[/] \x1b[2J"
@@ -48,14 +53,22 @@ def planted():
     return [talk(row) for row in found]
 
 
+_SICK = []
+
+
 @pytest.fixture
 def sick(train, tmp_path, capsys):
-    """The directory of a doctor's run on planted faults, the error that it ended with, and what it printed."""
-    write(tmp_path / "planted.jsonl", planted())
-    with pytest.raises(PosttrainError) as raised:
-        train("trainer=dpo", *DOCTOR, "data.path=planted.jsonl", "data.eval_size=0", "trainer.args.max_length=400")
-    (folder,) = (tmp_path / "outputs").glob("dpo-doctor-*")
-    return folder, str(raised.value), capsys.readouterr().out
+    """The directory of a doctor's run on planted faults, the error that it ended with, and what it printed.
+
+    It is run once: the tests that look at it change nothing.
+    """
+    if not _SICK:
+        write(tmp_path / "planted.jsonl", planted())
+        with pytest.raises(PosttrainError) as raised:
+            train("trainer=dpo", *DOCTOR, "data.path=planted.jsonl", "data.eval_size=0", "trainer.args.max_length=400")
+        (folder,) = (tmp_path / "outputs").glob("dpo-doctor-*")
+        _SICK.append((folder, str(raised.value), capsys.readouterr().out))
+    return _SICK[0]
 
 
 def test_each_planted_fault_is_in_the_report(sick):
@@ -181,15 +194,13 @@ def test_what_fails_a_run_is_a_setting(train, tmp_path, fail_on, fails):
 
 def prepared(kind, *overrides, count=40):
     """A run of `kind` on clean rows, one of them long, its tokenizer and its rows as training gets them."""
-    from posttrain.jobs.doctor import prepare
-
     found = clean(count)
     found[5]["prompt"] += " word" * 400
     found[6]["chosen"] += " word" * 400
     with open("mine.jsonl", "w") as file:
         file.writelines(json.dumps(talk(row)) + "\n" for row in found)
     run, _ = compose(f"trainer={kind}", "model=tiny", "data.path=mine.jsonl", "data.eval_size=0", *overrides)
-    plan = prepare(run)
+    plan = prepare_doctor(run)
     return run, plan.tokenizer, plan.data.train
 
 
@@ -214,6 +225,45 @@ def test_what_is_marked_is_the_answer_and_its_end(kind):
             answer = data[one.row][column][0]["content"]
             trained = tokenizer.decode([i for i, mark in zip(one.ids, one.trained, strict=True) if mark])
             assert trained.strip() == f"{answer}{tokenizer.eos_token}"
+
+
+def test_weights_of_messages_are_what_is_marked():
+    turns = [("user", "one?", None), ("assistant", "wrong", 0), ("user", "two?", None), ("assistant", "right", 1)]
+    messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
+    with open("chats.jsonl", "w") as file:
+        file.writelines(json.dumps({"messages": messages}) + "\n" for _ in range(4))
+    run, _ = compose("trainer=sft", "model=tiny", "data.path=chats.jsonl", "data.eval_size=0", "doctor.sample=2")
+    plan = prepare_doctor(run)
+    report = examine(run, plan.tokenizer, plan.data)
+    marked = "".join(piece.text for piece in report.shown[0].pieces if piece.trained)
+    assert marked.strip() == f"right{plan.tokenizer.eos_token}"
+
+
+def test_rows_left_out_are_a_finding_and_a_mixture_has_its_parts_named(train, tmp_path, capsys):
+    write(tmp_path / "fine.jsonl", [talk(row) for row in clean(60)])
+    broken = [{**talk(row), "chosen": KEY if i == 3 else talk(row)["chosen"]} for i, row in enumerate(clean(40, 1))]
+    write(tmp_path / "broken.jsonl", [*broken, {"prompt": 3}])
+    order = ("data.mix={a: {path: fine.jsonl}, b: {path: broken.jsonl}}", "data.on_error=skip", "data.eval_size=0")
+    with pytest.raises(PosttrainError, match=r"data\.path=fine\.jsonl, broken\.jsonl: the doctor found skipped"):
+        train("trainer=dpo", *DOCTOR, *order, "doctor.fail_on=warning", "doctor.language=false", "doctor.tokens=false")
+    (folder,) = (tmp_path / "outputs").glob("dpo-doctor-*")
+    (found,) = (one for one in json.loads((folder / "doctor.json").read_text())["findings"] if one["name"] == "skipped")
+    assert found["numbers"] == {"rows": 2, "share": 2 / 101}
+    assert [(one["split"], one["row"]) for one in found["examples"]] == [("broken.jsonl", 4), ("broken.jsonl", 41)]
+    said = capsys.readouterr().out
+    assert "a 60.6% (60 rows), b 39.4% (39 rows)" in said
+    assert "2 rows that do not fit" in said
+    assert KEY not in said + (folder / "doctor.html").read_text()
+
+
+def test_calls_of_tools_are_answers_and_differ():
+    call = lambda city: [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": city}}]}]  # noqa: E731
+    rows = [{"prompt": [{"role": "user", "content": "?"}], "chosen": call("Rome"), "rejected": call("Oslo")}] * 3
+    found = texts_of(Dataset.from_list(rows), "train")
+    assert found.answers["chosen"][0] == '{"name": "Rome"}'
+    run, _ = compose("trainer=dpo", "model=tiny", "data.path=mine.jsonl")
+    assert pairs_of.check_empty(found, run.doctor).severity == "info"
+    assert pairs_of.check_identical(found, run.doctor).severity == "info"
 
 
 def test_a_reward_model_reads_its_score_at_the_last_token():
@@ -277,6 +327,13 @@ def test_the_short_command_is_the_job(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["posttrain.doctor", "+recipe=dpo_smollm2"])
     runpy.run_module("posttrain.doctor", run_name="__main__")
     assert called == [["+recipe=dpo_smollm2", "job=doctor"]]
+
+
+def test_a_pipeline_is_examined_by_its_stages():
+    with pytest.raises(PosttrainError) as raised:
+        compose("+recipe=rlhf_smollm2", "job=doctor")
+    assert "job=doctor: this is a pipeline, of " in str(raised.value)
+    assert "+recipe=reward_smollm2" in str(raised.value)
 
 
 def test_bad_settings_are_told_together(pairs):

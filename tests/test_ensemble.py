@@ -105,7 +105,7 @@ def test_an_evaluation_calibrates_and_rewards_read_it(train):
     assert given(length_penalty="fitted", calibration=str(found.path)) == pytest.approx(residual, abs=1e-4)
 
     model = ("+recipe=rloo_smollm2", "reward=rm", f"reward.rm.model={reward.path}", "reward.rm.shared=false")
-    from posttrain.rundir import digest
+    from posttrain.identity import digest
 
     digests = [digest(compose(*model, *more)[0]) for more in ((), ("reward.rm.args.scale=zscore",))]
     (reward.path / "calibration.json").write_text((reward.path / "calibration.json").read_text() + " ")

@@ -312,7 +312,7 @@ def test_nothing_is_overwritten_and_nothing_done_twice(run, capsys):
 
 
 def test_an_export_does_not_change_what_is_trained_from_the_run(run):
-    from posttrain.rundir import digest
+    from posttrain.identity import digest
 
     path = run("lora")
     following, _ = compose("+recipe=dpo_smollm2", f"model.path={path}")

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +78,9 @@ def test_zst_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("b.parquet.gz", "Parquet is compressed inside"),
         (["a.jsonl", "c.parquet"], "Parquet and other files together"),
         ([1], "expected a path"),
+        (["ORG/NAME"], "ORG/NAME: expected a file; a list names files (other sources: data.mix)"),
+        (["reasoning_gym:chain_sum"], "reasoning_gym:chain_sum: expected a file"),
+        ("embedded:squat", "choose from embedded:squad, embedded:imdb"),
     ],
 )
 def test_paths_that_cannot_be_read_are_said_before_anything_loads(path: Any, said: str, tmp_path: Path):
@@ -89,6 +93,32 @@ def test_paths_that_cannot_be_read_are_said_before_anything_loads(path: Any, sai
         preflight.check(run)
     assert f"data.path={path}: " in str(error.value)
     assert said in str(error.value)
+
+
+def test_paths_that_are_no_files():
+    from posttrain import preflight
+    from posttrain.identity import data_content
+    from posttrain.rundir import data_file
+
+    gym = "reasoning_gym:chain_sum"
+    more = ("model=tiny", "reward=length", f"data.path={gym}", "data.args.size=6")
+    preflight.check(compose("trainer=grpo", *more, f"data.eval_path={gym}")[0])
+    assert (files.check(gym), data_content(gym), data_file(gym)) == (None, gym, gym)
+    data = load(DataConfig(path=gym, args={"size": 6}, eval_path=gym), "grpo")
+    assert data.eval is not None
+    asked = [{row["prompt"][0]["content"] for row in part} for part in (data.train, data.eval)]
+    assert not asked[0] & asked[1], "held-out tasks are of another seed"
+    mixed = {"a": {"path": gym, "args": {"size": 6}}, "b": {"path": "embedded:squat"}}
+    run, _ = compose("trainer=grpo", "model=tiny", "reward=length", "data.mix={a: {path: a}}")
+    run.data.mix = mixed
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(run)
+    assert str(error.value) == "data.mix.b.path=embedded:squat: choose from embedded:squad, embedded:imdb"
+    mixed["b"] = {"path": gym, "args": {"size": 6, "seed": 7}}
+    assert load(DataConfig(mix=mixed, eval_size=2), "grpo").source["train_rows"] == 8
+    for value in ("eight", 2.5, True):
+        with pytest.raises(PosttrainError, match=f"data.args.size={value!r}: expected a whole number"):
+            load(DataConfig(path=gym, args={"size": value}), "grpo")
 
 
 BROKEN = [
@@ -166,6 +196,9 @@ def test_parquet_rows_have_a_number_and_keep_their_types(tmp_path: Path):
     with pytest.raises(PosttrainError, match=r"b.parquet, row 2, text: expected text"):
         texts("*.parquet")
     data = load(DataConfig(path="*.parquet", eval_size=0, on_error="skip"), "sft")
+    (skipped,) = data.skipped
+    entries = [json.loads(line) for line in skipped.path.read_text().splitlines()]
+    assert [(entry["number"], entry["row"]["text"]) for entry in entries] == [(2, None), (2, None)]
     assert data.train["text"][:] == ["a", "c", "a", "c"]
     assert data.train[1]["day"] == datetime.date(2026, 1, 3)
 
@@ -188,7 +221,7 @@ def test_other_columns_keep_every_value(tmp_path: Path):
 
 
 def test_changed_files_are_another_run(tmp_path: Path):
-    from posttrain.rundir import digest
+    from posttrain.identity import digest
 
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_bytes(lines({"text": name}))
@@ -287,3 +320,8 @@ ARROW = (
 def test_no_column_types_end_in_a_traceback(columns: Any, kind: str, format_: str, skip: bool):
     pyarrow.parquet.write_table(pyarrow.table(columns), "d.parquet")
     attempt("d.parquet", Path("d.parquet").read_bytes(), kind, format=format_, on_error="skip" if skip else "stop")
+    if not skip:  # what is no file is checked row by row only where it is used
+        folder = f"saved-{len(list(Path().glob('saved-*')))}"
+        Dataset(pyarrow.table(columns)).save_to_disk(folder)
+        with contextlib.suppress(PosttrainError):
+            load(DataConfig(path=folder, eval_size=0.5, format=format_), kind)

@@ -432,7 +432,7 @@ def test_an_endpoint_that_does_not_answer_is_said_before_weights_load(write):
 
 
 def test_another_grader_is_another_run(write):
-    from posttrain.rundir import digest
+    from posttrain.identity import digest
 
     def of():
         return digest(compose("+recipe=grpo_smollm2", "~reward", "+reward.g.grader=g.json")[0])

@@ -117,7 +117,8 @@ def test_settings_of_a_mixture_are_checked_at_once():
 
     write("a.jsonl", [{"text": "a"}])
     broken = "{a: {path: a.jsonl, weight: 0}, b: {path: none.jsonl, wieght: 1}, c: {weight: 1}, d: 3}"
-    run, _ = compose("trainer=sft", "model=tiny", f"data.mix={broken}", "data.stopping_strategy=never")
+    beside = ("data.stopping_strategy=never", "data.eval_path=a.jsonl", "data.format=alpaca")
+    run, _ = compose("trainer=sft", "model=tiny", f"data.mix={broken}", *beside)
     with pytest.raises(PosttrainError) as error:
         preflight.check(run)
     for said in (
@@ -127,6 +128,8 @@ def test_settings_of_a_mixture_are_checked_at_once():
         "data.mix.c.path: required, and not set",
         "data.mix.d=3: expected keys such as path and weight",
         "data.mix: some parts have a weight and some have none",
+        "data.eval_path: not read beside data.mix; set data.mix.NAME.eval_path of the parts that it is for",
+        "data.format: not read beside data.mix",
         "data.stopping_strategy=never: choose from first_exhausted, all_exhausted",
     ):
         assert said in str(error.value)
@@ -222,13 +225,18 @@ def test_columns_of_a_stream_may_change_on_the_way():
         (("trainer=grpo", "trainer.args.max_steps=4"), "data.streaming=true: grpo draws its prompts from all rows"),
         (("trainer=sft", "job=evaluate"), "data.streaming=true: job=evaluate reads its rows as a whole"),
         (("trainer=sft", "data.max_train_rows=4"), "data.max_train_rows: not for streams"),
+        (("trainer=sft", "data.path=reasoning_gym:chain_sum"), "data.path=reasoning_gym:chain_sum: is made here"),
+        (("trainer=dpo", "data.path=embedded:squad"), "data.path=embedded:squad: is made here, as a whole"),
+        (("trainer=sft", "data.path=saved"), "data.path=saved: a folder saved by `datasets` is not streamed"),
     ],
 )
 def test_what_cannot_be_streamed_is_said(settings: tuple[str, ...], said: str):
     from posttrain import preflight
 
     write("a.jsonl", [{"text": "a"}])
-    run, _ = compose(*settings, "model=tiny", "data.path=a.jsonl", "data.streaming=true")
+    Path("saved").mkdir()
+    write("saved/state.json", [{}])
+    run, _ = compose("data.path=a.jsonl", *settings, "model=tiny", "data.streaming=true")
     with pytest.raises(PosttrainError) as error:
         preflight.check(run)
     assert said in str(error.value)

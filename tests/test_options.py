@@ -96,6 +96,38 @@ def test_all_errors_come_at_once():
     assert len(options.check("DPOConfig", wrong, "trainer.args")) == 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "args", "said"),
+    [
+        ("dpo", {"label_smoothing": 0.1}, "label_smoothing=0.1: TRL ignores it with loss_type=[sigmoid]; set trainer"),
+        ("dpo", {"label_smoothing": 0.1, "loss_type": ["sigmoid", "sft"]}, "with loss_type=[sigmoid,sft]"),
+        ("dpo", {"label_smoothing": 0.5, "loss_type": "robust"}, "divides by 1 - 2 label_smoothing; set it below 0.5"),
+        ("dpo", {"loss_type": ["exo_pair"]}, "label_smoothing=0: loss_type=[exo_pair] needs it above 0"),
+        ("dpo", {"label_smoothing_factor": 0.1}, "TRL's loss for dpo does not read it; set loss_type=[robust]"),
+        ("reward", {"label_smoothing_factor": 0.1}, "TRL's loss for reward does not read it; leave it out"),
+        ("dpo", {"label_smoothing": 0.1, "loss_type": ["robust", "sft"]}, None),
+        ("dpo", {"label_smoothing": 0.001, "loss_type": "exo_pair"}, None),
+        ("dpo", {"label_smoothing": "much"}, None),  # its type is told by `check`
+        ("sft", {"label_smoothing_factor": 0.1}, None),
+        ("kto", {}, None),
+    ],
+)
+def test_smoothing_that_would_do_nothing_is_told(kind, args, said):
+    errors = options.check_smoothing(kind, args)
+    assert len(errors) == (said is not None)
+    assert said is None or said in errors[0]
+
+
+def test_the_losses_that_smooth_are_those_of_the_library():
+    """Each branch of DPO's loss that reads `label_smoothing`, by the name it is chosen with."""
+    from trl import DPOTrainer
+
+    source = inspect.getsource(inspect.getmodule(DPOTrainer))
+    branches = re.split(r'\n +(?:el)?if loss_type == "(\w+)":', source)
+    read = {name for name, body in zip(branches[1::2], branches[2::2], strict=True) if "self.label_smoothing" in body}
+    assert read == set(options.SMOOTHED)
+
+
 def test_lora_and_quantization_typos():
     assert "did you mean lora_alpha" in options.check("LoraConfig", {"lora_alfa": 8}, "peft.lora")[0]
     assert "load_in_4bit" in options.check("BitsAndBytesConfig", {"load_in_4bits": True}, "peft.quantization")[0]

@@ -19,12 +19,13 @@ from filelock import FileLock
 from posttrain import config, preflight
 from posttrain.config import Origin
 from posttrain.errors import PosttrainError
+from posttrain.identity import digest
 from posttrain.jobs.pipeline import pipeline
 from posttrain.pipeline import overrides, process
 from posttrain.pipeline.gates import Gate
 from posttrain.pipeline.plan import Progress
 from posttrain.pipeline.stages import read
-from posttrain.rundir import RunDirectory, digest
+from posttrain.rundir import RunDirectory
 
 config.register()
 SFT = {"recipe": "sft_smollm2"}

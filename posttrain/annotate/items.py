@@ -49,7 +49,9 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
 
     rows = stored(config)
     columns = set(rows.column_names)
-    if "completions" in columns:
+    if {"instruction", "completions"} <= columns:
+        groups = _lists(stored(config, "ultrafeedback"), config.path)
+    elif "completions" in columns:
         groups = _lists(rows, config.path)
     elif {"prompt", "completion"} <= columns and not set(PAIRS) <= columns:
         groups = _rows(rows, config.path)

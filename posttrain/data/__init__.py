@@ -44,8 +44,11 @@ class Data:
         """How many there are for training; `None` of a stream."""
         return self.source["train_rows"]
 
-    def lines(self) -> dict[str, str]:
-        """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out."""
+    def lines(self, kept: bool = True) -> dict[str, str]:
+        """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out.
+
+        `kept`: the job keeps what is left out in its run directory.
+        """
         parts = self.source["parts"]
         found = {"format": "; ".join(_named(name) + _format(part) for name, part in parts.items())}
         if len(parts) > 1:
@@ -56,7 +59,8 @@ class Data:
                 "several of a prompt, each counted in full: TRL's trainers take no weights (data.pairs=one)"
             )
         if count := sum(part["skipped"] for part in parts.values()):
-            found["skipped"] = f"{count} rows that do not fit, kept in skipped.jsonl with the reasons"
+            where = ", kept in skipped.jsonl with the reasons" if kept else ""
+            found["skipped"] = f"{count} rows that do not fit{where}"
         return found
 
 

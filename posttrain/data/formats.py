@@ -40,14 +40,17 @@ PROMPTED = ("prompt", "messages", *PAIRS)
 
 
 def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The prompt of a row: its own column, the turns before the last, what both answers begin with; or `None`."""
+    """The prompt of a row: its own column, the turns before the last, what both answers begin with; or `None`.
+
+    Rows may not have been checked yet.
+    """
     if "prompt" in row:
         return row["prompt"]
     if "messages" in row:
-        return row["messages"][:-1]
-    if not set(PAIRS) <= row.keys():
+        return row["messages"][:-1] if isinstance(row["messages"], list) else None
+    chosen, rejected = (row.get(side) for side in PAIRS)
+    if not isinstance(chosen, (str, list)) or not isinstance(rejected, (str, list)):
         return None
-    chosen, rejected = (row[side] for side in PAIRS)
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
     return chosen[: sum(1 for _ in same)]
 
@@ -112,7 +115,10 @@ def converse(dataset: Dataset) -> Dataset:
 
 
 def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
-    """The data as the trainer `kind` takes it; columns that are not TRL's stay, for reward functions."""
+    """The data as the trainer `kind` takes it; columns that are not TRL's stay, for reward functions.
+
+    Raises `PosttrainError` for the wrong columns, and `Misfit` for a value that has no prompt to be told from it.
+    """
     found = form(dataset.column_names, kind, name)
     if found == PAIRS:
         dataset = _with_prompt(dataset)
@@ -128,7 +134,8 @@ def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
         elif kind in ONLINE:
             found = ("prompt",)
     elif found == ("messages",) and kind in ONLINE:
-        dataset = dataset.map(_asks, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
+        dataset = dataset.map(_asks, with_indices=True, desc="Taking prompts")
+        dataset = dataset.filter(lambda row: bool(row["prompt"]))
         found = ("prompt",)
     if kind == "kto":
         # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
@@ -137,8 +144,9 @@ def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
     return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
 
 
-def _asks(row: dict[str, Any]) -> dict[str, Any]:
+def _asks(row: dict[str, Any], index: int) -> dict[str, Any]:
     """The turns that a reply follows: all but the assistant's last ones."""
+    check_values(row, index, ("messages",))
     turns = list(row["messages"])
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
@@ -152,10 +160,22 @@ def _with_prompt(dataset: Dataset) -> Dataset:
         # UltraFeedback has the prompt as text beside conversations that begin with it.
         dataset = dataset.remove_columns("prompt")
     if "prompt" not in dataset.column_names:
-        from trl.data_utils import extract_prompt
-
-        dataset = dataset.map(extract_prompt, desc="Extracting prompts")
+        dataset = dataset.map(_extracted, with_indices=True, desc="Extracting prompts")
     return dataset
+
+
+def _extracted(row: dict[str, Any], index: int) -> dict[str, Any]:
+    from trl.data_utils import extract_prompt
+
+    check_values(row, index, PAIRS)
+    return extract_prompt(row)
+
+
+def check_values(row: Mapping[str, Any], index: int, columns: tuple[str, ...]) -> None:
+    """Raise `Misfit` for the first of `columns` that is empty or of the wrong kind, before it is taken apart."""
+    for column in columns:
+        if problem := problem_of(column, row[column]):
+            raise Misfit(f"row {index}", f"column {column}: {problem}")
 
 
 def check_rows(dataset: Dataset, split: str, path: str, most: int = 5) -> None:

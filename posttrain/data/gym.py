@@ -35,6 +35,9 @@ def load(path: str, args: dict[str, Any]) -> DatasetDict:
     name, given = path.split(":", 1)[1], {option: value for option, value in args.items() if value is not None}
     system = given.pop("system", None)
     options = {"size": SIZE, "seed": SEED, **given}
+    for option in ("size", "seed"):
+        if not isinstance(options[option], int) or isinstance(options[option], bool):
+            raise PosttrainError(f"data.args.{option}={options[option]!r}: expected a whole number")
     seen: set[str] = set()
     splits = {}
     for split, seed in (("train", options["seed"]), ("test", options["seed"] + HELD_OUT)):

@@ -53,6 +53,9 @@ def check(config: DataConfig) -> list[str]:
         weight = entry.get("weight")
         if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight <= 0):
             errors.append(f"{where}.weight={weight}: expected a number above 0")
+    for key, default in (("eval_path", None), ("min_score", None), ("format", "auto")):
+        if config.mix and getattr(config, key) != default:
+            errors.append(f"data.{key}: not read beside data.mix; set data.mix.NAME.{key} of the parts that it is for")
     given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]
     if any(given) and not all(given):
         errors.append("data.mix: some parts have a weight and some have none; give all of them one, or none")

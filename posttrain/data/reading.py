@@ -46,21 +46,23 @@ class Source:
     convert: Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def read(config: DataConfig, path: Any, split: str, key: str, kind: str | None) -> Rows:
+def read(
+    config: DataConfig, path: Any, split: str, key: str, kind: str | None, needed: tuple[str, ...] | None = None
+) -> Rows:
     """The rows of `path` that trainer `kind` will learn from; with no `kind`, those that have prompts.
 
-    `key` is the setting that names the path. Raises `PosttrainError` for what cannot be read, does not fit, or serves
-    another trainer.
+    `key` is the setting that names the path, `needed` the columns of TRL's form to check, if not those that `kind`
+    needs. Raises `PosttrainError` for what cannot be read, does not fit, or serves another trainer.
     """
     named = f"{key}={shown(path)}"
     local = f.resolve(path)
     if local and f.kind(local[0]) != ".parquet":
-        return _stored(open_files(config, local, kind, named), config, named)
+        return _stored(open_files(config, local, kind, named, needed), config, named)
     dataset = rename(load_arrow(config, path, local, split, key), config.columns)
     config = replace(config, columns={})
     if not len(dataset):
         return Rows(dataset, config, "trl")
-    source = open_rows(functools.partial(_arrow_rows, dataset, path, local), config, kind)
+    source = open_rows(functools.partial(_arrow_rows, dataset, path, local), config, kind, needed)
     if source.format != "trl":
         return _stored(source, config, named)
     if local or config.on_error == "skip":
@@ -68,7 +70,9 @@ def read(config: DataConfig, path: Any, split: str, key: str, kind: str | None) 
     return Rows(dataset, config, "trl")
 
 
-def open_files(config: DataConfig, paths: list[Path], kind: str | None, named: str) -> Source:
+def open_files(
+    config: DataConfig, paths: list[Path], kind: str | None, named: str, needed: tuple[str, ...] | None = None
+) -> Source:
     """The rows of text files, their columns renamed."""
 
     def rows() -> Iterator[f.Row]:
@@ -79,7 +83,7 @@ def open_files(config: DataConfig, paths: list[Path], kind: str | None, named: s
     try:
         if config.columns:
             _check_columns(paths, config.columns)
-        return open_rows(rows, config, kind)
+        return open_rows(rows, config, kind, needed)
     except PosttrainError as error:
         message = str(error)
         raise PosttrainError(message if message.startswith(("data.", "trainer.")) else f"{named}: {message}") from error
@@ -101,8 +105,10 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     return {**{name: value for name, value in row.items() if name not in gone}, **moved}
 
 
-def open_rows(rows: Callable[[], Iterator[f.Row]], config: DataConfig, kind: str | None) -> Source:
-    """What the first rows say of all: the format, and whether `kind` can learn from it."""
+def open_rows(
+    rows: Callable[[], Iterator[f.Row]], config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None
+) -> Source:
+    """What the first rows say of all: the format, and whether `kind` can learn from it (see `read`)."""
     first = [row for _, row in itertools.islice(rows(), FIRST) if isinstance(row, dict)]
     columns = list(dict.fromkeys(name for row in first for name in row))
     name = detect(columns, first) if config.format == "auto" else config.format
@@ -112,7 +118,9 @@ def open_rows(rows: Callable[[], Iterator[f.Row]], config: DataConfig, kind: str
         return Source(rows, name, convert)
     if not first:
         return Source(rows, name, lambda row: row)
-    if kind is not None:
+    if needed is not None:
+        needed = tuple(name for name in needed if name in columns)
+    elif kind is not None:
         needed = form(columns, kind)
     else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
@@ -198,15 +206,26 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
             from posttrain.data import gym
 
             return _pick(gym.load(path, config.args), split, key, path)
-        folder = Path(os.path.expanduser(path))
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            saved = datasets.load_from_disk(str(folder))
-            return _pick(saved, split, key, path) if isinstance(saved, datasets.DatasetDict) else saved
+        if saved(path):
+            found = datasets.load_from_disk(os.path.expanduser(path))
+            return _pick(found, split, key, path) if isinstance(found, datasets.DatasetDict) else found
         return datasets.load_dataset(path, config.name, split=split, revision=config.revision)
     except PosttrainError:
         raise
     except Exception as error:
         raise PosttrainError(f"{key}={shown(path)}: {explain(error, shown(path), split)}") from error
+
+
+def saved(path: str) -> bool:
+    """Whether `path` is a folder that `datasets` saved."""
+    folder = Path(os.path.expanduser(path))
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def held_out_split(config: DataConfig) -> str:
+    """The split of `data.eval_path`: a task's own for that, or the questions would be those that are trained on."""
+    made = isinstance(config.eval_path, str) and config.eval_path.startswith("reasoning_gym:")
+    return config.eval_split or ("test" if made else "train")
 
 
 def has_splits(path: Any) -> bool:

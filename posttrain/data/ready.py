@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
-from posttrain.data.formats import ACCEPTS, PAIRS, TRL_COLUMNS, adapt, check_rows, converse
+from posttrain.data.formats import ACCEPTS, PAIRS, TRL_COLUMNS, adapt, check_rows, check_values, converse
 from posttrain.data.judged import is_judged, judge
 from posttrain.data.reading import shown
 from posttrain.data.split import Divided, Part, divide
 from posttrain.errors import PosttrainError
+from posttrain.files import Misfit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,10 +66,13 @@ def ready_prompts(config: DataConfig, kind: str, split: str) -> Ready | None:
     return Ready(found, None, found, divided)
 
 
-def stored(config: DataConfig) -> Dataset:
-    """All rows of `config.path` as they are stored, under our column names."""
-    whole = replace(config, format="trl", eval_size=0, eval_path=None, eval_split=None)
-    part = divide(whole, None).train
+def stored(config: DataConfig, name: str = "trl") -> Dataset:
+    """All rows of `config.path` as they are stored, under our column names, or converted from the format `name`.
+
+    Of those that are not converted only the prompts are checked: the caller knows what else he takes.
+    """
+    whole = replace(config, format=name, eval_size=0, eval_path=None, eval_split=None)
+    part = divide(whole, None, needed=("prompt",)).train
     return _conversed(_limited(part), part)
 
 
@@ -77,7 +81,7 @@ def adapted(part: Part, kind: str) -> Dataset:
     rows = _limited(part)
     if is_judged(rows.column_names, part.format):
         rows = judge(rows, kind, part.config.pairs, part.config.threshold)
-    made = adapt(_conversed(rows, part), kind, part.format)
+    made = _adapt(_conversed(rows, part), kind, part)
     if part.format == "trl":  # other rows were checked when they were converted
         check_rows(made, part.name, shown(part.config.path))
     return made
@@ -90,7 +94,18 @@ def prompts_for(part: Part, kind: str) -> Dataset | None:
         rows = judge(rows, "grpo", part.config.pairs, None)
     rows = _conversed(rows, part)
     # A trainer of prompts is probed on prompts as it gets them.
-    return _prompts(adapt(rows, kind, part.format) if ACCEPTS[kind][0] == ("prompt",) else rows)
+    return _prompts(_adapt(rows, kind, part) if ACCEPTS[kind][0] == ("prompt",) else rows, part)
+
+
+def _adapt(rows: Dataset, kind: str, part: Part) -> Dataset:
+    try:
+        return adapt(rows, kind, part.format)
+    except Misfit as misfit:
+        raise _unfit(misfit, part) from None
+
+
+def _unfit(misfit: Misfit, part: Part) -> PosttrainError:
+    return PosttrainError(f"data.path={shown(part.config.path)}: {misfit.field} of {part.name}, {misfit.reason}")
 
 
 def _limited(part: Part) -> Dataset:
@@ -104,14 +119,22 @@ def _conversed(rows: Dataset, part: Part) -> Dataset:
     return converse(rows) if part.config.conversational else rows
 
 
-def _prompts(rows: Dataset) -> Dataset | None:
+def _prompts(rows: Dataset, part: Part) -> Dataset | None:
     columns = set(rows.column_names)
     if set(PAIRS) <= columns:
-        rows = adapt(rows, "dpo")
+        rows = _adapt(rows, "dpo", part)
     elif "messages" in columns:
         # UltraChat has the first turn as text beside the conversation: the conversation is what is trained on.
-        rows = rows.map(lambda row: {"prompt": row["messages"][:-1]})
+        try:
+            rows = rows.map(_before, with_indices=True, desc="Taking prompts")
+        except Misfit as misfit:
+            raise _unfit(misfit, part) from None
         rows = rows.filter(lambda row: bool(row["prompt"]))
     elif "prompt" not in columns:
         return None
     return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])
+
+
+def _before(row: dict[str, Any], index: int) -> dict[str, Any]:
+    check_values(row, index, ("messages",))
+    return {"prompt": row["messages"][:-1]}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
 from posttrain.data.formats import PROMPTED, prompt_of
-from posttrain.data.reading import Rows, has_splits, read, shown
+from posttrain.data.reading import Rows, has_splits, held_out_split, read, shown
 from posttrain.data.store import Skipped
 from posttrain.errors import PosttrainError
 from posttrain.rundir import data_file
@@ -43,14 +43,14 @@ class Divided:
     skipped: list[Skipped]
 
 
-def divide(config: DataConfig, kind: str | None) -> Divided:
-    """The rows of `data.path` (and `data.eval_path`), for trainer `kind` (see `reading.read`)."""
+def divide(config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None) -> Divided:
+    """The rows of `data.path` (and `data.eval_path`), for trainer `kind`; `needed` as in `reading.read`."""
     own = reading(config, config.path)
-    train = read(own, own.path, own.split, "data.path", kind)
+    train = read(own, own.path, own.split, "data.path", kind, needed)
     held_out: Rows | None = None
     if config.eval_path:
         other = reading(config, config.eval_path)
-        held_out, how = read(other, other.path, other.eval_split or "train", "data.eval_path", kind), "file"
+        held_out, how = read(other, other.path, held_out_split(other), "data.eval_path", kind), "file"
     elif own.eval_split and has_splits(own.path):
         held_out, how = read(own, own.path, own.eval_split, "data.path", kind), own.eval_split
     elif config.eval_size:
@@ -100,8 +100,8 @@ def hold_out(rows: Dataset, size: float | int, columns: Mapping[str, str]) -> tu
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows.select_columns(theirs)):
         ours = {name: row[column] for name in PROMPTED if (column := columns.get(name, name)) in row}
-        if (prompt := prompt_of(ours)) is not None:
-            groups.setdefault(repr(prompt), []).append(index)
+        prompt = prompt_of(ours)
+        groups.setdefault(f"row {index}" if prompt is None else repr(prompt), []).append(index)
     if len(groups) < 2 or len(groups) == len(rows):
         parts = rows.train_test_split(test_size=size, seed=SPLIT_SEED)
         return parts["train"], parts["test"]

@@ -35,7 +35,7 @@ _passing: list[str] = []
 
 @dataclass
 class Skipped:
-    """Rows left out: how many, and a JSON-lines file with file, line (or row), field, reason and the row."""
+    """Rows left out: how many, and a JSON-lines file with file, line (Parquet: number), field, reason and the row."""
 
     path: Path
     count: int = 0
@@ -47,9 +47,19 @@ class Skipped:
 
     def add(self, place: Place, misfit: Misfit, row: Any) -> None:
         self.count += 1
-        entry = {"file": place.file, place.unit: place.number, "field": misfit.field or None, "reason": misfit.reason}
+        where = "line" if place.unit == "line" else "number"  # `row` is the row itself
+        entry = {"file": place.file, where: place.number, "field": misfit.field or None, "reason": misfit.reason}
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps({**entry, "row": row}, ensure_ascii=False, default=str) + "\n")
+
+    def first(self, most: int) -> list[tuple[str, int, str]]:
+        """(file, line or row in it, what is wrong) of the first rows."""
+        with self.path.open(encoding="utf-8") as file:
+            entries = [json.loads(line) for line in itertools.islice(file, most)]
+        return [
+            (entry["file"], entry.get("line", entry.get("number")), f"{entry['field'] or 'row'}: {entry['reason']}")
+            for entry in entries
+        ]
 
 
 def message(place: Place, misfit: Misfit) -> str:
@@ -106,7 +116,9 @@ def sift(rows: Iterator[Row], see: Callable[[dict[str, Any]], None], key: str, s
 def _report(key: str, first: list[str], count: int) -> str:
     what, them = ("1 row does not fit", "it") if count == 1 else (f"{count} rows do not fit", "them")
     more = [f"  and {count - len(first)} more"] if count > len(first) else []
-    mend = f"mend {them}, or leave {them} out with data.on_error=skip"
+    mend = f"mend {them}"
+    if key.startswith("data."):
+        mend += f", or leave {them} out with data.on_error=skip"
     return "\n".join([f"{key}: {what}; {mend}", *(f"  {line}" for line in first), *more])
 
 

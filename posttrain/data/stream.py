@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain import files as f
 from posttrain.config import DataConfig
 from posttrain.data.formats import TRL_COLUMNS, rename
-from posttrain.data.reading import CHATS, Source, explain, open_files, open_rows, read, shown
+from posttrain.data.reading import CHATS, Source, explain, held_out_split, open_files, open_rows, read, saved, shown
 from posttrain.data.ready import Ready, adapted, prompts_for
 from posttrain.data.split import Divided, Part, reading
 from posttrain.data.store import Skipped, message, passing, scratch, store
@@ -32,6 +32,12 @@ BATCH, BUFFER, SEED = 256, 1000, 0
 def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
     """What cannot be streamed, before anything is read."""
     errors = []
+    if f.built_in(config.path):
+        errors.append(f"data.path={config.path}: is made here, as a whole; set data.streaming=false")
+    elif isinstance(config.path, str) and saved(config.path):
+        errors.append(
+            f"data.path={config.path}: a folder saved by `datasets` is not streamed; set data.streaming=false"
+        )
     if job != "train":
         errors.append(f"data.streaming=true: job={job} reads its rows as a whole; set it to false")
     elif kind not in KINDS:
@@ -128,7 +134,7 @@ def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
 
 def _held_out(config: DataConfig, kind: str) -> Part:
     own = reading(config, config.eval_path)
-    rows = read(own, own.path, own.eval_split or "train", "data.eval_path", kind)
+    rows = read(own, own.path, held_out_split(own), "data.eval_path", kind)
     return Part(rows.rows, rows.config, config.max_eval_rows, "held-out", rows.format)
 
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrain.config import Run
+from posttrain.config import DoctorConfig, Run
 from posttrain.doctor import duplicates, language, lengths, noise, pairs, privacy, sequences, texts
-from posttrain.doctor.finding import SEVERITIES, Finding
+from posttrain.doctor.finding import SEVERITIES, Example, Finding, excerpt, finding, many, severity
 from posttrain.doctor.lengths import Tokenized
 from posttrain.doctor.patterns import kinds
 from posttrain.doctor.texts import Texts
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data import Data
 
 SHOWN = 3
 
@@ -57,21 +58,21 @@ class Report:
 def examine(
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
-    held_out: Dataset | None,
+    data: Data,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
     """Every check on rows as the trainer gets them."""
+    train, held_out = data.train, data.eval
     settings, report = run.doctor, Report()
     progress("Reading the text")
     own = texts.of(train, "train")
     other = texts.of(held_out, "held-out") if held_out is not None else None
     if settings.tokens:
         progress("Tokenizing")
-        tokenized = tokenize(run, tokenizer, train, own)
+        tokenized = tokenize(run, tokenizer, data, own)
         report.findings += lengths.check(run, own, tokenized, tokenizer.eos_token_id)
         report.shown = show(run, tokenizer, own, tokenized)
-    report.findings.append(pairs.check_empty(own, settings))
+    report.findings += [*_skipped(data, settings), pairs.check_empty(own, settings)]
     if own.paired:
         report.findings += [pairs.check_identical(own, settings), pairs.check_contradictory(own, settings)]
     if own.labels is not None:
@@ -98,10 +99,31 @@ def examine(
     return report
 
 
-def tokenize(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, own: Texts) -> Tokenized:
+def _skipped(data: Data, settings: DoctorConfig) -> list[Finding]:
+    """What `data.on_error=skip` left out; its examples have the file and the line or row there."""
+    count = sum(one.count for one in data.skipped)
+    if not count:
+        return []
+    entries = [entry for one in data.skipped for entry in one.first(settings.examples)][: settings.examples]
+    rows = len(data.train) + (len(data.eval) if data.eval is not None else 0)
+    return [
+        finding(
+            "skipped",
+            severity(count, count + rows, settings),
+            f"{many(count, 'row')} of the source left out by data.on_error=skip",
+            {"rows": count, "share": count / (count + rows)},
+            [Example(file, number, excerpt(says)) for file, number, says in entries],
+            "What they say is not learnt, and an exporter that breaks some rows may have bent others.",
+            "Mend the rows, or the export that they come from.",
+        )
+    ]
+
+
+def tokenize(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, own: Texts) -> Tokenized:
     characters = np.array([len(text) for text in own.whole()])
-    sample, longest = sequences.choose(len(rows), run.doctor.sample, characters)
-    return Tokenized(sequences.of(run, tokenizer, rows, sample), sequences.of(run, tokenizer, rows, longest), len(rows))
+    sample, longest = sequences.choose(len(own), run.doctor.sample, characters)
+    first, others = (sequences.of(run, tokenizer, data.train, part, data.labelled) for part in (sample, longest))
+    return Tokenized(first, others, len(own))
 
 
 def show(run: Run, tokenizer: PreTrainedTokenizerBase, own: Texts, tokenized: Tokenized) -> list[Shown]:

@@ -30,6 +30,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
             "run": f"doctor, on what {run.trainer.kind} would train on",
             "model": f"{run.model.path} (its tokenizer; no weights are loaded)",
             "data": f"{source['path']}: {source['train_rows']} rows, {source['held_out_rows']} held out",
+            **plan.data.lines(kept=False),
             "directory": str(directory.path),
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +65,13 @@ def _text(value: Any, system: bool = False) -> str:
     """A string itself; of a conversation the turns that are not the system's, or only those."""
     if isinstance(value, str):
         return value
-    return "\n".join(_content(turn.get("content")) for turn in value if (turn["role"] == "system") == system)
+    return "\n".join(_said(turn) for turn in value if (turn["role"] == "system") == system)
 
 
-def _content(content: Any) -> str:
-    """A turn's text: it may be none (a tool call) or a list of parts, of which some are text."""
+def _said(turn: dict[str, Any]) -> str:
+    """A turn's text, which may be a list of parts, of which some are text; and its tool calls, as JSON."""
+    content = turn.get("content") or ""
     if isinstance(content, list):
-        return "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
-    return content or ""
+        content = "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls") or []]
+    return "\n".join([*([content] if content or not calls else []), *calls])

@@ -89,7 +89,7 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     began = time.monotonic()
     with console.status("") if console.is_terminal else nullcontext() as status:
         say = status.update if status is not None else (lambda what: None)
-        report = examine(run, plan.tokenizer, plan.data.train, plan.data.eval, say)
+        report = examine(run, plan.tokenizer, plan.data, say)
     record = document(run, plan.data.source, report, directory.name, origin.command)
     write_json(directory.path / "doctor.json", record)
     write_atomic(directory.path / "doctor.html", page.render(record))
@@ -131,7 +131,7 @@ def _verdict(run: Run, directory: RunDirectory) -> None:
     known = json.loads((directory.path / "doctor.json").read_text(encoding="utf-8"))
     if names := _bad(run, known):
         raise PosttrainError(
-            f"data.path={run.data.path}: the doctor found {', '.join(names)}; mend the data as {directory.path}"
+            f"data.path={known['data']['path']}: the doctor found {', '.join(names)}; mend the data as {directory.path}"
             "/doctor.html says, or go on with doctor.fail_on=never"
         )
 

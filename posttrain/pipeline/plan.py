@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from posttrain import __version__
 from posttrain.config import Origin, Run, TrackingConfig
 from posttrain.errors import PosttrainError
+from posttrain.identity import NOT_THE_RESULT
 from posttrain.pipeline import overrides
 from posttrain.pipeline.stages import Stage, Stages, read
-from posttrain.rundir import NOT_THE_RESULT, RunDirectory
+from posttrain.rundir import RunDirectory
 
 UNKNOWN = "????????"  # the hash of a run whose parents are not there yet
 UNSET = object()

@@ -26,7 +26,11 @@ def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational
     `conversational`: text prompts become a user turn, as the run's own prompts are.
     """
     texts: dict[str, list[list[int]]] = {}
-    for row in _rows(config.texts, "probe.texts", ("text", "domain")) if config.texts else ():
+    for index, row in enumerate(_rows(config.texts, "probe.texts", ("text", "domain")) if config.texts else ()):
+        if not isinstance(row["text"], str):
+            raise PosttrainError(
+                f"probe.texts={config.texts}: row {index}, column text: expected text, got {row['text']!r:.80}"
+            )
         domain = texts.setdefault(str(row["domain"]), [])
         # The first token is only given, never predicted.
         if len(domain) < config.text_rows and len(ids := tokenizer(row["text"])["input_ids"][: config.text_tokens]) > 1:

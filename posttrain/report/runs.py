@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from posttrain.errors import PosttrainError
-from posttrain.rundir import NOT_THE_RESULT, OTHER_JOBS, RunDirectory
+from posttrain.identity import NOT_THE_RESULT, OTHER_JOBS
+from posttrain.rundir import RunDirectory
 from posttrain.summary import by_step, read
 
 # How far below a given path runs are looked for: outputs/sweeps/DATE is three.

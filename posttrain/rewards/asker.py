@@ -40,7 +40,7 @@ class Local(Asker):
     @cached_property
     def identity(self) -> dict[str, Any]:
         from posttrain import lineage
-        from posttrain.rundir import content
+        from posttrain.identity import content
 
         return {"model": content(Path(os.path.expanduser(self.name))), "base": lineage.place(self.source)}
 

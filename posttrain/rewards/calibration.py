@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rundir import CALIBRATION, write_json
+from posttrain.identity import CALIBRATION
+from posttrain.rundir import write_json
 
 SCALES = ("none", "zscore", "batch", "temperature")
 BINS = 10
