@@ -237,7 +237,7 @@ def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
         roots: where files may be read beside it.
         native: whether libraries may be loaded by hand, as some packages do.
     """
-    denied = (
+    denied: tuple[str, ...] = (
         "socket.",
         "subprocess.",
         "pty.",
@@ -246,9 +246,9 @@ def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
         "os.posix_spawn",
         "os.system",
         "os.spawn",
-        "gc.get_",
     )
-    denied += ("os.kill", "syslog.", "sys.addaudithook", "resource.prlimit") + (() if native else ("ctypes.",))
+    denied += ("os.kill", "resource.prlimit", "gc.get_", "syslog.", "sys.addaudithook")
+    denied += () if native else ("ctypes.",)
     writes = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.chown"}
     writes |= {"os.truncate", "os.utime", "os.setxattr", "os.removexattr", "sqlite3.connect"}
     modules = ("_posixsubprocess",) if native else ("_posixsubprocess", "_ctypes")

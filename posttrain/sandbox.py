@@ -161,7 +161,7 @@ def walls() -> str | None:
     ]
     if not missing:
         return None
-    return f"what this system refuses would keep code that breaks out from {', '.join(missing)}; see docs/graders.md"
+    return f"code that breaks out of Python reaches {', '.join(missing)} here; see docs/graders.md"
 
 
 def _exchange(
