@@ -73,7 +73,7 @@ def test_several_at_once_keep_their_order():
             r"resource\.prlimit: not permitted",
         ),
         ("import sqlite3; sqlite3.connect('/tmp/posttrain-escaped')", r"outside the sandbox's folder"),
-        ("import os; return os.listdir(os.path.expanduser('~'))", r"os\.listdir .*: outside the sandbox's folder"),
+        ("import os; return os.listdir('/home')", r"os\.listdir .*: outside the sandbox's folder"),
         ("import os; os.symlink('/etc', 'a'); return os.listdir('a')", r"os\.symlink '/etc': outside"),
         (
             "raise ValueError('\\udc80 \\x1b[31m')",
@@ -319,8 +319,8 @@ def f(library, packages):
     ]
     sandbox.walls.cache_clear()
     assert sandbox.walls() == (
-        "what this system refuses would keep code that breaks out from files of yours (landlock), the network and other "
-        "processes (namespaces and seccomp), the disk, beyond the limit for each file (folder); see docs/graders.md"
+        "code that breaks out of Python reaches files of yours (landlock), the network and other processes (namespaces "
+        "and seccomp), the disk, beyond the limit for each file (folder) here; see docs/graders.md"
     )
     sandbox.walls.cache_clear()
 
