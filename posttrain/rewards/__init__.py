@@ -196,8 +196,11 @@ def applies(value: float | None) -> TypeGuard[float]:
     return value is not None and not math.isnan(value)
 
 
-def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: list[str]) -> list[str]:
-    """Rewards that name the data columns they read: what to say before any work when one is not there."""
+def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Mapping[str, Any]) -> list[str]:
+    """Rewards that name the data columns they read: what to say before any work when one is not there.
+
+    `columns` are the data's with their features, as `datasets` has them.
+    """
     errors = []
     for name, entry in entries.items():
         if entry.grader is not None:
