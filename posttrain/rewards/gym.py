@@ -86,7 +86,7 @@ def _formula(text: str) -> bool:
 def _harmless(node: ast.expr) -> bool:
     """Whether it is a formula of + - * / and ** with small exponents."""
     if isinstance(node, ast.Constant):
-        return type(node.value) in (int, float) and abs(node.value) <= LARGEST
+        return _number(node.value, LARGEST)
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, _OPERATORS) and _harmless(node.operand)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
@@ -109,5 +109,9 @@ def _exponent(node: ast.expr) -> bool:
         wanted = ast.Name if isinstance(node.op, ast.Mult) else (ast.Name, ast.Constant)
         return small and isinstance(node.right, wanted) and _exponent(node.right)
     if isinstance(node, ast.Constant):
-        return type(node.value) in (int, float) and abs(node.value) <= HIGHEST
+        return _number(node.value, HIGHEST)
     return isinstance(node, ast.Name)
+
+
+def _number(value: Any, most: int) -> bool:
+    return type(value) in (int, float) and abs(value) <= most

@@ -137,7 +137,8 @@ def _validator(text: str) -> Any:
         where = "".join(f"[{step!r}]" for step in error.path)
         raise PosttrainError(f"no JSON schema: {where + ': ' if where else ''}{error.message}") from None
     validator = kind(schema, registry=EMPTY_REGISTRY)  # the default one would fetch what references name
-    for value in (None, 0, "", [], {}):  # most references that lead nowhere show at once
+    values: tuple[Any, ...] = (None, 0, "", [], {})
+    for value in values:  # most references that lead nowhere show at once
         _accepts(validator, value)
     return validator
 
