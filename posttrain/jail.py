@@ -6,6 +6,8 @@ the kernel offers is used, each part where it is permitted, and its result names
 - namespaces: no network but a dead loopback, no other processes in sight, a file system of its own in the working
   folder, limited in size; when its first process ends, the kernel ends all others in it
 - landlock: no file is opened but Python's own (to read) and those of the working folder
+- seccomp: no system calls that reach the network, start or touch processes, change the mode, owner or times of a file,
+  or leave something behind without one
 - user: root becomes nobody first
 - limits: CPU time, memory, size of a file, open files, no further processes or threads
 - hook: an audit hook of the interpreter denies network, processes and files outside with a message. It can not be
@@ -29,11 +31,30 @@ NOBODY = 65534
 # linux/sched.h: new namespaces for mounts, IPC, users, processes and the network.
 NAMESPACES = 0x00020000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+SECCOMP_MODE_FILTER = 2
 # linux/landlock.h. These system calls have one number on every architecture.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 EXECUTE, READ_FILE, READ_DIR = 1, 4, 8
 FILE_RIGHTS = {1: 13, 2: 14, 3: 15}  # how many access rights each version of the interface knows
+# System calls that fail: by name, with their numbers on x86_64 and aarch64. Source: Linux, unistd.h of either.
+CALLS = """
+socket 41 198, io_uring_setup 425 425,
+fork 57 -, vfork 58 -, clone 56 220, clone3 435 435, execve 59 221, execveat 322 281,
+kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, pidfd_open 434 434,
+pidfd_send_signal 424 424, pidfd_getfd 438 438, ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271,
+process_madvise 440 440, kcmp 312 272, setpriority 141 140, ioprio_set 251 30, sched_setaffinity 203 122,
+sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274,
+chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54,
+utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7,
+removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, truncate 76 45,
+memfd_create 319 279, memfd_secret 447 447, shmget 29 194, semget 64 190, msgget 68 186, mq_open 240 180,
+unshare 272 97, setns 308 268, mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, fsopen 430 430,
+fsconfig 431 431, fsmount 432 432, open_tree 428 428, move_mount 429 429, mount_setattr 442 442,
+open_by_handle_at 304 265, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, add_key 248 217,
+request_key 249 218, keyctl 250 219, quotactl 179 60"""
+UNKNOWN = 463  # numbers from here on are of later kernels, or of another interface (x32)
+MACHINES = {"x86_64": (0, 0xC000003E, 302), "aarch64": (1, 0xC00000B7, 261)}  # column, AUDIT_ARCH_*, prlimit64
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -53,8 +74,9 @@ def main() -> None:
     roots = [*order["readable"], *SYSTEM]
     if sys.platform == "linux":
         isolation += landlock(roots)
+        isolation += seccomp()
     isolation += ["limits", "hook"]
-    walls = {"namespaces", "landlock"} <= set(isolation)
+    walls = {"landlock", "seccomp"} <= set(isolation)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.addaudithook(hook(os.getcwd(), tuple(os.path.realpath(root) for root in roots), walls and order["packages"]))
     for name in ("libc", "ctypes"):  # what was needed to shut it
@@ -186,6 +208,27 @@ def landlock(roots: list[str]) -> list[str]:
     return ["landlock"] if done else []
 
 
+def seccomp() -> list[str]:
+    """A filter of system calls. Source: kernel.org, "Seccomp BPF"; linux/filter.h, linux/seccomp.h."""
+    if platform.machine() not in MACHINES or struct.calcsize("P") != 8:
+        return []
+    column, architecture, prlimit = MACHINES[platform.machine()]
+    numbers = [int(n) for call in CALLS.split(",") if (n := call.split()[1 + column]) != "-"]
+    load, equal, least, end = 0x20, 0x15, 0x35, 0x06  # codes of BPF
+    allow, refuse, unknown = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
+    # (code, steps to skip where true, where false, operand); at 4 is the architecture, at 0 the number, at 16 the first
+    # argument. prlimit64 may change this process's own limits alone.
+    program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, unknown), (load, 0, 0, 0)]
+    program += [(least, 0, 1, UNKNOWN), (end, 0, 0, unknown)]
+    program += [(equal, 0, 3, prlimit), (load, 0, 0, 16), (equal, 0, len(numbers) + 2, 0), (end, 0, 0, allow)]
+    program += [(equal, len(numbers) - n, 0, number) for n, number in enumerate(numbers)]
+    program += [(end, 0, 0, allow), (end, 0, 0, refuse)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    filters = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return ["seccomp"] if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filters, 0, 0) == 0 else []
+
+
 def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
     """What the audit hook calls: raises for events of network, processes, and files outside.
 
@@ -204,18 +247,10 @@ def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
         "os.system",
         "os.spawn",
     )
-    denied += ("gc.get_", "os.kill", "syslog.", "sys.addaudithook") + (() if native else ("ctypes.",))
-    writes: tuple[str, ...] = (
-        "os.remove",
-        "os.rename",
-        "os.mkdir",
-        "os.rmdir",
-        "os.symlink",
-        "os.link",
-        "os.chmod",
-        "os.chown",
-    )
-    writes += ("os.truncate", "os.utime", "os.setxattr")
+    denied += ("os.kill", "resource.prlimit", "gc.get_", "syslog.", "sys.addaudithook")
+    denied += () if native else ("ctypes.",)
+    writes = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.chown"}
+    writes |= {"os.truncate", "os.utime", "os.setxattr", "os.removexattr", "sqlite3.connect"}
     modules = ("_posixsubprocess",) if native else ("_posixsubprocess", "_ctypes")
     real, join = os.path.realpath, os.path.join
     flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -223,13 +258,16 @@ def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
     def within(path: Any, places: tuple[str, ...]) -> bool:
         if isinstance(path, int) or path is None:
             return True
-        where = real(os.fsdecode(path))
+        path = os.fsdecode(path)
+        if ".." in path.split(os.sep) and not path.startswith(os.sep):
+            return False  # may be meant from a directory other than the current one, which the event does not name
+        where = real(path)
         return any(where == place or where.startswith(join(place, "")) for place in places)
 
     def check(event: str, args: tuple[Any, ...]) -> None:
         if event.startswith(denied):
             raise PermissionError(f"{event}: not permitted in the sandbox")
-        if event == "import" and args[0] in modules:
+        if event == "import" and (args[0].rpartition(".")[2] in modules or (args[1] and within(args[1], (folder,)))):
             raise ImportError(f"{args[0]}: not permitted in the sandbox")
         if event == "open":
             places = (folder,) if (args[2] or 0) & flags and args[0] != os.devnull else (folder, *roots)

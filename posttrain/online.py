@@ -75,6 +75,8 @@ def _completions(args: dict[str, Any], factors: list[str]) -> int:
 
 def _roles(run: Run) -> list[str]:
     """The value function and the reward model can be adapters of this policy."""
+    from posttrain.rewards import calibration
+
     errors, args = [], run.trainer.args
     if value_adapter(run) and run.peft.method == "none":
         errors.append(
@@ -82,11 +84,13 @@ def _roles(run: Run) -> list[str]:
             "or trainer.args.value_mode=head"
         )
     shared = shared_reward(run)
-    if shared is not None and run.reward[shared[0]].args:
-        errors.append(
-            f"reward.{shared[0]}.args: a reward model on the policy's base takes none; leave them out, or set "
-            f"reward.{shared[0]}.shared=false"
-        )
+    if shared is not None:
+        errors += [
+            f"reward.{shared[0]}.args.{name}: a reward model on the policy's base takes {', '.join(calibration.ARGS)}; "
+            f"leave it out, or set reward.{shared[0]}.shared=false"
+            for name in run.reward[shared[0]].args
+            if name not in calibration.ARGS
+        ]
     if args.get("value_init") == "reward" and shared is None:
         errors.append(
             "trainer.args.value_init=reward: copies a reward model that is an adapter on the policy's base; choose "

@@ -240,8 +240,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
 
 
 def _check_columns(run: Run, data: Data) -> None:
-    available = data.first.column_names
-    probed = data.prompts.column_names if data.prompts else available
+    available = data.first.features
+    probed = data.prompts.features if data.prompts else available
     errors = []
     for path, entries in run.rewards.items():
         errors += rewards.missing_columns(entries, path, available if path == "reward" else probed)

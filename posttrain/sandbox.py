@@ -4,10 +4,11 @@
     outcome.value, outcome.error    # 1.0, None
 
 Guaranteed on Linux, whatever the code does: an empty environment, limits on wall clock, CPU time, memory, size of a
-file and output, and no process of its process group afterwards. With namespaces and Landlock, which most kernels since
-5.13 permit, also: no network, no files but Python's own and an empty folder that is gone afterwards, no process left at
-all. Containers often refuse namespaces: `Outcome.isolation` names what was in force (see `posttrain.jail`), and
-`walls` asks. Code in the same interpreter as what judges it can forge the judgement.
+file and output, no process of its process group afterwards, and an empty folder that is gone afterwards. With seccomp,
+which nearly every system permits: no network, no process beside it, none left. With Landlock (Linux 5.13): no files but
+Python's own and that folder. With namespaces, which containers often refuse, also: no other processes in sight, a
+folder limited as a whole. `Outcome.isolation` names what was in force (see `posttrain.jail`), and `walls` asks. Code in
+the same interpreter as what judges it can forge the judgement.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +37,12 @@ JAIL = Path(__file__).with_name("jail.py")
 GRACE = 1.0  # seconds, for the interpreter to start and to tell what went wrong
 # Python itself takes some 30 MB of address space.
 LEAST: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "output": 1}
-WALLS = ("namespaces", "folder", "landlock")
+# What is open to code that breaks out of the interpreter where none of these is in force.
+WALLS = {
+    "files of yours": {"landlock"},
+    "the network and other processes": {"seccomp", "namespaces"},
+    "the disk, beyond the limit for each file": {"folder"},
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
     if os.name != "posix":
         raise PosttrainError("sandbox: this system has no limits on processes; run it on Linux")
     limits = limits or Limits()
-    with tempfile.TemporaryDirectory(prefix="posttrain-sandbox-", ignore_cleanup_errors=True) as folder:
+    with _folder() as folder:
         result, channel = os.pipe()
         order = {
             "source": source,
@@ -104,10 +111,13 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
             _end(process)
     if error is None and not answer:
         error = _died(process.returncode, output)
+    if error is not None:
+        return Outcome(None, error, output, ())
     try:
-        told = {"error": error} if error else json.loads(answer)
-        return Outcome(told.get("value"), told.get("error"), output, tuple(told.get("isolation", ())))
-    except (ValueError, AttributeError, TypeError):  # the code has written to the channel itself
+        told = json.loads(answer)
+        error = None if told.get("error") is None else _printable(str(told["error"]))
+        return Outcome(told.get("value"), error, output, tuple(told.get("isolation", ())))
+    except (ValueError, AttributeError, TypeError, RecursionError):  # the code has written to the channel itself
         return Outcome(None, "the code tampered with its result", output, ())
 
 
@@ -146,8 +156,12 @@ def walls() -> str | None:
     outcome = run("def f(): return 1", "f", [])
     if outcome.error:
         raise PosttrainError(f"sandbox: does not run here: {outcome.error}")
-    missing = [wall for wall in WALLS if wall not in outcome.isolation]
-    return None if not missing else f"this system refuses {', '.join(missing)} (see docs/graders.md)"
+    missing = [
+        f"{what} ({' and '.join(sorted(ways))})" for what, ways in WALLS.items() if not ways & {*outcome.isolation}
+    ]
+    if not missing:
+        return None
+    return f"code that breaks out of Python reaches {', '.join(missing)} here; see docs/graders.md"
 
 
 def _exchange(
@@ -180,6 +194,20 @@ def _exchange(
     return bytes(read[result]), printed, error
 
 
+@contextmanager
+def _folder() -> Iterator[str]:
+    """An empty folder, gone afterwards whatever lies in it."""
+    kept = tempfile.TemporaryDirectory(prefix="posttrain-sandbox-", ignore_cleanup_errors=True)
+    try:
+        yield kept.name
+    finally:
+        try:
+            kept.cleanup()
+        except RecursionError:  # folders in folders, deeper than Python before 3.13 goes
+            for tool in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+                subprocess.run([*tool, "--", kept.name], stderr=subprocess.DEVNULL, check=False)
+
+
 def _send(process: subprocess.Popen[bytes], order: bytes) -> None:
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it died at its start; what it printed says why
@@ -203,7 +231,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _died(status: int, output: str) -> str:
     """A process that answered nothing."""
     last = output.strip().splitlines()[-1:] or [""]
-    return f"the process ended without a result (status {status}){': ' + last[0][:500] if last[0] else ''}"
+    return f"the process ended without a result (status {status}){': ' + _printable(last[0][:500]) if last[0] else ''}"
+
+
+def _printable(text: str) -> str:
+    """Without what would steer a terminal, or could not be written to one."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 @cache

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from posttrain.rewards import RewardFunction
+    from posttrain.rewards.calibration import Adjustment
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Parts:
     """What a trainer is built from. `args` are options of its own config class; `model` is a path.
 
     `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
-    `reward_adapter` is the name and folder of a reward that lives on the policy's base; `reward_weights` has its weight
+    `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
+    args make of its scores; `reward_weights` has its weight
     first, then those of `rewards`. `labelled` says that messages carry weights.
     """
 
@@ -67,6 +69,7 @@ class Parts:
     reward_weights: list[float]
     adapter: str | None = None
     reward_adapter: tuple[str, str] | None = None
+    reward_adjustment: Adjustment | None = None
     value_lora: LoraConfig | None = None
     labelled: bool = False
 
@@ -77,7 +80,7 @@ def build(kind: str, parts: Parts) -> Trainer:
     With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
-    from posttrain.rewards.model import RewardModel
+    from posttrain.rewards.model import OfPPO, RewardModel
 
     chosen = KINDS[kind]
     if parts.labelled and kind == "sft":
@@ -112,6 +115,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     if chosen.online:
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
         trainer.reward_func_names = names
+    if parts.reward_adjustment is not None:
+        trainer.reward_funcs[0] = OfPPO(trainer.reward_funcs[0], parts.reward_adjustment)
     if parts.quantization is not None:
         keep_trained_in_float32(trainer.model)
     if parts.adapter is not None:

@@ -173,6 +173,7 @@ def test_a_local_model_answers_greedily_and_is_not_loaded_for_what_is_known(monk
     assert sampled != asker.ask([say("a")], max_tokens=8, temperature=1.0, seed=2)
     with pytest.raises(PosttrainError, match="stop: a local model does not take it"):
         asker.ask([say("a")], stop=["x"])
+    assert len(asker.ask([say("a")], max_tokens=None, temperature=None, max_completion_tokens=4)) == 1
     with pytest.raises(PosttrainError, match="its context is"):
         asker.ask([say("a " * 5000)])
     monkeypatch.setattr(lineage, "load", None)

@@ -58,7 +58,7 @@ def test_cfg_job_shows_the_composed_config(cli):
         (["+recipe=ppo_smollm2", "trainer.args.value_init=reward"], ["value_init=reward: copies a reward model"]),
         (["+recipe=ppo_smollm2", "peft.value.r=8"], ["peft.value: options of PPO's value adapter"]),
         (["+recipe=grpo_smollm2", "reward.mine.function=os.nothing"], ["reward.mine.function=os.nothing"]),
-        (["+recipe=grpo_smollm2", "reward.mine.weight=2"], ["reward.mine: give either function"]),
+        (["+recipe=grpo_smollm2", "reward.mine.weight=2"], ["reward.mine: give one of function"]),
         (
             ["+recipe=grpo_smollm2", "reward.mine.functon=x"],
             ["reward.mine.functon: unknown key; did you mean function?"],

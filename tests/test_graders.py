@@ -4,6 +4,7 @@ import json
 
 import pytest
 from conftest import compose, rows
+from datasets import List, Value
 from endpoint import serve
 
 from posttrain import preflight, rewards
@@ -173,11 +174,15 @@ def test_templates():
             template.parse(text)
 
 
-def test_what_a_row_lacks():
+def test_what_a_row_lacks(capsys):
     """A row's own gap leaves it out; a completion's gap is its fault."""
     grader = {**CHECK, "input": "{{ sample.output_json.result }}"}
     completions = ['{"result": 4}', '{"other": 4}', "four", '{"result": 4}']
     assert grade(grader, completions, answer=["4", "4", "4", None]) == [1, 0, 0, None]
+    assert capsys.readouterr().out.splitlines() == [
+        "Grader g: string_check: {{ sample.output_json.result }}: has no value; scored 0, as every further one will be",
+        "Grader g: string_check: {{ item.answer }}: has no value; left out, as every further one will be",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -352,6 +357,10 @@ WRONG = [
         "evaluation_metric=cosine: set the model whose embeddings are compared, reward.g.args.embeddings=MODEL",
     ),
     (SCORE, "model=judge: set where it answers, reward.g.args.endpoint=http://HOST/v1, or a model"),
+    (
+        {**SCORE, "sampling_params": {"reasoning_effort": "low"}},
+        "sampling_params.reasoning_effort: a model that is loaded here does not take it",
+    ),
     ({**SCORE, "range": [1, 0]}, "range=[1.0, 0.0]: expected two numbers, the lower one first"),
     ({**SCORE, "input": [{"role": "usr", "content": "x"}]}, 'input[0].role="usr": did you mean user?'),
     ({**SCORE, "type": "label_model", "labels": ["a"], "passing_labels": ["b"], "range": None}, "range: unknown here"),
@@ -365,7 +374,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("grader", "expected"), WRONG, ids=lambda value: value[:40] if isinstance(value, str) else "")
 def test_what_is_wrong_is_said_with_its_place(write, grader, expected: str):
-    errors = rewards.check({"g": RewardConfig(grader=write(grader))}, "reward")
+    args = {"model": "embedded:tiny"} if "reasoning" in expected else {}
+    errors = rewards.check({"g": RewardConfig(grader=write(grader), args=args)}, "reward")
     assert errors[0].startswith(f"reward.g.grader=g.json: {expected}")
 
 
@@ -398,25 +408,56 @@ def test_one_of_function_model_and_grader(write):
 
 def test_columns_the_data_does_not_have(write):
     entry = {"g": RewardConfig(grader=write(multi()))}
-    assert rewards.missing_columns(entry, "reward", ["prompt", "answer"]) == []
-    assert rewards.missing_columns(entry, "reward", ["prompt", "answers"])[0] == (
+    text = Value("string")
+    assert rewards.missing_columns(entry, "reward", {"prompt": text, "answer": text}) == []
+    assert rewards.missing_columns(entry, "reward", {"prompt": text, "answers": text})[0] == (
         "reward.g.grader=g.json: graders.exact.reference: reads item.answer, and the data has answers, prompt"
     )
 
 
-GRPO = (
-    *("+recipe=grpo_smollm2", "~reward", "trainer.args.max_steps=2", "trainer.args.max_completion_length=4"),
-    *("trainer.args.eval_strategy=no", "trainer.args.num_generations=4", "peft=none"),
+def test_fields_of_columns_the_data_does_not_have(write):
+    features = {"task": {"answer": Value("string"), "parts": List({"text": Value("string")})}}
+
+    def said(path: str):
+        entry = {"g": RewardConfig(grader=write({**CHECK, "reference": f"{{{{ item.{path} }}}}"}))}
+        return [error.split("reads ")[1] for error in rewards.missing_columns(entry, "reward", features)]
+
+    assert said("task.answer") == said("task.parts[0].text") == said("prompt[0].content") == []
+    assert said("task.anwser") == ["item.task.anwser, and item.task has answer, parts"]
+    assert said("task.parts[0].name") == ["item.task.parts[0].name, and item.task.parts.0 has text"]
+
+
+def test_sampling_options_of_a_reasoning_model():
+    """It takes neither temperature nor max_tokens, which others get; `args.sampling` goes before both."""
+    with serve(lambda body: "1") as served:
+        args = {"endpoint": served.url, "cache": False}
+        for params, more, expected in (
+            ({}, {}, {"temperature": 0.0, "max_tokens": 512}),
+            (
+                {"reasoning_effort": "low", "max_completions_tokens": 9, "seed": 1},
+                {},
+                {"reasoning_effort": "low", "max_completion_tokens": 9, "seed": 1},
+            ),
+            ({}, {"sampling": {"max_tokens": None, "temperature": None, "top_p": 0.5}}, {"top_p": 0.5}),
+        ):
+            assert grade({**SCORE, "sampling_params": params}, ["a"], {**args, **more}, answer=["a"]) == [1]
+            assert {k: v for k, v in served.requests[-1].items() if k not in ("model", "messages")} == expected
+
+
+SHORT = (
+    *("~reward", "trainer.args.max_steps=2", "trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"),
+    *("trainer.args.eval_on_start=false", "peft=none"),
 )
 
 
-def test_grpo_with_a_grader(train, write):
+@pytest.mark.parametrize("recipe", ["grpo_smollm2", "rloo_smollm2", "ppo_smollm2"])
+def test_training_with_a_grader(train, write, recipe: str):
     """The score of the training log is the grader's, and the run keeps a copy of the grader."""
     grader = {**CHECK, "operation": "ne", "reference": "{{ item.answers[0] }}"}
     options = ("probe=default", "probe.prompts=2", "probe.max_new_tokens=4")
-    run = train(*GRPO, f"+reward.g.grader={write(grader)}", "+reward.g.weight=2", *options)
+    run = train(f"+recipe={recipe}", *SHORT, f"+reward.g.grader={write(grader)}", "+reward.g.weight=2", *options)
     logged = [row for row in rows(run.metrics) if "rewards/g/mean" in row]
-    assert [row["rewards/g/mean"] for row in logged] == [1.0, 1.0]  # a random model does not say yes
+    assert {row["rewards/g/mean"] for row in logged} == {1.0}  # a random model does not say yes
     assert logged[0]["reward"] == 2.0
     probed = [row["probe/rewards/g"] for row in rows(run.metrics) if "probe/rewards/g" in row]
     assert probed == [1.0, 1.0]
@@ -463,4 +504,4 @@ def test_column_missing_from_the_data_of_a_run(train, write):
     with pytest.raises(
         PosttrainError, match=r"reward\.g\.grader=g\.json: reference: reads item\.answer, and the data has answers"
     ):
-        train(*GRPO, f"+reward.g.grader={write(CHECK)}")
+        train("+recipe=grpo_smollm2", *SHORT, f"+reward.g.grader={write(CHECK)}")

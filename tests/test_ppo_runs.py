@@ -11,6 +11,8 @@ from posttrain import preflight
 from posttrain.errors import PosttrainError
 from posttrain.jobs.train import train as job
 from posttrain.online import schedule
+from posttrain.rewards import calibration
+from posttrain.rewards.model import RewardModel
 
 LETTER = ("~reward", "+reward.letter.function=rewards_for_tests.letter")
 SHORT = (
@@ -119,8 +121,6 @@ def test_qlora_starts_at_the_reference_and_trains_in_float32(train, built):
 def test_a_reward_run_scores_on_the_policys_base(train, built, reward_run, monkeypatch, capsys):
     from transformers import PreTrainedModel
 
-    from posttrain.rewards.model import RewardModel
-
     built.clear()
     gc.collect()
     # Kept by id: other tests of this process may have left models behind.
@@ -156,11 +156,14 @@ def test_a_reward_run_scores_on_the_policys_base(train, built, reward_run, monke
 
 
 def test_shared_base_and_own_base_give_the_same_scores(train, built, reward_run):
+    recipe = ("+recipe=reward_smollm2", "trainer.args.learning_rate=1e-2")
+    train(*recipe, "job=evaluate", f"model.init_from={reward_run.path}")
+    args = "args: {scale: zscore, length_penalty: fitted}"
     built.clear()
     prompts = [[{"role": "user", "content": "1?"}], [{"role": "user", "content": "And two?"}]]
     texts, scores = ["yes", "no no"], []
     for shared in ("true", "false"):
-        entry = f"+reward.rm={{model: {reward_run.path}, shared: {shared}}}"
+        entry = f"+reward.rm={{model: {reward_run.path}, shared: {shared}, {args}}}"
         train(RECIPE, "~reward", entry, *SHORT, "trainer.args.max_steps=2", "reward.rm.weight=1")
         trainer = built[-1]
         tok, eos = trainer.processing_class, trainer.processing_class.eos_token
@@ -175,7 +178,11 @@ def test_shared_base_and_own_base_give_the_same_scores(train, built, reward_run)
                 completion_ids=[tok(text + eos, add_special_tokens=False)["input_ids"] for text in texts],
             )
         )
-    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    known, plain = calibration.read(str(reward_run.path), ""), RewardModel(str(reward_run.path))
+    whole = [plain.ids(p, [{"role": "assistant", "content": text}]) for p, text in zip(prompts, texts, strict=True)]
+    lengths = [plain.length(p, ids) for p, ids in zip(prompts, whole, strict=True)]
+    assert scores[0] == pytest.approx(known.adjust(plain._scores(whole), lengths, "zscore", "fitted"), abs=1e-4)
 
 
 def refused(*overrides):
@@ -223,7 +230,7 @@ def test_reward_adapters_that_do_not_fit_are_refused(train, pairs, reward_run, t
     assert "was trained on 'acme/other', but the policy's base model is" in said
     assert "reward.rm.shared=false" in said
     said = refused("~reward", f"+reward.rm={{model: {reward_run.path}, args: {{batch_size: 2}}}}")
-    assert "reward.rm.args: a reward model on the policy's base takes none" in said
+    assert "reward.rm.args.batch_size: a reward model on the policy's base takes scale, length_penalty, cal" in said
 
 
 def test_steps_are_counted_in_whole_rollouts(pairs):

@@ -4,9 +4,10 @@ from functools import partial
 
 import pytest
 
+from posttrain.config import RewardConfig
 from posttrain.data.squad import ABSTENTION
 from posttrain.errors import PosttrainError
-from posttrain.rewards import abstain, text
+from posttrain.rewards import abstain, check, text
 
 
 def said(content: str) -> list[dict[str, str]]:
@@ -75,6 +76,27 @@ def test_regex():
     assert text.regex(completions, pattern="^$") == [0.0, 0.0, 1.0]
     with pytest.raises(PosttrainError, match=r"'\(' is not a regular expression"):
         text.regex(completions, pattern="(")
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "said"),
+    [
+        ("text.regex", {"pattern": "["}, "reward regex: '[' is not a regular expression"),
+        ("text.regex", {}, "missing 1 required positional argument: 'pattern'"),
+        ("text.length", {"aim": 1, "at_most": 2}, "give aim or at_most"),
+        ("text.length", {"aim": "many"}, "'<' not supported between instances of 'str' and 'int'"),
+        ("gym.reasoning_gym", {"extract": "tags"}, "extract=tags: choose from tag, text, number"),
+    ],
+)
+def test_args_that_are_wrong_are_said_before_anything_loads(function: str, args: dict, said: str):
+    [error] = check({"a": RewardConfig(function=f"posttrain.rewards.{function}", args=args)}, "reward")
+    assert error.startswith("reward.a.args: ")
+    assert said in error
+
+
+def test_args_that_are_right():
+    for function, args in (("text.exact_match", {"column": "gold"}), ("text.token_f1", {}), ("gym.reasoning_gym", {})):
+        assert check({"a": RewardConfig(function=f"posttrain.rewards.{function}", args=args)}, "reward") == []
 
 
 def test_sentiment():

@@ -1,8 +1,12 @@
 """Code of others in a limited subprocess: each way to break out gives a clear failure and leaves nothing behind."""
 
+import _ctypes
+import errno
 import os
 import re
+import resource
 import socket
+import sysconfig
 import tempfile
 import threading
 from pathlib import Path
@@ -13,8 +17,12 @@ from posttrain import sandbox
 from posttrain.sandbox import Limits, run, run_all
 
 SHORT = Limits(seconds=2, memory=1 << 28, disk=1 << 20, output=10_000)
-JAILS = (str(sandbox.JAIL), "jail_without_hook.py")
-needs_walls = pytest.mark.skipif(sandbox.walls() is not None, reason=str(sandbox.walls()))
+JAILS = (str(sandbox.JAIL), "jail_without.py")
+IN_FORCE = set(run("def f(): return 1", "f", []).isolation)
+
+
+def needs(*parts: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not {*parts} <= IN_FORCE, reason=f"this system refuses one of {', '.join(parts)}")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +68,17 @@ def test_several_at_once_keep_their_order():
         ("import socket; socket.create_connection(('127.0.0.1', 9))", r"socket\.\w+: not permitted in the sandbox"),
         ("import urllib.request as u; u.urlopen('http://127.0.0.1:9')", r"not permitted|urlopen error"),
         ("import ctypes", r"not permitted in the sandbox"),
+        (
+            "import os, resource as r; r.prlimit(os.getppid(), r.RLIMIT_NOFILE, (0, 0))",
+            r"resource\.prlimit: not permitted",
+        ),
+        ("import sqlite3; sqlite3.connect('/tmp/posttrain-escaped')", r"outside the sandbox's folder"),
+        ("import os; return os.listdir('/home')", r"os\.listdir .*: outside the sandbox's folder"),
+        ("import os; os.symlink('/etc', 'a'); return os.listdir('a')", r"os\.symlink '/etc': outside"),
+        (
+            "raise ValueError('\\udc80 \\x1b[31m')",
+            "^ValueError: \N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}\\[31m",
+        ),
         ("import os; return open(f'/proc/{os.getppid()}/environ').read()", r"outside the sandbox's folder"),
         ("open('/tmp/posttrain-escaped', 'w')", r"open '/tmp/posttrain-escaped': outside the sandbox's folder"),
         ("import os; os.remove('/tmp/posttrain-kept')", r"os\.remove .*: outside the sandbox's folder"),
@@ -99,14 +118,16 @@ def test_the_folder_is_its_own_and_empty():
     assert run("import os\ndef f():\n open('a', 'w').write('b')\n return os.listdir('.')", "f", []).value == ["a"]
 
 
-def test_a_result_that_is_forged_is_none():
-    source = """import os
+@pytest.mark.parametrize("forged", ["not json", "[" * 100_000, "[]", '{"isolation": 1}'])
+def test_a_result_that_is_forged_is_none(forged: str):
+    source = f"""import os
 def f():
     for number in range(3, 20):
         try:
-            os.write(number, b"not json")
+            os.write(number, {forged!r}.encode())
         except OSError:
             pass
+    os._exit(0)
 """
     assert run(source, "f", []).error == "the code tampered with its result"
 
@@ -137,37 +158,62 @@ def test_packages_only_when_asked():
     assert run(source, "f", [], Limits(packages=True)).value == "rapidfuzz"
 
 
+PARTS = {
+    "hook": (r"\n    sys\.addaudithook\(.*?\n(?=    for name)", "\n"),
+    "namespaces": (r"libc\.unshare\(NAMESPACES\) != 0", "True"),
+    "landlock": (r"landlock\(roots\)\n", "[]\n"),
+    "seccomp": (r"seccomp\(\)\n(?=    isolation)", "[]\n"),
+}
+
+
 @pytest.fixture
-def no_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's walls alone: what the interpreter's hook would say first is left out."""
-    text = sandbox.JAIL.read_text()
-    without = re.sub(r"\n    sys\.addaudithook\(.*?\n(?=    for name)", "\n", text, flags=re.DOTALL)
-    assert without != text
-    folder = Path(tempfile.mkdtemp())
-    (folder / "jail_without_hook.py").write_text(without)
-    monkeypatch.setattr(sandbox, "JAIL", folder / "jail_without_hook.py")
+def without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Leave out parts of the jail, as systems do that refuse them."""
+
+    def leave_out(*parts: str) -> None:
+        text = sandbox.JAIL.read_text()
+        for part in parts:
+            pattern, instead = PARTS[part]
+            text, found = re.subn(pattern, instead, text, flags=re.DOTALL)
+            assert found == 1
+        folder = Path(tempfile.mkdtemp())  # where nobody may read it
+        (folder / "jail_without.py").write_text(text)
+        monkeypatch.setattr(sandbox, "JAIL", folder / "jail_without.py")
+        sandbox._python.cache_clear()
+
+    yield leave_out
+    sandbox._python.cache_clear()
 
 
-@needs_walls
-@pytest.mark.usefixtures("no_hook")
+@needs("landlock")
 @pytest.mark.parametrize(
     ("body", "error"),
     [
         ("return open('/etc/passwd').read()", "PermissionError"),
         ("import os; return open(f'/proc/{os.getppid()}/environ').read()", "PermissionError|FileNotFoundError"),
+        ("import os; os.symlink('/etc', 'a'); return open('a/passwd').read()", "PermissionError"),
         ("open('/tmp/posttrain-escaped', 'w')", "PermissionError"),
         ("import os; os.mkdir('/tmp/posttrain-escaped')", "PermissionError"),
-        ("for n in range(100): open(f'a{n}', 'w').write('x' * 10**5)", "^disk: more than the limit"),
     ],
 )
-def test_the_kernel_holds_files_without_the_hook(body: str, error: str):
+def test_the_kernel_holds_files_without_the_hook(without, body: str, error: str):
+    without("hook", "namespaces")
     assert re.search(error, run(f"def f():\n {body}", "f", [], SHORT).error)
     assert not Path("/tmp/posttrain-escaped").exists()
 
 
-@needs_walls
-@pytest.mark.usefixtures("no_hook")
-def test_the_kernel_holds_the_network_without_the_hook():
+@needs("folder")
+def test_the_folder_is_limited_as_a_whole(without):
+    without("hook")
+    source = "def f():\n for n in range(100): open(f'a{n}', 'w').write('x' * 10**5)"
+    assert run(source, "f", [], SHORT).error.startswith("disk: more than the limit")
+
+
+@pytest.mark.parametrize(
+    "left_out", [pytest.param("namespaces", marks=needs("seccomp")), pytest.param("seccomp", marks=needs("namespaces"))]
+)
+def test_the_kernel_holds_the_network_without_the_hook(without, left_out: str):
+    without("hook", left_out)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         reached = threading.Event()
@@ -179,10 +225,110 @@ def test_the_kernel_holds_the_network_without_the_hook():
             assert reached.wait(5)
 
 
-@needs_walls
-@pytest.mark.usefixtures("no_hook")
-def test_the_kernel_ends_children_that_left_the_group():
+@needs("seccomp", "landlock")
+def test_where_namespaces_are_refused(without, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in many containers: Landlock and seccomp still keep it off files, network, and other processes."""
+    without("hook", "namespaces")
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    times, limits = kept.stat(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    source = """import ctypes, os, resource, signal, socket, subprocess, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def called(number, *args):
+    if libc.syscall(number, *args) == -1:
+        raise OSError(ctypes.get_errno(), "")
+def f(kept):
+    parent, tried = os.getppid(), {}
+    assert parent > 0
+    for name, attempt in {
+        "tcp": lambda: socket.socket(),
+        "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        "unix": lambda: socket.socket(socket.AF_UNIX),
+        "fork": os.fork,
+        "interpreter": lambda: subprocess.Popen([sys.executable, "-c", ""]),
+        "exec": lambda: os.execv(sys.executable, [sys.executable]),
+        "signal": lambda: os.kill(parent, 0),
+        "pidfd": lambda: os.pidfd_open(parent),
+        "limit": lambda: resource.prlimit(parent, resource.RLIMIT_NOFILE, (0, 0)),
+        "nice": lambda: os.setpriority(os.PRIO_PROCESS, parent, 19),
+        "affinity": lambda: os.sched_setaffinity(parent, {0}),
+        "environment": lambda: open(f"/proc/{parent}/environ"),
+        "memory": lambda: open(f"/proc/{parent}/mem"),
+        "mode": lambda: os.chmod(kept, 0),
+        "times": lambda: os.utime(kept, (0, 0)),
+        "cut": lambda: os.truncate(kept, 0),
+        "remove": lambda: os.remove(kept),
+        "in memory": lambda: os.memfd_create("a"),
+        "namespaces": lambda: called({"x86_64": 272, "aarch64": 97}[os.uname().machine], 0x10000000),
+    }.items():
+        try:
+            tried[name] = repr(attempt())
+        except OSError as error:
+            tried[name] = error.errno
+    try:
+        threading.Thread(target=print).start()
+    except RuntimeError:
+        tried["thread"] = 1
+    tried["own limit"] = resource.prlimit(0, resource.RLIMIT_NOFILE)[0]
+    return tried
+"""
+    outcome = run(source, "f", [str(kept)], SHORT)
+    assert outcome.error is None
+    assert "namespaces" not in outcome.isolation
+    tried = outcome.value
+    assert tried.pop("own limit") == 64
+    assert tried.pop("environment") == tried.pop("memory") == tried.pop("remove") == errno.EACCES
+    assert set(tried.values()) == {errno.EPERM}
+    assert len(tried) == 17
+    assert (kept.read_text(), kept.stat().st_mode, kept.stat().st_mtime_ns) == (
+        "mine",
+        times.st_mode,
+        times.st_mtime_ns,
+    )
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
+
+
+def test_where_the_kernel_refuses_all(without, monkeypatch: pytest.MonkeyPatch):
+    """The hook alone: what it denies, what is said of it, and nothing left of what is hard to remove."""
+    without("namespaces", "landlock", "seccomp")
+    source = """import importlib.machinery, importlib.util, os
+def f(library, packages):
+    tried = []
+    for name, file in (("x._ctypes", library), ("own", os.path.abspath("own.so"))):
+        loader = importlib.machinery.ExtensionFileLoader(name, file)
+        try:
+            importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+        except ImportError as error:
+            tried.append(str(error))
+    os.mkdir("hidden", 0)
+    for _ in range(1500):
+        os.mkdir("a")
+        os.chdir("a")
+    try:  # from the folder of the standard library, though it looks as if from here
+        os.open("../" * 20 + "etc/passwd", os.O_RDONLY, dir_fd=os.open(packages, os.O_RDONLY))
+    except PermissionError as error:
+        tried.append(str(error)[-28:])
+    return tried
+"""
+    outcome = run(source, "f", [_ctypes.__file__, sysconfig.get_path("stdlib")], SHORT)
+    assert outcome.error is None
+    assert outcome.value == [
+        "x._ctypes: not permitted in the sandbox",
+        "own: not permitted in the sandbox",
+        "outside the sandbox's folder",
+    ]
+    sandbox.walls.cache_clear()
+    assert sandbox.walls() == (
+        "code that breaks out of Python reaches files of yours (landlock), the network and other processes (namespaces "
+        "and seccomp), the disk, beyond the limit for each file (folder) here; see docs/graders.md"
+    )
+    sandbox.walls.cache_clear()
+
+
+@needs("namespaces")
+def test_the_kernel_ends_children_that_left_the_group(without):
     """As root the limit on processes does not hold; then the process namespace ends them."""
+    without("hook", "seccomp")
     source = """import os, time
 def f():
     started = 0

@@ -1,6 +1,7 @@
 """Rewards that verify, against values worked by hand; reasoning-gym's tasks as data and reward."""
 
 import json
+import re
 
 import pytest
 from conftest import compose
@@ -46,6 +47,23 @@ def test_json_schema(tmp_path):
     assert verify.json_schema(completions, schema="s.json") == expected
     own = [json.dumps(SCHEMA), '{"type": "string"}', None]
     assert verify.json_schema(['{"n": 1}', '"a"', '"a"'], column="shape", shape=own) == [1.0, 1.0, None]
+    inside = json.dumps({"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}})
+    assert verify.json_schema(['"a"', "1"], column="shape", shape=[inside] * 2) == [1.0, 0.0]
+
+
+def test_json_schema_fetches_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args: pytest.fail("a document is fetched"))
+    for ref in ("http://127.0.0.1:9/s.json", "file:///etc/passwd", "#/nowhere"):
+        (tmp_path / "s.json").write_text(json.dumps({"$ref": ref}))
+        assert verify.check("json_schema", {"schema": str(tmp_path / "s.json")}, "reward.a") == [
+            f"reward.a.args.schema={tmp_path}/s.json: JSON schema: $ref={ref.lstrip('#')} leads to nothing within it, "
+            "and other documents are not fetched"
+        ]
+        verify._schema_file.cache_clear()
+        verify._validator.cache_clear()
+    inner = json.dumps({"properties": {"a": {"$ref": "http://127.0.0.1:9/"}}})
+    with pytest.raises(PosttrainError, match="leads to nothing within it"):
+        verify.json_schema(['{"a": 1}'], column="shape", shape=[inner])
 
 
 CODE = "```python\ndef double(x):\n    return x + 2\n```\n"
@@ -153,6 +171,58 @@ def test_reasoning_gym_scores_by_the_tasks_own_rules():
     scores = gym.reasoning_gym([row["answer"], f"({row['answer']})", str(entry["target"])], task=[row["task"]] * 3)
     assert scores[0] == scores[1] == 1.0
     assert scores[2] < 1.0, "the numbers have to be used"
+
+
+def test_reasoning_gym_runs_no_code_of_completions(tmp_path):
+    """Its scorers evaluate answers as Python."""
+    attacks = [
+        "open('escaped', 'w')",
+        "1 + open('escaped', 'w').fileno()",
+        "sin(open('escaped', 'w'))",
+        "[open('escaped', 'w')]",
+    ]
+    attacks += [
+        "sympify(\"open('escaped', 'w')\")",
+        "sin(\"open('escaped', 'w')\")",
+        "5! + len([open('escaped', 'w')])",
+    ]
+    endless = [
+        "9**9**9",
+        "(9**32)**32**32",
+        "9**(32*32*32*32*32)",
+        "9**(x - x + 10**9)",
+        "[0] * 10**12",
+        "exp(9**9**9)",
+    ]
+    for name in sorted(gym.LISTS | gym.FORMULAS):
+        row = tasks.load(f"reasoning_gym:{name}", {"size": 2})["train"][0]
+        nothing, *scores = gym.reasoning_gym(
+            ["", *attacks, *endless], task=[row["task"]] * (1 + len(attacks + endless))
+        )
+        assert set(scores) == {nothing}
+        assert nothing <= 0.01
+        assert gym.reasoning_gym([row["answer"]], task=[row["task"]]) == [1.0], name
+    assert not (tmp_path / "escaped").exists()
+    row = tasks.load("reasoning_gym:polynomial_multiplication", {"size": 2})["train"][0]
+    assert gym.reasoning_gym([f"({row['answer']})*1**2"], task=[row["task"]]) == [1.0]
+    task = json.dumps(
+        {**json.loads(row["task"]), "name": "spiral_matrix", "options": {"size": 1, "seed": 0}, "index": 0}
+    )
+    answer = tasks.dataset("spiral_matrix", '{"seed": 0, "size": 1}', "")[0]["answer"]
+    assert gym.reasoning_gym([f"[{answer.replace(' ', ', ')}]"], task=[task]) == [0.1], "a list scores as it did"
+
+
+def test_scorers_that_evaluate_are_all_known():
+    """A new version of reasoning-gym may have others."""
+    import inspect
+
+    from reasoning_gym.factory import DATASETS
+
+    evaluate = re.compile(r"\b(eval|exec|parse_expr|sympify)\(")
+    scorers = {name: inspect.getsource(kind[0].score_answer) for name, kind in DATASETS.items()}
+    found = {name for name, source in scorers.items() if evaluate.search(source)}
+    own = {"propositional_logic", "number_sorting"}  # a parser of its own; the stored answer alone
+    assert found - own == gym.LISTS | gym.FORMULAS
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def prepare(run: Run) -> Plan:
         for name, count in (("sampled", run.probe.prompts), ("greedy", run.probe.greedy_prompts)):
             if count:
                 prompts[name] = list(data.prompts.select(range(min(count, len(data.prompts)))))
-        columns = data.prompts.column_names
+        columns = data.prompts.features
         errors = [e for path, entries in run.rewards.items() for e in rewards.missing_columns(entries, path, columns)]
         if prompts:
             errors += [e for path, entries in run.rewards.items() for e in rewards.reach(entries, path)]

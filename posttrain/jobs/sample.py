@@ -67,7 +67,7 @@ def prepare(run: Run) -> Plan:
     if run.sample.prompts is not None:
         prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
     models.check_template(tokenizer, prompts[0], run.model)
-    errors = rewards.missing_columns(run.reward, "reward", prompts.column_names)
+    errors = rewards.missing_columns(run.reward, "reward", prompts.features)
     if errors := errors + rewards.reach(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts)

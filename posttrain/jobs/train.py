@@ -205,8 +205,12 @@ def _build(
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from posttrain import models, online, trainers
+    from posttrain.rewards import calibration
 
     shared = online.shared_reward(run) if run.trainer.kind == "ppo" else None
+    adjust = None
+    if shared and (entry := run.reward[shared[0]]).args:
+        adjust = calibration.adjustment(str(entry.model), **entry.args)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     parts = trainers.Parts(
@@ -223,6 +227,7 @@ def _build(
         reward_weights=[entry.weight for _, entry in entries],
         adapter=plan.start.adapter,
         reward_adapter=shared,
+        reward_adjustment=adjust,
         value_lora=models.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None,
     )
     try:

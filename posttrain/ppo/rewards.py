@@ -100,12 +100,14 @@ class TokenReward:
     def __call__(
         self, prompts: list[Any], prompt_ids: list[list[int]], completion_ids: list[list[int]], **_: Any
     ) -> list[float]:
-        tail = self.tail if is_conversational({"prompt": prompts[0]}) else []
-        sequences = [
-            [*prompt, *completion, *(tail if self.context.ended(completion) else [])]
-            for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
-        ]
+        completions = self.completions(prompts, completion_ids)
+        sequences = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completions, strict=True)]
         return score_sequences(sequences, self.score, self.pad_token_id, self.context)
+
+    def completions(self, prompts: list[Any], completion_ids: list[list[int]]) -> list[list[int]]:
+        """Token ids of the completions as they are scored."""
+        tail = self.tail if is_conversational({"prompt": prompts[0]}) else []
+        return [[*ids, *(tail if self.context.ended(ids) else [])] for ids in completion_ids]
 
 
 class TextReward:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from posttrain.generate import Drawn
 
 RewardFunction = Callable[..., list[float | None]]
+# Functions that load nothing where there is nothing to score.
+LIGHT = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
 MODEL_ARGS = ("batch_size", "max_length", "dtype", "scale", "length_penalty", "calibration")
 
 
@@ -38,30 +40,57 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
             from posttrain.rewards import graders
 
             errors += graders.check(entry, key)
-        elif entry.function is not None:
-            try:
-                function = _import(entry.function)
-            except (ImportError, AttributeError, ValueError) as error:
-                errors.append(f"{key}.function={entry.function}: {error}")
-                continue
-            accepted = inspect.signature(function).parameters
-            takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-            unknown = [
-                f"{key}.args.{argument}: {entry.function} takes {', '.join(n for n in accepted if n != 'completions')}"
-                for argument in entry.args
-                # A reward function takes **columns, so a misspelt option would vanish among them.
-                if argument not in accepted and (not takes_any or entry.function.startswith("posttrain."))
-            ]
-            errors += unknown
-            if entry.function.startswith("posttrain.rewards.verify."):
-                from posttrain.rewards import verify
-
-                errors += verify.check(entry.function.rpartition(".")[2], entry.args, key)
-            if hasattr(function, "check") and not unknown:
-                errors += function.check(entry.args, f"{key}.args")
-        else:
+        elif entry.model is not None:
             errors += _check_model(entry, key)
+        else:
+            errors += _check_function(entry, key)
     return errors
+
+
+def _check_function(entry: RewardConfig, key: str) -> list[str]:
+    path, args = str(entry.function), entry.args
+    try:
+        function = _import(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        return [f"{key}.function={path}: {error}"]
+    accepted = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    unknown = [
+        f"{key}.args.{argument}: {path} takes {', '.join(n for n in accepted if n != 'completions')}"
+        for argument in args
+        # A reward function takes **columns, so a misspelt option would vanish among them.
+        if argument not in accepted and (not takes_any or path.startswith("posttrain."))
+    ]
+    if path.startswith("posttrain.rewards.verify."):
+        from posttrain.rewards import verify
+
+        return unknown + verify.check(path.rpartition(".")[2], args, key)
+    if unknown:
+        return unknown
+    if hasattr(function, "check"):
+        return list(function.check(args, f"{key}.args"))
+    return _tried(function, entry, f"{key}.args") if path.startswith(LIGHT) else []
+
+
+def _tried(function: RewardFunction, entry: RewardConfig, key: str) -> list[str]:
+    """What a function says of its args where there is nothing to score."""
+    column = entry.args.get("column") or default_column(entry)
+    try:
+        function([], **entry.args, **({column: []} if column else {}))
+    except (PosttrainError, TypeError) as error:
+        return [f"{key}: {error}"]
+    return []
+
+
+def _check_model(entry: RewardConfig, key: str) -> list[str]:
+    from posttrain.rewards import calibration
+
+    errors = [
+        f"{key}.args.{argument}: a reward model takes {', '.join(MODEL_ARGS)}"
+        for argument in entry.args
+        if argument not in MODEL_ARGS
+    ]
+    return errors + calibration.check(entry.args, f"{key}.args")
 
 
 def lonely(entries: dict[str, RewardConfig], path: str) -> list[str]:
@@ -79,17 +108,6 @@ def _compares(path: str) -> bool:
         return hasattr(_import(path), "compare")
     except (ImportError, AttributeError, ValueError):
         return False  # `check` says so
-
-
-def _check_model(entry: RewardConfig, key: str) -> list[str]:
-    from posttrain.rewards import calibration
-
-    errors = [
-        f"{key}.args.{argument}: a reward model takes {', '.join(MODEL_ARGS)}"
-        for argument in entry.args
-        if argument not in MODEL_ARGS
-    ]
-    return errors + calibration.check(entry.args, f"{key}.args")
 
 
 def reach(entries: dict[str, RewardConfig], path: str) -> list[str]:
@@ -196,8 +214,11 @@ def applies(value: float | None) -> TypeGuard[float]:
     return value is not None and not math.isnan(value)
 
 
-def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: list[str]) -> list[str]:
-    """Rewards that name the data columns they read: what to say before any work when one is not there."""
+def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Mapping[str, Any]) -> list[str]:
+    """Rewards that name the data columns they read: what to say before any work when one is not there.
+
+    `columns` are the data's with their features, as `datasets` has them.
+    """
     errors = []
     for name, entry in entries.items():
         if entry.grader is not None:

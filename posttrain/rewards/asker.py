@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.answers import Asker, Conversation
+from posttrain.rewards.answers import SAMPLING, Asker, Conversation
 from posttrain.rewards.endpoint import Endpoint, check_endpoint
 
 __all__ = ["Asker", "Endpoint", "Local", "check_endpoint", "open_asker"]
@@ -113,5 +113,6 @@ def _generation(sampling: dict[str, Any]) -> tuple[int, float, float, int]:
     known = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
     if unknown := sorted(sampling.keys() - {*known}):
         raise PosttrainError(f"{unknown[0]}: a local model does not take it; it takes {', '.join(known)}")
-    new = sampling.get("max_completion_tokens") or sampling["max_tokens"]
-    return int(new), float(sampling["temperature"]), float(sampling.get("top_p", 1.0)), int(sampling.get("seed", 0))
+    given = {**SAMPLING, **sampling}  # null leaves an option out of a request; here it stands for the default
+    new = given.get("max_completion_tokens") or given["max_tokens"]
+    return int(new), float(given["temperature"]), float(given.get("top_p", 1.0)), int(given.get("seed", 0))

@@ -19,6 +19,7 @@ from posttrain.identity import CALIBRATION
 from posttrain.rundir import write_json
 
 SCALES = ("none", "zscore", "batch", "temperature")
+ARGS = ("scale", "length_penalty", "calibration")
 BINS = 10
 
 
@@ -117,6 +118,33 @@ def reach(args: dict[str, Any], key: str, model: str) -> None:
     """Raise `PosttrainError` where a stored calibration is asked for and not there."""
     if needed(args.get("scale", "none"), args.get("length_penalty")):
         read(args.get("calibration") or model, key)
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What the args of a reward model make of its scores: `scale`, `penalty`, and the calibration they need."""
+
+    scale: str
+    penalty: float | str | None
+    calibration: Calibration | None
+
+    def __call__(self, scores: Sequence[float], lengths: Sequence[int]) -> list[float]:
+        """`lengths` are the completions' tokens, only read where there is a penalty."""
+        if isinstance(self.penalty, (int, float)):
+            scores = without_length(scores, lengths, self.penalty, 0)
+        if self.calibration is not None:
+            scores = self.calibration.adjust(scores, lengths, self.scale, self.penalty)
+        return standardized(scores) if self.scale == "batch" else list(scores)
+
+
+def adjustment(
+    model: str, scale: str = "none", length_penalty: float | str | None = None, calibration: str | None = None
+) -> Adjustment:
+    """That of a reward model's args; raises `PosttrainError` where the calibration is not there."""
+    stored = None
+    if needed(scale, length_penalty):
+        stored = read(calibration or model, f"reward model {model}")
+    return Adjustment(scale, length_penalty, stored)
 
 
 def needed(scale: str, penalty: float | str | None) -> bool:

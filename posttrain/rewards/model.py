@@ -53,10 +53,7 @@ class RewardModel:
             raise PosttrainError(f"reward model {path}: cannot be loaded: {str(error).splitlines()[0]}") from error
         self.batch_size = batch_size
         self.max_length = max_length
-        self.scale, self.length_penalty = scale, length_penalty
-        self.calibration = None
-        if calibrations.needed(scale, length_penalty):
-            self.calibration = calibrations.read(calibration or path, f"reward model {path}")
+        self.adjust = calibrations.adjustment(path, scale, length_penalty, calibration)
         self.__name__ = "reward_model"
 
     def share(self, policy: Any, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -67,14 +64,10 @@ class RewardModel:
     def __call__(self, completions: list[Completion], prompts: list[Completion], **columns: Any) -> list[float | None]:
         """One score per completion; `prompts` and `completions` are strings or lists of messages."""
         tokens = [self.ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        scores, lengths = self._scores(tokens), [0] * len(tokens)
-        if self.length_penalty is not None:
+        lengths = [0] * len(tokens)
+        if self.adjust.penalty is not None:
             lengths = [self.length(prompt, whole) for prompt, whole in zip(prompts, tokens, strict=True)]
-        if isinstance(self.length_penalty, (int, float)):
-            scores = calibrations.without_length(scores, lengths, self.length_penalty, 0)
-        if self.calibration is not None:
-            scores = self.calibration.adjust(scores, lengths, self.scale, self.length_penalty)
-        return list(calibrations.standardized(scores) if self.scale == "batch" else scores)
+        return list(self.adjust(self._scores(tokens), lengths))
 
     @torch.no_grad()
     def _scores(self, tokens: list[list[int]]) -> list[float]:
@@ -114,6 +107,18 @@ class RewardModel:
         self.model.load_adapter(self.source.adapter, adapter_name=name)
         self.model.eval()
         self.adapter, beside.adapter = name, beside.adapter or "default"
+
+
+class OfPPO:
+    """The function by which PPO scores with an adapter on its policy's base, and what `adjust` makes of its scores."""
+
+    def __init__(self, function: Any, adjust: calibrations.Adjustment):
+        self.function, self.adjust = function, adjust
+        self.__name__ = function.__name__
+
+    def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        scores = self.function(prompts=prompts, completion_ids=completion_ids, **columns)
+        return self.adjust(scores, [len(ids) for ids in self.function.completions(prompts, completion_ids)])
 
 
 class _OnBase:

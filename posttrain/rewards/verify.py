@@ -81,7 +81,7 @@ def json_schema(
     """1.0 where the completion as a whole is JSON that its schema accepts, else 0.0; None without a schema.
 
     The schema (JSON Schema, the draft by its `$schema`) is that of the file `schema`, or each row's own, as JSON text
-    in `column`.
+    in `column`. Its references stay within it: no other document is fetched.
     """
     if column is not None:
         schemas = [row[0] if row else None for row in references(columns, column)]
@@ -96,9 +96,20 @@ def json_schema(
 
 def _valid(validator: Any, text: str) -> bool:
     try:
-        return bool(validator.is_valid(json.loads(text)))
+        return _accepts(validator, json.loads(text))
     except (ValueError, RecursionError):
         return False
+
+
+def _accepts(validator: Any, value: Any) -> bool:
+    from referencing.exceptions import Unresolvable
+
+    try:
+        return bool(validator.is_valid(value))
+    except Unresolvable as error:
+        raise PosttrainError(
+            f"JSON schema: $ref={error.ref} leads to nothing within it, and other documents are not fetched"
+        ) from None
 
 
 @cache
@@ -114,6 +125,7 @@ def _validator(text: str) -> Any:
     """Raises `PosttrainError` for what is no JSON schema."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
+    from referencing.jsonschema import EMPTY_REGISTRY
 
     try:
         schema = json.loads(text)
@@ -124,7 +136,11 @@ def _validator(text: str) -> Any:
     except SchemaError as error:
         where = "".join(f"[{step!r}]" for step in error.path)
         raise PosttrainError(f"no JSON schema: {where + ': ' if where else ''}{error.message}") from None
-    return kind(schema)
+    validator = kind(schema, registry=EMPTY_REGISTRY)  # the default one would fetch what references name
+    values: tuple[Any, ...] = (None, 0, "", [], {})
+    for value in values:  # most references that lead nowhere show at once
+        _accepts(validator, value)
+    return validator
 
 
 def unit_tests(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LIMITS = tuple(field.name for field in fields(Limits))
 ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
 _ASKS = (schema.ScoreModel, schema.LabelModel)
-ARGS = ("execute", *LIMITS, *ASKER, "embeddings")
+ARGS = ("execute", *LIMITS, *ASKER, "sampling", "embeddings")
 
 
 def check(entry: RewardConfig, key: str) -> list[str]:
@@ -34,6 +34,8 @@ def check(entry: RewardConfig, key: str) -> list[str]:
     start = f"{key}.grader={entry.grader}"
     errors = [f"{key}.args.{name}: a grader takes {', '.join(ARGS)}" for name in entry.args if name not in ARGS]
     errors += sandbox.check(entry.args, f"{key}.args")
+    if not isinstance(sampling := entry.args.get("sampling") or {}, Mapping):
+        errors.append(f"{key}.args.sampling={sampling}: expected options of the protocol, as {{seed: 1}}")
     if (endpoint := entry.args.get("endpoint")) is not None:
         from posttrain.rewards.asker import check_endpoint
 
@@ -57,6 +59,11 @@ def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
                 f"model={part.model}: set where it answers, {key}.args.endpoint=http://HOST/v1, or a model to load "
                 f"here instead, {key}.args.model=RUN_OR_HUB_ID"
             ]
+        if entry.args.get("endpoint") is None and part.sampling_params.reasoning_effort is not None:
+            return [
+                f"sampling_params.reasoning_effort: a model that is loaded here does not take it; leave it out, or set "
+                f"{key}.args.endpoint"
+            ]
         return []
     if isinstance(part, schema.TextSimilarity):
         if part.evaluation_metric == "cosine" and not entry.args.get("embeddings"):
@@ -69,15 +76,28 @@ def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
     return []
 
 
-def missing_columns(entry: RewardConfig, key: str, columns: Sequence[str]) -> list[str]:
-    """Templates that read a column the data does not have."""
+def missing_columns(entry: RewardConfig, key: str, features: Mapping[str, Any]) -> list[str]:
+    """Templates that read a column, or a field of one, that the data does not have."""
     assert entry.grader is not None
-    there = {*columns, "prompt"}
     return [
-        f"{key}.grader={entry.grader}: {place}: reads item.{column}, and the data has {', '.join(sorted(columns))}"
-        for place, column in schema.columns(schema.read(entry.grader))
-        if column not in there
+        f"{key}.grader={entry.grader}: {place}: reads {path.text}, and {lacking}"
+        for place, path in schema.columns(schema.read(entry.grader))
+        if (lacking := _lacking(path, {"prompt": None, **features}, sorted(features)))
     ]
+
+
+def _lacking(path: template.Path, features: Mapping[str, Any], columns: list[str]) -> str | None:
+    """What the data has where it does not have `path`; `features` are those of `datasets`."""
+    found: Any = features
+    for n, step in enumerate(path.steps):
+        if isinstance(found, Mapping):
+            if step not in found:
+                where = "the data" if n == 0 else ".".join(("item", *map(str, path.steps[:n])))
+                return f"{where} has {', '.join(columns if n == 0 else sorted(found))}"
+            found = found[step]
+        else:
+            found = getattr(found, "feature", None)  # of a list; of anything else nothing is known
+    return None
 
 
 def reach(entry: RewardConfig, key: str) -> None:
@@ -107,6 +127,7 @@ class Grader:
         self.node = node
         self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
         self.answering = {key: args[key] for key in ASKER if key in args}
+        self.sampling: dict[str, Any] = args.get("sampling") or {}
         self.embedding: dict[str, Any] = {"model": args.get("embeddings")}
         self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
         self._askers: dict[str, Asker] = {}
@@ -148,7 +169,8 @@ class Grader:
             try:
                 texts = [template.parse(text).render(row) for text in schema.templates(part).values()]
             except template.Absent as absent:
-                scores[n] = 0.0 if absent.of == "sample" else None
+                where = f"{place}: {{{{ {absent.path} }}}}"
+                scores[n] = self._failed(where, "has no value", 0.0 if absent.of == "sample" else None)
             else:
                 filled.append((n, texts))
         values: Sequence[float | None]
@@ -194,7 +216,7 @@ class Grader:
         if model not in self._askers:
             self._askers[model] = open_asker(**{**self.answering, "model": model})
         scores: list[float | None] = []
-        for answer in judged.ask(part, rows, self._askers[model]):
+        for answer in judged.ask(part, rows, self._askers[model], self.sampling):
             value: float | None
             if isinstance(part, schema.ScoreModel):
                 value = judged.score(part, answer)

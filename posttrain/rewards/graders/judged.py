@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from posttrain.rewards.asker import Asker
@@ -12,18 +13,23 @@ from posttrain.rewards.graders import template
 from posttrain.rewards.graders.schema import LabelModel, ScoreModel
 
 
-def ask(node: ScoreModel | LabelModel, rows: list[dict[str, Any]], asker: Asker) -> list[str]:
-    """The model's answer for each row; raises `template.Absent` where a row lacks what a template names."""
-    given = node.sampling_params
-    sampling = {
-        "temperature": given.temperature,
-        "top_p": given.top_p,
-        "seed": given.seed,
-        "max_tokens": given.max_completions_tokens,
-        "reasoning_effort": given.reasoning_effort,
-    }
-    kept = {name: value for name, value in sampling.items() if value is not None}
-    return asker.ask([_conversation(node, row) for row in rows], **kept)
+def ask(
+    node: ScoreModel | LabelModel, rows: list[dict[str, Any]], asker: Asker, others: Mapping[str, Any]
+) -> list[str]:
+    """The model's answer for each row, with the grader's sampling options and `others`, which go before them.
+
+    Raises `template.Absent` where a row lacks what a template names.
+    """
+    return asker.ask([_conversation(node, row) for row in rows], **{**_sampling(node), **others})
+
+
+def _sampling(node: ScoreModel | LabelModel) -> dict[str, Any]:
+    given = node.sampling_params.model_dump(exclude_none=True)
+    longest = given.pop("max_completions_tokens", None)
+    if node.sampling_params.reasoning_effort is not None:
+        # Reasoning models take neither a temperature nor max_tokens.
+        return {"temperature": None, "max_tokens": None, "max_completion_tokens": longest, **given}
+    return given if longest is None else {**given, "max_tokens": longest}
 
 
 def score(node: ScoreModel, answer: str) -> float | None:

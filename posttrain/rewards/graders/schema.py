@@ -195,10 +195,10 @@ def templates(node: Single) -> dict[str, str]:
     return {f"input[{n}].content": message.text for n, message in enumerate(node.input)}
 
 
-def columns(node: Node) -> list[tuple[str, str]]:
-    """(place, column) for every column of the data that a template reads."""
+def columns(node: Node) -> list[tuple[str, template.Path]]:
+    """(place, path) for all of the data that templates read."""
     return [
-        (join(place, inner), str(path.steps[0]))
+        (join(place, inner), path)
         for place, part in parts(node)
         for inner, text in templates(part).items()
         for path in template.parse(text).paths
