@@ -113,6 +113,14 @@ def measured(judge, steps):
     return [judge.measure(PROMPTS, drawn([1, 2, 3, 4]), SimpleNamespace(global_step=s))[0] for s in steps]
 
 
+def test_one_prompt_has_no_standard_error():
+    alone = judge({"gold/g": [[1], [0]], "r": [[1], [1]]})
+    first, second = (alone.measure(PROMPTS[:1], drawn([1]), SimpleNamespace(global_step=s))[0] for s in (0, 2))
+    assert (first["probe/gold/g"], second["probe/gold_drop/g"]) == (1, 1)
+    assert "probe/gold_stderr/g" not in first
+    assert "probe/gold_drop_stderr/g" not in second
+
+
 def test_wins_and_gold_are_paired_by_prompt():
     scores = {"gold/g": [[0, 0, 0, 0], [1, 1, 0, -1], [0, None, -1, -1]], "r": [[1, 2, 3, 4]] * 3}
     first, second, third = measured(judge(scores), (0, 2, 4))
