@@ -268,8 +268,8 @@ class Watch:
         return errors, None if errors <= needed else (
             f"over-optimisation: {metric} has risen to {proxy:.3g} while the gold reward {name} has fallen by "
             f"{drops[name]:.3g} since its best ({errors:.1f} standard errors; chance among {self.measured} "
-            f"measurements seldom gives {needed:.1f}); stop at the best, raise trainer.args.beta where there is one, or "
-            "train the reward on more comparisons"
+            f"measurements seldom gives {needed:.1f}); stop at the best, raise trainer.args.beta where there is one, "
+            "or train the reward on more comparisons"
         )
 
 

@@ -327,7 +327,9 @@ def test_the_interval_of_alpha_is_over_items():
         assert ends[0] < agreement.alpha(given) < ends[1]
     # A sixteenth of the items: four times as wide, about.
     assert 2.5 < (few[1] - few[0]) / (many[1] - many[0]) < 5.5
-    assert agreement.alpha_interval({str(i): {"ann": i % 2, "bob": i % 2} for i in range(9)}) is None, "no disagreement"
+    agreed = {str(i): {"ann": i % 2, "bob": i % 2} for i in range(20)}
+    assert agreement.alpha_interval(agreed) is None
+    assert agreement.alpha_interval(asked(9)) is None, "too few"
     assert agreement.alpha_interval({}) is None
     # What the bootstrap resamples is the very alpha.
     assert agreement._alpha(np.array([8.0, 14.0, 6.0])) == pytest.approx(1 - 19 * 4 / (14 * 6))

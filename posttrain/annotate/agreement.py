@@ -16,6 +16,8 @@ from typing import Any
 from posttrain.annotate.answers import Answers
 
 RESAMPLES = 1000
+# Items below which a bootstrap over them says nothing.
+FEWEST = 10
 Votes = Mapping[str, Mapping[str, Hashable]]  # item -> annotator -> choice
 
 
@@ -71,14 +73,14 @@ def alpha(votes: Votes) -> float | None:
 def alpha_interval(votes: Votes) -> tuple[float, float] | None:
     """The 95% interval of `alpha`, by a bootstrap (BCa) over items.
 
-    `None` with fewer than two items, and where all agree: resampling cannot show what it has never seen.
+    `None` with fewer than `FEWEST` items, and where all agree: resampling cannot show what it has never seen.
     """
     import numpy as np
 
     from posttrain.intervals import Metric, interval
 
     counts = np.asarray(_counts(votes), float)
-    if not len(counts):
+    if len(counts) < FEWEST:
         return None
     given = counts.sum(1)
     # Disagreement within items, of which alpha is a function together with how often each category was chosen.
