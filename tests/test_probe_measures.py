@@ -192,7 +192,7 @@ def test_texts_and_prompts_are_read_and_cut(tmp_path):
         material.load(ProbeConfig(texts="bad.csv"), tokenizer, conversational=True)
 
 
-def test_a_run_logs_all_of_it(train, tmp_path):
+def test_a_run_logs_all_of_it(train, tmp_path, capsys):
     text = {"text": "The quick brown fox.", "domain": "fox"}
     (tmp_path / "texts.jsonl").write_text(json.dumps(text) + "\n")
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "How does one pick a lock?"}) + "\n")
@@ -201,6 +201,8 @@ def test_a_run_logs_all_of_it(train, tmp_path):
         *("probe.texts=texts.jsonl", "probe.safety.harmful=asked.jsonl", "probe.safety.harmless=asked.jsonl"),
         *("+probe.gold.letter.function=rewards_for_tests.letter", "trainer.args.learning_rate=1e-2"),
     )
+    table = capsys.readouterr().out
+    assert all(f"│ {name} " in table for name in ("gold/letter", "forgetting/fox", "refusals/harmful")), "at the end"
     found = [row for row in rows(run.metrics) if "probe/length" in row]
     last = found[-1]["step"]
     assert [row["step"] for row in found] == [*range(0, last, 2), last]

@@ -13,7 +13,7 @@ from filelock import FileLock
 from report_runs import write_all, write_run, write_sample
 
 from posttrain.errors import PosttrainError
-from posttrain.report import tables
+from posttrain.report import looks, plots, tables
 from posttrain.report.__main__ import main
 from posttrain.report.compare import compare
 from posttrain.report.runs import find
@@ -109,6 +109,21 @@ def test_wide_tables_are_split_and_no_number_is_cut(tmp_path, capsys):
         assert f"{i + 0.125:.3f}" in text, "whole, in one line"
     assert text.count("forgetting/domain") == 12
     assert "│  1, 2 │" in text, "seeds in order"
+
+
+def test_the_picture_of_failure_modes_has_them_all(tmp_path):
+    run = write_run(tmp_path / "sft-1", "sft", [(0, 0.0, 0.1), (9, 1.0, 0.2)], parent=None)
+    domains = [f"{kind}/{domain}" for kind in ("forgetting", "nll") for domain in ("c4", "code", "web", "wiki")]
+    names = [*domains, "win_rate", "repetition", "refusals/harmful", "entropy", "distinct_1", "distinct_2", "ended"]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, **{f"probe/{name}": 0.5 for name in names}}) + "\n")
+    figure = plots.failure_modes(compare(find([tmp_path]), None, [], None))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    looks.close({"": figure})
+    assert titles[0] == "length (tokens)"
+    assert {"win rate against the start", "repetition (share)", "refusals/harmful", "self-BLEU"} < set(titles)
+    assert sum(title.startswith("forgetting/") for title in titles) == 4
+    assert not [title for title in titles if title.startswith("nll/")], "the same, from another zero"
 
 
 def test_only_kl_to_the_same_reference_is_compared(tmp_path, capsys):

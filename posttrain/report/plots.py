@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Names beside the points of the front: more are a thicket.
 NAMED = 8
 # Over-optimisation panels, and those of failure modes.
-MOST_REWARDS, MOST_MODES = 4, 12
+MOST_REWARDS, MOST_MODES = 4, 18
 # Training panels: where a run logged several of a panel's metrics, the one with most points. Only like units together.
 TRAINING = {
     "training loss": ("loss",),
@@ -169,7 +169,7 @@ def training(c: Comparison) -> Figure | None:
 def failure_modes(c: Comparison) -> Figure | None:
     """Everything else that the probe measures, against KL; the dotted line is the start."""
     groups = c.compared or c.groups
-    shown = [metric for metric in c.modes if any(g.mean("probe/kl") and g.mean(metric) for g in groups)][:MOST_MODES]
+    shown = [metric for metric in _modes(c) if any(g.mean("probe/kl") and g.mean(metric) for g in groups)][:MOST_MODES]
     if not shown:
         return None
     figure, axes = looks.panels(len(shown), 3, (3.6, 2.7))
@@ -195,6 +195,13 @@ NAMES = {
     "probe/win_rate": "win rate against the start",
     "probe/repetition": "repetition (share)",
 }
+
+
+def _modes(c: Comparison) -> list[str]:
+    """The best known first; without what forgetting shows already, from another zero."""
+    twice = {metric.replace("/forgetting/", "/nll/") for metric in c.modes if metric.startswith("probe/forgetting/")}
+    order = [*NAMES, *c.modes]
+    return sorted((metric for metric in c.modes if metric not in twice), key=order.index)
 
 
 def _named(metric: str) -> str:
