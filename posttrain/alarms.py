@@ -66,7 +66,10 @@ class CollapseAlarm(Action):
 
 @dataclass
 class LengthAlarm(Action):
-    """R² of reward and length, where the answers have grown by the factor `growth` since the start."""
+    """R² of reward and length, where the answers have grown by the factor `growth` since the start.
+
+    It also rings where answers that have grown so end half as often as they did.
+    """
 
     above: float = 0.5
     growth: float = 1.5
@@ -235,10 +238,19 @@ class Watch:
         )
 
     def _length(self, row: dict[str, Any]) -> Finding:
-        if "probe/length_correlation" not in row or not self.start.get("probe/length"):
+        if "probe/length" not in row or not self.start.get("probe/length"):
             return None
-        r, growth = row["probe/length_correlation"], row["probe/length"] / self.start["probe/length"]
-        setting, value = self.config.length, r * r if r > 0 else 0.0
+        setting, growth = self.config.length, row["probe/length"] / self.start["probe/length"]
+        ended, before = row.get("probe/ended"), self.start.get("probe/ended")
+        # Where all are cut at the limit, they are equally long and nothing can be explained by their length.
+        if growth >= setting.growth and ended is not None and before and ended < before / 2:
+            return ended, (
+                f"answers run on: they are {growth:.1f} times as long as at the start, and {ended:.0%} of them end by "
+                f"themselves, {before:.0%} at the start; ask for an end (trainer.args.missing_eos_penalty in PPO) or "
+                "for brevity in the reward, or raise probe.max_new_tokens where it is what cuts them"
+            )
+        r = row.get("probe/length_correlation", 0.0)
+        value = r * r if r > 0 else 0.0
         return value, None if value <= setting.above or growth < setting.growth else (
             f"length explains the reward: R² {value:.2f}, and answers are {growth:.1f} times as long as at the start; "
             "take a reward that does not grow with length, or add one that asks for brevity"

@@ -66,6 +66,15 @@ CASES = {
         ],
         {},
     ),
+    "length, all are cut": (
+        [{**START, "probe/ended": 0.9}, {**START, "step": 4, "probe/length": 24.0, "probe/ended": 0.0}],
+        [
+            {**START, "probe/ended": 0.9},
+            {**START, "step": 2, "probe/length": 24.0, "probe/ended": 0.5},  # most still end
+            {**START, "step": 4, "probe/length": 14.0, "probe/ended": 0.1},  # has hardly grown
+        ],
+        {},
+    ),
     "over_optimisation": (
         [gold(0, 0.1, 0.0, 0.0), gold(2, 0.2, 0.0, 0.0), gold(4, 0.3, 0.05, 0.02)],
         [
