@@ -95,7 +95,7 @@ def _unwanted(metric: str, directory: RunDirectory) -> bool:
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     probe, (_, _, name) = config.get("probe", {}), metric.removeprefix("probe/").partition("/")
     places = [probe.get("gold")] if metric.startswith("probe/gold/") else [probe.get("rewards"), config.get("reward")]
-    entry = next((place[name] for place in places if place and name in place), {})
+    entry: dict[str, Any] = next((place[name] for place in places if place and name in place), {})
     return float(entry.get("weight", 1.0)) < 0
 
 
