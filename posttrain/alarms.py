@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import asdict, dataclass, field, fields
-from statistics import median
+from statistics import NormalDist, median
 from typing import Any
 
 ACTIONS = ("off", "warn", "alert", "stop")
@@ -66,7 +66,10 @@ class CollapseAlarm(Action):
 
 @dataclass
 class LengthAlarm(Action):
-    """R² of reward and length, where the answers have grown by the factor `growth` since the start."""
+    """R² of reward and length, where the answers have grown by the factor `growth` since the start.
+
+    It also rings where answers that have grown so end half as often as they did.
+    """
 
     above: float = 0.5
     growth: float = 1.5
@@ -76,7 +79,8 @@ class LengthAlarm(Action):
 class OverOptimisationAlarm(Action):
     """Standard errors by which a gold reward has fallen since its best, while `proxy` has risen.
 
-    `proxy` is a metric: null is the training reward, or the margin of DPO and KTO.
+    `proxy` is a metric: null is the training reward, or the margin of DPO and KTO. `above` is for two measurements:
+    among more of them chance alone gives larger falls (`allowing`).
     """
 
     above: float = 2.0
@@ -125,7 +129,9 @@ class Watch:
         self.start: dict[str, float] = {}
         self.norms: deque[float] = deque(maxlen=LOOKED_BACK)
         self.unusual = 0
-        self.proxy_at_best: dict[str, float] = {}
+        self.first: dict[str, float] = {}
+        self.proxy_at_best: dict[str, float | None] = {}
+        self.measured = 0
         self.ringing: set[str] = set()
         self.lost = 0
         # With float16 an overflow is ordinary: the step is left out and the scale lowered.
@@ -139,7 +145,9 @@ class Watch:
 
     def see(self, row: dict[str, Any]) -> list[Alarm]:
         """The alarms that the next row raises."""
-        self.last |= {k: v for k, v in row.items() if isinstance(v, (int, float))}
+        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
+        self.last |= numbers
+        self.first = numbers | self.first
         if "probe/length" in row:
             self.start = self.start or dict(row)
         raised = []
@@ -230,10 +238,19 @@ class Watch:
         )
 
     def _length(self, row: dict[str, Any]) -> Finding:
-        if "probe/length_correlation" not in row or not self.start.get("probe/length"):
+        if "probe/length" not in row or not self.start.get("probe/length"):
             return None
-        r, growth = row["probe/length_correlation"], row["probe/length"] / self.start["probe/length"]
-        setting, value = self.config.length, r * r if r > 0 else 0.0
+        setting, growth = self.config.length, row["probe/length"] / self.start["probe/length"]
+        ended, before = row.get("probe/ended"), self.start.get("probe/ended")
+        # Where all are cut at the limit, they are equally long and nothing can be explained by their length.
+        if growth >= setting.growth and ended is not None and before and ended < before / 2:
+            return ended, (
+                f"answers run on: they are {growth:.1f} times as long as at the start, and {ended:.0%} of them end by "
+                f"themselves, {before:.0%} at the start; ask for an end (trainer.args.missing_eos_penalty in PPO) or "
+                "for brevity in the reward, or raise probe.max_new_tokens where it is what cuts them"
+            )
+        r = row.get("probe/length_correlation", 0.0)
+        value = r * r if r > 0 else 0.0
         return value, None if value <= setting.above or growth < setting.growth else (
             f"length explains the reward: R² {value:.2f}, and answers are {growth:.1f} times as long as at the start; "
             "take a reward that does not grow with length, or add one that asks for brevity"
@@ -241,23 +258,41 @@ class Watch:
 
     def _over_optimisation(self, row: dict[str, Any]) -> Finding:
         drops = {k.removeprefix("probe/gold_drop/"): row[k] for k in row if k.startswith("probe/gold_drop/")}
-        own = self.config.over_optimisation.proxy
-        metric = next((m for m in ((own,) if own else ("probe/reward", "rewards/margins")) if m in self.last), None)
-        if metric is None or not drops:
+        if not drops:
             return None
-        proxy, worst = self.last[metric], (0.0, "")
+        self.measured += 1
+        own = self.config.over_optimisation.proxy
+        metric = next((m for m in ((own,) if own else ("probe/reward", "rewards/margins")) if m in self.last), "")
+        proxy, worst = self.last.get(metric), (0.0, "")
         for name, drop in drops.items():
             if drop == 0:
                 self.proxy_at_best[name] = proxy
-            elif proxy > self.proxy_at_best.get(name, math.inf):
-                errors = drop / stderr if (stderr := row.get(f"probe/gold_drop_stderr/{name}", 0.0)) else math.inf
-                worst = max(worst, (errors, name))
+            elif proxy is not None and name in self.proxy_at_best:
+                # Before the first step no trainer logs: a proxy of its own began where it was first logged.
+                best = self.proxy_at_best[name]
+                if proxy > (self.first[metric] if best is None else best):
+                    stderr = row.get(f"probe/gold_drop_stderr/{name}")
+                    worst = max(worst, (0.0 if stderr is None else drop / stderr if stderr else math.inf, name))
+        if proxy is None:
+            return None
         errors, name = worst
-        return errors, None if errors <= self.config.over_optimisation.above else (
+        needed = allowing(self.config.over_optimisation.above, self.measured)
+        return errors, None if errors <= needed else (
             f"over-optimisation: {metric} has risen to {proxy:.3g} while the gold reward {name} has fallen by "
-            f"{drops[name]:.3g} since its best ({errors:.1f} standard errors); stop at the best, raise "
-            "trainer.args.beta where there is one, or train the reward on more comparisons"
+            f"{drops[name]:.3g} since its best ({errors:.1f} standard errors; chance among {self.measured} "
+            f"measurements seldom gives {needed:.1f}); stop at the best, raise trainer.args.beta where there is one, "
+            "or train the reward on more comparisons"
         )
+
+
+def allowing(errors: float, measured: int) -> float:
+    """Standard errors that one fall among `measured` measurements must have to be as unlikely as `errors` among two.
+
+    The best is the luckiest of them, and each later one is held against it: Bonferroni's correction over the pairs.
+    """
+    normal, pairs = NormalDist(), max(measured * (measured - 1) // 2, 1)
+    # The lower tail, which keeps its digits where it is small.
+    return max(errors, -normal.inv_cdf(max(normal.cdf(-errors) / pairs, 1e-300)))
 
 
 def setting(config: AlarmsConfig, name: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
 from posttrain.summary import by_step
@@ -84,7 +86,17 @@ def of_run(objective: Objective, directory: RunDirectory, who: str = "") -> floa
             f"objective={objective.text}: never logged together with a probe/kl of at most {objective.budget:g}; "
             "set probe.during=true for points between start and end"
         )
-    return min(values) if lower_is_better(objective.metric) else max(values)
+    return min(values) if lower_is_better(objective.metric) or _unwanted(objective.metric, directory) else max(values)
+
+
+def _unwanted(metric: str, directory: RunDirectory) -> bool:
+    """Whether it is a reward to which the run's config gives a negative weight."""
+    path = directory.path / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    probe, (_, _, name) = config.get("probe", {}), metric.removeprefix("probe/").partition("/")
+    places = [probe.get("gold")] if metric.startswith("probe/gold/") else [probe.get("rewards"), config.get("reward")]
+    entry: dict[str, Any] = next((place[name] for place in places if place and name in place), {})
+    return float(entry.get("weight", 1.0)) < 0
 
 
 def lower_is_better(metric: str) -> bool:

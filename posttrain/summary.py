@@ -33,6 +33,8 @@ TITLES = {
     "probe/length": "completion length (tokens)",
     "probe/ended": "share of completions that end",
 }
+# Measured where the config asks for it; shown behind those above.
+ASKED = ("probe/rewards/", "probe/gold/", "probe/forgetting/", "probe/refusals/")
 # What job=evaluate measures.
 EVALUATED = {
     "loss_per_token": "loss (nats per token)",
@@ -167,7 +169,9 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
     counts: dict[str, int] = {}
     for row in read(path):
         for key, value in row.items():
-            if not key.startswith(("eval_", "probe/")) or any(s in key for s in SKIPPED):
+            # What a person named may hold any word.
+            bookkeeping = not key.startswith(ASKED) and any(word in key for word in SKIPPED)
+            if not key.startswith(("eval_", "probe/")) or bookkeeping:
                 continue
             if isinstance(value, (int, float)):
                 first.setdefault(key, value)
@@ -179,7 +183,7 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
 def before_after(directory: RunDirectory) -> Table:
     """The held-out metrics at the first and at the last measurement."""
     first, last, counts = held_out(directory.metrics)
-    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith("probe/rewards/"))
+    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith(ASKED))
     table = Table(title=f"{directory.name}: held out, before and after", title_justify="left")
     table.add_column("metric")
     table.add_column("before", justify="right")
@@ -200,7 +204,8 @@ def title(metric: str) -> str:
     """A metric in words."""
     kind, _, rest = metric.partition("/")
     if kind not in ("sampled", "greedy"):
-        return {**TITLES, **EVALUATED}.get(metric, metric.removeprefix("probe/rewards/").replace("_", " "))
+        plain = metric.removeprefix("probe/").removeprefix("rewards/").replace("_", " ")
+        return {**TITLES, **EVALUATED}.get(metric, plain)
     if rest.startswith("win_rates/"):
         return f"{kind}: win rate by {rest.removeprefix('win_rates/').replace('_', ' ')}"
     return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"

@@ -66,6 +66,15 @@ CASES = {
         ],
         {},
     ),
+    "length, all are cut": (
+        [{**START, "probe/ended": 0.9}, {**START, "step": 4, "probe/length": 24.0, "probe/ended": 0.0}],
+        [
+            {**START, "probe/ended": 0.9},
+            {**START, "step": 2, "probe/length": 24.0, "probe/ended": 0.5},  # most still end
+            {**START, "step": 4, "probe/length": 14.0, "probe/ended": 0.1},  # has hardly grown
+        ],
+        {},
+    ),
     "over_optimisation": (
         [gold(0, 0.1, 0.0, 0.0), gold(2, 0.2, 0.0, 0.0), gold(4, 0.3, 0.05, 0.02)],
         [
@@ -77,9 +86,16 @@ CASES = {
         {},
     ),
     "over_optimisation, by DPO's margin": (
-        [{"step": 0, "rewards/margins": 0.0, "probe/gold_drop/g": 0.0}, {"step": 2, "rewards/margins": 1.0},
-         {"step": 4, "probe/gold_drop/g": 0.5, "probe/gold_drop_stderr/g": 0.1}],
-        [{"step": 4, "probe/gold_drop/g": 0.5, "probe/gold_drop_stderr/g": 0.1}],
+        # Nothing is logged before the first step: the margin counts from where it was first seen.
+        [{"step": 0, "probe/gold_drop/g": 0.0}, {"step": 1, "rewards/margins": 0.0},
+         {"step": 4, "rewards/margins": 1.0}, {"step": 4, "probe/gold_drop/g": 0.5, "probe/gold_drop_stderr/g": 0.1}],
+        [{"step": 0, "probe/gold_drop/g": 0.0}, {"step": 1, "rewards/margins": 0.0},
+         {"step": 4, "rewards/margins": -1.0}, {"step": 4, "probe/gold_drop/g": 0.5, "probe/gold_drop_stderr/g": 0.1}],
+        {},
+    ),
+    "over_optimisation, one prompt has no error": (
+        [gold(0, 0.1, 0.0, 0.0), gold(4, 0.3, 0.5, 0.1)],
+        [gold(0, 0.1, 0.0, 0.0), {"step": 4, "probe/reward": 0.3, "probe/gold_drop/g": 0.5}],
         {},
     ),
 }  # fmt: skip
@@ -92,6 +108,18 @@ def test_an_alarm_rings_when_it_must_and_only_then(case):
     assert raised(bad, **settings) == [(name, 4)]
     assert raised(good, **settings) == []
     assert raised(bad, **{name: {**settings.get(name, {}), "action": "off"}}) == []
+
+
+def test_the_luckiest_of_many_measurements_is_no_over_optimisation():
+    """Three standard errors are much for two measurements, and what chance gives among twenty."""
+    late = gold(20, 3.0, 0.3, 0.1)
+    assert raised([gold(0, 0.0, 0.0, 0.0), late]) == [("over_optimisation", 20)]
+    best = [gold(i, i / 10, 0.0, 0.0) for i in range(19)]
+    assert raised([*best, late]) == []
+    assert raised([*best, gold(20, 3.0, 0.37, 0.1)]) == [("over_optimisation", 20)]
+    # P(z > 2) = 0.02275; among 3 and 20 measurements a 3rd and a 190th of it.
+    assert [alarms.allowing(2.0, m) for m in (1, 2, 3, 20)] == pytest.approx([2, 2, 2.4291, 3.6738], abs=1e-3)
+    assert alarms.allowing(50.0, 20) == 50
 
 
 def test_an_alarm_rings_once_and_again_after_it_was_clear():

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import compose, rows
 from sklearn.metrics import cohen_kappa_score
@@ -326,6 +327,23 @@ def test_alpha_by_hand():
     assert agreement.alpha(given) == pytest.approx(1 - 19 * 4 / (14 * 6))
     assert agreement.alpha({"a": {"ann": 0, "bob": 0}}) is None
     assert agreement.alpha({}) is None
+
+
+def test_the_interval_of_alpha_is_over_items():
+    def asked(items):
+        return {str(i): {"ann": i % 2, "bob": i % 2 if i % 5 else "tie", "eve": i % 2} for i in range(items)}
+
+    few, many = agreement.alpha_interval(asked(20)), agreement.alpha_interval(asked(320))
+    for ends, given in ((few, asked(20)), (many, asked(320))):
+        assert ends[0] < agreement.alpha(given) < ends[1]
+    # A sixteenth of the items: four times as wide, about.
+    assert 2.5 < (few[1] - few[0]) / (many[1] - many[0]) < 5.5
+    agreed = {str(i): {"ann": i % 2, "bob": i % 2} for i in range(20)}
+    assert agreement.alpha_interval(agreed) is None
+    assert agreement.alpha_interval(asked(9)) is None, "too few"
+    assert agreement.alpha_interval({}) is None
+    # What the bootstrap resamples is the very alpha.
+    assert agreement._alpha(np.array([8.0, 14.0, 6.0])) == pytest.approx(1 - 19 * 4 / (14 * 6))
 
 
 def test_what_the_results_page_counts(tmp_path):

@@ -42,6 +42,14 @@ def test_the_number_of_a_run(directory, text, expected):
     assert result(text, lambda one: of_run(one, directory)) == expected
 
 
+def test_of_an_unwanted_reward_the_least_is_best(directory):
+    gold = {"rm": {"function": "f", "weight": -1.0}}
+    (directory.path / "config.yaml").write_text(json.dumps({"probe": {"gold": gold}, "reward": {}}))
+    assert of_run(*parse("probe/gold/rm at kl 10"), directory) == 0.1
+    (directory.path / "config.yaml").write_text(json.dumps({"probe": {"rewards": gold}, "reward": gold}))
+    assert of_run(*parse("probe/gold/rm at kl 10"), directory) == 0.7
+
+
 def test_two_objectives_are_two_numbers(directory):
     both = result(["probe/gold/rm at kl 5", "probe/kl"], lambda one: of_run(one, directory))
     assert both == (0.7, 9.0)

@@ -501,6 +501,7 @@ def test_the_table_has_probe_main_metric_and_intervals(stand, capsys):
     log = [
         {"step": 0, "probe/kl": 0.0, "probe/rewards/f1": 0.25, "eval_loss": 2.0, "eval_mean_token_accuracy": 0.5},
         {"step": 4, "probe/kl": 1.5, "probe/rewards/f1": 0.5, "eval_loss": 1.0, "eval_mean_token_accuracy": 0.6},
+        {"step": 4, "probe/gold/taste": 0.75, "probe/gold_stderr/taste": 0.1},
     ]
     (only("sft-*") / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     judge = RunDirectory(only("judge-*"))
@@ -517,6 +518,7 @@ def test_the_table_has_probe_main_metric_and_intervals(stand, capsys):
         "| held-out loss | 2.000 → 1.000 |",
         "| KL to the reference (nats per sequence) | 0.000 → 1.500 |",
         "| f1 | 0.250 → 0.500 |",
+        "| gold/taste | 0.750 |",
         "",
         "evaluation: held out, with 90% intervals; change is paired, over the same prompts",
         "",

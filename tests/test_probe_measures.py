@@ -113,6 +113,14 @@ def measured(judge, steps):
     return [judge.measure(PROMPTS, drawn([1, 2, 3, 4]), SimpleNamespace(global_step=s))[0] for s in steps]
 
 
+def test_one_prompt_has_no_standard_error():
+    alone = judge({"gold/g": [[1], [0]], "r": [[1], [1]]})
+    first, second = (alone.measure(PROMPTS[:1], drawn([1]), SimpleNamespace(global_step=s))[0] for s in (0, 2))
+    assert (first["probe/gold/g"], second["probe/gold_drop/g"]) == (1, 1)
+    assert "probe/gold_stderr/g" not in first
+    assert "probe/gold_drop_stderr/g" not in second
+
+
 def test_wins_and_gold_are_paired_by_prompt():
     scores = {"gold/g": [[0, 0, 0, 0], [1, 1, 0, -1], [0, None, -1, -1]], "r": [[1, 2, 3, 4]] * 3}
     first, second, third = measured(judge(scores), (0, 2, 4))
@@ -184,7 +192,7 @@ def test_texts_and_prompts_are_read_and_cut(tmp_path):
         material.load(ProbeConfig(texts="bad.csv"), tokenizer, conversational=True)
 
 
-def test_a_run_logs_all_of_it(train, tmp_path):
+def test_a_run_logs_all_of_it(train, tmp_path, capsys):
     text = {"text": "The quick brown fox.", "domain": "fox"}
     (tmp_path / "texts.jsonl").write_text(json.dumps(text) + "\n")
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "How does one pick a lock?"}) + "\n")
@@ -193,6 +201,8 @@ def test_a_run_logs_all_of_it(train, tmp_path):
         *("probe.texts=texts.jsonl", "probe.safety.harmful=asked.jsonl", "probe.safety.harmless=asked.jsonl"),
         *("+probe.gold.letter.function=rewards_for_tests.letter", "trainer.args.learning_rate=1e-2"),
     )
+    table = capsys.readouterr().out
+    assert all(f"│ {name} " in table for name in ("gold/letter", "forgetting/fox", "refusals/harmful")), "at the end"
     found = [row for row in rows(run.metrics) if "probe/length" in row]
     last = found[-1]["step"]
     assert [row["step"] for row in found] == [*range(0, last, 2), last]

@@ -13,6 +13,7 @@ from filelock import FileLock
 from report_runs import write_all, write_run, write_sample
 
 from posttrain.errors import PosttrainError
+from posttrain.report import looks, plots, tables
 from posttrain.report.__main__ import main
 from posttrain.report.compare import compare
 from posttrain.report.runs import find
@@ -81,6 +82,48 @@ def test_the_front_and_the_start_of_hand_made_runs(tmp_path, capsys):
     assert found["metric"] == "probe/gold/mood"
     assert found["start"] == {"probe/gold/mood": pytest.approx(0.1), "probe/rewards/rm": pytest.approx(0.2)}
     assert [label for label, group in groups(found).items() if group["on_front"]] == ["dpo beta=0.01", "dpo beta=0.1"]
+
+
+def test_what_is_no_better_than_the_start_is_on_no_front(tmp_path, capsys):
+    write_run(tmp_path / "ppo-1", "ppo", [(0, 0.0, 0.2), (9, 1.0, 0.1)])
+    worse = as_json(capsys, tmp_path)
+    assert not groups(worse)["ppo"]["on_front"]
+    assert [v["best"] for v in worse["verdicts"]] == ["the starting policy"]
+    write_run(tmp_path / "dpo-1", "dpo", [(0, 0.0, 0.2), (9, 2.0, 0.3)])
+    better = as_json(capsys, tmp_path)
+    assert [label for label, group in groups(better).items() if group["on_front"]] == ["dpo"]
+    assert [v["best"] for v in better["verdicts"]] == ["dpo"]
+
+
+def test_wide_tables_are_split_and_no_number_is_cut(tmp_path, capsys):
+    run = write_run(tmp_path / "sft-1", "sft", [(0, 0.0, 0.1), (9, 1.0, 0.2)], seed=2, parent=None)
+    write_run(tmp_path / "sft-2", "sft", [(0, 0.0, 0.1), (9, 1.0, 0.2)], seed=1, parent=None)
+    measured = {"step": 9, **{f"probe/forgetting/domain_{i}": i + 0.125 for i in range(12)}}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(measured) + "\n")
+    tables.show(compare(find([tmp_path]), None, [], None))
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line[:1] in "┃│┏┡└"]
+    assert max(map(len, lines)) <= 120
+    for i in range(10):
+        assert f"{i + 0.125:.3f}" in text, "whole, in one line"
+    assert text.count("forgetting/domain") == 12
+    assert "│  1, 2 │" in text, "seeds in order"
+
+
+def test_the_picture_of_failure_modes_has_them_all(tmp_path):
+    run = write_run(tmp_path / "sft-1", "sft", [(0, 0.0, 0.1), (9, 1.0, 0.2)], parent=None)
+    domains = [f"{kind}/{domain}" for kind in ("forgetting", "nll") for domain in ("c4", "code", "web", "wiki")]
+    names = [*domains, "win_rate", "repetition", "refusals/harmful", "entropy", "distinct_1", "distinct_2", "ended"]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, **{f"probe/{name}": 0.5 for name in names}}) + "\n")
+    figure = plots.failure_modes(compare(find([tmp_path]), None, [], None))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    looks.close({"": figure})
+    assert titles[0] == "length (tokens)"
+    assert {"win rate against the start", "repetition (share)", "refusals/harmful", "self-BLEU"} < set(titles)
+    assert sum(title.startswith("forgetting/") for title in titles) == 4
+    assert not [title for title in titles if title.startswith("nll/")], "the same, from another zero"
 
 
 def test_only_kl_to_the_same_reference_is_compared(tmp_path, capsys):

@@ -55,6 +55,16 @@ def test_the_fit_finds_the_curve_that_made_the_points(form):
     assert gain == pytest.approx(0.3 * by_hand if form == "rl" else 0.8**2 / 1.2)
 
 
+def test_errors_of_the_fit_are_those_of_least_squares():
+    from scipy.optimize import curve_fit
+
+    kl, gain = np.array([0.25, 1.0, 4.0, 9.0, 16.0]), np.array([0.5, 0.6, 1.1, 0.4, 0.2])
+    found = fit("best_of_n", kl, gain)
+    (alpha, beta), covariance = curve_fit(lambda d, a, b: d * (a - b * d), np.sqrt(kl), gain)
+    assert (found.alpha, found.beta) == pytest.approx((alpha, beta), rel=1e-5)
+    assert found.errors == pytest.approx(np.sqrt(np.diag(covariance)), rel=1e-5)
+
+
 def test_no_fit_of_too_few_points_and_no_peak_of_what_only_rises():
     assert fit("rl", [0.0, 1.0, 1.0, 4.0], [0.0, 0.1, 0.1, 0.2]) is None
     rising = fit("best_of_n", [1.0, 4.0, 9.0], [1.0, 4.0, 9.0])

@@ -60,6 +60,13 @@ def test_the_page_works_in_a_browser(browser, page_file):
     assert all(style == "none" for style in marks.evaluate_all("all => all.map(one => one.style.display)"))
     assert page.locator("article[data-of=dpo]:visible").count() == 0
     assert page.locator("article[data-of=ppo]:visible").count() > 0
+    # Every table with a method in it: fits and alarms too.
+    assert page.locator("#overoptimisation tr:visible", has_text="dpo").count() == 0
+    assert page.locator("#overoptimisation tr:visible", has_text="ppo").count() > 0
+    alarm = page.locator("#alarms tr", has_text="ppo-1")
+    assert alarm.is_visible()
+    page.locator("input[data-method=ppo]").uncheck()
+    assert not alarm.is_visible()
     page.locator("input[data-method=dpo]").check()
     assert row.is_visible()
     assert trouble == []

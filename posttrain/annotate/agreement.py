@@ -11,9 +11,13 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from posttrain.annotate.answers import Answers
 
+RESAMPLES = 1000
+# Items below which a bootstrap over them says nothing.
+FEWEST = 10
 Votes = Mapping[str, Mapping[str, Hashable]]  # item -> annotator -> choice
 
 
@@ -62,12 +66,45 @@ def alpha(votes: Votes) -> float | None:
     """
     import krippendorff
 
-    several = {item: given for item, given in votes.items() if len(given) > 1}
-    categories = sorted({choice for given in several.values() for choice in given.values()}, key=str)
-    if len(categories) < 2:
+    counts = _counts(votes)
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal")) if counts else None
+
+
+def alpha_interval(votes: Votes) -> tuple[float, float] | None:
+    """The 95% interval of `alpha`, by a bootstrap (BCa) over items.
+
+    `None` with fewer than `FEWEST` items, and where all agree: resampling cannot show what it has never seen.
+    """
+    import numpy as np
+
+    from posttrain.intervals import Metric, interval
+
+    counts = np.asarray(_counts(votes), float)
+    if len(counts) < FEWEST:
         return None
-    counts = [[list(given.values()).count(category) for category in categories] for given in several.values()]
-    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+    given = counts.sum(1)
+    # Disagreement within items, of which alpha is a function together with how often each category was chosen.
+    within = (given**2 - (counts**2).sum(1)) / (given - 1)
+    if not within.any():
+        return None
+    return interval(Metric(np.column_stack([within, counts]), np.arange(len(counts)), _alpha), 0.95, RESAMPLES)
+
+
+def _alpha(sums: Any) -> Any:
+    """1 - (n - 1) within / (n² - Σ n_c²), from sums (…, 1 + categories)."""
+    import numpy as np
+
+    chosen = sums[..., 1:]
+    n = chosen.sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 - (n - 1) * sums[..., 0] / (n**2 - (chosen**2).sum(-1))
+
+
+def _counts(votes: Votes) -> list[list[int]]:
+    """How often each category was chosen, for the items with two or more votes; [] where there is one category."""
+    several = [list(given.values()) for given in votes.values() if len(given) > 1]
+    categories = sorted({choice for given in several for choice in given}, key=str)
+    return [[given.count(category) for category in categories] for given in several] if len(categories) > 1 else []
 
 
 def votes(answers: Answers) -> dict[str, dict[str, Hashable]]:

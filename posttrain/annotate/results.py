@@ -31,10 +31,12 @@ def page(session: Session) -> str:
         for p in agreement.people(answers)
     ]
     pairs = [(p.one, p.other, p.items, _share(p.equal), _number(p.kappa)) for p in agreement.pairs(votes)]
+    ends = agreement.alpha_interval(votes)
+    span = f" (95% interval {_number(ends[0])} to {_number(ends[1])})" if ends else ""
     known = sum(1 for given in votes.values() if given)
     return f"""{HEAD}
 <h1>Agreement</h1>
-<p class="figure"><b id="alpha">{_number(agreement.alpha(votes))}</b> Krippendorff's alpha, over {several}
+<p class="figure"><b id="alpha">{_number(agreement.alpha(votes))}</b> Krippendorff's alpha{span}, over {several}
 {"item" if several == 1 else "items"} with two or more votes</p>
 <p>1 is full agreement, 0 what chance would give; below 0.67 few conclusions hold. Of {len(session.items)} items
 {known} {"has" if known == 1 else "have"} a vote.</p>

@@ -47,7 +47,7 @@ def _trained(directory: RunDirectory) -> dict[str, str]:
     """Metric -> `before → after`, of the probe and of the evaluation metric that people know best."""
     first, last, counts = summary.held_out(directory.metrics)
     main = [name for name in summary.TITLES if name in last and name.startswith("eval_")][:1]
-    probed = [name for name in last if name in summary.TITLES or name.startswith("probe/rewards/")]
+    probed = [name for name in last if name in summary.TITLES or name.startswith(summary.ASKED)]
     found = {}
     for name in main + [name for name in probed if name.startswith("probe/")]:
         start = f"{summary.before(name, first)} → " if counts[name] > 1 else ""

@@ -7,10 +7,9 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback
 
 from posttrain.config import ProbeConfig
@@ -160,7 +159,8 @@ class Probe(TrainerCallback):
         }
         if kl:
             metrics["probe/kl"] = fmean(kl)
-            metrics["probe/kl_stderr"] = float(torch.tensor(kl).std() / len(kl) ** 0.5) if len(kl) > 1 else 0.0
+            if len(kl) > 1:
+                metrics["probe/kl_stderr"] = stdev(kl) / math.sqrt(len(kl))
         rows = self.greedy_rows or self.rows
         judged = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
         scored, scores = self.judge.measure(rows, judged, state)

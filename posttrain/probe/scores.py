@@ -75,10 +75,12 @@ class Judge:
                     metrics["probe/win_rate_low"], metrics["probe/win_rate_high"] = ends
         for name in (name for name in scores if name.startswith("gold/")):
             drop, stderr = self._drop(name, scores[name], [found[name] for found in earlier.values() if name in found])
-            metrics |= {f"probe/gold_drop/{name[5:]}": drop, f"probe/gold_drop_stderr/{name[5:]}": stderr}
+            metrics[f"probe/gold_drop/{name[5:]}"] = drop
+            if stderr is not None:
+                metrics[f"probe/gold_drop_stderr/{name[5:]}"] = stderr
         return metrics
 
-    def _drop(self, name: str, now: Scores, earlier: list[Scores]) -> tuple[float, float]:
+    def _drop(self, name: str, now: Scores, earlier: list[Scores]) -> tuple[float, float | None]:
         """How far a score has fallen since its best mean, paired over prompts, and the standard error of that."""
         measured = [scores for scores in (*earlier, now) if any(value is not None for value in scores)]
         best = max(measured, key=lambda scores: self._sign(name) * _average(scores), default=now)
@@ -125,12 +127,14 @@ def _mean(name: str, values: Scores) -> dict[str, float]:
         return {}
     kind, _, rest = name.removeprefix("probe/").partition("/")
     stderr = f"probe/{kind}_stderr" + (f"/{rest}" if rest else "")
-    return {name: fmean(applicable), stderr: _stderr(applicable)}
+    error = _stderr(applicable)
+    return {name: fmean(applicable), **({} if error is None else {stderr: error})}
 
 
 def _average(values: Scores) -> float:
     return fmean(value for value in values if value is not None)
 
 
-def _stderr(values: Sequence[float]) -> float:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def _stderr(values: Sequence[float]) -> float | None:
+    """Of the mean; None of one value, which says nothing of others."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

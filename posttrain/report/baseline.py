@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from posttrain.report.groups import Mean
 from posttrain.report.maths import best_of_n, best_of_n_kl, standard_error
 from posttrain.report.runs import Run
 from posttrain.summary import read
@@ -25,10 +26,13 @@ class Baseline:
     kl: tuple[float, ...]
     rewards: dict[str, list[tuple[float, float | None]]] = field(default_factory=dict)
 
-    def within(self, metric: str, budget: float) -> tuple[int, float] | None:
+    def within(self, metric: str, budget: float) -> tuple[int, Mean] | None:
         """The largest n whose KL is at most `budget`, and its reward."""
         fits = [i for i, kl in enumerate(self.kl) if kl <= budget]
-        return (self.ns[fits[-1]], self.rewards[metric][fits[-1]][0]) if fits and metric in self.rewards else None
+        if not fits or metric not in self.rewards:
+            return None
+        value, error = self.rewards[metric][fits[-1]]
+        return self.ns[fits[-1]], Mean(value, error, "prompts" if error is not None else "", (value,))
 
 
 def baseline(run: Run, probed: Sequence[str]) -> Baseline | str:

@@ -96,15 +96,16 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     _baselines(result)
     _prompts(result)
     candidates = [c for group in result.compared if group.finished and (c := _candidate(group, metric))]
-    on_front = pareto_front([(c.kl.value, c.reward.value) for c in candidates], result.minimise)
-    result.front = [result.compared.index(group) for i in on_front if (group := candidates[i].group)]
+    # The start too: what has moved away from it and is no better is on no front.
+    start = _start(result, metric)
+    pool_ = [*start, *candidates]
+    best = [pool_[i] for i in pareto_front([(c.kl.value, c.reward.value) for c in pool_], result.minimise)]
+    steps = [c for c in best if c.group]
+    result.front = [result.compared.index(c.group) for c in steps if c.group]
     result.fits = {reward: _fits(result, reward) for reward in result.rewards if is_reward(reward)}
     if not candidates:
         result.notes.append("no finished run to choose from")
         return
-    start = _start(result, metric)
-    pool_ = [*start, *candidates]
-    steps = [candidates[i] for i in on_front]
     # Without budgets: at the KL of each point of the front, and whatever the KL.
     at = budgets or [_up(c.kl.value) for c in steps[:-1]]
     for budget in [*at, *([] if budgets else [None])]:
@@ -145,7 +146,8 @@ def _beside(result: Comparison, metric: str, allowed: list[Candidate], budget: f
         if (there := one.within(metric, limit)) and there[0] > 1:
             n, reward = there
             return (
-                f" Best of {n} samples of {START}, with no training, has {reward:.3f} at {one.kl[one.ns.index(n)]:.2f}."
+                f" Best of {n} samples of {START} by {one.chosen_by}, with no training, has {reward} at "
+                f"{one.kl[one.ns.index(n)]:.2f}."
             )
     return ""
 

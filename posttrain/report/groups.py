@@ -125,6 +125,8 @@ def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
             repeated[run.path] = f"the same settings and seed as {same.name}"
         else:
             group.runs.append(run)
+    for group in groups.values():
+        group.runs.sort(key=lambda run: (not run.finished, *_order(run.seed[0])))
     result = sorted(groups.values(), key=lambda g: (_rank(g.method), g.method))
     _label(result)
     result.sort(key=lambda g: (_rank(g.method), g.method, _natural(g)))
@@ -210,6 +212,10 @@ def _natural(group: Group) -> tuple[Any, ...]:
     """0.05 before 0.1 before 0.5."""
     parts = group.label.replace("=", " ").split()
     return tuple((0, float(p), "") if p.replace(".", "", 1).isdigit() else (1, 0.0, p) for p in parts)
+
+
+def _order(seed: Any) -> tuple[bool, float, str]:
+    return (True, 0.0, str(seed)) if not isinstance(seed, (int, float)) else (False, float(seed), "")
 
 
 def number(value: float) -> str:

@@ -52,8 +52,9 @@ def best_of_n(proxy: Sequence[float], values: Sequence[float], n: int) -> float:
 class Fit:
     """A curve of over-optimisation: the reward gained at d = sqrt(KL), by alpha and beta of `form`.
 
-    `rl`: d (alpha - beta log d); `best_of_n`: d (alpha - beta d). `r2` is the share of variance it explains,
-    and `reach` the largest KL of the points.
+    `rl`: d (alpha - beta log d); `best_of_n`: d (alpha - beta d). `errors` are the standard errors of alpha and beta,
+    too small where points depend on one another; `r2` is the share of variance it explains, and `reach` the largest KL
+    of the points.
     Source: Gao et al. 2022, "Scaling Laws for Reward Model Overoptimization", section 3.1.
     """
 
@@ -63,6 +64,7 @@ class Fit:
     r2: float
     points: int
     reach: float
+    errors: tuple[float, float] = (math.nan, math.nan)
 
     def __call__(self, d: np.ndarray) -> np.ndarray:
         d = np.asarray(d, float)
@@ -95,11 +97,14 @@ def fit(form: str, kl: Sequence[float], gain: Sequence[float]) -> Fit | None:
     if len(np.unique(d.round(9))) < 3:
         return None
     bend = d * d if form == "best_of_n" else d * np.log(d)
-    (alpha, beta), *_ = np.linalg.lstsq(np.stack([d, -bend], 1), y, rcond=None)
+    columns = np.stack([d, -bend], 1)
+    (alpha, beta), *_ = np.linalg.lstsq(columns, y, rcond=None)
     found = Fit(form, float(alpha), float(beta), 0.0, len(d), float(d.max() ** 2))
     total = float(((y - y.mean()) ** 2).sum())
-    r2 = 1 - float(((y - found(d)) ** 2).sum()) / total if total > 0 else 1.0
-    return replace(found, r2=r2)
+    left = float(((y - found(d)) ** 2).sum())
+    spread = np.sqrt(np.diag(np.linalg.pinv(columns.T @ columns)) * left / (len(d) - 2))
+    r2 = 1 - left / total if total > 0 else 1.0
+    return replace(found, r2=r2, errors=(float(spread[0]), float(spread[1])))
 
 
 def standard_error(values: Sequence[float]) -> float | None:

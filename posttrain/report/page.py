@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.report import looks, tables
 from posttrain.report.compare import START, Comparison, title
-from posttrain.report.groups import number
+from posttrain.report.groups import Mean, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,8 @@ PICTURES = {
         "Over-optimisation",
         "What each reward gained over the start, against the root of KL, over all logged points; curves are "
         "least-squares fits of d (α − β log d) for trained policies and d (α − β d) for best of n, with d = √KL "
-        "(Gao et al. 2022), drawn as far as was measured.",
+        "(Gao et al. 2022), drawn as far as was measured. Behind ± is the standard error of the fit, too small where "
+        "the points of one run depend on one another: a peak means something where β is several of them above 0.",
     ),
     "failure_modes": ("Failure modes", "What else the probe measured, against KL, at the end of training."),
     "training": ("Training curves", "As logged by each trainer; losses of different methods are not comparable."),
@@ -45,13 +46,14 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    of_method = {group.method: group.method for group in c.groups}
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=script,
         # The policy names the script by its digest: text that slipped through escaping would still not run.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        methods=list(dict.fromkeys(group.method for group in c.groups)),
+        methods=list(of_method),
         colours={group.method: looks.style(group.method)[0] for group in c.groups},
         head=c.verdicts[-1].sentence if c.verdicts else "",
         pictures=[
@@ -62,6 +64,8 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         alarms=tables.alarms(c),
         settings=tables.turned(tables.settings(c)),
         of_group={group.label: group.method for group in c.groups},
+        of_run={run.name: group.method for group in c.groups for run in group.runs},
+        of_method=of_method,
         others=tables.others(c),
         remarks=tables.remarks(c),
         fits=fits(c),
@@ -114,7 +118,8 @@ def fits(c: Comparison) -> list[list[str]]:
             peak = [number(fit.peak[0]), number(fit.peak[1])] if fit.peak else ["none", ""]
             if fit.peak and fit.peak[0] > fit.reach:
                 peak[0] += f" (beyond {number(fit.reach)}, the most measured)"
-            plain = [number(fit.alpha), number(fit.beta), f"{fit.r2:.2f}", str(fit.points)]
+            constants = [str(Mean(v, e, "", ())) for v, e in zip((fit.alpha, fit.beta), fit.errors, strict=True)]
+            plain = [*constants, f"{fit.r2:.2f}", str(fit.points)]
             lines.append([title(metric), name, form, *plain, *peak])
     return lines if len(lines) > 1 else []
 

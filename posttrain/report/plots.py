@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Names beside the points of the front: more are a thicket.
 NAMED = 8
 # Over-optimisation panels, and those of failure modes.
-MOST_REWARDS, MOST_MODES = 4, 12
+MOST_REWARDS, MOST_MODES = 4, 18
 # Training panels: where a run logged several of a panel's metrics, the one with most points. Only like units together.
 TRAINING = {
     "training loss": ("loss",),
@@ -66,9 +66,10 @@ def frontier(c: Comparison) -> Figure:
                 axis.annotate(f"n={n}", (x, mean), (4, -10), textcoords="offset points", fontsize=7)
     ends = [(c.compared[i].mean("probe/kl"), c.compared[i].mean(metric)) for i in c.front]
     front = [(kl.value, reward.value) for kl, reward in ends if kl and reward]
-    if len(front) > 1:
+    line = [(0.0, c.start[metric]), *front] if front and metric in c.start else front
+    if len(line) > 1:
         # Steps: between two points the budget still buys no more than the cheaper one.
-        axis.step(*zip(*front, strict=True), where="post", color="#444444", lw=7, alpha=0.15, zorder=0)
+        axis.step(*zip(*line, strict=True), where="post", color="#444444", lw=7, alpha=0.15, zorder=0)
     if metric in c.start:
         axis.axhline(c.start[metric], color="#888888", lw=0.8, ls=(0, (1, 3)))
     halo = [withStroke(linewidth=2.5, foreground="white")]
@@ -80,7 +81,7 @@ def frontier(c: Comparison) -> Figure:
     axis.margins(x=0.12, y=0.12)
     axis.set_xlim(left=-0.03 * axis.get_xlim()[1])
     entries = [*looks.methods(c.compared), *looks.unfinished(c.compared), *looks.best_of(c.best_of)]
-    front_entry = [looks.entry("Pareto front", lw=6, alpha=0.15)] if len(front) > 1 else []
+    front_entry = [looks.entry("Pareto front", lw=6, alpha=0.15)] if len(line) > 1 else []
     looks.legend(figure, [*entries, *front_entry])
     return figure
 
@@ -168,7 +169,7 @@ def training(c: Comparison) -> Figure | None:
 def failure_modes(c: Comparison) -> Figure | None:
     """Everything else that the probe measures, against KL; the dotted line is the start."""
     groups = c.compared or c.groups
-    shown = [metric for metric in c.modes if any(g.mean("probe/kl") and g.mean(metric) for g in groups)][:MOST_MODES]
+    shown = [metric for metric in _modes(c) if any(g.mean("probe/kl") and g.mean(metric) for g in groups)][:MOST_MODES]
     if not shown:
         return None
     figure, axes = looks.panels(len(shown), 3, (3.6, 2.7))
@@ -194,6 +195,13 @@ NAMES = {
     "probe/win_rate": "win rate against the start",
     "probe/repetition": "repetition (share)",
 }
+
+
+def _modes(c: Comparison) -> list[str]:
+    """The best known first; without what forgetting shows already, from another zero."""
+    twice = {metric.replace("/forgetting/", "/nll/") for metric in c.modes if metric.startswith("probe/forgetting/")}
+    order = [*NAMES, *c.modes]
+    return sorted((metric for metric in c.modes if metric not in twice), key=order.index)
 
 
 def _named(metric: str) -> str:

@@ -25,6 +25,8 @@ TOLD = ("score", "best_of_n", "kept", "win_rate", "accuracy", "perplexity", "end
 REWARDS = 3
 # Runs whose settings stand side by side in a terminal.
 SIDE_BY_SIDE = 5
+# A word longer than this is broken in a terminal.
+LONGEST = 32
 
 
 def header(c: Comparison) -> list[str]:
@@ -134,7 +136,8 @@ def show(c: Comparison) -> None:
         ("Other runs", others(c)),
     ):
         if len(part) > 1:
-            console.print(rich(heading, part))
+            for table in rich(heading, part, console.width):
+                console.print(table)
     for line in remarks(c):
         tell(line)
     if c.verdicts:
@@ -159,20 +162,42 @@ def turned(part: list[list[str]]) -> list[list[str]]:
     return [list(column) for column in zip(["run", *part[0][1:]], *part[1:], strict=True)] if part else []
 
 
-def rich(heading: str, part: list[list[str]]) -> Table:
+def rich(heading: str, part: list[list[str]], width: int) -> list[Table]:
+    """One table, or several below one another, each beginning with the first column, where `width` characters are few.
+
+    Cells break between words, numbers nowhere.
+    """
     # Columns that are empty in every line say nothing.
-    kept = [i for i, name in enumerate(part[0]) if i == 0 or any(row[i] for row in part[1:])]
-    table = Table(title=heading, title_justify="left")
-    for i in kept:
-        numeric = all(not row[i] or row[i].lstrip("-")[:1].isdigit() for row in part[1:])
-        # The name may break at its spaces, not its words: the other columns give way.
-        words = max(len(word) for row in part for word in row[i].split() or [""]) if i == 0 else 0
-        table.add_column(
-            escape(part[0][i]), justify="right" if numeric else "left", overflow="fold", min_width=min(words, 32)
-        )
-    for row in part[1:]:
-        table.add_row(*(escape(row[i]) for i in kept))
-    return table
+    names, *others = [i for i in range(len(part[0])) if i == 0 or any(row[i] for row in part[1:])]
+    needed = {i: _needed([row[i] for row in part], i == names) for i in (names, *others)}
+    pieces: list[list[int]] = [[]]
+    for i in others:
+        # A border and a space on each side.
+        if pieces[-1] and sum(needed[j] + 3 for j in (names, *pieces[-1], i)) + 1 > width:
+            pieces.append([])
+        pieces[-1].append(i)
+    found = []
+    for number_, piece in enumerate(pieces):
+        table = Table(title=heading if number_ == 0 else None, title_justify="left")
+        for i in (names, *piece):
+            justify: Any = "right" if _numeric([row[i] for row in part[1:]]) else "left"
+            table.add_column(escape(part[0][i]), justify=justify, overflow="fold", min_width=needed[i])
+        for row in part[1:]:
+            table.add_row(*(escape(row[i]) for i in (names, *piece)))
+        found.append(table)
+    return found
+
+
+def _numeric(cells: list[str]) -> bool:
+    return all(not cell or cell.lstrip("-")[:1].isdigit() for cell in cells)
+
+
+def _needed(column: list[str], name: bool) -> int:
+    """Characters that a column has to have: its longest word, or its longest number with what is behind it."""
+    head, *cells = column
+    words = [word for cell in ([head] if _numeric(cells) and not name else column) for word in cell.split()]
+    whole = cells if _numeric(cells) and not name else []
+    return min(max(map(len, [*words, *whole]), default=1), LONGEST)
 
 
 def as_csv(c: Comparison) -> str:
