@@ -40,7 +40,7 @@ from posttrain.rundir import RunDirectory, write_atomic
 
 RECIPE = "frontier_smollm2"
 SEED, BETA = "trainer.args.seed", "trainer.args.beta"
-# The reward that is read off, wherever the probe logs it, and the KL it is read against.
+# The reward that is read off, which ppo_gold alone trains on, and the KL it is read against.
 GOLD, KL = ("probe/gold/positive", "probe/rewards/positive"), "probe/kl"
 
 
@@ -66,10 +66,7 @@ ROWS, STEPS = "data.max_train_rows", "trainer.args.max_steps"
 def _tiny() -> Size:
     """The random model: its tokens are bytes, its completions do not end."""
     learn = {"trainer.args.max_length": 256, "trainer.args.per_device_train_batch_size": 8}
-    draw = {
-        **{ROWS: 64, "trainer.args.max_completion_length": 8, "trainer.args.per_device_train_batch_size": 8},
-        **{"trainer.args.per_device_eval_batch_size": 8},
-    }
+    draw = {ROWS: 64, "trainer.args.max_completion_length": 8, "trainer.args.per_device_train_batch_size": 8}
     sample = {"sample.max_new_tokens": 8, "sample.unfinished": True}
     return Size(
         grid={"chosen": (), "dpo": (0.1,), "kto": (), "ppo": (0.1,), "ppo_gold": (), "grpo": (), "overoptimize": ()},
@@ -83,7 +80,7 @@ def _tiny() -> Size:
         stages={
             **{name: {**learn, ROWS: 16} for name in ("sft", "reward", "reward_few", "chosen", "dpo", "kto")},
             **{name: {**draw, STEPS: 4} for name in ("ppo", "ppo_gold", "grpo")},
-            "overoptimize": {**draw, STEPS: 6, "trainer.args.eval_steps": 2},
+            "overoptimize": {**draw, STEPS: 6, "probe.every": 2},
             "held_out": {**sample, "sample.prompts": 8},
             "pairs": {**sample, "sample.prompts": 24},
             **{name: {**sample, "sample.n": 4} for name in ("best_of_n", "best_of_n_few")},
@@ -116,7 +113,7 @@ FULL = Size(
         **{"reward_few": {ROWS: 128}, "best_of_n": {"sample.n": 64}},
         **{name: {ROWS: 8192, STEPS: 200} for name in ("ppo", "ppo_gold")},
         "grpo": {ROWS: 8192, STEPS: 100},
-        "overoptimize": {ROWS: 8192, STEPS: 400, "trainer.args.eval_steps": 40},
+        "overoptimize": {ROWS: 8192, STEPS: 400, "probe.every": 40},
     },
 )
 SIZES = {"tiny": _tiny(), "small": SMALL, "full": FULL}

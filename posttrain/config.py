@@ -369,6 +369,8 @@ def _rewards(entries: dict[str, Any], path: str) -> dict[str, RewardConfig]:
     result: dict[str, RewardConfig] = {}
     known = [f.name for f in fields(RewardConfig)]
     for name, entry in entries.items():
+        if entry is None:  # taken out of what a group has: probe.gold.NAME=null
+            continue
         if not isinstance(entry, dict):
             raise PosttrainError(f"{path}.{name}={entry!r}: expected keys {', '.join(known)}")
         if unknown := [key for key in entry if key not in known]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -37,12 +38,21 @@ class Mean:
 
 @dataclass(eq=False)
 class Group:
-    """Runs of the same settings. `runs` are one a seed; those that count are the finished ones, or else all."""
+    """Runs of the same settings. `runs` are one a seed; those that count are the finished ones, or else all.
+
+    `method` is the trainer, and, where runs of one trainer are rewarded by different rewards, also by which: PPO on a
+    learned reward and PPO on gold are two methods. `variant` numbers those of one trainer.
+    """
 
     method: str
     label: str
     key: str
     runs: list[Run]
+    variant: int = 0
+
+    @property
+    def kind(self) -> str:
+        return self.runs[0].kind
 
     @property
     def finished(self) -> bool:
@@ -113,11 +123,15 @@ def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
     A setting that names another of `runs` counts by that run's own settings: seeds of a whole pipeline pool.
     """
     names = {run.name: run for run in runs}
+    rewarded = {run.kind: _variants(runs, run.kind) for run in runs}
     groups: dict[tuple[str, str], Group] = {}
     repeated: dict[Path, str] = {}
     for run in sorted(runs, key=lambda run: (not run.finished, run.name)):
         key = identity(run, names)
-        group = groups.setdefault((run.kind, key), Group(run.kind, "", key, []))
+        several = len(rewarded[run.kind]) > 1
+        method = f"{run.kind} on {' + '.join(run.rewarded) or 'none'}" if several else run.kind
+        made = Group(method, "", key, [], rewarded[run.kind].index(run.rewarded))
+        group = groups.setdefault((run.kind, key), made)
         same = next(
             (other for other in group.runs if other.seed == run.seed and _lineage(other) == _lineage(run)), None
         )
@@ -125,10 +139,16 @@ def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
             repeated[run.path] = f"the same settings and seed as {same.name}"
         else:
             group.runs.append(run)
-    result = sorted(groups.values(), key=lambda g: (_rank(g.method), g.method))
+    result = sorted(groups.values(), key=lambda g: (_rank(g.kind), g.method))
     _label(result)
-    result.sort(key=lambda g: (_rank(g.method), g.method, _natural(g)))
+    result.sort(key=lambda g: (_rank(g.kind), g.method, _natural(g)))
     return result, repeated
+
+
+def _variants(runs: Sequence[Run], kind: str) -> list[tuple[str, ...]]:
+    """What runs of a trainer are rewarded by, that of most runs first."""
+    counts = Counter(run.rewarded for run in runs if run.kind == kind)
+    return sorted(counts, key=lambda names: (-counts[names], names))
 
 
 def identity(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> str:
