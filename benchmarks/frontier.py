@@ -80,7 +80,7 @@ def _tiny() -> Size:
         stages={
             **{name: {**learn, ROWS: 16} for name in ("sft", "reward", "reward_few", "chosen", "dpo", "kto")},
             **{name: {**draw, STEPS: 4} for name in ("ppo", "ppo_gold", "grpo")},
-            "overoptimize": {**draw, STEPS: 6, "probe.every": 2},
+            "overoptimize": {**draw, STEPS: 4, "probe.every": 2},
             "held_out": {**sample, "sample.prompts": 8},
             "pairs": {**sample, "sample.prompts": 24},
             **{name: {**sample, "sample.n": 4} for name in ("best_of_n", "best_of_n_few")},
@@ -140,7 +140,7 @@ def study(options: argparse.Namespace, execute: Any = None) -> Path:
     run = composed(size, output)
     stages = plan.check(run)
     progress = plan.Progress(stages, run)
-    expected = costs(stages, run, size.rates)
+    expected = {name: seconds(each, size.rates) for name, each in settings(stages, run).items()}
     console.print(budget(stages, progress, expected, jobs, size))
     if options.dry_run:
         return output
@@ -177,16 +177,10 @@ def expand(entries: Mapping[str, Any], grid: Mapping[str, tuple[float, ...]], se
     return stages
 
 
-def costs(stages: Stages, run: Run, rates: Rates) -> dict[str, float]:
-    """Seconds that each stage is expected to take on one core."""
-    places = {name: f"{name}-{plan.UNKNOWN}" for name in stages.stages}
-    return {
-        name: seconds(
-            plan.run_of(stage, run.output_dir, plan.shared(run), {k: places[p] for k, p in stage.parents.items()}),
-            rates,
-        )
-        for name, stage in stages.stages.items()
-    }
+def settings(stages: Stages, run: Run) -> dict[str, Run]:
+    """The run that each stage is, wherever its parents will lie."""
+    below = plan.shared(run)
+    return {name: plan.run_of(stage, run.output_dir, below, {}) for name, stage in stages.stages.items()}
 
 
 def budget(stages: Stages, progress: plan.Progress, expected: Mapping[str, float], jobs: int, size: Size) -> Table:

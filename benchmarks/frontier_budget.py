@@ -17,12 +17,14 @@ PROMPT, TEXT = 11, 24
 class Rates:
     """Of one process: tokens a second, and seconds to start (imports, weights, saving) and of a held-out prompt.
 
-    `learn`: forward and backward, by 16 texts at a time; `rollout`: by 32, as PPO does; `read`: forward alone; `draw`:
-    new tokens; `probe`: a prompt sampled for the probe, with its KL; `evaluate`: one sampled by an online trainer.
+    `learn`: forward and backward, by 16 texts at a time; `pairs`: the same in DPO, less what the reference reads;
+    `rollout`: by 32, as PPO does; `read`: forward alone; `draw`: new tokens; `probe`: a prompt sampled for the probe,
+    with its KL; `evaluate`: one sampled by an online trainer.
     """
 
     start: float
     learn: float
+    pairs: float
     rollout: float
     read: float
     draw: float
@@ -31,9 +33,9 @@ class Rates:
 
 
 # SmolLM2-135M in bfloat16, one core of an AMD EPYC with AVX512-BF16, by processor time on a busy machine.
-CORE = Rates(start=30.0, learn=130.0, rollout=190.0, read=570.0, draw=200.0, probe=0.35, evaluate=0.6)
+CORE = Rates(start=30.0, learn=130.0, pairs=100.0, rollout=190.0, read=570.0, draw=200.0, probe=0.35, evaluate=0.6)
 # The random model of the tests: all of it is starting.
-TINY = Rates(start=12.0, learn=2e4, rollout=2e4, read=5e4, draw=2e3, probe=0.0, evaluate=0.0)
+TINY = Rates(start=12.0, learn=2e4, pairs=2e4, rollout=2e4, read=5e4, draw=2e3, probe=0.0, evaluate=0.0)
 
 
 def seconds(run: Run, rates: Rates) -> float:
@@ -48,9 +50,9 @@ def seconds(run: Run, rates: Rates) -> float:
         "sft": lambda: rows * TEXT / rates.learn + read,
         "reward": lambda: 2 * rows * TEXT / rates.learn + 2 * read,
         # The reference reads what the policy learns from; held-out pairs are read by both.
-        "dpo": lambda: 2 * rows * TEXT * (1 / rates.learn + 1 / rates.read) + 4 * read,
+        "dpo": lambda: 2 * rows * TEXT * (1 / rates.pairs + 1 / rates.read) + 4 * read,
         # A completion of another prompt beside each, read by both, for the KL.
-        "kto": lambda: 2 * rows * TEXT * (1 / rates.learn + 3 / rates.read) + 8 * read,
+        "kto": lambda: 2 * rows * TEXT * (1 / rates.pairs + 3 / rates.read) + 8 * read,
         "grpo": lambda: _online(run, rates, 1),
         "ppo": lambda: _online(run, rates, args.get("num_ppo_epochs", 4)),
     }
