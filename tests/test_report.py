@@ -159,6 +159,15 @@ def test_where_nothing_beats_the_start_it_says_so(tmp_path, capsys):
     assert verdict["best"] == "the starting policy"
 
 
+def test_runs_that_differ_in_much_go_by_their_names(tmp_path):
+    points, much = [(0, 0, 0.1), (9, 1.0, 0.2)], {"learning_rate": 1e-3, "max_length": 64, "max_steps": 9, "beta": 1.0}
+    write_run(tmp_path / "sft-0a1b2c3d", "sft", points)
+    for seed in (1, 2):
+        write_run(tmp_path / f"chosen_seed{seed}-0a1b2c3d", "sft", points, seed=seed, args=much)
+    labels = {group.label: group.seeds for group in compare(find([tmp_path]), None, [], None).groups}
+    assert labels == {"sft": [1], "sft chosen": [1, 2]}
+
+
 def test_one_trainer_on_several_rewards_is_several_methods(tmp_path, capsys):
     """PPO on a learned reward and PPO on gold itself, on one axis; the sentence for who has no gold to train on."""
     mood, rm = {"function": "rewards.mood", "weight": 1.0}, {"model": "outputs/reward", "weight": 1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from posttrain.report.runs import SEEDS, Run
 METHODS = ("sft", "dpo", "kto", "ppo", "grpo", "rloo", "reward")
 # Settings in a label; runs that differ in more go by their names.
 SHOWN = 3
+# What runs are told apart by that are one group.
+SEED = re.compile(r"[_-]seed[_-]?\d*$")
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,8 @@ def _label(groups: list[Group]) -> None:
         rows = differing(own)
         for i, group in enumerate(own):
             parts = [f"{_short(key, rows)}={values[i]}" for key, values in rows.items() if values[i]]
-            group.label = " ".join([method, *(parts if len(rows) <= SHOWN else [_name(group)])])
+            own_name = [] if (called := _name(group)) == method else [called]
+            group.label = " ".join([method, *(parts if len(rows) <= SHOWN else own_name)])
     counts: dict[str, int] = {}
     for group in groups:
         counts[group.label] = counts.get(group.label, 0) + 1
@@ -201,10 +205,10 @@ def _label(groups: list[Group]) -> None:
 
 
 def _name(group: Group) -> str:
-    """What the names of its runs begin with alike, without their digests."""
+    """What the names of its runs begin with alike, without their digests and seeds."""
     names = [run.name.rpartition("-")[0] or run.name for run in group.runs]
     same = [letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))]
-    return "".join(same).rstrip("_-") or names[0]
+    return SEED.sub("", "".join(same)).rstrip("_-") or names[0]
 
 
 def _short(key: str, rows: dict[str, Any]) -> str:
