@@ -9,6 +9,7 @@ import difflib
 import os
 import shlex
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +290,9 @@ class Origin:
         return shlex.join(["python", "-m", "posttrain", *self.overrides])
 
 
+@cache
 def register() -> None:
-    """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`."""
+    """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`; once."""
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Run)
     for path in OPEN:
