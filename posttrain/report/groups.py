@@ -142,9 +142,9 @@ def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
             repeated[run.path] = f"the same settings and seed as {same.name}"
         else:
             group.runs.append(run)
-    result = sorted(groups.values(), key=lambda g: (_rank(g.kind), g.method))
+    result = sorted(groups.values(), key=lambda g: (_rank(g.method), g.method))
     _label(result)
-    result.sort(key=lambda g: (_rank(g.kind), g.method, _natural(g)))
+    result.sort(key=lambda g: (_rank(g.method), g.method, _natural(g)))
     return result, repeated
 
 
@@ -227,7 +227,8 @@ def _plain(value: Any) -> str:
 
 
 def _rank(method: str) -> int:
-    return METHODS.index(method) if method in METHODS else len(METHODS)
+    kind = method.partition(" ")[0]
+    return METHODS.index(kind) if kind in METHODS else len(METHODS)
 
 
 def _natural(group: Group) -> tuple[Any, ...]:
