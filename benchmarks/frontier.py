@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import platform
 import shlex
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from frontier_budget import CORE, TINY, Rates, seconds
-from frontier_runner import Ended, Processes, Study, clock, makespan
+from frontier_results import results
+from frontier_runner import Processes, Study, clock, makespan
 from rich.table import Table
 
 from posttrain import config
@@ -40,8 +37,6 @@ from posttrain.rundir import RunDirectory, write_atomic
 
 RECIPE = "frontier_smollm2"
 SEED, BETA = "trainer.args.seed", "trainer.args.beta"
-# The reward that is read off, wherever the probe logs it, and the KL it is read against.
-GOLD, KL = ("probe/gold/positive", "probe/rewards/positive"), "probe/kl"
 
 
 @dataclass(frozen=True)
@@ -64,12 +59,10 @@ ROWS, STEPS = "data.max_train_rows", "trainer.args.max_steps"
 
 
 def _tiny() -> Size:
-    """The random model: its tokens are bytes, its completions do not end."""
+    """The random model: its tokens are bytes, its completions do not end. Methods learn fast, or all were one point."""
+    fast = {"trainer.args.learning_rate": 1e-2}
     learn = {"trainer.args.max_length": 256, "trainer.args.per_device_train_batch_size": 8}
-    draw = {
-        **{ROWS: 64, "trainer.args.max_completion_length": 8, "trainer.args.per_device_train_batch_size": 8},
-        **{"trainer.args.per_device_eval_batch_size": 8},
-    }
+    draw = {ROWS: 64, "trainer.args.max_completion_length": 8, "trainer.args.per_device_train_batch_size": 8}
     sample = {"sample.max_new_tokens": 8, "sample.unfinished": True}
     return Size(
         grid={"chosen": (), "dpo": (0.1,), "kto": (), "ppo": (0.1,), "ppo_gold": (), "grpo": (), "overoptimize": ()},
@@ -81,9 +74,10 @@ def _tiny() -> Size:
             **{"probe.prompts": 8, "probe.max_new_tokens": 8},
         },
         stages={
-            **{name: {**learn, ROWS: 16} for name in ("sft", "reward", "reward_few", "chosen", "dpo", "kto")},
-            **{name: {**draw, STEPS: 4} for name in ("ppo", "ppo_gold", "grpo")},
-            "overoptimize": {**draw, STEPS: 6, "trainer.args.eval_steps": 2},
+            **{name: {**learn, ROWS: 16} for name in ("sft", "reward", "reward_few")},
+            **{name: {**learn, **fast, ROWS: 16} for name in ("chosen", "dpo", "kto")},
+            **{name: {**draw, **fast, STEPS: 4} for name in ("ppo", "ppo_gold", "grpo")},
+            "overoptimize": {**draw, **fast, STEPS: 6, "probe.every": 2},
             "held_out": {**sample, "sample.prompts": 8},
             "pairs": {**sample, "sample.prompts": 24},
             **{name: {**sample, "sample.n": 4} for name in ("best_of_n", "best_of_n_few")},
@@ -116,7 +110,7 @@ FULL = Size(
         **{"reward_few": {ROWS: 128}, "best_of_n": {"sample.n": 64}},
         **{name: {ROWS: 8192, STEPS: 200} for name in ("ppo", "ppo_gold")},
         "grpo": {ROWS: 8192, STEPS: 100},
-        "overoptimize": {ROWS: 8192, STEPS: 400, "trainer.args.eval_steps": 40},
+        "overoptimize": {ROWS: 8192, STEPS: 400, "probe.every": 40},
     },
 )
 SIZES = {"tiny": _tiny(), "small": SMALL, "full": FULL}
@@ -143,13 +137,13 @@ def study(options: argparse.Namespace, execute: Any = None) -> Path:
     run = composed(size, output)
     stages = plan.check(run)
     progress = plan.Progress(stages, run)
-    expected = costs(stages, run, size.rates)
+    expected = {name: seconds(each, size.rates) for name, each in settings(stages, run).items()}
     console.print(budget(stages, progress, expected, jobs, size))
     if options.dry_run:
         return output
     logs = output / "logs"
     ended = Study(progress, expected, jobs, execute or Processes(logs), logs).run()
-    table = results(progress.finished, expected, ended, options)
+    table = results(progress.finished, expected, ended, options.size)
     write_atomic(output / "frontier.md", table)
     tell(table)
     report(output, progress.finished)
@@ -180,16 +174,10 @@ def expand(entries: Mapping[str, Any], grid: Mapping[str, tuple[float, ...]], se
     return stages
 
 
-def costs(stages: Stages, run: Run, rates: Rates) -> dict[str, float]:
-    """Seconds that each stage is expected to take on one core."""
-    places = {name: f"{name}-{plan.UNKNOWN}" for name in stages.stages}
-    return {
-        name: seconds(
-            plan.run_of(stage, run.output_dir, plan.shared(run), {k: places[p] for k, p in stage.parents.items()}),
-            rates,
-        )
-        for name, stage in stages.stages.items()
-    }
+def settings(stages: Stages, run: Run) -> dict[str, Run]:
+    """The run that each stage is, wherever its parents will lie."""
+    below = plan.shared(run)
+    return {name: plan.run_of(stage, run.output_dir, below, {}) for name, stage in stages.stages.items()}
 
 
 def budget(stages: Stages, progress: plan.Progress, expected: Mapping[str, float], jobs: int, size: Size) -> Table:
@@ -209,70 +197,12 @@ def budget(stages: Stages, progress: plan.Progress, expected: Mapping[str, float
     return result
 
 
-def results(
-    finished: Mapping[str, RunDirectory],
-    expected: Mapping[str, float],
-    ended: Mapping[str, Ended],
-    options: argparse.Namespace,
-) -> str:
-    """Markdown: on what, how good the judges are, and each method's reward and KL, over seeds."""
-    from posttrain.rewards import reviews
-
-    said = reviews.accuracy()
-    records = {name: directory.record() or {} for name, directory in finished.items()}
-    lines = [f"`python benchmarks/frontier.py --size {options.size}`, {time.strftime('%Y-%m-%d')}: {_machine()}.", ""]
-    lines += ["| judge | trained on | right on held-out |", "|---|---|---|"]
-    lines.append(
-        f"| gold | {said['trained_on']:.0f} labelled reviews | {said['review']:.3f} of {said['reviews']:.0f} reviews, "
-        f"{said['opening']:.3f} of their openings |"
-    )
-    for name in ("reward", "reward_few"):
-        if record := records.get(name):
-            right, rows = record["metrics"].get("eval_accuracy", float("nan")), record["data"]
-            lines.append(f"| {name} | {rows['train_rows']} pairs | {right:.3f} of {rows['held_out_rows']} pairs |")
-    lines += ["", "| runs | seeds | KL (nats) | gold reward | seconds a run (expected) |", "|---|---|---|---|---|"]
-    for point, names in _points(records).items():
-        kls = [records[n]["metrics"][KL] for n in names]
-        golds = [records[n]["metrics"].get(metric) for n in names for metric in GOLD]
-        took = statistics.mean(records[n]["seconds"] for n in names)
-        guess = statistics.mean(expected[n] for n in names)
-        lines.append(f"| {point} | {len(names)} | {_spread(kls)} | {_spread(golds)} | {took:.0f} ({guess:.0f}) |")
-    lost = [name for name, end in ended.items() if name not in finished]
-    return "\n".join([*lines, *([f"\nNot there: {', '.join(lost)}."] if lost else []), ""])
-
-
-def _points(records: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The names of probed runs, by what they are called without the seed."""
-    points: dict[str, list[str]] = {}
-    for name, record in records.items():
-        if KL in record.get("metrics", {}):
-            points.setdefault(name.partition("_seed")[0], []).append(name)
-    return points
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "not measured"
-    return f"{statistics.mean(known):.2f}" + (f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else "")
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"{os.cpu_count()} cores, {model}"
-
-
 def report(output: Path, finished: Mapping[str, RunDirectory]) -> None:
     """`posttrain.report` over the methods, and over what pursues the reward model of few comparisons."""
     few = {name: run for name, run in finished.items() if name.startswith(("overoptimize", "best_of_n_few"))}
-    # The pairs are samples of the start, too, but of training prompts, and chosen by gold.
-    methods = {name: run for name, run in finished.items() if name not in {*few, "held_out", "pairs"}}
+    # SFT and the reward models have no KL; the pairs are samples of the start, too, but chosen by gold.
+    shared = {"sft", "held_out", "pairs", "reward", "reward_few"}
+    methods = {name: run for name, run in finished.items() if name not in {*few, *shared}}
     for folder, runs in (("report", methods), ("report-overoptimization", few)):
         if not (paths := [str(run.path) for run in runs.values()]):
             continue

@@ -17,12 +17,14 @@ PROMPT, TEXT = 11, 24
 class Rates:
     """Of one process: tokens a second, and seconds to start (imports, weights, saving) and of a held-out prompt.
 
-    `learn`: forward and backward, by 16 texts at a time; `rollout`: by 32, as PPO does; `read`: forward alone; `draw`:
-    new tokens; `probe`: a prompt sampled for the probe, with its KL; `evaluate`: one sampled by an online trainer.
+    `learn`: forward and backward, by 16 texts at a time; `pairs`: the same in DPO, less what the reference reads;
+    `rollout`: by 32, as PPO does; `read`: forward alone; `draw`: new tokens; `probe`: a prompt sampled for the probe,
+    with its KL; `evaluate`: one sampled by an online trainer.
     """
 
     start: float
     learn: float
+    pairs: float
     rollout: float
     read: float
     draw: float
@@ -31,9 +33,9 @@ class Rates:
 
 
 # SmolLM2-135M in bfloat16, one core of an AMD EPYC with AVX512-BF16, by processor time on a busy machine.
-CORE = Rates(start=30.0, learn=130.0, rollout=190.0, read=570.0, draw=200.0, probe=0.35, evaluate=0.6)
+CORE = Rates(start=30.0, learn=130.0, pairs=100.0, rollout=190.0, read=570.0, draw=200.0, probe=0.35, evaluate=0.6)
 # The random model of the tests: all of it is starting.
-TINY = Rates(start=12.0, learn=2e4, rollout=2e4, read=5e4, draw=2e3, probe=0.0, evaluate=0.0)
+TINY = Rates(start=12.0, learn=2e4, pairs=2e4, rollout=2e4, read=5e4, draw=2e3, probe=0.0, evaluate=0.0)
 
 
 def seconds(run: Run, rates: Rates) -> float:
@@ -43,13 +45,14 @@ def seconds(run: Run, rates: Rates) -> float:
         return rates.start + _draw((run.sample.prompts or held_out) * run.sample.n, run.sample.max_new_tokens, rates)
     args, kind = run.trainer.args, run.trainer.kind
     rows = (run.data.max_train_rows or 0) * args.get("num_train_epochs", 1)
+    read = _evaluations(run) * held_out * TEXT / rates.read
     work = {
-        "sft": lambda: rows * TEXT / rates.learn + 2 * held_out * TEXT / rates.read,
-        "reward": lambda: 2 * rows * TEXT / rates.learn + 4 * held_out * TEXT / rates.read,
-        # The reference reads what the policy learns from; held-out pairs are read by both, at the start and the end.
-        "dpo": lambda: 2 * rows * TEXT * (1 / rates.learn + 1 / rates.read) + 8 * held_out * TEXT / rates.read,
+        "sft": lambda: rows * TEXT / rates.learn + read,
+        "reward": lambda: 2 * rows * TEXT / rates.learn + 2 * read,
+        # The reference reads what the policy learns from; held-out pairs are read by both.
+        "dpo": lambda: 2 * rows * TEXT * (1 / rates.pairs + 1 / rates.read) + 4 * read,
         # A completion of another prompt beside each, read by both, for the KL.
-        "kto": lambda: 2 * rows * TEXT * (1 / rates.learn + 3 / rates.read) + 16 * held_out * TEXT / rates.read,
+        "kto": lambda: 2 * rows * TEXT * (1 / rates.pairs + 3 / rates.read) + 8 * read,
         "grpo": lambda: _online(run, rates, 1),
         "ppo": lambda: _online(run, rates, args.get("num_ppo_epochs", 4)),
     }
@@ -61,19 +64,18 @@ def _online(run: Run, rates: Rates, epochs: int) -> float:
     args = run.trainer.args
     batch, new = args["per_device_train_batch_size"], args["max_completion_length"]
     rollout = _draw(batch, new, rates) + batch * TEXT * (3 / rates.read + epochs / rates.rollout)
-    evaluations = _along(run) + 1 + bool(args.get("eval_on_start", True))
-    return args["max_steps"] / epochs * rollout + evaluations * (run.data.max_eval_rows or 0) * rates.evaluate
+    return args["max_steps"] / epochs * rollout + _evaluations(run) * (run.data.max_eval_rows or 0) * rates.evaluate
 
 
-def _along(run: Run) -> float:
-    """Evaluations between the start and the end."""
-    args = run.trainer.args
-    return args["max_steps"] / args["eval_steps"] - 1 if args.get("eval_strategy") == "steps" else 0
+def _evaluations(run: Run) -> int:
+    """At the start and the end, or neither."""
+    first, last = run.trainer.args.get("eval_on_start", True), run.trainer.args.get("eval_strategy") != "no"
+    return bool(first) + bool(first or last)
 
 
-def _probes(run: Run) -> float:
-    """At the start and the end, and at evaluations if asked."""
-    return 2 + (_along(run) if run.probe.during else 0)
+def _probes(run: Run) -> int:
+    """At the start and the end, and every so many steps."""
+    return 2 + ((run.trainer.args["max_steps"] - 1) // run.probe.every if run.probe.every else 0)
 
 
 def _draw(completions: int, tokens: int, rates: Rates) -> float:

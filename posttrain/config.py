@@ -9,6 +9,7 @@ import difflib
 import os
 import shlex
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +290,9 @@ class Origin:
         return shlex.join(["python", "-m", "posttrain", *self.overrides])
 
 
+@cache
 def register() -> None:
-    """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`."""
+    """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`; once."""
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Run)
     for path in OPEN:
@@ -371,6 +373,8 @@ def _rewards(entries: dict[str, Any], path: str) -> dict[str, RewardConfig]:
     result: dict[str, RewardConfig] = {}
     known = [f.name for f in fields(RewardConfig)]
     for name, entry in entries.items():
+        if entry is None:  # taken out of what a group has: probe.gold.NAME=null
+            continue
         if not isinstance(entry, dict):
             raise PosttrainError(f"{path}.{name}={entry!r}: expected keys {', '.join(known)}")
         if unknown := [key for key in entry if key not in known]:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_shape(data):
 
 def test_splits_share_no_review_no_opening_and_no_prompt(data):
     def signs(text: str) -> str:
-        return "".join(c for c in text.lower() if c.isalnum())
+        return re.sub(r"[\W_]+", "", text.lower())
 
     for column in ("prompt", "text", "review"):
         seen = {name: {signs(text) for text in part[column]} for name, part in data.items()}

@@ -82,6 +82,7 @@ def test_measuring_at_every_step_leaves_every_trainer_untouched(train, kind, tmp
     on += ("probe.texts=texts.jsonl", "~probe.rewards.invented")
     plain = train(f"+recipe={kind}_smollm2", *options)
     probed = train(f"+recipe={kind}_smollm2", *options, *on)
+    assert not [r for r in rows(plain.metrics) if any(k.startswith("eval_") for k in r)], "both are off: not at the end"
     found = [r for r in rows(probed.metrics) if "probe/kl" in r]
     assert [r["step"] for r in found] == list(range(len(found)))
     assert len(found) > 2

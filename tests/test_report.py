@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
 from report_runs import write_all, write_run, write_sample
 
@@ -198,6 +199,48 @@ def test_where_nothing_beats_the_start_it_says_so(tmp_path, capsys):
     write_run(tmp_path / "a-1", "dpo", [(0, 0.0, 0.5), (9, 2.0, 0.4)])
     (verdict,) = as_json(capsys, tmp_path)["verdicts"]
     assert verdict["best"] == "the starting policy"
+
+
+def test_runs_that_differ_in_much_go_by_their_names(tmp_path):
+    points, much = [(0, 0, 0.1), (9, 1.0, 0.2)], {"learning_rate": 1e-3, "max_length": 64, "max_steps": 9, "beta": 1.0}
+    write_run(tmp_path / "sft-0a1b2c3d", "sft", points)
+    for seed in (1, 2):
+        write_run(tmp_path / f"chosen_seed{seed}-0a1b2c3d", "sft", points, seed=seed, args=much)
+    labels = {group.label: group.seeds for group in compare(find([tmp_path]), None, [], None).groups}
+    assert labels == {"sft": [1], "sft chosen": [1, 2]}
+
+
+def test_one_trainer_on_several_rewards_is_several_methods(tmp_path, capsys):
+    """PPO on a learned reward and PPO on gold itself, on one axis; the sentence for who has no gold to train on."""
+    mood, rm = {"function": "rewards.mood", "weight": 1.0}, {"model": "outputs/reward", "weight": 1.0}
+    for name, beta, reward, gold in (
+        ("a", 1, {"rm": rm}, 0.3),
+        ("b", 1, {"mood": mood}, 0.7),
+        ("c", 2, {"rm": rm}, 0.5),
+    ):
+        folder = write_run(tmp_path / name, "ppo", [(0, 0, 0.1), (9, 2.0, gold)], args={"beta": beta})
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        probe = {} if "mood" in reward else {"gold": {"mood": mood}}
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "reward": reward, "probe": probe}))
+        if "mood" in reward:  # measured as its own reward
+            log = (folder / "metrics.jsonl").read_text().replace("probe/rewards/rm", "probe/reward")
+            log = log.replace("probe/gold/", "probe/rewards/").replace("probe/gold_stderr/", "probe/rewards_stderr/")
+            (folder / "metrics.jsonl").write_text(log)
+    found = as_json(capsys, tmp_path)
+    by = groups(found)
+    assert [(label, g["method"]) for label, g in by.items()] == [
+        ("ppo on mood", "ppo on mood"),
+        ("ppo on rm beta=1", "ppo on rm"),
+        ("ppo on rm beta=2", "ppo on rm"),
+    ]
+    gold = by["ppo on mood"]["metrics"]["probe/gold/mood"]
+    assert (gold["mean"], gold["error"]) == (0.7, 0.05)
+    assert "ppo on mood: trained on gold/mood itself, which the other runs never saw" in found["notes"]
+    sentences = [verdict["sentence"] for verdict in found["verdicts"]]
+    assert sentences[0].startswith("At any KL, ppo on mood (seed 1) is best: gold/mood 0.700 ± 0.050")
+    assert sentences[1].startswith("Of those that never saw gold/mood: at any KL, ppo on rm beta=2 (seed 1) is best")
+    looks_of = {group.method: looks.style(group) for group in compare(find([tmp_path]), None, [], None).groups}
+    assert looks_of == {"ppo on rm": ("#D55E00", "^"), "ppo on mood": ("#753400", "<")}
 
 
 def test_less_is_better_by_name_by_weight_or_by_option(tmp_path, capsys):

@@ -35,7 +35,8 @@ def probe(run: Run) -> list[str]:
             "probe.safety.prompts": (config.safety.prompts, 1),
         }
     )
-    for name, entry in config.gold.items():
+    # job=sample trains nothing and has no probe.
+    for name, entry in config.gold.items() if run.job != "sample" else ():
         same = [
             n
             for n, e in run.reward.items()

@@ -319,7 +319,8 @@ def _finish(
     from posttrain import summary
     from posttrain.card import write_card
 
-    if plan.data.eval is not None and not _evaluated(trainer.state):
+    wanted = trainer.args.eval_strategy != "no" or trainer.args.eval_on_start
+    if plan.data.eval is not None and wanted and not _evaluated(trainer.state):
         trainer.evaluate()
     half = directory.path / "model.incomplete"
     if main_process():

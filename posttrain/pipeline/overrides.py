@@ -111,11 +111,16 @@ def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
     return [error for error in errors if error]
 
 
-def _choice(group: str, option: Any) -> str:
+@cache
+def _options(group: str) -> tuple[str, ...]:
+    """The options of a group, recipes that are registered among them; Hydra copies all of its configs to tell."""
     ready = GlobalHydra.instance().is_initialized()
     with nullcontext() if ready else initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
-        known = GlobalHydra.instance().config_loader().get_group_options(group)
-    if option in known:
+        return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def _choice(group: str, option: Any) -> str:
+    if option in (known := _options(group)):
         return ""
     near = difflib.get_close_matches(str(option), known, n=1)
     return f"{group}={option}: " + (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(known)}"

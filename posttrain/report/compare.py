@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
 from posttrain.errors import PosttrainError
 from posttrain.objective import lower_is_better
 from posttrain.report.baseline import Baseline, baseline
+from posttrain.report.gold import on_gold, trained_on
 from posttrain.report.groups import Group, Mean, differing, identity, pool
 from posttrain.report.maths import Fit, fit, pareto_front
 from posttrain.report.runs import Found, Run
@@ -66,7 +67,7 @@ def compare(
     found: Found, metric: str | None, budgets: list[float], reference: str | None, lower: bool = False
 ) -> Comparison:
     """Pool, choose the reference and the metric unless they are given, and conclude; raises `PosttrainError`."""
-    trained = [run for run in found.runs.values() if run.job == "train"]
+    trained = on_gold([run for run in found.runs.values() if run.job == "train"])
     groups, repeated = pool(trained)
     found.left_out.update(repeated)
     others = [run for run in found.runs.values() if run.job != "train"]
@@ -94,6 +95,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         if values:
             result.start[reward] = fmean(values)
     _baselines(result)
+    _seen(result)
     _prompts(result)
     candidates = [c for group in result.compared if group.finished and (c := _candidate(group, metric))]
     # The start too: what has moved away from it and is no better is on no front.
@@ -113,7 +115,15 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         if not allowed:
             result.notes.append(f"--kl-budget {budget:g}: no finished run has as little KL")
             continue
-        result.verdicts.append(judge(pool_, metric, budget, result.minimise, _beside(result, metric, allowed, budget)))
+        extra = _beside(result, metric, allowed, budget)
+        verdict = judge(pool_, metric, budget, result.minimise, extra)
+        result.verdicts.append(verdict)
+        if verdict.best.group is not None and trained_on(verdict.best.group, metric):
+            # What a person can have who has no such reward to train on.
+            fair = [c for c in pool_ if c.group is None or not trained_on(c.group, metric)]
+            other = judge(fair, metric, budget, result.minimise, extra)
+            sentence = f"Of those that never saw {name(metric)}: {other.sentence[0].lower()}{other.sentence[1:]}"
+            result.verdicts.append(replace(other, sentence=sentence))
 
 
 def _up(kl: float) -> float:
@@ -229,6 +239,13 @@ def _baselines(result: Comparison) -> None:
                 result.best_of.append(made)
                 if made.split == "train":
                     result.notes.append(f"{run.name}: best-of-n is over training prompts (sample.split=eval is fairer)")
+
+
+def _seen(result: Comparison) -> None:
+    """Who trained on gold."""
+    metric = str(result.metric)
+    if seen := [group.label for group in result.compared if trained_on(group, metric)]:
+        result.notes.append(f"{', '.join(seen)}: trained on {name(metric)} itself, which the other runs never saw")
 
 
 def _prompts(result: Comparison) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,6 +19,8 @@ from posttrain.report.runs import SEEDS, Run
 METHODS = ("sft", "dpo", "kto", "ppo", "grpo", "rloo", "reward")
 # Settings in a label; runs that differ in more go by their names.
 SHOWN = 3
+# What runs are told apart by that are one group.
+SEED = re.compile(r"[_-]seed[_-]?\d*$")
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,21 @@ class Mean:
 
 @dataclass(eq=False)
 class Group:
-    """Runs of the same settings. `runs` are one a seed; those that count are the finished ones, or else all."""
+    """Runs of the same settings. `runs` are one a seed; those that count are the finished ones, or else all.
+
+    `method` is the trainer, and, where runs of one trainer are rewarded by different rewards, also by which: PPO on a
+    learned reward and PPO on gold are two methods. `variant` numbers those of one trainer.
+    """
 
     method: str
     label: str
     key: str
     runs: list[Run]
+    variant: int = 0
+
+    @property
+    def kind(self) -> str:
+        return self.runs[0].kind
 
     @property
     def finished(self) -> bool:
@@ -113,11 +126,15 @@ def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
     A setting that names another of `runs` counts by that run's own settings: seeds of a whole pipeline pool.
     """
     names = {run.name: run for run in runs}
+    rewarded = {run.kind: _variants(runs, run.kind) for run in runs}
     groups: dict[tuple[str, str], Group] = {}
     repeated: dict[Path, str] = {}
     for run in sorted(runs, key=lambda run: (not run.finished, run.name)):
         key = identity(run, names)
-        group = groups.setdefault((run.kind, key), Group(run.kind, "", key, []))
+        several = len(rewarded[run.kind]) > 1
+        method = f"{run.kind} on {' + '.join(run.rewarded) or 'none'}" if several else run.kind
+        made = Group(method, "", key, [], rewarded[run.kind].index(run.rewarded))
+        group = groups.setdefault((run.kind, key), made)
         same = next(
             (other for other in group.runs if other.seed == run.seed and _lineage(other) == _lineage(run)), None
         )
@@ -131,6 +148,12 @@ def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
     _label(result)
     result.sort(key=lambda g: (_rank(g.method), g.method, _natural(g)))
     return result, repeated
+
+
+def _variants(runs: Sequence[Run], kind: str) -> list[tuple[str, ...]]:
+    """What runs of a trainer are rewarded by, that of most runs first."""
+    counts = Counter(run.rewarded for run in runs if run.kind == kind)
+    return sorted(counts, key=lambda names: (-counts[names], names))
 
 
 def identity(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> str:
@@ -172,7 +195,8 @@ def _label(groups: list[Group]) -> None:
         rows = differing(own)
         for i, group in enumerate(own):
             parts = [f"{_short(key, rows)}={values[i]}" for key, values in rows.items() if values[i]]
-            group.label = " ".join([method, *(parts if len(rows) <= SHOWN else [_name(group)])])
+            own_name = [] if (called := _name(group)) == method else [called]
+            group.label = " ".join([method, *(parts if len(rows) <= SHOWN else own_name)])
     counts: dict[str, int] = {}
     for group in groups:
         counts[group.label] = counts.get(group.label, 0) + 1
@@ -183,10 +207,10 @@ def _label(groups: list[Group]) -> None:
 
 
 def _name(group: Group) -> str:
-    """What the names of its runs begin with alike, without their digests."""
+    """What the names of its runs begin with alike, without their digests and seeds."""
     names = [run.name.rpartition("-")[0] or run.name for run in group.runs]
     same = [letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))]
-    return "".join(same).rstrip("_-") or names[0]
+    return SEED.sub("", "".join(same)).rstrip("_-") or names[0]
 
 
 def _short(key: str, rows: dict[str, Any]) -> str:
@@ -205,7 +229,8 @@ def _plain(value: Any) -> str:
 
 
 def _rank(method: str) -> int:
-    return METHODS.index(method) if method in METHODS else len(METHODS)
+    kind = method.partition(" ")[0]
+    return METHODS.index(kind) if kind in METHODS else len(METHODS)
 
 
 def _natural(group: Group) -> tuple[Any, ...]:

@@ -22,15 +22,29 @@ STYLES = {
     "rloo": ("#B59F00", "P"),
     "reward": ("#777777", "X"),
 }
+# Of a trainer's further methods, one for each set of rewards: another marker, and the colour darker or lighter.
+MARKERS = ("<", ">", "p", "h")
+SHADES = (-0.45, 0.5)
 BEST_OF = ("#000000", "*")
 DASHES = ("-", "--", "-.", ":")
 # Entries of a legend, and the characters of one.
 MOST, LONGEST = 24, 40
 
 
-def style(method: str) -> tuple[str, str]:
-    """Colour and marker."""
-    return STYLES.get(method, STYLES["reward"])
+def style(group: Group) -> tuple[str, str]:
+    """Colour and marker of its method."""
+    colour, marker = STYLES.get(group.kind, STYLES["reward"])
+    if not group.variant:
+        return colour, marker
+    further = group.variant - 1
+    return _shaded(colour, SHADES[further % len(SHADES)]), MARKERS[further % len(MARKERS)]
+
+
+def _shaded(colour: str, by: float) -> str:
+    """`#rrggbb` that share of the way to white, or below 0 to black."""
+    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    mixed = [round(part + (255 - part) * by if by > 0 else part * (1 + by)) for part in parts]
+    return "#" + "".join(f"{part:02X}" for part in mixed)
 
 
 def dash(group: Group, groups: Sequence[Group]) -> str:
@@ -67,13 +81,13 @@ def entry(label: str, color: str = "#444444", **look: Any) -> Line2D:
 
 
 def methods(groups: Sequence[Group]) -> list[Line2D]:
-    found = {group.method: style(group.method) for group in groups}
+    found = {group.method: style(group) for group in groups}
     return [entry(method, colour, marker=marker, ls="") for method, (colour, marker) in found.items()]
 
 
 def lines(groups: Sequence[Group]) -> list[Line2D]:
     """An entry a group."""
-    looks = [(group, *style(group.method)) for group in groups[:MOST]]
+    looks = [(group, *style(group)) for group in groups[:MOST]]
     return [
         entry(_short(group.label), colour, marker=marker, ms=4, ls=dash(group, groups))
         for group, colour, marker in looks

@@ -95,10 +95,11 @@ def overoptimisation(c: Comparison) -> Figure | None:
     figure, axes = looks.panels(len(shown), 2, (4.6, 3.6))
     for axis, metric in zip(axes, shown, strict=True):
         _gains(axis, c, metric)
+        colours = {group.method: looks.style(group)[0] for group in c.compared}
         for who, fit in c.fits.get(metric, {}).items():
             rl = fit.form == "rl"
             look = {
-                "color": looks.style(who)[0] if rl else looks.BEST_OF[0],
+                "color": colours[who] if rl else looks.BEST_OF[0],
                 "gid": looks.gid(who) if rl else "best-of-n",
             }
             # Only as far as was measured: beyond it the form is a guess.
@@ -122,7 +123,7 @@ def overoptimisation(c: Comparison) -> Figure | None:
 def _gains(axis: Any, c: Comparison, metric: str) -> None:
     """The points of one reward."""
     for group in c.compared:
-        colour, marker = looks.style(group.method)
+        colour, marker = looks.style(group)
         path = [p for p in group.path("probe/kl", metric) if p["probe/kl"] >= 0]
         d = [math.sqrt(p["probe/kl"]) for p in path]
         gains = [p[metric] - c.start[metric] for p in path]
@@ -153,10 +154,10 @@ def training(c: Comparison) -> Figure | None:
             axis.plot(
                 [point["step"] for point in path],
                 smooth(values) if len(values) >= 20 else values,
-                color=looks.style(group.method)[0],
+                color=looks.style(group)[0],
                 ls=looks.dash(group, c.groups),
                 lw=1.2,
-                marker=looks.style(group.method)[1] if len(values) < 8 else None,
+                marker=looks.style(group)[1] if len(values) < 8 else None,
                 ms=4,
                 gid=looks.gid(group.method),
             )
@@ -215,7 +216,7 @@ def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:
         kl, value = group.mean("probe/kl"), group.mean(metric)
         if not kl or not value:
             continue
-        colour, marker = looks.style(group.method)
+        colour, marker = looks.style(group)
         path = group.path("probe/kl", metric)
         if len(path) > 2:
             axis.plot(

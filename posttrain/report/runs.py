@@ -15,6 +15,7 @@ from posttrain.errors import PosttrainError
 from posttrain.identity import NOT_THE_RESULT, OTHER_JOBS
 from posttrain.rundir import RunDirectory
 from posttrain.summary import by_step, read
+from posttrain.trainers import KINDS
 
 # How far below a given path runs are looked for: outputs/sweeps/DATE is three.
 DEPTH = 3
@@ -42,6 +43,13 @@ class Run:
     @property
     def kind(self) -> str:
         return str(self.record.get("trainer") or self.job)
+
+    @property
+    def rewarded(self) -> tuple[str, ...]:
+        """The names of the rewards that it trains on: not of those with weight 0, which are measured only."""
+        online = self.kind in KINDS and KINDS[self.kind].online
+        names = {key.split(".")[1] for key in self.settings if key.startswith("reward.")} if online else ()
+        return tuple(sorted(name for name in names if self.settings.get(f"reward.{name}.weight", 1.0)))
 
     @property
     def finished(self) -> bool:
