@@ -313,7 +313,7 @@ def test_the_codes_version_is_part_of_the_identity(stand, monkeypatch):
     pipeline(run, origin)
     folder = RunDirectory(only("sft-*"))
     folder.write({**folder.record(), "versions": {"posttrain": "0.0.1"}})
-    monkeypatch.setattr("posttrain.rundir.__version__", "9")
+    monkeypatch.setattr("posttrain.identity.__version__", "9")
     monkeypatch.setattr("posttrain.pipeline.plan.__version__", "9")
     assert states(run)["sft"] == ("run", "changed: posttrain 0.0.1 -> 9")
 
