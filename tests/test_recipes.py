@@ -73,6 +73,8 @@ GROUPS = sorted((config.ROOT / "conf").glob("*/*.yaml"))
 # What some rewards cannot do without.
 REQUIRED = {
     "rm": "reward.rm.model=acme/reward",
+    "ensemble": "reward.ensemble.args.models=[acme/one,acme/two]",
+    "judge": "reward.judge.args.model=acme/judge",
     "grader": "reward.grader.grader=grader.json",
     "json_schema": "reward.json_schema.args.schema=schema.json",
     "unit_tests": "reward.unit_tests.args.execute=true",
