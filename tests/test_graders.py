@@ -500,6 +500,13 @@ def test_sample_with_a_grader(train, write):
         assert row["score"] == pytest.approx(len(row["completion"][0]["content"].strip()) / 100 + 1)
 
 
+def test_evaluate_with_a_grader(train, write):
+    grader = write({**CHECK, "operation": "ne", "reference": "{{ item.answers[0] }}"})
+    options = ("~reward", f"+reward.g.grader={grader}", "probe=default", "probe.prompts=2", "probe.max_new_tokens=4")
+    run = train("+recipe=grpo_smollm2", "job=evaluate", *options)
+    assert run.record()["metrics"]["sampled/rewards/g"] == 1.0  # a random model does not say yes
+
+
 def test_column_missing_from_the_data_of_a_run(train, write):
     with pytest.raises(
         PosttrainError, match=r"reward\.g\.grader=g\.json: reference: reads item\.answer, and the data has answers"
