@@ -68,7 +68,8 @@ def test_adapters_and_head_move_the_base_does_not_and_the_policy_is_saved(train,
 
 
 def test_the_run_directory_has_the_vocabulary(train):
-    run = train(RECIPE, *LETTER, *SHORT, "probe=default", "probe.prompts=2", "probe.max_new_tokens=4")
+    evaluated = "trainer.args.eval_on_start=true"
+    run = train(RECIPE, *LETTER, *SHORT, evaluated, "probe=default", "probe.prompts=2", "probe.max_new_tokens=4")
     record = json.loads((run.path / "run.json").read_text())
     assert record["status"] == "finished"
     expected = {"reward", "kl", "objective/kl", "value/explained_variance", "rewards/letter/mean"}

@@ -253,7 +253,7 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
         "disable_tqdm": True,
         "save_total_limit": 1,
         "eval_strategy": "epoch" if plan.data.eval is not None else "no",
-        "eval_on_start": plan.data.eval is not None and run.trainer.args.get("eval_strategy") != "no",
+        "eval_on_start": plan.data.eval is not None,
         "logging_nan_inf_filter": False,  # it would log something else than the loss
         "dataloader_pin_memory": plan.precision.device != "CPU",
         **run.trainer.args,
