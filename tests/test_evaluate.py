@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
-from conftest import rows
+from conftest import ENVIRONMENT, SMALL, compose, rows
 
 from posttrain.errors import PosttrainError
 from posttrain.rundir import RunDirectory
@@ -201,3 +205,31 @@ def test_labelled_rows_text_and_messages(train, tmp_path):
 def test_no_held_out_rows_is_an_error(train):
     with pytest.raises(PosttrainError, match=r"data.eval_size=0: nothing is held out"):
         train("+recipe=sft_smollm2", *QUICK, "data.eval_size=0")
+
+
+def test_killed_then_the_same_command(pairs, tmp_path):
+    from posttrain.jobs.evaluate import evaluate
+
+    args = ["+recipe=ppo_smollm2", *SMALL, *QUICK, *PROBE, "probe.max_new_tokens=200", "reward=length"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "posttrain", *args],
+        cwd=tmp_path,
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 120
+    while not (found := list(tmp_path.glob("outputs/*/run.json"))):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    killed = RunDirectory(found[0].parent)
+    assert not killed.finished()
+    run, origin = compose(*args)
+    assert RunDirectory.of(run, origin).path == killed.path
+    evaluate(run, origin)
+    assert killed.finished()
+    run.name = "whole"
+    evaluate(run, origin)
+    assert killed.record()["metrics"] == RunDirectory.of(run, origin).record()["metrics"]
