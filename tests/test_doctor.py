@@ -174,7 +174,6 @@ def test_minhash_finds_what_the_exact_similarity_says():
 
 def test_scripts_without_spaces_are_cut_into_characters():
     assert duplicates.shingles("一二三四五六七八九十" * 2)[:2] == ["一 二 三", "二 三 四"]
-    assert duplicates.distinct(["a b a b"], 2) == 2 / 3
 
 
 def test_languages_and_encodings():

@@ -29,6 +29,7 @@ def test_distinct_counts_over_all_completions():
     assert diversity.distinct(said, 1) == 3 / 5
     assert diversity.distinct(said, 2) == 2 / 5  # 12 23 12, over five tokens
     assert diversity.distinct([[], []], 1) is None
+    assert diversity.distinct([["a", "b", "a", "b"]], 2) == 2 / 4  # of words, as the doctor counts prompts
 
 
 def test_self_bleu():

@@ -179,11 +179,14 @@ def _overlap(
 
 
 def _diversity(texts: Texts, firsts: dict[str, int], cluster: np.ndarray, settings: DoctorConfig) -> Finding:
+    from posttrain.probe.diversity import distinct
+
     sizes = np.bincount(cluster)
     largest, members = int(sizes.max()), np.flatnonzero(cluster == sizes.argmax())
     prompts, rows = list(firsts), list(firsts.values())
     sample = [prompts[i] for i in np.random.default_rng(SEED).permutation(len(prompts))[:1000]]
-    one, two = (distinct(sample, n) for n in (1, 2))
+    words = [prompt.split() for prompt in sample]
+    one, two = (distinct(words, n) or 0.0 for n in (1, 2))
     alike = largest / len(prompts) if largest > 1 else 0.0
     nearly = f"the largest cluster of nearly equal ones holds {alike:.1%} of them" if alike else "no two nearly equal"
     return finding(
@@ -196,9 +199,3 @@ def _diversity(texts: Texts, firsts: dict[str, int], cluster: np.ndarray, settin
         "The model learns one kind of question; what it does with others is left to chance.",
         "Thin the cluster out, or add prompts of other kinds.",
     )
-
-
-def distinct(texts: Sequence[str], n: int) -> float:
-    """The share of different ones among all n-grams of words. Source: Li et al. 2016, "A Diversity-Promoting ..."."""
-    grams = [gram for text in texts for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
-    return len(set(grams)) / len(grams) if grams else 0.0

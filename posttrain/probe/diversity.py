@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import fmean
 
 # Self-BLEU compares each with all others: the cost grows with the square of their number.
 COMPARED = 64
 
 
-def _ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
+def _ngrams(ids: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
 
@@ -23,8 +23,8 @@ def repetition(sequences: Sequence[Sequence[int]], n: int = 4) -> float | None:
     return fmean(1 - len(set(grams)) / len(grams) for grams in found) if found else None
 
 
-def distinct(sequences: Sequence[Sequence[int]], n: int) -> float | None:
-    """distinct-n: different n-grams of tokens in all completions together, over the number of tokens; in [0, 1].
+def distinct(sequences: Sequence[Sequence[Hashable]], n: int) -> float | None:
+    """distinct-n: different n-grams of tokens (or words) in all together, over the number of tokens; in [0, 1].
 
     It falls with the number and length of the completions: compare only where those are alike. None without tokens.
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models".
