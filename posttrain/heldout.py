@@ -34,8 +34,8 @@ def encode(
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, answer ids) of the row's answers: chosen and rejected, or the completion.
 
-    Of `messages` it is the last assistant turn given the turns before it; of `text`, or where no turn comes before,
-    everything after the first token.
+    Of `messages` it is the last assistant turn whose weight is not 0, given the turns before it; of `text`, or where no
+    turn comes before, everything after the first token.
     """
     if "chosen" in row:
         return encode_answer(tokenizer, row["prompt"], [row[side] for side in SIDES], max_length)
@@ -45,7 +45,8 @@ def encode(
     if isinstance(whole, str):
         whole += "" if whole.endswith(str(tokenizer.eos_token)) else tokenizer.eos_token
     else:
-        last = max((n for n, turn in enumerate(whole) if turn["role"] == "assistant"), default=0)
+        said = [n for n, turn in enumerate(whole) if turn["role"] == "assistant" and turn.get("weight") != 0]
+        last = max(said, default=0)
         if last:
             return encode_answer(tokenizer, whole[:last], [whole[last : last + 1]], max_length)
     tokens = token_ids(tokenizer, whole)[:max_length]

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain import inherit
+from posttrain import inherit, weights
 from posttrain.models import keep_trained_in_float32
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Parts:
     `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
     args make of its scores; `reward_weights` has its weight
-    first, then those of `rewards`. `labelled` says that messages carry weights.
+    first, then those of `rewards`. `labelled` says that messages carry weights, `weighted` that pairs do.
     """
 
     model: str
@@ -72,6 +72,7 @@ class Parts:
     reward_adjustment: Adjustment | None = None
     value_lora: LoraConfig | None = None
     labelled: bool = False
+    weighted: bool = False
 
 
 def build(kind: str, parts: Parts) -> Trainer:
@@ -85,6 +86,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     chosen = KINDS[kind]
     if parts.labelled and kind == "sft":
         parts = _labelled(parts)
+    if parts.weighted:
+        weights.check(parts.args)
     library = importlib.import_module(chosen.package)
     args: dict[str, Any] = dict(parts.args)
     extra: dict[str, Any] = {}
@@ -117,6 +120,8 @@ def build(kind: str, parts: Parts) -> Trainer:
         trainer.reward_func_names = names
     if parts.reward_adjustment is not None:
         trainer.reward_funcs[0] = OfPPO(trainer.reward_funcs[0], parts.reward_adjustment)
+    if parts.weighted:
+        weights.weigh(trainer)
     if parts.quantization is not None:
         keep_trained_in_float32(trainer.model)
     if parts.adapter is not None:

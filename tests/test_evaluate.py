@@ -51,6 +51,22 @@ def held_out(run):
     return list(load(DataConfig(path="pairs.jsonl", eval_size=8), run.record()["trainer"]).eval)
 
 
+def test_a_turn_without_loss_is_not_measured():
+    from transformers import AutoTokenizer
+
+    from posttrain import assets, heldout
+
+    tokenizer = AutoTokenizer.from_pretrained(assets.tiny())
+    turns = [{"role": role, "content": role[0] * n} for n, role in enumerate(("user", "assistant") * 2, 1)]
+    turns[-1]["weight"] = 0
+    ((before, answer),) = heldout.encode(tokenizer, {"messages": turns}, None)
+    assert tokenizer.decode(before).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(answer).startswith("aa<|im_end|>")
+    turns[-1]["weight"] = 1
+    ((_, answer),) = heldout.encode(tokenizer, {"messages": turns}, None)
+    assert tokenizer.decode(answer).startswith("aaaa<|im_end|>")
+
+
 def test_sft_loss_and_perplexity_by_hand(train):
     run = train("+recipe=sft_smollm2", *LEARN)
     found = train("+recipe=sft_smollm2", *QUICK, f"model.init_from={run.path}")

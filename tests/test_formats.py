@@ -262,7 +262,7 @@ def test_a_format_that_the_trainer_cannot_learn_from(name: str, kind: str, serve
 def test_pairs_of_a_prompt_weigh_one_together():
     data = load(config("ultrafeedback"), "dpo")
     assert data.train["weight"][:] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
-    assert "TRL's trainers take no weights (data.pairs=one)" in data.lines()["pairs"]
+    assert data.lines()["pairs"] == "weighted by their column weight, 0.333 to 1 in the first rows"
     one = load(config("ultrafeedback", pairs="one"), "dpo")
     assert [row["prompt"][0]["content"] for row in one.train] == ["Name a fruit.", "Count to three."]
     assert one.train["weight"][:] == [1.0, 1.0]

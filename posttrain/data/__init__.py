@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
 from posttrain.data import mix
-from posttrain.data.formats import SCORES
+from posttrain.data.formats import PAIRS, SCORES
 from posttrain.data.reading import shown
 from posttrain.data.ready import Ready, ready, ready_held_out, ready_prompts
 from posttrain.data.shapes import ABOUT
@@ -44,6 +44,11 @@ class Data:
         """How many there are for training; `None` of a stream."""
         return self.source["train_rows"]
 
+    @property
+    def weighted(self) -> bool:
+        """Whether they are pairs with a weight each (see `posttrain.weights`)."""
+        return {"weight", *PAIRS} <= {*self.first.column_names}
+
     def lines(self, kept: bool = True) -> dict[str, str]:
         """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out.
 
@@ -54,10 +59,10 @@ class Data:
         if len(parts) > 1:
             shares = (f"{name} {part['share']:.1%} ({part['train_rows']} rows)" for name, part in parts.items())
             found["mixture"] = ", ".join(shares)
-        if "weight" in self.first.column_names and "chosen" in self.first.column_names:
-            found["pairs"] = (
-                "several of a prompt, each counted in full: TRL's trainers take no weights (data.pairs=one)"
-            )
+        if self.weighted:
+            weights = [1.0 if weight is None else weight for weight in self.first["weight"]]
+            least, most = min(weights), max(weights)
+            found["pairs"] = f"weighted by their column weight, {least:.3g} to {most:.3g} in the first rows"
         if count := sum(part["skipped"] for part in parts.values()):
             where = ", kept in skipped.jsonl with the reasons" if kept else ""
             found["skipped"] = f"{count} rows that do not fit{where}"
@@ -136,7 +141,7 @@ def _gathered(config: DataConfig, made: dict[str, Ready]) -> Data:
         train = train.select(numbers)
     held_out = _joined(config, {name: one.held_out for name, one in made.items()})
     prompts = _joined(config, {name: one.prompts for name, one in made.items()})
-    return Data(
+    found = Data(
         train,
         held_out,
         prompts,
@@ -145,6 +150,9 @@ def _gathered(config: DataConfig, made: dict[str, Ready]) -> Data:
         any(one.divided.train.format == "openai" and "messages" in one.train.column_names for one in made.values()),
         [skipped for one in made.values() for skipped in one.divided.skipped],
     )
+    if found.weighted and not any(weight is None or weight for weight in train["weight"]):
+        raise PosttrainError(f"data.path={found.source['path']}: column weight: all are 0, so nothing is learned")
+    return found
 
 
 def _joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | None:

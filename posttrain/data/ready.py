@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def adapted(part: Part, kind: str) -> Dataset:
     made = _adapt(_conversed(rows, part), kind, part)
     if part.format == "trl":  # other rows were checked when they were converted
         check_rows(made, part.name, shown(part.config.path))
-    return made
+    return _weighed(made, part) if {"weight", *PAIRS} <= {*made.column_names} else made
 
 
 def prompts_for(part: Part, kind: str) -> Dataset | None:
@@ -95,6 +96,22 @@ def prompts_for(part: Part, kind: str) -> Dataset | None:
     rows = _conversed(rows, part)
     # A trainer of prompts is probed on prompts as it gets them.
     return _prompts(_adapt(rows, kind, part) if ACCEPTS[kind][0] == ("prompt",) else rows, part)
+
+
+def _weighed(rows: Dataset, part: Part) -> Dataset:
+    """`rows` with their column `weight` as numbers."""
+    from datasets import Value
+
+    values = rows["weight"][:]
+    for index, value in enumerate(values):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value < math.inf):
+            raise PosttrainError(
+                f"data.path={shown(part.config.path)}: row {index} of {part.name}, column weight: a pair's weight is a "
+                f"number of at least 0, got {value!r:.120}; mend it, or give the column another name: "
+                "'data.columns={OTHER: weight}'"
+            )
+    return rows.cast_column("weight", Value("float64"))
 
 
 def _adapt(rows: Dataset, kind: str, part: Part) -> Dataset:

@@ -124,7 +124,8 @@ def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
         prompts_for(held_out, kind) if held_out else None,
         Divided(train, held_out, how, [stream.skipped]),
     )
-    features = {name: kind for name, kind in made.train.features.items() if name in TRL_COLUMNS or name == "tools"}
+    taken = {*TRL_COLUMNS, "tools", "weight"}
+    features = {name: feature for name, feature in made.train.features.items() if name in taken}
     if source.format != "trl":
         features["tools"] = Value("string")  # the first rows may have none
     stream.columns = list(features)

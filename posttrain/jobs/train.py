@@ -220,6 +220,7 @@ def _build(
         train=plan.data.train,
         eval=plan.data.eval,
         labelled=plan.data.labelled,
+        weighted=plan.data.weighted,
         lora=models.lora_config(run.peft, run.trainer.kind),
         quantization=models.quantization_config(run.peft),
         callbacks=callbacks,

@@ -1,0 +1,76 @@
+"""Pairs that count for more or less: their column `weight`, which TRL's trainers do not read.
+
+A pair's weight scales what reaches the model of its gradient, so the step is that of the mean over the batch of
+weight x loss. In every loss of TRL's reward and DPO trainers that compares a pair's two answers with one another alone,
+this is exact, without writing the loss again; the losses that are logged are TRL's, of pairs counted alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLUMN = "weight"
+# These sort the scores of a batch, and compare answers of different pairs.
+SORTED = {"aot", "aot_unpaired"}
+
+
+@dataclass
+class Collator:
+    """TRL's collator, and beside what it makes `weight`, (pairs,); a row without one counts 1."""
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        weights = [1.0 if (weight := row.get(COLUMN)) is None else weight for row in examples]
+        return {**self.collator(examples), COLUMN: torch.tensor(weights, dtype=torch.float32)}
+
+
+class Scaled:
+    """Takes `weight` from what a model is called with, and scales the gradient of the rows it answers with."""
+
+    def __init__(self, model: Any):
+        self.weight: Tensor | None = None
+        model.register_forward_pre_hook(self.take, with_kwargs=True)
+        model.register_forward_hook(self.scale)
+
+    def take(self, _model: Any, positional: Any, named: dict[str, Any]) -> Any:
+        self.weight = named.pop(COLUMN, None)
+        return positional, named
+
+    def scale(self, _model: Any, _inputs: Any, output: Any) -> None:
+        """The output's rows are all chosen answers, then all rejected ones."""
+        weight, self.weight = self.weight, None
+        rows = output.log_probs if getattr(output, "log_probs", None) is not None else output.logits
+        if weight is None or not rows.requires_grad:
+            return
+        each = weight.repeat(2).view(-1, *[1] * (rows.dim() - 1))
+        rows.register_hook(lambda gradient: gradient * each.to(gradient))
+
+
+def check(args: Mapping[str, Any]) -> None:
+    """Raise `PosttrainError` where the options of TRL's config ask for a loss that does not take pairs one by one."""
+    asked = args.get("loss_type") or ()
+    if SORTED & ({asked} if isinstance(asked, str) else {*asked}):
+        raise PosttrainError(
+            f"trainer.args.loss_type={asked}: compares answers of different pairs, so a pair has no weight there; "
+            "choose another, or give the column another name: 'data.columns={OTHER: weight}'"
+        )
+
+
+def weigh(trainer: Any) -> None:
+    """Make TRL's reward or DPO trainer weigh pairs by their column."""
+    trainer.data_collator = Collator(trainer.data_collator)
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns = [*trainer._signature_columns, COLUMN]
+    for model in (trainer.model, getattr(trainer, "ref_model", None)):
+        if model is not None:
+            Scaled(model)
