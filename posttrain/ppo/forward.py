@@ -6,16 +6,21 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
 # 64 MiB in float32, and as much for their gradient.
 KEPT_LOGITS = 1 << 24
+
+# Tokens that a CPU computes in the time that a pass takes to read the weights, with some room.
+SPARED_PADDING = 64
 
 
 @dataclass
@@ -48,6 +53,41 @@ def takes_position_ids(model_class: type) -> bool:
     return "position_ids" in inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
 
 
+def split_rows(lengths: torch.Tensor) -> list[slice]:
+    """Consecutive rows that go through the model in one pass: on a GPU all of them.
+
+    A CPU is as fast with few rows as with many, so there no pass holds more padding than `SPARED_PADDING`.
+
+    Args:
+        lengths: real tokens of each row in each part that is padded by itself, (B, parts).
+    """
+    if lengths.device.type != "cpu":
+        return [slice(0, len(lengths))]
+    starts = [0]
+    for end in range(1, len(lengths) + 1):
+        rows = lengths[starts[-1] : end]
+        if len(rows) * rows.amax(0).sum() - rows.sum() > SPARED_PADDING:
+            starts.append(end - 1)
+    return [slice(start, end) for start, end in pairwise([*starts, len(lengths)])]
+
+
+def split_batch(batch: dict[str, Any], labels: torch.Tensor) -> list[tuple[dict[str, Any], torch.Tensor]]:
+    """The passes that [`split_rows`] makes of a batch and its completion labels, each cut to its own longest row."""
+    prompt = batch["attention_mask"].size(1) - labels.size(1)
+    parts = batch["attention_mask"].split([prompt, labels.size(1)], dim=1)
+    lengths = torch.stack([part.sum(1) for part in parts], dim=1)
+    groups = split_rows(lengths)
+    if len(groups) == 1:
+        return [(batch, labels)]
+    passes = []
+    for rows in groups:
+        before, after = lengths[rows].amax(0).clamp(min=1).tolist()
+        columns = slice(max(prompt - before, 0), prompt + after)
+        cut = {key: value[rows, columns] if torch.is_tensor(value) else value for key, value in batch.items()}
+        passes.append((cut, labels[rows, :after]))
+    return passes
+
+
 @contextmanager
 def completion_states(backbone: nn.Module, length: int) -> Iterator[list[torch.Tensor]]:
     """Within, the backbone returns only the hidden states that predict the last `length` tokens.
@@ -77,6 +117,15 @@ def apply_head(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         return head(hidden.float()).squeeze(-1)
 
 
+def join(results: list[CompletionOutput], length: int) -> CompletionOutput:
+    """The results of consecutive rows as those of one batch, with `length` completion tokens."""
+    joined = CompletionOutput()
+    for name in results[0]:
+        fields = [result[name] for result in results]
+        joined[name] = torch.cat([functional.pad(field, (0, length - field.size(1))) for field in fields])
+    return joined
+
+
 def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> None:
     """Teach `model` (with TRL's fused LM head) `model(..., completion_labels=labels, want=names)`.
 
@@ -87,25 +136,20 @@ def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> 
 
     TRL's fused LM head never holds the logits, and multiplies by the head's weights once more in its backward pass
     for that. Where all logits of a batch are at most `KEPT_LOGITS` they are held instead.
+
+    On a CPU, rows of unlike length go through the model in passes of their own, see [`split_rows`].
     """
     inner = model.forward
+    # Their load-balancing loss is that of the batch as a whole.
+    is_mixture_of_experts = hasattr(model.config.get_text_config(), "output_router_logits")
 
-    @functools.wraps(type(model).forward)  # generation checks its arguments against this signature
-    def forward(self, *args, completion_labels=None, want=(), **kwargs):
-        if completion_labels is None:
-            return inner(*args, **kwargs)
-        kwargs = {key: value for key, value in kwargs.items() if value is not None}
-        if "aux_loss" in want:
-            kwargs["output_router_logits"] = True
+    def complete(self, batch, labels, want, hold_logits):
         result = CompletionOutput()
-        with completion_states(self.base_model, completion_labels.size(1)) as states:
+        with completion_states(self.base_model, labels.size(1)) as states:
             if "log_probs" in want:
-                if completion_labels.numel() * self.get_output_embeddings().weight.size(0) > KEPT_LOGITS:
-                    scored = inner(*args, shift_labels=completion_labels, fused_lm_head=True, **kwargs)
-                    result["log_probs"], result["entropy"] = scored.log_probs, scored.entropy
-                else:
-                    scored = inner(*args, use_cache=False, **kwargs)
-                    labels = completion_labels.to(scored.logits.device)
+                if hold_logits:
+                    scored = inner(use_cache=False, **batch)
+                    labels = labels.to(scored.logits.device)
                     result["log_probs"], result["entropy"] = selective_log_softmax_and_entropy(
                         scored.logits.float(),
                         labels.clamp(min=0),
@@ -113,12 +157,27 @@ def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> 
                         temperature=temperature,
                         row_mask=labels != -100,
                     )
+                else:
+                    scored = inner(shift_labels=labels, fused_lm_head=True, **batch)
+                    result["log_probs"], result["entropy"] = scored.log_probs, scored.entropy
                 if "aux_loss" in want:
                     result["aux_loss"] = scored.aux_loss
             else:
-                self.base_model(*args, use_cache=False, **kwargs)
+                self.base_model(use_cache=False, **batch)
         if "value" in want:
             result["value"] = apply_head(self.value_head, states[-1])
         return result
+
+    @functools.wraps(type(model).forward)  # generation checks its arguments against this signature
+    def forward(self, *args, completion_labels=None, want=(), **kwargs):
+        if completion_labels is None:
+            return inner(*args, **kwargs)
+        batch = {key: value for key, value in kwargs.items() if value is not None}
+        if "aux_loss" in want:
+            batch["output_router_logits"] = True
+        hold_logits = completion_labels.numel() * self.get_output_embeddings().weight.size(0) <= KEPT_LOGITS
+        passes = [(batch, completion_labels)] if is_mixture_of_experts else split_batch(batch, completion_labels)
+        results = [complete(self, part, labels, want, hold_logits) for part, labels in passes]
+        return results[0] if len(results) == 1 else join(results, completion_labels.size(1))
 
     model.forward = types.MethodType(forward, model)

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template, is_conversational
 
-from .forward import apply_head
+from .forward import apply_head, split_rows
 from .roles import REWARD, Roles
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -54,12 +54,15 @@ def score_sequences(
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     for start in range(0, len(order), context.batch_size):
-        rows = order[start : start + context.batch_size]
-        tensors = [torch.tensor(sequences[i]) for i in rows]
-        input_ids = pad_sequence(tensors, True, pad_token_id).to(context.device)
-        mask = pad_sequence([torch.ones_like(t) for t in tensors], True, 0).to(context.device)
-        for i, value in zip(rows, score(input_ids, mask).float().tolist(), strict=True):
-            scores[i] = value
+        batch = order[start : start + context.batch_size]
+        lengths = torch.tensor([[len(sequences[i])] for i in batch], device=context.device)
+        for group in split_rows(lengths):
+            rows = batch[group]
+            tensors = [torch.tensor(sequences[i]) for i in rows]
+            input_ids = pad_sequence(tensors, True, pad_token_id).to(context.device)
+            mask = pad_sequence([torch.ones_like(t) for t in tensors], True, 0).to(context.device)
+            for i, value in zip(rows, score(input_ids, mask).float().tolist(), strict=True):
+                scores[i] = value
     return scores
 
 

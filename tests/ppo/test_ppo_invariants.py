@@ -395,6 +395,46 @@ def test_logits_held_and_not_held_agree(make_trainer, monkeypatch):
         torch.testing.assert_close(value, fused[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_rows_are_split_where_padding_costs_more_than_a_pass(monkeypatch):
+    monkeypatch.setattr(forward, "SPARED_PADDING", 10)
+    # Alone and padded to 4, 5, 9 and 20 tokens: 0, 1, 1 + 4 * 2 = 9, then a pass of its own.
+    assert forward.split_rows(torch.tensor([[4], [5], [9], [20]])) == [slice(0, 3), slice(3, 4)]
+    # Prompt and completion are padded each by itself: (9 - 1) + (9 - 1) tokens.
+    assert forward.split_rows(torch.tensor([[1, 9], [9, 1]])) == [slice(0, 1), slice(1, 2)]
+    assert forward.split_rows(torch.tensor([[7, 3]] * 50)) == [slice(0, 50)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_rows_in_passes_of_their_own_and_in_one_pass_agree(make_trainer, monkeypatch, checkpointing):
+    trainer = make_trainer(value_mode="head", temperature=0.7, gradient_checkpointing=checkpointing)
+    torch.nn.init.normal_(trainer.roles.value_head.weight)
+    rollout = trainer._generate_and_score_completions([{"prompt": p} for p in PROMPTS[:4]])
+    widths, found = [], {}
+    trainer.roles.base.model.embed_tokens.register_forward_hook(lambda _m, args, _o: widths.append(args[0].shape))
+    for padding in (10_000, 0):
+        monkeypatch.setattr(forward, "SPARED_PADDING", padding)
+        trainer.model.zero_grad()
+        output = trainer._completion_forward(trainer.model, rollout, ("log_probs", "value"))
+        ramp = torch.linspace(-1, 1, output.log_probs.numel()).view_as(output.log_probs) * rollout["completion_mask"]
+        (output.log_probs * ramp + output.value * ramp**2).sum().backward()
+        gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+        value = output.value * rollout["completion_mask"]
+        found[padding] = {"log_probs": output.log_probs, "entropy": output.entropy, "value": value, **gradients}
+    lengths = rollout["prompt_mask"].sum(1) + rollout["completion_mask"].sum(1)
+    assert widths[0][0] == 4
+    assert widths[1:] == [(1, length) for length in lengths.tolist()]
+    whole, split = found.values()
+    assert whole.keys() == split.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(value, split[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("setup", ["value adapter", "shared head", "full fine-tuning", "bf16 weights"])
+def test_policy_equals_itself_and_the_reference_where_rows_have_passes_of_their_own(make_trainer, monkeypatch, setup):
+    monkeypatch.setattr(forward, "SPARED_PADDING", 0)
+    test_policy_equals_itself_and_the_reference_before_the_first_step(make_trainer, setup)
+
+
 def test_absolute_positions_survive_left_padding(make_trainer, tokenizer):
     torch.manual_seed(0)
     shape = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.ppo import forward
+
 from .tiny import GOLDEN
 
 spec = importlib.util.spec_from_file_location("parity", Path(__file__).resolve().parents[1] / "parity.py")
@@ -16,6 +18,12 @@ VARIANTS = {
     "gradient accumulation": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     "gradient checkpointing": {"gradient_checkpointing": True},
 }
+
+
+@pytest.mark.parametrize("bundle", ["plain", "whiten_rewards"])
+def test_update_with_a_pass_for_every_row_equals_trl_1_12(bundle, monkeypatch):
+    monkeypatch.setattr(forward, "SPARED_PADDING", 0)
+    test_update_equals_trl_1_12(bundle, "as recorded")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -17,6 +17,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
+from posttrain.ppo import forward
 from posttrain.ppo.rewards import chat_tail, last_token
 
 from .tiny import PROMPTS, even_codes, logged, lora, weights
@@ -50,6 +51,13 @@ def test_padding_does_not_change_scores(make_trainer, model_dir, reward_dir):
     trainer = make_trainer({"reward_adapter": reward_dir, "reward_funcs": None})
     expected = score_alone(alone(model_dir, reward_dir), SEQUENCES[:3])
     assert call(trainer.reward_funcs[0], SEQUENCES[:3]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_sequences_in_passes_of_their_own_score_as_alone(make_trainer, model_dir, reward_dir, monkeypatch):
+    monkeypatch.setattr(forward, "SPARED_PADDING", 0)
+    trainer = make_trainer({"reward_adapter": reward_dir, "reward_funcs": None})
+    expected = score_alone(alone(model_dir, reward_dir), SEQUENCES[:3])
+    assert call(trainer.reward_funcs[0], SEQUENCES[:3]) == expected
 
 
 def test_scores_stay_the_same_while_the_policy_trains(make_trainer, reward_dir):
