@@ -7,6 +7,7 @@ may be text or lists of messages.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
 }
 ONLINE = ("grpo", "rloo", "ppo")
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
+# Those that learn by a pair's weight.
+WEIGHED = ("reward", "dpo")
 # What job=sample adds to a row.
 SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
 # Whose turn a text becomes in a conversation.
@@ -207,6 +210,18 @@ def check_row(row: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
     if needed == PAIRS and isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
         raise Misfit("rejected", "one answer is text and the other a conversation")
     return row
+
+
+def check_weight(row: Mapping[str, Any]) -> None:
+    """Raise `Misfit` for a pair whose weight is none (see `posttrain.weights`)."""
+    value = row.get("weight")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value < math.inf):
+        raise Misfit(
+            "weight",
+            f"a pair's weight is a number of at least 0, got {value!r:.120} (a column that means something else gets "
+            "another name: 'data.columns={OTHER: weight}')",
+        )
 
 
 def _repeated(row: Mapping[str, Any]) -> bool:
