@@ -140,6 +140,16 @@ def test_losses_that_sort_a_batch_have_no_weights(train: Any):
         train("trainer=dpo", "trainer.args.loss_type=[aot]", "data.path=rows.jsonl", "data.eval_size=0")
 
 
+def test_several_gpus_in_one_process_have_no_weights(train: Any, monkeypatch: pytest.MonkeyPatch):
+    """DataParallel cuts each tensor of a batch into as many pieces: of 2n answers and n weights, not those together."""
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    write("rows.jsonl", WEIGHTS)
+    with pytest.raises(PosttrainError, match=r"this process has 2 GPUs; give it one"):
+        train("trainer=reward", "data.path=rows.jsonl", "data.eval_size=0")
+
+
 def test_any_column_can_be_the_weight(train: Any, kept: dict[str, Any]):
     rows = [{"prompt": "a?", "chosen": "yes", "rejected": "no", "score": lead} for lead in (0.2, 1.0)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
