@@ -346,3 +346,22 @@ def test_a_run_on_every_format(name: str, train: Any, tmp_path: Path, capsys: py
     assert (record["status"], record["steps"]) == ("finished", 1)
     assert record["data"]["parts"][""]["format"] == CASES[name][0]
     assert f"format     {CASES[name][0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("12345678901234567890", "holds the number 12345678901234567890, which does not fit 64 bits; write it as text"),
+        ("NaN", "is not JSON: NaN is no number there; write null"),
+        ('"\\ud800"', "holds half of a surrogate pair"),
+        ("1}, {", "is not JSON: more after the object at column 9: ', {}'"),
+    ],
+)
+def test_what_arguments_of_calls_hold_can_be_kept(given: str, said: str):
+    """They are text in a row of JSON, so the reader of rows has not seen their numbers."""
+    call = {"type": "function", "function": {"name": "f", "arguments": f'{{"a": {given}}}'}}
+    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    Path("d.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    with pytest.raises(PosttrainError) as error:
+        load(DataConfig(path="d.jsonl", eval_size=0), "sft")
+    assert f"d.jsonl, line 1, messages[1].tool_calls[0].function.arguments: {said}" in str(error.value)

@@ -107,12 +107,12 @@ def test_a_mixture_counts_the_pairs_of_a_part_without_weights_once(train: Any, k
     assert sorted(batch["weight"].tolist()) == [0.5] * 4 + [1.0]
 
 
-@pytest.mark.parametrize(("weight", "said"), [(-1, "-1"), ("much", "'much'"), (True, "True")])
+@pytest.mark.parametrize(("weight", "said"), [(-1, "-1"), (2**30, str(2**30)), ("much", "'much'"), (True, "True")])
 def test_a_weight_that_is_none(train: Any, weight: Any, said: str):
     """Said with its line, and left out as other rows that do not fit; of a hub's data set with its row."""
     from datasets import Dataset
 
-    wrong = f"weight: a pair's weight is a number of at least 0, got {said} (a column that means"
+    wrong = f"weight: a pair's weight is a number from 0 to 1,000,000, got {said} (a column that means"
     write("rows.jsonl", [0.5, weight, None, 2])
     order = ("trainer=dpo", "data.eval_size=0")
     with pytest.raises(PosttrainError) as error:

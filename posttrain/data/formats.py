@@ -7,7 +7,6 @@ may be text or lists of messages.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ ONLINE = ("grpo", "rloo", "ppo")
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
 # Those that learn by a pair's weight.
 WEIGHED = ("reward", "dpo")
+HEAVIEST = 1_000_000
 # What job=sample adds to a row.
 SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
 # Whose turn a text becomes in a conversation.
@@ -216,11 +216,11 @@ def check_weight(row: Mapping[str, Any]) -> None:
     """Raise `Misfit` for a pair whose weight is none (see `posttrain.weights`)."""
     value = row.get("weight")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (number and 0 <= value < math.inf):
+    if value is not None and not (number and 0 <= value <= HEAVIEST):
         raise Misfit(
             "weight",
-            f"a pair's weight is a number of at least 0, got {value!r:.120} (a column that means something else gets "
-            "another name: 'data.columns={OTHER: weight}')",
+            f"a pair's weight is a number from 0 to {HEAVIEST:,}, got {value!r:.120} (a column that means something "
+            "else gets another name: 'data.columns={OTHER: weight}')",
         )
 
 

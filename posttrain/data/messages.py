@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
-from posttrain.files import Misfit
+from posttrain.files import Misfit, value_of
 
 Message = dict[str, Any]
 # ShareGPT's names, as its exports, FastChat, Axolotl and LLaMA-Factory write them.
@@ -100,9 +99,9 @@ def parsed(value: Any, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise Misfit(field, f"is not JSON: {_short(value)}") from None
+        return value_of(value)
+    except Misfit as misfit:
+        raise Misfit(field, f"{misfit.reason}, got {_short(value)}") from None
 
 
 def sharegpt(value: Any, field: str) -> list[Message]:
