@@ -304,6 +304,8 @@ def _records(lines: IO[str], file: Path) -> Found:
             if len(set(header)) < len(header) or not all(header):
                 names = ", ".join(header)
                 raise PosttrainError(f"{file}: the header must name each column once, and has {names!r:.200}")
+            if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+                raise PosttrainError(f"{file}: columns are separated by commas; the header is {header[0]!r:.200}")
         elif not fields:
             continue
         elif len(fields) != len(header):

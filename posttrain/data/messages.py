@@ -112,8 +112,10 @@ def sharegpt(value: Any, field: str) -> list[Message]:
 
 
 def sharegpt_turn(one: Any, field: str) -> Message:
+    if isinstance(one, dict) and one.keys() >= {"role", "content"}:  # as in LMSYS-Chat-1M and WildChat
+        one = {"from": one["role"], "value": one["content"]}
     if not isinstance(one, dict) or "from" not in one or "value" not in one:
-        raise Misfit(field, f"expected a turn with from and value, got {_short(one)}")
+        raise Misfit(field, f"expected a turn with from and value, or role and content, got {_short(one)}")
     speaker = one["from"]
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise Misfit(f"{field}.from", f"expected human, gpt, system or tool, got {_short(speaker)}")
