@@ -142,7 +142,7 @@ def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, 
                 full = {name: converted.get(name) for name in features}
                 full.update({name: dump(full[name]) for name in encoded})
                 # Arrow refuses integers that no float equals.
-                full.update({name: float(full[name]) for name in numbers if full[name] is not None})
+                full.update({name: float(value) for name in numbers if (value := full[name]) is not None})
                 writer.write(full)
             writer.finalize()
         return Dataset.from_file(str(path))
