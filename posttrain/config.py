@@ -349,7 +349,7 @@ def parse(cfg: DictConfig) -> Run:
         raise PosttrainError(unknown_key(str(error.full_key))) from None
     except OmegaConfBaseException as error:
         raise PosttrainError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
-    if merged.data.mix:
+    if merged.data.mix and not OmegaConf.select(merged, "data.path", throw_on_missing=False):
         merged.data.path = ""  # the parts have one each
         missing = [key for key in missing if key != "data.path"]
     if merged.job == "pipeline":

@@ -179,7 +179,8 @@ def _json(file: Path, columns: dict[str, str]) -> Found:
         line, seen = line + text.count("\n", seen, position), position
         try:
             value, position = _decode(text, position)
-            yield line, _checked(value, text[seen:position])
+            _check_characters(value, text[seen:position])
+            yield line, _dict(value, text[seen:position])
         except Misfit as misfit:
             yield line, misfit
             if position == seen:
@@ -202,19 +203,25 @@ def _text(raw: bytes) -> str:
 
 
 def _object(text: str) -> dict[str, Any]:
-    value, end = _decode(text, _skip_space(text))
+    return _dict(value_of(text), text)
+
+
+def value_of(text: str) -> Any:
+    """The JSON value that `text` is; raises `Misfit` for anything else, and for what could not be kept."""
+    value, end = _decode(text, len(text) - len(text.lstrip()))
     if rest := text[end:].strip():
         raise Misfit("", f"is not JSON: more after the object at column {end + 1}: {rest!r:.40}")
-    return _checked(value, text)
+    _check_characters(value, text)
+    return value
 
 
-def _skip_space(text: str) -> int:
-    return len(text) - len(text.lstrip())
-
-
-def _checked(value: Any, text: str) -> dict[str, Any]:
+def _dict(value: Any, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Misfit("", f"expected an object {{...}}, got {text.strip()!r:.60}")
+    return value
+
+
+def _check_characters(value: Any, text: str) -> None:
     if "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -222,7 +229,6 @@ def _checked(value: Any, text: str) -> dict[str, Any]:
             raise Misfit("", "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
         except RecursionError:
             raise Misfit("", "is nested too deeply") from None
-    return value
 
 
 def _decode(text: str, position: int) -> tuple[Any, int]:
@@ -298,6 +304,8 @@ def _records(lines: IO[str], file: Path) -> Found:
             if len(set(header)) < len(header) or not all(header):
                 names = ", ".join(header)
                 raise PosttrainError(f"{file}: the header must name each column once, and has {names!r:.200}")
+            if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+                raise PosttrainError(f"{file}: columns are separated by commas; the header is {header[0]!r:.200}")
         elif not fields:
             continue
         elif len(fields) != len(header):

@@ -8,7 +8,7 @@ file and output, no process of its process group afterwards, and an empty folder
 which nearly every system permits: no network, no process beside it, none left. With Landlock (Linux 5.13): no files but
 Python's own and that folder. With namespaces, which containers often refuse, also: no other processes in sight, a
 folder limited as a whole. `Outcome.isolation` names what was in force (see `posttrain.jail`), and `walls` asks. Code in
-the same interpreter as what judges it can forge the judgement.
+the same interpreter as what judges it can forge the judgement (see `posttrain.rewards.assertions`).
 """
 
 from __future__ import annotations

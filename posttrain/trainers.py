@@ -86,8 +86,6 @@ def build(kind: str, parts: Parts) -> Trainer:
     chosen = KINDS[kind]
     if parts.labelled and kind == "sft":
         parts = _labelled(parts)
-    if parts.weighted:
-        weights.check(parts.args)
     library = importlib.import_module(chosen.package)
     args: dict[str, Any] = dict(parts.args)
     extra: dict[str, Any] = {}
@@ -104,6 +102,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     ready = parts.adapter is not None and kind != "reward"
     init_kwargs = args.pop("model_init_kwargs") if ready else {}
     config = getattr(library, chosen.config)(**args)  # before the model: it chooses this process's device
+    if parts.weighted:
+        weights.check(config)
     trainer = getattr(library, chosen.trainer)(
         model=_with_adapter(parts, init_kwargs) if ready else parts.model,
         args=config,

@@ -7,7 +7,7 @@ this is exact, without writing the loss again; the losses that are logged are TR
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +56,18 @@ class Scaled:
         rows.register_hook(lambda gradient: gradient * each.to(gradient))
 
 
-def check(args: Mapping[str, Any]) -> None:
-    """Raise `PosttrainError` where the options of TRL's config ask for a loss that does not take pairs one by one."""
-    asked = args.get("loss_type") or ()
+def check(config: Any) -> None:
+    """Raise `PosttrainError` where TRL's config asks for what does not take pairs one by one, in their order."""
+    asked = getattr(config, "loss_type", None) or ()
     if SORTED & ({asked} if isinstance(asked, str) else {*asked}):
         raise PosttrainError(
             f"trainer.args.loss_type={asked}: compares answers of different pairs, so a pair has no weight there; "
             "choose another, or give the column another name: 'data.columns={OTHER: weight}'"
+        )
+    if config.n_gpu > 1:  # torch's DataParallel deals out answers and weights as if they were as many
+        raise PosttrainError(
+            f"pairs with a weight: this process has {config.n_gpu} GPUs; give it one (CUDA_VISIBLE_DEVICES=0), or each "
+            "a process of its own (accelerate launch)"
         )
 
 

@@ -129,7 +129,8 @@ def test_a_null_in_data_that_is_no_file_says_where(row, column, kinds, eval_size
     for kind in kinds:
         with pytest.raises(PosttrainError) as error:
             load(DataConfig(path="saved", eval_size=eval_size), kind)
-        assert f"column {column}: expected text or a list of messages, got None" in str(error.value)
+        what = "a list of messages" if column == "messages" else "text or a list of messages"
+        assert f"column {column}: expected {what}, got None" in str(error.value)
         assert "data.path=saved: row " in str(error.value)
 
 

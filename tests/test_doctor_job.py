@@ -243,7 +243,12 @@ def test_rows_left_out_are_a_finding_and_a_mixture_has_its_parts_named(train, tm
     write(tmp_path / "fine.jsonl", [talk(row) for row in clean(60)])
     broken = [{**talk(row), "chosen": KEY if i == 3 else talk(row)["chosen"]} for i, row in enumerate(clean(40, 1))]
     write(tmp_path / "broken.jsonl", [*broken, {"prompt": 3}])
-    order = ("data.mix={a: {path: fine.jsonl}, b: {path: broken.jsonl}}", "data.on_error=skip", "data.eval_size=0")
+    order = (
+        "data.path=null",
+        "data.mix={a: {path: fine.jsonl}, b: {path: broken.jsonl}}",
+        "data.on_error=skip",
+        "data.eval_size=0",
+    )
     with pytest.raises(PosttrainError, match=r"data\.path=fine\.jsonl, broken\.jsonl: the doctor found skipped"):
         train("trainer=dpo", *DOCTOR, *order, "doctor.fail_on=warning", "doctor.language=false", "doctor.tokens=false")
     (folder,) = (tmp_path / "outputs").glob("dpo-doctor-*")

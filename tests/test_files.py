@@ -246,7 +246,7 @@ def test_changed_files_are_another_run(tmp_path: Path):
 COLUMNS = (
     *("text", "messages", "prompt", "completion", "chosen", "rejected", "label", "instruction", "input", "output"),
     *("conversations", "preferred_output", "non_preferred_output", "completions", "ranks", "scores", "answers"),
-    *("rating", "thumb", "response", "tools", "system", "history", "score"),
+    *("rating", "thumb", "response", "tools", "system", "history", "score", "weight"),
 )
 KEYS = st.sampled_from(
     ("role", "content", "from", "value", "messages", "weight", "tool_calls", "function", "name", "rank", "answer")

@@ -346,3 +346,74 @@ def test_a_run_on_every_format(name: str, train: Any, tmp_path: Path, capsys: py
     assert (record["status"], record["steps"]) == ("finished", 1)
     assert record["data"]["parts"][""]["format"] == CASES[name][0]
     assert f"format     {CASES[name][0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("12345678901234567890", "holds the number 12345678901234567890, which does not fit 64 bits; write it as text"),
+        ("NaN", "is not JSON: NaN is no number there; write null"),
+        ('"\\ud800"', "holds half of a surrogate pair"),
+        ("1}, {", "is not JSON: more after the object at column 9: ', {}'"),
+    ],
+)
+def test_what_arguments_of_calls_hold_can_be_kept(given: str, said: str):
+    """They are text in a row of JSON, so the reader of rows has not seen their numbers."""
+    call = {"type": "function", "function": {"name": "f", "arguments": f'{{"a": {given}}}'}}
+    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    Path("d.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    with pytest.raises(PosttrainError) as error:
+        load(DataConfig(path="d.jsonl", eval_size=0), "sft")
+    assert f"d.jsonl, line 1, messages[1].tool_calls[0].function.arguments: {said}" in str(error.value)
+
+
+SAID = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "kind", "said"),
+    [
+        ("d.csv", 'messages\n"[{""role"": ""user""}]"\n', "sft", "messages: expected a list of messages, got '[{"),
+        ("d.csv", "text;n\na;1\n", "sft", "columns are separated by commas; the header is 'text;n'"),
+        ("d.jsonl", {"messages": SAID}, "sft", "(ShareGPT's turns: 'data.columns={conversations: messages}')"),
+        (
+            "d.jsonl",
+            {"messages": [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}]},
+            "sft",
+            "messages: templates know the roles system, user, assistant and tool, and one is 'human'",
+        ),
+        (
+            "d.jsonl",
+            {"prompt": "a", "completion": "b", "label": 1},
+            "kto",
+            "label: expected true or false, got 1 (of numbers: 'data.columns={rating: label}' and data.threshold=",
+        ),
+    ],
+)
+def test_what_is_nearly_right_is_told_the_mend(file: str, text: Any, kind: str, said: str):
+    Path(file).write_text(text if isinstance(text, str) else json.dumps(text) + "\n")
+    with pytest.raises(PosttrainError) as error:
+        load(DataConfig(path=file, eval_size=0), kind)
+    assert said in str(error.value)
+
+
+def test_conversations_of_role_and_content():
+    """As LMSYS-Chat-1M and WildChat have them."""
+    turns = [{"role": "user", "content": "a", "toxic": False}, {"role": "assistant", "content": "b", "toxic": False}]
+    Path("d.jsonl").write_text(json.dumps({"conversation": turns}) + "\n" + json.dumps({"conversation": SAID}) + "\n")
+    data = load(DataConfig(path="d.jsonl", eval_size=0), "sft")
+    made = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert data.train["messages"][:] == [made, made]
+
+
+def test_thumbs_of_any_tone():
+    thumbs = ("\U0001f44d\U0001f3fd", "\U0001f44d\ufe0f", "\U0001f44e\U0001f3ff", "\U0001f44e")
+    rows = [{"prompt": f"{n}?", "completion": "a", "thumb": thumb} for n, thumb in enumerate(thumbs)]
+    Path("d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load(DataConfig(path="d.jsonl", eval_size=0), "kto").train
+    assert {row["prompt"]: row["label"] for row in found} == {"0?": True, "1?": True, "2?": False, "3?": False}
+
+
+def test_large_whole_numbers_among_fractions():
+    Path("d.jsonl").write_text('{"text": "a", "n": 0.5}\n{"text": "b", "n": 9007199254740993}\n{"text": "c"}\n')
+    assert load(DataConfig(path="d.jsonl", eval_size=0), "sft").train["n"][:] == [0.5, 2.0**53, None]

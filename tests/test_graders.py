@@ -89,6 +89,29 @@ def test_similarities_are_the_libraries_own():
     assert similarity.similarity("bleu", "a b c d e", "a b c d e") == 1
 
 
+def test_meteor_with_synonyms(write, monkeypatch):
+    """By hand: of three words two match, in two chunks; with synonyms three in one."""
+    from types import SimpleNamespace as Fake
+
+    texts = ("a quick car", "a fast car")
+    metric = {"type": "text_similarity", "evaluation_metric": "meteor"}
+    file = write({**metric, "input": "{{sample.output_text}}", "reference": "{{item.answer}}"})
+    entry = RewardConfig(grader=file, args={"wordnet": True})
+    similarity._synonyms.cache_clear()
+    monkeypatch.setattr("nltk.data.path", [])
+    (error,) = graders.check(entry, "reward.g")
+    assert error.endswith("evaluation_metric=meteor: needs NLTK's WordNet; python -m nltk.downloader wordnet")
+    quick = Fake(lemmas=lambda: [Fake(name=lambda: "fast"), Fake(name=lambda: "quick")])
+    fake = Fake(synsets=lambda word: [quick] if word == "quick" else [])
+    monkeypatch.setattr(similarity, "_synonyms", lambda: fake)
+    assert graders.check(entry, "reward.g") == []
+    score = graders.open_grader("g", entry)
+    assert score([texts[0]], answer=[texts[1]]) == pytest.approx([1 - 0.5 * (1 / 3) ** 3])
+    assert similarity.similarity("meteor", *texts) == pytest.approx(2 / 3 * (1 - 0.5 * (2 / 2) ** 3))
+    entry.args["wordnet"] = "yes"
+    assert graders.check(entry, "reward.g") == ["reward.g.args.wordnet=yes: expected true or false"]
+
+
 def test_cosine_by_an_encoder_here_and_by_hand():
     from posttrain.rewards.graders import embed
     from posttrain.rewards.graders.embed import cosines

@@ -117,7 +117,7 @@ def test_settings_of_a_mixture_are_checked_at_once():
 
     write("a.jsonl", [{"text": "a"}])
     broken = "{a: {path: a.jsonl, weight: 0}, b: {path: none.jsonl, wieght: 1}, c: {weight: 1}, d: 3}"
-    beside = ("data.stopping_strategy=never", "data.eval_path=a.jsonl", "data.format=alpaca")
+    beside = ("data.stopping_strategy=never",)
     run, _ = compose("trainer=sft", "model=tiny", f"data.mix={broken}", *beside)
     with pytest.raises(PosttrainError) as error:
         preflight.check(run)
@@ -128,17 +128,39 @@ def test_settings_of_a_mixture_are_checked_at_once():
         "data.mix.c.path: required, and not set",
         "data.mix.d=3: expected keys such as path and weight",
         "data.mix: some parts have a weight and some have none",
-        "data.eval_path: not read beside data.mix; set data.mix.NAME.eval_path of the parts that it is for",
-        "data.format: not read beside data.mix",
         "data.stopping_strategy=never: choose from first_exhausted, all_exhausted",
     ):
         assert said in str(error.value)
 
 
+def test_settings_of_one_source_beside_a_mixture_are_one_error():
+    from posttrain import preflight
+
+    write("a.jsonl", [{"text": "a"}])
+    settings = ("model=tiny", "data.mix={a: {path: a.jsonl}}")
+    beside = ("data.eval_path=a.jsonl", "data.format=alpaca", "data.columns={text: words}", "data.min_score=1")
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(compose("trainer=sft", "data=ultrachat", *beside, *settings)[0])
+    assert str(error.value) == (
+        "data.path=HuggingFaceH4/ultrachat_200k, data.split=train_sft, data.eval_path=a.jsonl, "
+        "data.eval_split=test_sft, data.columns={'text': 'words'}, data.min_score=1.0, data.format=alpaca: not read "
+        "beside data.mix; set it in data.mix.NAME, for the part it is for (~data leaves out what a recipe takes "
+        "from a group, data.args.OPTION=null an option of its own)"
+    )
+    preflight.check(compose("+recipe=sft_llama", "~data", "peft=none", *settings)[0])
+    of_a_recipe = ("size", "min_terms", "max_terms", "max_digits", "system")
+    taken = compose("+recipe=grpo_reasoning_smollm2", "~data", *settings)[0]
+    with pytest.raises(PosttrainError, match=r"^data\.args={'size': 500, .*}: not read beside data\.mix"):
+        preflight.check(taken)
+    preflight.check(
+        compose("+recipe=grpo_reasoning_smollm2", "~data", *settings, *(f"data.args.{o}=null" for o in of_a_recipe))[0]
+    )
+
+
 def test_a_run_on_a_mixture(train: Any, capsys: pytest.CaptureFixture[str]):
     write("a.jsonl", [{"messages": turns(f"{n}?", "yes")} for n in range(8)])
     write("b.jsonl", [{"instruction": f"{n}", "output": "b"} for n in range(8)])
-    settings = ("data.mix={a: {path: a.jsonl, weight: 3}, b: {path: b.jsonl, weight: 1}}", "data.path=unused.jsonl")
+    settings = ("data.mix={a: {path: a.jsonl, weight: 3}, b: {path: b.jsonl, weight: 1}}", "data.path=null")
     directory = train("trainer=sft", *settings, "data.eval_size=2", "trainer.args.max_steps=1", "peft=none")
     parts = directory.record()["data"]["parts"]
     assert {name: (part["format"], part["train_rows"]) for name, part in parts.items()} == {

@@ -1,10 +1,14 @@
 """Rewards that verify, against values worked by hand; reasoning-gym's tasks as data and reward."""
 
+import copy
 import json
 import re
+from typing import Any
 
+import hypothesis
 import pytest
 from conftest import compose
+from hypothesis import strategies as st
 
 from posttrain import preflight, rewards
 from posttrain.config import DataConfig, RewardConfig
@@ -12,6 +16,7 @@ from posttrain.data import gym as tasks
 from posttrain.data import load
 from posttrain.errors import PosttrainError
 from posttrain.rewards import gym, verify
+from posttrain.rewards.assertions import apart, canonical
 
 
 def test_math_equal():
@@ -84,6 +89,80 @@ def test_unit_tests_as_humaneval_has_them():
     test = "def check(candidate):\n    assert candidate(2) == 4\n"
     assert verify.unit_tests([CODE], execute=True, entry_point="entry", tests=[test], entry=["double"]) == [1.0]
     assert verify.unit_tests([CODE], execute=True, entry_point="entry", tests=[test], entry=["triple"]) == [0.0]
+
+
+FORGED = {
+    "equals everything": "class Same:\n    __eq__ = lambda self, other: True\n    tolist = __iter__ = None\n"
+    "double = lambda x: Same()",
+    "an int that does": "class Same(int):\n    __eq__ = lambda self, other: True\n    __repr__ = lambda self: '4'\n"
+    "double = lambda x: Same(5)",
+    "writes the result": "import os\nfor channel in range(3, 64):\n    try:\n"
+    "        os.write(channel, b'{\"value\": VALUE}')\n    except OSError: pass\nos._exit(0)",
+    "takes the notes over": "def double(x):\n    globals()['passed'] = lambda: []\n"
+    "    globals()['__posttrain']['noted'] = NOTES = ['True', '1', '[]']\n    return 5",
+}
+
+
+def test_code_cannot_forge_what_it_is_compared_with():
+    check = "def check(candidate):\n    assert candidate(2) == 4, 'of two'\n    assert 6 == candidate(3)\n"
+    for code in FORGED.values():
+        for value in ("true", "[]", "[true, true]", '["5", "5"]'):
+            said = code.replace("VALUE", value)
+            assert verify.unit_tests([said], execute=True, tests=[["assert double(2) == 4"]]) == [0.0]
+            if "VALUE" not in code:
+                break
+        assert verify.unit_tests([code], execute=True, entry_point="e", tests=[check], e=["double"]) == [0.0]
+    right = "import collections\ndef double(x): return x * 2\ndef count(x): return collections.Counter(x)"
+    tests = [
+        "import math\nassert double(2) == math.floor(4.5) and True\nassert double(.5) == 1",
+        check + "check(double)",
+    ]
+    tests += [
+        "xs = [1]\nassert double(xs) == [1, 1]\nxs.append(2)\nassert xs == [1, 2]",
+        "assert count('aab') == {'b': 1, 'a': 2}",
+    ]
+    assert verify.unit_tests([right], execute=True, every=True, tests=[tests]) == [1.0]
+    assert verify.unit_tests(
+        [right], execute=True, tests=[["assert double((1,)) == [1, 1]", "assert double(2) == 5"]]
+    ) == [0.0]
+
+
+def test_which_assertions_are_taken_apart():
+    test = "assert f(1) == (1, 'a')\nassert f(2) == g(2)\nassert f(3) is None\n"
+    test += "if x:\n    assert f(4) == 4\nassert -1 == f(5)"
+    source, expected = apart(test)
+    assert expected == ["(1,'a')", "-1"]
+    shown = source.split("\n", 2)[2].splitlines()
+    assert shown[0] == "assert __posttrain['note'](f(1))"
+    assert shown[1:5] == ["assert f(2) == g(2)", "assert f(3) is None", "if x:", "    assert f(4) == 4"]
+    assert shown[5] == "assert __posttrain['note'](f(5))"
+    check = "def check(f):\n    assert f(1) == 1\n    for x in y:\n        assert f(x) == 2\n    {}\n"
+    assert apart(check.format("assert f(3) == 3") + "check(f)")[1] == ["1", "3"]
+    for unclear in (check.format("0"), check.format("return") + "check(f)", check.format("0") + "check(f)\ncheck(g)"):
+        assert apart(unclear)[1] == [], "how often it runs is not known"
+    assert apart("assert f(")[0].endswith("assert f("), "fails as it is"
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from((0.0, -0.0, 1.0, 0.5, 1j, 2 + 0j, "", "1", b"1", b"")),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.lists(inner, max_size=2).map(tuple)
+        | st.dictionaries(st.integers(0, 1) | st.sampled_from("ab") | st.booleans(), inner, max_size=2)
+        | st.sets(st.integers(0, 2) | st.sampled_from((1.0, "a")), max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(PLAIN, PLAIN)
+def test_canonical_texts_are_equal_where_values_are(one: Any, other: Any):
+    assert (canonical(one) == canonical(other)) == (one == other)
+    assert canonical(one) == canonical(copy.deepcopy(one))
 
 
 def test_an_endless_loop_is_a_failed_test():

@@ -29,6 +29,9 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
 }
 ONLINE = ("grpo", "rloo", "ppo")
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
+# Those that learn by a pair's weight.
+WEIGHED = ("reward", "dpo")
+HEAVIEST = 1_000_000
 # What job=sample adds to a row.
 SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
 # Whose turn a text becomes in a conversation.
@@ -209,6 +212,18 @@ def check_row(row: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
     return row
 
 
+def check_weight(row: Mapping[str, Any]) -> None:
+    """Raise `Misfit` for a pair whose weight is none (see `posttrain.weights`)."""
+    value = row.get("weight")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= HEAVIEST):
+        raise Misfit(
+            "weight",
+            f"a pair's weight is a number from 0 to {HEAVIEST:,}, got {value!r:.120} (a column that means something "
+            "else gets another name: 'data.columns={OTHER: weight}')",
+        )
+
+
 def _repeated(row: Mapping[str, Any]) -> bool:
     """Whether the prompt is text beside conversations that begin with it, as in UltraFeedback."""
     return isinstance(row["prompt"], str) and not isinstance(row["chosen"], str)
@@ -217,19 +232,26 @@ def _repeated(row: Mapping[str, Any]) -> bool:
 def problem_of(column: str, value: Any) -> str | None:
     """What is wrong with a value of one of `TRL_COLUMNS`."""
     if column == "label":
-        return None if isinstance(value, bool) else f"expected true or false, got {value!r:.120}"
-    if isinstance(value, str):
+        number = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
+        given = number if isinstance(value, (int, float)) else ""
+        return None if isinstance(value, bool) else f"expected true or false, got {value!r:.120}{given}"
+    if isinstance(value, str) and column != "messages":
         return None if value or column == "prompt" else "is empty"
     if not isinstance(value, list):
-        return f"expected text or a list of messages, got {value!r:.120}"
+        what = "a list of messages" if column == "messages" else "text or a list of messages"
+        return f"expected {what}, got {value!r:.120}"
     if not value:
         return "is an empty conversation"
     for message in value:
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            return f"expected messages with role and content, got {message!r:.120}"
+            turns = isinstance(message, dict) and {"from", "value"} <= message.keys()
+            hint = " (ShareGPT's turns: 'data.columns={conversations: messages}')" if turns else ""
+            return f"expected messages with role and content, got {message!r:.120}{hint}"
         content, calls = message["content"], message.get("tool_calls")
         if not isinstance(message["role"], str) or not isinstance(content, (str, list, type(None))):
             return f"expected messages with role and content as text, got {message!r:.120}"
+        if message["role"] in ("human", "gpt"):
+            return f"templates know the roles system, user, assistant and tool, and one is {message['role']!r}"
         if not content and not calls and (message["role"] == "assistant" or content is None):
             return f"{'an assistant' if message['role'] == 'assistant' else 'a ' + message['role']} turn is empty"
     return None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
-from posttrain.files import Misfit
+from posttrain.files import Misfit, value_of
 
 Message = dict[str, Any]
 # ShareGPT's names, as its exports, FastChat, Axolotl and LLaMA-Factory write them.
@@ -100,9 +99,9 @@ def parsed(value: Any, field: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise Misfit(field, f"is not JSON: {_short(value)}") from None
+        return value_of(value)
+    except Misfit as misfit:
+        raise Misfit(field, f"{misfit.reason}, got {_short(value)}") from None
 
 
 def sharegpt(value: Any, field: str) -> list[Message]:
@@ -113,8 +112,10 @@ def sharegpt(value: Any, field: str) -> list[Message]:
 
 
 def sharegpt_turn(one: Any, field: str) -> Message:
+    if isinstance(one, dict) and one.keys() >= {"role", "content"}:  # as in LMSYS-Chat-1M and WildChat
+        one = {"from": one["role"], "value": one["content"]}
     if not isinstance(one, dict) or "from" not in one or "value" not in one:
-        raise Misfit(field, f"expected a turn with from and value, got {_short(one)}")
+        raise Misfit(field, f"expected a turn with from and value, or role and content, got {_short(one)}")
     speaker = one["from"]
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise Misfit(f"{field}.from", f"expected human, gpt, system or tool, got {_short(speaker)}")

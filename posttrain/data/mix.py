@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import random
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
@@ -19,6 +19,8 @@ SEED = 0
 STOPPING = ("first_exhausted", "all_exhausted")
 # What a part takes from `data` where it does not say otherwise; the rest is about one source only.
 INHERITED = ("eval_size", "conversational", "on_error", "threshold", "pairs")
+# What says where one source is and how it is read: only in a part.
+ONE = ("path", "name", "revision", "split", "eval_path", "eval_split", "columns", "args", "min_score", "format")
 # What stands for the mixture as a whole.
 WHOLE = ("mix", "stopping_strategy", "streaming")
 
@@ -53,15 +55,24 @@ def check(config: DataConfig) -> list[str]:
         weight = entry.get("weight")
         if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight <= 0):
             errors.append(f"{where}.weight={weight}: expected a number above 0")
-    for key, default in (("eval_path", None), ("min_score", None), ("format", "auto")):
-        if config.mix and getattr(config, key) != default:
-            errors.append(f"data.{key}: not read beside data.mix; set data.mix.NAME.{key} of the parts that it is for")
+    errors += _beside(config) if config.mix else []
     given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]
     if any(given) and not all(given):
         errors.append("data.mix: some parts have a weight and some have none; give all of them one, or none")
     if config.stopping_strategy not in STOPPING:
         errors.append(f"data.stopping_strategy={config.stopping_strategy}: choose from {', '.join(STOPPING)}")
     return errors
+
+
+def _beside(config: DataConfig) -> list[str]:
+    """Settings of one source, which nothing would read."""
+    default, args = DataConfig(path=""), {name: value for name, value in config.args.items() if value is not None}
+    given = replace(config, path=config.path or "", args=args)
+    found = [f"data.{name}={getattr(given, name)}" for name in ONE if getattr(given, name) != getattr(default, name)]
+    if not found:
+        return []
+    mend = "~data leaves out what a recipe takes from a group, data.args.OPTION=null an option of its own"
+    return [f"{', '.join(found)}: not read beside data.mix; set it in data.mix.NAME, for the part it is for ({mend})"]
 
 
 def counts(sizes: list[int], weights: list[float] | None, stopping: str) -> list[int]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import files as f
 from posttrain.config import DataConfig
-from posttrain.data.formats import PAIRS, check_row, form, rename
+from posttrain.data.formats import PAIRS, WEIGHED, check_row, check_weight, form, rename
 from posttrain.data.judged import is_judged
 from posttrain.data.shapes import FORMATS, detect
-from posttrain.data.store import Skipped, sift, store
+from posttrain.data.store import Convert, Skipped, sift, store
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Source:
 
     rows: Callable[[], Iterator[f.Row]]
     format: str
-    convert: Callable[[dict[str, Any]], dict[str, Any]]
+    convert: Convert
 
 
 def read(
@@ -115,7 +115,7 @@ def open_rows(
     if name != "trl":
         convert = FORMATS[name]
         _check_serves(first, convert, name, kind)
-        return Source(rows, name, convert)
+        return Source(rows, name, _weighing(convert, kind))
     if not first:
         return Source(rows, name, lambda row: row)
     if needed is not None:
@@ -125,12 +125,22 @@ def open_rows(
     else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
         needed = next((one for one in sets if set(one) <= set(columns)), ())
-    return Source(rows, name, functools.partial(check_row, needed=needed))
+    return Source(rows, name, _weighing(functools.partial(check_row, needed=needed), kind))
 
 
-def _check_serves(
-    first: list[dict[str, Any]], convert: Callable[[dict[str, Any]], dict[str, Any]], name: str, kind: str | None
-) -> None:
+def _weighing(convert: Convert, kind: str | None) -> Convert:
+    """`convert`, and a look at the weights of pairs, where `kind` learns by them."""
+
+    def weighing(row: dict[str, Any]) -> dict[str, Any]:
+        made = convert(row)
+        if made.keys() >= {*PAIRS}:
+            check_weight(made)
+        return made
+
+    return weighing if kind in WEIGHED else convert
+
+
+def _check_serves(first: list[dict[str, Any]], convert: Convert, name: str, kind: str | None) -> None:
     for row in first if kind else ():
         try:
             columns = list(convert(row))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import DataConfig
-from posttrain.data.formats import ACCEPTS, PAIRS, TRL_COLUMNS, adapt, check_rows, check_values, converse
+from posttrain.data.formats import ACCEPTS, PAIRS, TRL_COLUMNS, adapt, check_rows, check_values, check_weight, converse
 from posttrain.data.judged import is_judged, judge
 from posttrain.data.reading import shown
 from posttrain.data.split import Divided, Part, divide
@@ -102,15 +101,11 @@ def _weighed(rows: Dataset, part: Part) -> Dataset:
     """`rows` with their column `weight` as numbers."""
     from datasets import Value
 
-    values = rows["weight"][:]
-    for index, value in enumerate(values):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value < math.inf):
-            raise PosttrainError(
-                f"data.path={shown(part.config.path)}: row {index} of {part.name}, column weight: a pair's weight is a "
-                f"number of at least 0, got {value!r:.120}; mend it, or give the column another name: "
-                "'data.columns={OTHER: weight}'"
-            )
+    for index, value in enumerate(rows["weight"][:]):
+        try:
+            check_weight({"weight": value})
+        except Misfit as misfit:
+            raise _unfit(Misfit(f"row {index}", f"column weight: {misfit}"), part) from None
     return rows.cast_column("weight", Value("float64"))
 
 

@@ -8,6 +8,7 @@ Other columns stay. Sources: the data sets' cards and the documentation named in
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ RATINGS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote",
 ANSWERS = ("completion", "response")
 UP = {"up": 1, "thumbs_up": 1, "👍": 1, "+1": 1, "good": 1, "like": 1}
 DOWN = {"down": 0, "thumbs_down": 0, "👎": 0, "-1": 0, "bad": 0, "dislike": 0}
+
+# The tones of a thumb's skin, and the mark that it is a picture.
+_TONES = re.compile(
+    "[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}\N{VARIATION SELECTOR-16}]"
+)
 
 Row = dict[str, Any]
 
@@ -209,7 +215,7 @@ def ratings(row: Row) -> Row:
 def rating(value: Any, field: str) -> float | bool:
     """A number, or whether it is good."""
     if isinstance(value, str):
-        known = value.strip().lower()
+        known = _TONES.sub("", value).strip().lower()
         if known in UP or known in DOWN:
             return known in UP
         if known in ("true", "false"):

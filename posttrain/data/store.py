@@ -128,6 +128,7 @@ def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, 
 
     path, features = scratch("rows.arrow"), kinds.features()
     encoded = {name for name, kind in kinds.found.items() if kind == "json"}
+    numbers = {name for name, kind in kinds.found.items() if kind == "float"}
     try:
         with ArrowWriter(path=str(path), features=features, writer_batch_size=1000) as writer:
             for _, row in source():
@@ -140,6 +141,8 @@ def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, 
                     continue
                 full = {name: converted.get(name) for name in features}
                 full.update({name: dump(full[name]) for name in encoded})
+                # Arrow refuses integers that no float equals.
+                full.update({name: float(value) for name in numbers if (value := full[name]) is not None})
                 writer.write(full)
             writer.finalize()
         return Dataset.from_file(str(path))

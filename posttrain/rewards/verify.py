@@ -15,6 +15,7 @@ from typing import Any
 
 from posttrain import sandbox
 from posttrain.errors import PosttrainError
+from posttrain.rewards.assertions import apart
 from posttrain.rewards.text import Completion, best, references, text_of
 
 NEEDS = {"math_equal": ("math_verify", "math-verify"), "json_schema": ("jsonschema", "jsonschema")}
@@ -158,8 +159,9 @@ def unit_tests(
 
     The code is the last ``` block, or all of the text. A test is Python that raises where the code is wrong (an
     assertion), run after the code in a limited subprocess of its own (`posttrain.sandbox`: `seconds`, `memory` in
-    bytes, `packages`). HumanEval's tests define `check(candidate)`: `entry_point` is the column with the name of the
-    function to give it. None without tests. Raises `PosttrainError` without `execute`.
+    bytes, `packages`). Assertions of equality with a literal are compared out of the code's reach
+    (`posttrain.rewards.assertions`). HumanEval's tests define `check(candidate)`: `entry_point` is the column with the
+    name of the function to give it. None without tests. Raises `PosttrainError` without `execute`.
     """
     if execute is not True:
         raise PosttrainError("reward unit_tests: runs code of completions; allow it with execute=true")
@@ -169,12 +171,17 @@ def unit_tests(
         [row[0] if row else None for row in references(columns, entry_point)] if entry_point else [None] * len(tests)
     )
     calls: list[tuple[str, str, list[Any]]] = []
+    expected: list[list[str]] = []
     for completion, row, name in zip(completions, tests, names, strict=True):
         asked = f"\ncheck({name})" if name else ""
         code = code_of(text_of(completion))
-        calls += [(f"{code}\n\n{test}{asked}\n\ndef passed(): return True", "passed", []) for test in row]
-    outcomes = iter(sandbox.run_all(calls, sandbox.Limits(seconds, memory, packages=packages)))
-    shares = [[next(outcomes).value is True for _ in row] for row in tests]
+        for test in row:
+            source, values = apart(f"{test}{asked}")
+            calls.append((f"{code}\n\n{source}\n\ndef passed(): return __posttrain['noted']", "passed", []))
+            expected.append(values)
+    outcomes = sandbox.run_all(calls, sandbox.Limits(seconds, memory, packages=packages))
+    passed = iter([outcome.value == values for outcome, values in zip(outcomes, expected, strict=True)])
+    shares = [[next(passed) for _ in row] for row in tests]
     return [None if not row else float(all(row)) if every else sum(row) / len(row) for row in shares]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LIMITS = tuple(field.name for field in fields(Limits))
 ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
 _ASKS = (schema.ScoreModel, schema.LabelModel)
-ARGS = ("execute", *LIMITS, *ASKER, "sampling", "embeddings")
+ARGS = ("execute", *LIMITS, *ASKER, "sampling", "embeddings", "wordnet")
 
 
 def check(entry: RewardConfig, key: str) -> list[str]:
@@ -36,6 +36,8 @@ def check(entry: RewardConfig, key: str) -> list[str]:
     errors += sandbox.check(entry.args, f"{key}.args")
     if not isinstance(sampling := entry.args.get("sampling") or {}, Mapping):
         errors.append(f"{key}.args.sampling={sampling}: expected options of the protocol, as {{seed: 1}}")
+    if not isinstance(wordnet := entry.args.get("wordnet", False), bool):
+        errors.append(f"{key}.args.wordnet={wordnet}: expected true or false")
     if (endpoint := entry.args.get("endpoint")) is not None:
         from posttrain.rewards.asker import check_endpoint
 
@@ -71,7 +73,7 @@ def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
                 f"evaluation_metric=cosine: set the model whose embeddings are compared, {key}.args.embeddings=MODEL, "
                 f"which is loaded here, or with {key}.args.endpoint=http://HOST/v1 asked there"
             ]
-        lacking = similarity.missing(part.evaluation_metric)
+        lacking = similarity.missing(part.evaluation_metric, entry.args.get("wordnet") is True)
         return [f"evaluation_metric={part.evaluation_metric}: {lacking}"] if lacking else []
     return []
 
@@ -130,6 +132,7 @@ class Grader:
         self.sampling: dict[str, Any] = args.get("sampling") or {}
         self.embedding: dict[str, Any] = {"model": args.get("embeddings")}
         self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
+        self.wordnet = bool(args.get("wordnet"))
         self._askers: dict[str, Asker] = {}
         self._embed: Embed | None = None
         self._said: Counter[str] = Counter()
@@ -186,7 +189,8 @@ class Grader:
         if isinstance(part, schema.StringCheck):
             return [float(_CHECKS[part.operation](text, reference)) for text, reference in pairs]
         if part.evaluation_metric != "cosine":
-            return [similarity.similarity(part.evaluation_metric, text, reference) for text, reference in pairs]
+            metric = part.evaluation_metric
+            return [similarity.similarity(metric, text, reference, self.wordnet) for text, reference in pairs]
         from posttrain.rewards.graders import embed
 
         if self._embed is None:

@@ -20,20 +20,27 @@ NEEDS = {
 }
 
 
-def missing(metric: str) -> str | None:
-    """What to install for a metric, or `None`."""
+def missing(metric: str, wordnet: bool = False) -> str | None:
+    """What to install for a metric (for meteor with WordNet's synonyms), or `None`."""
     needs = NEEDS.get(metric.split("_")[0] if metric.startswith("rouge") else metric, ())
     absent = [name for module, name in needs if importlib.util.find_spec(module) is None]
-    return f"needs {' and '.join(absent)}; pip install 'posttrain[graders]'" if absent else None
+    if absent:
+        return f"needs {' and '.join(absent)}; pip install 'posttrain[graders]'"
+    if metric == "meteor" and wordnet:
+        try:
+            _synonyms()
+        except LookupError:
+            return "needs NLTK's WordNet; python -m nltk.downloader wordnet"
+    return None
 
 
-def similarity(metric: str, text: str, reference: str) -> float:
+def similarity(metric: str, text: str, reference: str, wordnet: bool = False) -> float:
     """How close `text` is to `reference`.
 
     - fuzzy_match: rapidfuzz's ratio, 1 - (insertions + deletions) / (both lengths)
     - bleu: sentence BLEU with effective order and exponential smoothing (Post 2018, "A Call for Clarity")
     - gleu: sentence GLEU, n-grams to 4 (Wu et al. 2016, "Google's Neural Machine Translation System", section 4)
-    - meteor: of exact and Porter-stemmed matches, without WordNet's synonyms, which are a download
+    - meteor: of exact and Porter-stemmed matches, and with `wordnet`, a download, of synonyms as NLTK's own
       (Banerjee and Lavie 2005)
     - rouge_1 to rouge_5, rouge_l: F1 of n-grams, of the longest common subsequence (Lin 2004), without stemming
     """
@@ -48,12 +55,12 @@ def similarity(metric: str, text: str, reference: str) -> float:
             float(BLEU(effective_order=True).sentence_score(text, [reference]).score) / 100, 1.0
         )  # 100.00000000000004
     if metric in ("gleu", "meteor"):
-        return _by_nltk(metric, _words(text), _words(reference))
+        return _by_nltk(metric, _words(text), _words(reference), wordnet)
     kind = metric.replace("rouge_l", "rougeL").replace("rouge_", "rouge")
     return float(_rouge(kind).score(reference, text)[kind].fmeasure)
 
 
-def _by_nltk(metric: str, words: list[str], wanted: list[str]) -> float:
+def _by_nltk(metric: str, words: list[str], wanted: list[str], wordnet: bool) -> float:
     if not words or not wanted:
         return float(words == wanted)
     if metric == "gleu":
@@ -62,7 +69,16 @@ def _by_nltk(metric: str, words: list[str], wanted: list[str]) -> float:
         return float(sentence_gleu([wanted], words))
     from nltk.translate.meteor_score import single_meteor_score
 
-    return float(single_meteor_score(wanted, words, wordnet=_NoSynonyms()))
+    return float(single_meteor_score(wanted, words, wordnet=_synonyms() if wordnet else _NoSynonyms()))
+
+
+@cache
+def _synonyms() -> Any:
+    """NLTK's WordNet; raises `LookupError` where it is not on this machine."""
+    from nltk.corpus import wordnet
+
+    wordnet.ensure_loaded()
+    return wordnet
 
 
 class _NoSynonyms:
