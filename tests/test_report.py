@@ -195,6 +195,28 @@ def test_the_sentence_with_one_seed_is_over_prompts_and_says_so(tmp_path, capsys
     assert "cannot be told from one seed without samples" in verdict["sentence"]
 
 
+def test_the_sentence_with_two_seeds_each(tmp_path, capsys):
+    """Variance 0.005 within each setting, 3 degrees of freedom: 3.182 times sqrt(0.005), or with one seed sqrt(0.0075).
+
+    All four others within 95% together: 5.39 or so times as much, which 0.25 does not reach, but 0.6 does.
+    """
+    settings = {0.1: (0.6, 0.7), 0.2: (0.35, 0.45), 0.3: (0.0, 0.1), 0.4: (0.55,)}
+    for beta, golds in settings.items():
+        for seed, gold in enumerate(golds):
+            points = [(0, 0.0, 0.0), (9, 1 - beta, gold)]
+            write_run(tmp_path / f"{beta}-{seed}", "dpo", points, seed=seed, args={"beta": beta})
+    verdict = as_json(capsys, tmp_path)["verdicts"][-1]
+    assert verdict["sentence"] == (
+        "At any KL, dpo beta=0.1 (seeds 0, 1) is best: gold/mood 0.650 ± 0.071 at a KL of 0.900 ± 0.000 nats, 0.100 "
+        "more than dpo beta=0.4 (seed 0) (0.550 ± 0.050 at 0.600 ± 0.100). That is not larger than the noise between "
+        "seeds (95% interval of the difference -0.176 to 0.376; standard deviation between seeds 0.071, pooled over 3 "
+        "settings, and taken to hold for dpo beta=0.4): more seeds would tell. Nor can dpo beta=0.2 be told from it; "
+        "of them all dpo beta=0.4 has the least KL."
+    )
+    assert (verdict["over"], verdict["ties"]) == ("pooled seeds", ["dpo beta=0.4", "dpo beta=0.2"])
+    assert verdict["spread"] == {"variance": pytest.approx(0.005), "freedom": 3, "groups": 3}
+
+
 def test_where_nothing_beats_the_start_it_says_so(tmp_path, capsys):
     write_run(tmp_path / "a-1", "dpo", [(0, 0.0, 0.5), (9, 2.0, 0.4)])
     (verdict,) = as_json(capsys, tmp_path)["verdicts"]

@@ -121,7 +121,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         if verdict.best.group is not None and trained_on(verdict.best.group, metric):
             # What a person can have who has no such reward to train on.
             fair = [c for c in pool_ if c.group is None or not trained_on(c.group, metric)]
-            other = judge(fair, metric, budget, result.minimise, extra)
+            other = judge(fair, metric, budget, result.minimise, extra, pool_)
             sentence = f"Of those that never saw {name(metric)}: {other.sentence[0].lower()}{other.sentence[1:]}"
             result.verdicts.append(replace(other, sentence=sentence))
 
