@@ -78,6 +78,47 @@ def test_seeds_of_a_whole_pipeline_pool_and_a_copy_does_not_count_twice(tmp_path
     assert comparison.settings["model.init_from"] == ["", "sft-1"]
 
 
+def test_seeds_pool_whatever_was_measured_saved_or_logged_and_wherever_it_lies(tmp_path):
+    """What counts is what was trained, and on which prompts it was measured."""
+    points = [(0, 0, 0.1), (9, 1.0, 0.2)]
+    often = {"probe": {"every": 5, "during": True, "prompts": 4}, "tracking": {"backend": "none"}, "output_dir": "/a"}
+    noted = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "save_steps": 5, "beta": 0.1}
+    write_run(tmp_path / "a-1", "dpo", points, seed=1, args={"beta": 0.1}, more={"probe": {"prompts": 4}})
+    write_run(tmp_path / "a-2", "dpo", points, seed=2, args=noted, more=often)
+    where = {"model": {"path": "embedded:tiny", "init_from": "/elsewhere/outputs/sft-0"}, "probe": {"prompts": 4}}
+    write_run(tmp_path / "a-3", "dpo", points, seed=3, args={"beta": 0.1}, more=where)
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert [group.seeds for group in comparison.groups] == [[1, 2, 3]]
+    # Another ruler is another group; and where the best checkpoint is taken, evaluations decide which it is.
+    write_run(tmp_path / "b-4", "dpo", points, seed=4, args={"beta": 0.1}, more={"probe": {"prompts": 8}})
+    best = {"beta": 0.1, "load_best_model_at_end": True}
+    write_run(tmp_path / "c-5", "dpo", points, seed=5, args={**best, "eval_steps": 2}, more={"probe": {"prompts": 4}})
+    write_run(tmp_path / "c-6", "dpo", points, seed=6, args={**best, "eval_steps": 3}, more={"probe": {"prompts": 4}})
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert sorted(group.seeds for group in comparison.groups) == [[1, 2, 3], [4], [5], [6]]
+    differing = {"probe.prompts", "trainer.args.eval_steps", "trainer.args.load_best_model_at_end"}
+    assert set(comparison.settings) == differing
+
+
+def test_seeds_of_a_pipeline_pool_over_the_pairs_that_it_samples(tmp_path):
+    points = [(0, 0, 0.2), (9, 2.0, 0.3)]
+    for seed in (1, 2):
+        write_run(tmp_path / f"sft-{seed}", "sft", points, seed=seed, parent=None)
+        write_sample(tmp_path / f"pairs-{seed}", {"rm": [1, 2]}, 2, parent=f"sft-{seed}", seed=seed)
+        data = {"data": {"path": [f"outputs/pairs-{seed}"]}}
+        write_run(tmp_path / f"dpo-{seed}", "dpo", points, seed=seed, parent=f"sft-{seed}", more=data)
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert {group.label: group.seeds for group in comparison.groups} == {"sft": [1, 2], "dpo": [1, 2]}
+
+
+def test_of_two_that_are_the_same_the_one_measured_more_often_counts(tmp_path):
+    write_run(tmp_path / "a", "dpo", [(0, 0, 0.2), (9, 2.0, 0.3)])
+    write_run(tmp_path / "b", "dpo", [(0, 0, 0.2), (5, 1.0, 0.3), (9, 2.0, 0.3)], more={"probe": {"every": 5}})
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert [run.name for group in comparison.groups for run in group.runs] == ["b"]
+    assert list(comparison.found.left_out.values()) == ["the same settings and seed as b"]
+
+
 def test_the_front_and_the_start_of_hand_made_runs(tmp_path, capsys):
     found = as_json(capsys, write_all(tmp_path / "outputs"))
     assert found["metric"] == "probe/gold/mood"

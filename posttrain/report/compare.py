@@ -68,10 +68,11 @@ def compare(
 ) -> Comparison:
     """Pool, choose the reference and the metric unless they are given, and conclude; raises `PosttrainError`."""
     trained = on_gold([run for run in found.runs.values() if run.job == "train"])
-    groups, repeated = pool(trained)
+    names = {run.name: run for run in found.runs.values()}
+    groups, repeated = pool(trained, names)
     found.left_out.update(repeated)
     others = [run for run in found.runs.values() if run.job != "train"]
-    result = Comparison(found, groups, others, settings=differing(groups) if len(groups) > 1 else {})
+    result = Comparison(found, groups, others, settings=differing(groups, names) if len(groups) > 1 else {})
     probed = [group for group in groups if group.mean("probe/kl")]
     chosen = _reference(probed, found, reference, result)
     result.metric = _metric(chosen, metric)
