@@ -113,8 +113,8 @@ def compare(
         return Noise(pooled.interval(difference, seeds, confidence), "pooled seeds", pooled)
     if min(seeds) > 1 and (alone := spread(own)):
         both = len(own) > 1
-        ends = welch(own[0], own[1], confidence) if both else alone.interval(difference, seeds, confidence)
-        return Noise(ends, "seeds")
+        known = welch(own[0], own[1], confidence) if both else alone.interval(difference, seeds, confidence)
+        return Noise(known, "seeds")
     shared = [prompt for prompt in first.prompts if prompt in second.prompts]
     groups = list(range(len(shared)))
     a, b = (intervals.mean([c.prompts[p] for p in shared], groups) for c in (first, second))
