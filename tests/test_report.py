@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from posttrain.errors import PosttrainError
 from posttrain.report import looks, plots, tables
 from posttrain.report.__main__ import main
 from posttrain.report.compare import compare
+from posttrain.report.gold import chosen_on_gold
 from posttrain.report.runs import find
 
 
@@ -256,6 +259,31 @@ def test_the_sentence_with_two_seeds_each(tmp_path, capsys):
     )
     assert (verdict["over"], verdict["ties"]) == ("pooled seeds", ["dpo beta=0.4", "dpo beta=0.2"])
     assert verdict["spread"] == {"variance": pytest.approx(0.005), "freedom": 3, "groups": 3}
+
+
+def test_more_than_the_noise_between_seeds_may_be_noise_over_prompts(tmp_path, capsys):
+    for beta, gold, spread in ((0.1, 0.5, (-3, -1, 1, 3)), (0.2, 0.3, (3, 1, -1, -3))):
+        for seed in (0, 1, 2):
+            points = [(0, 0.0, 0.0), (9, 1.0, gold + seed / 1000)]
+            write_run(tmp_path / f"{beta}-{seed}", "dpo", points, seed=seed, args={"beta": beta}, spread=spread)
+    sentence = as_json(capsys, tmp_path)["verdicts"][-1]["sentence"]
+    assert "That is larger than the noise between seeds (95% interval of the difference 0.198 to 0.202)" in sentence
+    assert re.search(r", but not than that over prompts \(-\d\.\d+ to \d\.\d+, paired\)\.$", sentence)
+
+
+def test_best_of_n_by_gold_is_no_match_for_those_that_never_saw_it(tmp_path, capsys):
+    outputs = write_all(tmp_path / "outputs")
+    write_sample(outputs / "by-gold", {"mood": [0, 0, 0, 1]}, 4)
+    config = yaml.safe_load((outputs / "by-gold" / "config.yaml").read_text())
+    config["reward"]["mood"]["weight"] = 1.0
+    (outputs / "by-gold" / "config.yaml").write_text(yaml.safe_dump(config))
+    found = as_json(capsys, outputs)
+    assert [one["chosen_by"] for one in found["best_of_n"]] == ["rm", "mood"]
+    assert all("by mood, with no training" not in verdict["sentence"] for verdict in found["verdicts"])
+    (baseline,) = (one for one in compare(find([outputs]), None, [], None).best_of if one.chosen_by == "mood")
+    assert chosen_on_gold(baseline, "probe/gold/mood")
+    assert chosen_on_gold(replace(baseline, chosen_by="rm + 0.5 mood"), "probe/gold/mood")
+    assert not chosen_on_gold(baseline, "probe/rewards/mood")
 
 
 def test_where_nothing_beats_the_start_it_says_so(tmp_path, capsys):

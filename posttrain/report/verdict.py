@@ -63,12 +63,11 @@ def judge(
     metric: str,
     budget: float | None,
     minimise: bool,
-    extra: str = "",
     everyone: Sequence[Candidate] = (),
 ) -> Verdict:
     """The best and the next of those with at most `budget` nats; `candidates` holds the start, at KL 0.
 
-    `extra` is a sentence on best-of-n, put behind. The noise between seeds is that of `everyone` (`candidates`).
+    The noise between seeds is that of `everyone` (`candidates`).
     """
     sign = -1.0 if minimise else 1.0
     allowed = [c for c in candidates if budget is None or c.kl.value <= budget]
@@ -77,13 +76,13 @@ def judge(
     within = f"With at most {budget:g} nats of KL" if budget is not None else "At any KL"
     sentence = f"{within}, {_named(best)} is best: {name(metric)} {best.reward} at a KL of {best.kl} nats"
     if not others:
-        sentence += f"; there is nothing to compare it with.{extra}"
+        sentence += "; there is nothing to compare it with."
         return Verdict(budget, best, None, None, Noise(None, ""), (), sentence)
     second, pool = others[0], everyone or candidates
     difference, noise = best.reward.value - second.reward.value, compare(best, second, pool)
     ties = _ties(best, others, pool) if noise.interval and not noise.exceeded else ()
     sentence += f", {number(abs(difference))} {'less' if minimise else 'more'} than {_named(second)} "
-    sentence += f"({second.reward} at {second.kl}). {_noise(noise, best, second)}{_tied(ties, best)}{extra}"
+    sentence += f"({second.reward} at {second.kl}). {_noise(noise, best, second)}{_tied(ties, best)}"
     return Verdict(budget, best, second, difference, noise, ties, sentence)
 
 
@@ -115,6 +114,11 @@ def compare(
         both = len(own) > 1
         known = welch(own[0], own[1], confidence) if both else alone.interval(difference, seeds, confidence)
         return Noise(known, "seeds")
+    return over_prompts(first, second, confidence)
+
+
+def over_prompts(first: Candidate, second: Candidate, confidence: float = CONFIDENCE) -> Noise:
+    """The bootstrap interval of `first` - `second` on the prompts that both answered."""
     shared = [prompt for prompt in first.prompts if prompt in second.prompts]
     groups = list(range(len(shared)))
     a, b = (intervals.mean([c.prompts[p] for p in shared], groups) for c in (first, second))
@@ -163,5 +167,10 @@ def _noise(noise: Noise, best: Candidate, second: Candidate) -> str:
         deviation = number(math.sqrt(noise.spread.variance))
         taken = f", and taken to hold for {one}" if one else ""
         span += f"; standard deviation between seeds {deviation}, pooled over {noise.spread.groups} settings{taken}"
-    more = "" if noise.exceeded else ": more seeds would tell"
-    return f"That is {size} than the noise between seeds ({span}){more}."
+    if not noise.exceeded:
+        return f"That is not larger than the noise between seeds ({span}): more seeds would tell."
+    prompts = over_prompts(best, second)
+    if not prompts.interval or prompts.exceeded:
+        return f"That is larger than the noise between seeds ({span})."
+    ends = " to ".join(map(number, prompts.interval))
+    return f"That is larger than the noise between seeds ({span}), but not than that over prompts ({ends}, paired)."
