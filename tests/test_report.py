@@ -156,6 +156,17 @@ def test_wide_tables_are_split_and_no_number_is_cut(tmp_path, capsys):
     assert "│  1, 2 │" in text, "seeds in order"
 
 
+def test_every_point_of_the_front_picture_can_be_told(tmp_path):
+    for beta, kl, gold in ((0.1, 1.0, 0.5), (0.2, 2.0, 0.4), (0.3, 3.0, 0.6)):
+        write_run(tmp_path / f"dpo-{beta}", "dpo", [(0, 0.0, 0.1), (9, kl, gold)], args={"beta": beta})
+    write_run(tmp_path / "sft-1", "sft", [(0, 0.0, 0.1), (9, 2.5, 0.2)])
+    figure = plots.frontier(compare(find([tmp_path]), None, [], None))
+    texts = {text.get_text(): text.get_gid() for text in figure.axes[0].texts}
+    looks.close({"": figure})
+    # Of the two below the front one is of no method with several points.
+    assert texts == dict.fromkeys(("dpo beta=0.1", "dpo beta=0.3", "beta=0.2"), "method-dpo")
+
+
 def test_the_picture_of_failure_modes_has_them_all(tmp_path):
     run = write_run(tmp_path / "sft-1", "sft", [(0, 0.0, 0.1), (9, 1.0, 0.2)], parent=None)
     domains = [f"{kind}/{domain}" for kind in ("forgetting", "nll") for domain in ("c4", "code", "web", "wiki")]

@@ -108,10 +108,10 @@ def test_the_pooled_spread_is_the_mean_square_within_groups():
 
 
 def test_a_spread_exceeds_another_by_the_f_test():
-    # F with 1 and 4 degrees of freedom at 0.95 is 7.709.
+    # F with 1 and 4 degrees of freedom at 0.99 is 21.198.
     calm = Spread(1.0, 4, 4)
-    assert Spread(7.8, 1, 1).exceeds(calm)
-    assert not Spread(7.6, 1, 1).exceeds(calm)
+    assert Spread(21.3, 1, 1).exceeds(calm)
+    assert not Spread(21.1, 1, 1).exceeds(calm)
 
 
 def candidate(name, *rewards, prompts=None):

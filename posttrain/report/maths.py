@@ -139,7 +139,7 @@ class Spread:
         error = math.sqrt(self.variance * sum(1 / n for n in counts))
         return _student(difference, error, self.freedom, confidence)
 
-    def exceeds(self, other: Spread, level: float = 0.05) -> bool:
+    def exceeds(self, other: Spread, level: float = 0.01) -> bool:
         """Whether the variance is larger than `other`, of other groups, by more than chance (one-sided F test)."""
         from scipy.special import fdtri
 
