@@ -122,6 +122,14 @@ def test_of_two_that_are_the_same_the_one_measured_more_often_counts(tmp_path):
     assert list(comparison.found.left_out.values()) == ["the same settings and seed as b"]
 
 
+def test_a_seed_that_changed_nothing_is_no_second_measurement(tmp_path):
+    for seed, content in ((1, "a"), (2, "a"), (3, "b")):
+        write_run(tmp_path / f"kto-{seed}", "kto", [(0, 0, 0.2), (9, 2.0, 0.3)], seed=seed, content=content)
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert [group.seeds for group in comparison.groups] == [[1, 3]]
+    assert list(comparison.found.left_out.values()) == ["made the very model of kto-1: its seed changed nothing"]
+
+
 def test_the_front_and_the_start_of_hand_made_runs(tmp_path, capsys):
     found = as_json(capsys, write_all(tmp_path / "outputs"))
     assert found["metric"] == "probe/gold/mood"

@@ -139,13 +139,18 @@ def pool(runs: Sequence[Run], names: dict[str, Run]) -> tuple[list[Group], dict[
         key = identity(run, names)
         several = len(rewarded[run.kind]) > 1
         method = f"{run.kind} on {' + '.join(run.rewarded) or 'none'}" if several else run.kind
-        made = Group(method, "", key, [], rewarded[run.kind].index(run.rewarded))
-        group = groups.setdefault((run.kind, key), made)
+        new = Group(method, "", key, [], rewarded[run.kind].index(run.rewarded))
+        group = groups.setdefault((run.kind, key), new)
         same = next(
             (other for other in group.runs if other.seed == run.seed and _lineage(other) == _lineage(run)), None
         )
+        # Where a seed decides nothing (KTO reads its rows in their order), a second run is no second measurement.
+        made = run.record.get("content")
+        twin = next((other for other in group.runs if made and other.record.get("content") == made), None)
         if same:
             repeated[run.path] = f"the same settings and seed as {same.name}"
+        elif twin:
+            repeated[run.path] = f"made the very model of {twin.name}: its seed changed nothing"
         else:
             group.runs.append(run)
     for group in groups.values():
