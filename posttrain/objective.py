@@ -7,7 +7,7 @@ most 5 nats: what the run could give under that budget, had it been stopped ther
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from posttrain.summary import by_step
 
 AT = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
 # Of what less is better; everything else is taken to be better when it is more.
-LOWER = ("loss", "perplexity", "nll", "forgetting", "repetition", "self_bleu", "kl")
+LOWER = ("loss", "perplexity", "nll", "forgetting", "repetition", "self_bleu", "kl", "gold_drop")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,18 @@ def check(objective: Any) -> list[str]:
     except PosttrainError as error:
         return [str(error)]
     return []
+
+
+def unmeasured(objective: Any, rewards: Iterable[str], gold: Iterable[str], probed: bool) -> list[str]:
+    """What of the setting no run will measure: of a probe that is off, or of `rewards` and `gold` it does not have."""
+    there = [*(f"probe/gold/{name}" for name in gold), *(f"probe/rewards/{name}" for name in rewards)]
+    errors = []
+    for one in parse(objective) if not check(objective) else []:
+        if not probed and (one.metric.startswith("probe/") or one.budget is not None):
+            errors.append(f"objective={one.text}: there is no probe in this run; set probe.prompts")
+        elif one.metric.startswith(("probe/gold/", "probe/rewards/")) and one.metric not in there:
+            errors.append(f"objective={one.text}: no such reward; there are {', '.join(there) or 'none'}")
+    return errors
 
 
 def result(objective: Any, find: Callable[[Objective], float]) -> float | tuple[float, ...] | None:
@@ -100,5 +112,7 @@ def _unwanted(metric: str, directory: RunDirectory) -> bool:
 
 
 def lower_is_better(metric: str) -> bool:
-    """By its name: a loss, a KL, repetition, forgetting."""
-    return any(part.removeprefix("eval_") in LOWER for part in metric.split("/"))
+    """By its name: a loss, a KL, repetition, forgetting. A reward may be called as it likes: its weight decides."""
+    if metric.startswith(("probe/rewards/", "probe/gold/")):
+        return False
+    return metric == "probe/refusals/harmless" or any(part.removeprefix("eval_") in LOWER for part in metric.split("/"))

@@ -95,6 +95,9 @@ def check(run: Run) -> None:
     errors += _paths(run) + _secrets(asdict(run))
     errors += [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
     errors += _lonely(run) + checks.check(run) + checks.probe(run) + objective.check(run.objective)
+    if run.job == "train":
+        probed = run.probe.prompts > 0 and run.trainer.kind != "reward"
+        errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
     if run.data.streaming:
         errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
     for key, value, least in (

@@ -23,18 +23,24 @@ def write_run(
     said: str = "fine",
     spread: tuple[float, ...] = (-0.3, -0.1, 0.1, 0.3),
     parent: str | None = "sft-0",
+    more: dict[str, Any] | None = None,
     **record: Any,
 ) -> Path:
-    """A training run. `points`: (step, KL, gold); the proxy is twice the gold, and `spread` is over prompts."""
+    """A training run. `points`: (step, KL, gold); the proxy is twice the gold; `spread` is over prompts.
+
+    `more` are settings beside those of the trainer.
+    """
     folder.mkdir(parents=True)
     config = {
         "job": "train",
         "trainer": {"kind": kind, "args": {**(args or {}), "seed": seed}},
         "model": {"path": "embedded:tiny", "init_from": parent and f"outputs/{parent}"},
         "name": folder.name,
+        **(more or {}),
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    parents = [{"role": "policy", "name": parent, "content": f"digest of {parent}"}] if parent else []
+    origin = {"role": "policy", "path": config["model"]["init_from"], "name": parent, "content": f"digest of {parent}"}
+    parents = [origin] if parent else []
     written = {"status": status, "trainer": kind, "seed": seed, "parents": parents, "command": f"run {folder.name}"}
     written["model"] = {"path": "embedded:tiny", "revision": None}
     (folder / "run.json").write_text(json.dumps({**written, **record}))

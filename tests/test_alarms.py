@@ -164,6 +164,11 @@ def test_a_continued_run_knows_what_was_before():
         (["probe.every=0"], "probe.every=0: expected at least 1"),
         (["probe.texts=nowhere.jsonl"], "probe.texts=nowhere.jsonl: no such file"),
         (["probe.texts=embedded:wiki"], "probe.texts=embedded:wiki: choose embedded:texts, or a file"),
+        (
+            ["objective=probe/gold/rm at kl 5"],
+            "objective=probe/gold/rm at kl 5: no such reward; there are probe/rewards/",
+        ),
+        (["objective=probe/kl", "probe=none"], "objective=probe/kl: there is no probe in this run; set probe.prompts"),
         (["probe.win_by=taste"], "probe.win_by=taste: no such reward; there are"),
         (
             ["reward=abstention", "+probe.gold.g.function=posttrain.rewards.abstain.abstention"],

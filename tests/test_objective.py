@@ -50,6 +50,24 @@ def test_of_an_unwanted_reward_the_least_is_best(directory):
     assert of_run(*parse("probe/gold/rm at kl 10"), directory) == 0.7
 
 
+def test_what_less_is_better_of():
+    lower = ("probe/kl", "eval_loss", "probe/nll/wiki", "probe/gold_drop/rm", "probe/refusals/harmless")
+    higher = ("probe/gold/loss", "probe/rewards/repetition", "probe/refusals/harmful", "probe/distinct_2")
+    assert [objective.lower_is_better(metric) for metric in (*lower, *higher)] == [True] * 5 + [False] * 4
+
+
+def test_what_no_run_will_measure_is_said_before_it():
+    def said(text, probed=True):
+        return objective.unmeasured(text, ["short"], ["rm"], probed)
+
+    assert said(["probe/gold/rm at kl 5", "probe/rewards/short", "probe/kl", "eval_loss"]) == []
+    there = "there are probe/gold/rm, probe/rewards/short"
+    assert said("probe/gold/short at kl 5") == [f"objective=probe/gold/short at kl 5: no such reward; {there}"]
+    for text in ("probe/kl", "eval_loss at kl 5"):
+        assert said(text, False) == [f"objective={text}: there is no probe in this run; set probe.prompts"]
+    assert said("eval_loss", False) == said("what is at fault", False) == said(None, False) == []
+
+
 def test_two_objectives_are_two_numbers(directory):
     both = result(["probe/gold/rm at kl 5", "probe/kl"], lambda one: of_run(one, directory))
     assert both == (0.7, 9.0)

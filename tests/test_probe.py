@@ -1,6 +1,7 @@
 """The probe: its KL against exact KL by enumeration, and that training is the same with it and without."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -113,3 +114,13 @@ def test_kl_grows_with_training(train):
     assert kl[0] == 0
     assert kl[-1] == pytest.approx(max(kl))
     assert kl[-1] > 0.01
+
+
+def test_a_probe_that_costs_much_says_so_early_and_at_the_end(train, capsys):
+    train(
+        *("+recipe=sft_smollm2", "probe.prompts=2", "probe.greedy_prompts=0", "probe.max_new_tokens=4"),
+        *("probe.every=4", "~probe.rewards.invented", "trainer.args.max_steps=21", "trainer.args.eval_strategy=no"),
+    )
+    early, end = [line for line in capsys.readouterr().out.splitlines() if line.startswith("probe    ")]
+    assert re.match(r"probe    7 measurements of \d+\.\d s will be about \d+% of the training time; ", early)
+    assert re.match(r"probe    7 measurements took \d+ s, \d+\.\d% of the training time; ", end)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -165,9 +166,40 @@ def test_the_cost_is_a_share_of_the_time_without_it():
     assert "probe/share" not in cost.add(0.5, 0)
     cost.add(0.25, 5)
     assert cost.add(0.25, 10)["probe/share"] == pytest.approx(0.1, abs=1e-3)
-    assert cost.told(5).startswith("3 measurements took 1 s, 10.0% of the training time; probe.every=1")
+    said = cost.told(ProbeConfig(every=5), 10)
+    assert said.startswith("3 measurements took 1 s, 10.0% of the training time; fewer probe.prompts or a smaller")
     cost.began -= 1000
-    assert cost.told(5).endswith("of the training time")
+    assert cost.told(ProbeConfig(every=5), 10).endswith("of the training time")
+
+
+def test_the_mend_keeps_the_cost_below_the_limit():
+    """Six measurements of 1 s in 60 s of training are 10%; 5% pay for three: at 0, 50 and 100 of 100 steps."""
+    cost = Cost(seconds=6.0, times=6)
+    cost.began -= 66.01
+    config = ProbeConfig(every=20)
+    assert cost.told(config, 100).endswith("; probe.every=50 brings it below 5%")
+    told = cost.told(replace(config, during=True), 100)
+    assert told.endswith("; probe.every=50 probe.during=false brings it below 5%")
+    cost.began += 20  # 40 s: two, the start and the end
+    assert cost.told(config, 100).endswith("; probe.every=null brings it below 5%")
+    # A process that went on at step 60 has made 40 steps.
+    cost = Cost(first=60, seconds=6.0, times=6)
+    cost.began -= 66.01
+    assert cost.told(config, 100).endswith("; probe.every=20 brings it below 5%")
+
+
+def test_what_it_will_cost_is_said_early_where_it_is_too_much():
+    """A measurement of 2 s, 10 steps of 1 s: of 100 steps 4% with the one at the end, more with every 20th."""
+    cost = Cost(seconds=2.0, times=1)
+    cost.began -= 12
+    assert cost.expected(ProbeConfig(), 10, 100) is None
+    # 0, 20, 40, 60, 80 and 100.
+    assert cost.expected(ProbeConfig(every=20), 10, 100) == (
+        "6 measurements of 2.0 s will be about 12% of the training time; probe.every=null brings it below 5%"
+    )
+    assert cost.expected(ProbeConfig(every=400), 10, 1000) is None
+    assert cost.expected(ProbeConfig(every=20), 10, 1000).endswith("; probe.every=42 brings it below 5%")
+    assert Cost().expected(ProbeConfig(every=20), 10, 100) is None, "where nothing was measured, nothing is known"
 
 
 def test_texts_and_prompts_are_read_and_cut(tmp_path):

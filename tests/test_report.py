@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from posttrain.errors import PosttrainError
 from posttrain.report import looks, plots, tables
 from posttrain.report.__main__ import main
 from posttrain.report.compare import compare
+from posttrain.report.gold import chosen_on_gold
 from posttrain.report.runs import find
 
 
@@ -78,6 +81,55 @@ def test_seeds_of_a_whole_pipeline_pool_and_a_copy_does_not_count_twice(tmp_path
     assert comparison.settings["model.init_from"] == ["", "sft-1"]
 
 
+def test_seeds_pool_whatever_was_measured_saved_or_logged_and_wherever_it_lies(tmp_path):
+    """What counts is what was trained, and on which prompts it was measured."""
+    points = [(0, 0, 0.1), (9, 1.0, 0.2)]
+    often = {"probe": {"every": 5, "during": True, "prompts": 4}, "tracking": {"backend": "none"}, "output_dir": "/a"}
+    noted = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "save_steps": 5, "beta": 0.1}
+    write_run(tmp_path / "a-1", "dpo", points, seed=1, args={"beta": 0.1}, more={"probe": {"prompts": 4}})
+    write_run(tmp_path / "a-2", "dpo", points, seed=2, args=noted, more=often)
+    where = {"model": {"path": "embedded:tiny", "init_from": "/elsewhere/outputs/sft-0"}, "probe": {"prompts": 4}}
+    write_run(tmp_path / "a-3", "dpo", points, seed=3, args={"beta": 0.1}, more=where)
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert [group.seeds for group in comparison.groups] == [[1, 2, 3]]
+    # Another ruler is another group; and where the best checkpoint is taken, evaluations decide which it is.
+    write_run(tmp_path / "b-4", "dpo", points, seed=4, args={"beta": 0.1}, more={"probe": {"prompts": 8}})
+    best = {"beta": 0.1, "load_best_model_at_end": True}
+    write_run(tmp_path / "c-5", "dpo", points, seed=5, args={**best, "eval_steps": 2}, more={"probe": {"prompts": 4}})
+    write_run(tmp_path / "c-6", "dpo", points, seed=6, args={**best, "eval_steps": 3}, more={"probe": {"prompts": 4}})
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert sorted(group.seeds for group in comparison.groups) == [[1, 2, 3], [4], [5], [6]]
+    differing = {"probe.prompts", "trainer.args.eval_steps", "trainer.args.load_best_model_at_end"}
+    assert set(comparison.settings) == differing
+
+
+def test_seeds_of_a_pipeline_pool_over_the_pairs_that_it_samples(tmp_path):
+    points = [(0, 0, 0.2), (9, 2.0, 0.3)]
+    for seed in (1, 2):
+        write_run(tmp_path / f"sft-{seed}", "sft", points, seed=seed, parent=None)
+        write_sample(tmp_path / f"pairs-{seed}", {"rm": [1, 2]}, 2, parent=f"sft-{seed}", seed=seed)
+        data = {"data": {"path": [f"outputs/pairs-{seed}"]}}
+        write_run(tmp_path / f"dpo-{seed}", "dpo", points, seed=seed, parent=f"sft-{seed}", more=data)
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert {group.label: group.seeds for group in comparison.groups} == {"sft": [1, 2], "dpo": [1, 2]}
+
+
+def test_of_two_that_are_the_same_the_one_measured_more_often_counts(tmp_path):
+    write_run(tmp_path / "a", "dpo", [(0, 0, 0.2), (9, 2.0, 0.3)])
+    write_run(tmp_path / "b", "dpo", [(0, 0, 0.2), (5, 1.0, 0.3), (9, 2.0, 0.3)], more={"probe": {"every": 5}})
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert [run.name for group in comparison.groups for run in group.runs] == ["b"]
+    assert list(comparison.found.left_out.values()) == ["the same settings and seed as b"]
+
+
+def test_a_seed_that_changed_nothing_is_no_second_measurement(tmp_path):
+    for seed, content in ((1, "a"), (2, "a"), (3, "b")):
+        write_run(tmp_path / f"kto-{seed}", "kto", [(0, 0, 0.2), (9, 2.0, 0.3)], seed=seed, content=content)
+    comparison = compare(find([tmp_path]), None, [], None)
+    assert [group.seeds for group in comparison.groups] == [[1, 3]]
+    assert list(comparison.found.left_out.values()) == ["made the very model of kto-1: its seed changed nothing"]
+
+
 def test_the_front_and_the_start_of_hand_made_runs(tmp_path, capsys):
     found = as_json(capsys, write_all(tmp_path / "outputs"))
     assert found["metric"] == "probe/gold/mood"
@@ -110,6 +162,17 @@ def test_wide_tables_are_split_and_no_number_is_cut(tmp_path, capsys):
         assert f"{i + 0.125:.3f}" in text, "whole, in one line"
     assert text.count("forgetting/domain") == 12
     assert "│  1, 2 │" in text, "seeds in order"
+
+
+def test_every_point_of_the_front_picture_can_be_told(tmp_path):
+    for beta, kl, gold in ((0.1, 1.0, 0.5), (0.2, 2.0, 0.4), (0.3, 3.0, 0.6)):
+        write_run(tmp_path / f"dpo-{beta}", "dpo", [(0, 0.0, 0.1), (9, kl, gold)], args={"beta": beta})
+    write_run(tmp_path / "sft-1", "sft", [(0, 0.0, 0.1), (9, 2.5, 0.2)])
+    figure = plots.frontier(compare(find([tmp_path]), None, [], None))
+    texts = {text.get_text(): text.get_gid() for text in figure.axes[0].texts}
+    looks.close({"": figure})
+    # Of the two below the front one is of no method with several points.
+    assert texts == dict.fromkeys(("dpo beta=0.1", "dpo beta=0.3", "beta=0.2"), "method-dpo")
 
 
 def test_the_picture_of_failure_modes_has_them_all(tmp_path):
@@ -193,6 +256,53 @@ def test_the_sentence_with_one_seed_is_over_prompts_and_says_so(tmp_path, capsys
     (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "5")["verdicts"]
     assert verdict["interval"] is None
     assert "cannot be told from one seed without samples" in verdict["sentence"]
+
+
+def test_the_sentence_with_two_seeds_each(tmp_path, capsys):
+    """Variance 0.005 within each setting, 3 degrees of freedom: 3.182 times sqrt(0.005), or with one seed sqrt(0.0075).
+
+    All four others within 95% together: 5.39 or so times as much, which 0.25 does not reach, but 0.6 does.
+    """
+    settings = {0.1: (0.6, 0.7), 0.2: (0.35, 0.45), 0.3: (0.0, 0.1), 0.4: (0.55,)}
+    for beta, golds in settings.items():
+        for seed, gold in enumerate(golds):
+            points = [(0, 0.0, 0.0), (9, 1 - beta, gold)]
+            write_run(tmp_path / f"{beta}-{seed}", "dpo", points, seed=seed, args={"beta": beta})
+    verdict = as_json(capsys, tmp_path)["verdicts"][-1]
+    assert verdict["sentence"] == (
+        "At any KL, dpo beta=0.1 (seeds 0, 1) is best: gold/mood 0.650 ± 0.071 at a KL of 0.900 ± 0.000 nats, 0.100 "
+        "more than dpo beta=0.4 (seed 0) (0.550 ± 0.050 at 0.600 ± 0.100). That is not larger than the noise between "
+        "seeds (95% interval of the difference -0.176 to 0.376; standard deviation between seeds 0.071, pooled over 3 "
+        "settings, and taken to hold for dpo beta=0.4): more seeds would tell. Nor can dpo beta=0.2 be told from it; "
+        "of them all dpo beta=0.4 has the least KL."
+    )
+    assert (verdict["over"], verdict["ties"]) == ("pooled seeds", ["dpo beta=0.4", "dpo beta=0.2"])
+    assert verdict["spread"] == {"variance": pytest.approx(0.005), "freedom": 3, "groups": 3}
+
+
+def test_more_than_the_noise_between_seeds_may_be_noise_over_prompts(tmp_path, capsys):
+    for beta, gold, spread in ((0.1, 0.5, (-3, -1, 1, 3)), (0.2, 0.3, (3, 1, -1, -3))):
+        for seed in (0, 1, 2):
+            points = [(0, 0.0, 0.0), (9, 1.0, gold + seed / 1000)]
+            write_run(tmp_path / f"{beta}-{seed}", "dpo", points, seed=seed, args={"beta": beta}, spread=spread)
+    sentence = as_json(capsys, tmp_path)["verdicts"][-1]["sentence"]
+    assert "That is larger than the noise between seeds (95% interval of the difference 0.198 to 0.202)" in sentence
+    assert re.search(r", but not than that over prompts \(-\d\.\d+ to \d\.\d+, paired\)\.$", sentence)
+
+
+def test_best_of_n_by_gold_is_no_match_for_those_that_never_saw_it(tmp_path, capsys):
+    outputs = write_all(tmp_path / "outputs")
+    write_sample(outputs / "by-gold", {"mood": [0, 0, 0, 1]}, 4)
+    config = yaml.safe_load((outputs / "by-gold" / "config.yaml").read_text())
+    config["reward"]["mood"]["weight"] = 1.0
+    (outputs / "by-gold" / "config.yaml").write_text(yaml.safe_dump(config))
+    found = as_json(capsys, outputs)
+    assert [one["chosen_by"] for one in found["best_of_n"]] == ["rm", "mood"]
+    assert all("by mood, with no training" not in verdict["sentence"] for verdict in found["verdicts"])
+    (baseline,) = (one for one in compare(find([outputs]), None, [], None).best_of if one.chosen_by == "mood")
+    assert chosen_on_gold(baseline, "probe/gold/mood")
+    assert chosen_on_gold(replace(baseline, chosen_by="rm + 0.5 mood"), "probe/gold/mood")
+    assert not chosen_on_gold(baseline, "probe/rewards/mood")
 
 
 def test_where_nothing_beats_the_start_it_says_so(tmp_path, capsys):

@@ -2,11 +2,24 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from posttrain.report.maths import Fit, best_of_n, best_of_n_kl, fit, pareto_front, standard_error, welch
+from posttrain.report.groups import Mean
+from posttrain.report.maths import (
+    Fit,
+    Spread,
+    best_of_n,
+    best_of_n_kl,
+    fit,
+    pareto_front,
+    spread,
+    standard_error,
+    welch,
+)
+from posttrain.report.verdict import Candidate, compare, judge
 
 
 def test_the_front_is_what_no_other_point_beats():
@@ -80,3 +93,61 @@ def test_welch_agrees_with_the_textbook():
     assert welch([1, 1], [0, 0]) == (1, 1)
     assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
     assert standard_error([1.0]) is None
+
+
+def test_the_pooled_spread_is_the_mean_square_within_groups():
+    # Squared distances to the own mean: 1 + 1, and 1 + 1 + 4; a single value has none. 2 + 3 values less 2 means.
+    found = spread([[1, 3], [2, 2, 5], [9]])
+    assert found == Spread(pytest.approx(8 / 3), 3, 2)
+    # t with 3 degrees of freedom at 0.975 is 3.182; the error sqrt(8/3 (1/2 + 1/3)).
+    low, high = found.interval(1.0, [2, 3])
+    assert ((low + high) / 2, (high - low) / 2) == pytest.approx((1.0, 3.182 * math.sqrt(20 / 9)), rel=1e-3)
+    # The start has no seeds: the error is of one mean alone.
+    assert found.interval(1.0, [2])[1] == pytest.approx(1.0 + 3.182 * math.sqrt(4 / 3), rel=1e-3)
+    assert spread([[1.0], []]) is None
+
+
+def test_a_spread_exceeds_another_by_the_f_test():
+    # F with 1 and 4 degrees of freedom at 0.99 is 21.198.
+    calm = Spread(1.0, 4, 4)
+    assert Spread(21.3, 1, 1).exceeds(calm)
+    assert not Spread(21.1, 1, 1).exceeds(calm)
+
+
+def candidate(name, *rewards, prompts=None):
+    mean = Mean(float(np.mean(rewards)), None, "", tuple(rewards))
+    return Candidate(name, Mean(1.0, None, "", ()), mean, prompts or {}, SimpleNamespace(seeds=list(rewards)))
+
+
+def test_with_two_seeds_each_the_noise_is_pooled_over_all_settings():
+    a, b, c = candidate("a", 0.6, 0.7), candidate("b", 0.35, 0.45), candidate("c", 0.0, 0.1)
+    # Variance 0.005 in each: error sqrt(0.005), 3 degrees of freedom (3.182) for all, 2 (4.303) for the two alone.
+    pooled, alone = compare(a, b, [a, b, c]), compare(a, b)
+    assert (pooled.over, pooled.spread) == ("pooled seeds", Spread(pytest.approx(0.005), 3, 3))
+    assert pooled.interval == pytest.approx((0.25 - 0.225, 0.25 + 0.225), abs=1e-3)
+    assert (alone.over, alone.spread) == ("seeds", None)
+    assert alone.interval == pytest.approx((0.25 - 0.3043, 0.25 + 0.3043), abs=1e-3)
+    # Three seeds know their own spread; a single one takes that of the others, from two degrees of freedom on.
+    three = [candidate("a", 0.6, 0.65, 0.7), candidate("b", 0.3, 0.4, 0.5)]
+    assert compare(*three, [*three, c]).over == "seeds"
+    one = candidate("one", 0.6)
+    assert compare(one, c, [one, c, b]).interval == pytest.approx(
+        (0.55 - 4.303 * math.sqrt(0.0075), 0.55 + 4.303 * math.sqrt(0.0075)), abs=1e-3
+    )
+    assert compare(one, c, [one, c]).over == "", "one degree of freedom tells nothing"
+
+
+def test_calm_settings_do_not_speak_for_a_noisy_one():
+    calm = [candidate(f"c{i}", i / 10, i / 10 + 0.01) for i in range(4)]
+    noisy = candidate("noisy", 0.2, 1.2)
+    assert compare(noisy, calm[3], [noisy, *calm]).over == "seeds", "Welch's, of the two alone"
+    assert compare(calm[3], calm[2], [noisy, *calm]).spread.groups == 5
+
+
+def test_of_equals_the_best_is_seldom_called_better():
+    """Ten settings, two seeds each, all alike: the luckiest stands out in no more than 5% (Hung and Fithian 2019)."""
+    drawn = np.random.default_rng(0).normal(size=(400, 10, 2))
+    found = [judge([candidate(f"{i}", *row) for i, row in enumerate(one)], "gold", None, False) for one in drawn]
+    assert {verdict.noise.over for verdict in found} == {"pooled seeds", "seeds"}
+    assert sum(verdict.noise.exceeded for verdict in found) / len(found) < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+    assert np.mean([len(verdict.ties) for verdict in found]) > 8, "nearly all of them are said to be as good"

@@ -30,15 +30,18 @@ if TYPE_CHECKING:
 SEED = 0
 # What the probe may cost, as a share of the time that training takes without it.
 SHARE = 0.05
+# Steps after which the cost of the whole run is reckoned, and said where it will be more.
+EARLY = 10
 # Prompts in the tracker's table, which is sent whole each time; samples.jsonl has them all.
 SHOWN = 16
 
 
 @dataclass
 class Cost:
-    """Seconds since training began in this process, and those of them that the probe took."""
+    """Seconds since training began in this process, at step `first`, and those of them that the probe took."""
 
     began: float = field(default_factory=time.perf_counter)
+    first: int = 0
     seconds: float = 0.0
     times: int = 0
 
@@ -48,16 +51,43 @@ class Cost:
         return {"probe/seconds": seconds, **({"probe/share": self.share} if step else {})}
 
     @property
-    def share(self) -> float:
-        return self.seconds / max(time.perf_counter() - self.began - self.seconds, 1e-9)
+    def trained(self) -> float:
+        """Seconds without those of the probe."""
+        return max(time.perf_counter() - self.began - self.seconds, 1e-9)
 
-    def told(self, every: int | None) -> str:
+    @property
+    def share(self) -> float:
+        return self.seconds / self.trained
+
+    def told(self, config: ProbeConfig, step: int) -> str:
         """The cost as a sentence, with the mend where it is more than `SHARE`."""
         text = f"{self.times} measurements took {self.seconds:.0f} s, {self.share:.1%} of the training time"
-        if self.share <= SHARE:
-            return text
-        wider = f"probe.every={math.ceil(every * self.share / SHARE)}, " if every and self.times > 2 else ""
-        return f"{text}; {wider}fewer probe.prompts or a smaller probe.max_new_tokens bring it below {SHARE:.0%}"
+        return text if self.share <= SHARE else f"{text}; {self._mend(config, self.trained, step - self.first)}"
+
+    def expected(self, config: ProbeConfig, step: int, steps: int) -> str | None:
+        """What is to be said after `step` of `steps` steps: the cost of the whole run, where it will be above `SHARE`.
+
+        At least the cost: evaluations to come, at which `config.during` measures, are not known.
+        """
+        if not self.times or step <= self.first:
+            return None
+        whole = self.trained / (step - self.first) * (steps - self.first)
+        planned = self.times + sum(1 for at in range(step + 1, steps) if config.every and at % config.every == 0) + 1
+        each = self.seconds / self.times
+        share = planned * each / whole
+        if share <= SHARE:
+            return None
+        text = f"{planned} measurements of {each:.1f} s will be about {share:.0%} of the training time"
+        return f"{text}; {self._mend(config, whole, steps - self.first)}"
+
+    def _mend(self, config: ProbeConfig, trained: float, steps: int) -> str:
+        """What brings the cost below `SHARE`: as many measurements as that pays for, or else smaller ones."""
+        paid = int(SHARE * trained * self.times / self.seconds)
+        if paid < 2:  # the start and the end
+            return f"fewer probe.prompts or a smaller probe.max_new_tokens bring it below {SHARE:.0%}"
+        every = "null" if paid == 2 else math.ceil(steps / (paid - 1))
+        without = " probe.during=false" if config.during else ""
+        return f"probe.every={every}{without} brings it below {SHARE:.0%}"
 
 
 class Probe(TrainerCallback):
@@ -95,7 +125,7 @@ class Probe(TrainerCallback):
         self.done: set[int] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.cost = Cost()
+        self.cost = Cost(first=state.global_step)
         if state.is_world_process_zero:
             self._recall()
         if state.global_step == 0:
@@ -104,6 +134,9 @@ class Probe(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.config.every and state.global_step % self.config.every == 0 and state.global_step < state.max_steps:
             self.measure(args, state, control)
+        early = state.global_step - self.cost.first == EARLY and state.max_steps - state.global_step > EARLY
+        if early and (said := self.cost.expected(self.config, state.global_step, state.max_steps)):
+            tell(f"probe    {said}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.config.during and 0 < state.global_step < state.max_steps:
@@ -113,7 +146,7 @@ class Probe(TrainerCallback):
         if state.global_step >= state.max_steps:
             self.measure(args, state, control)
         if self.cost.times:
-            tell(f"probe    {self.cost.told(self.config.every)}")
+            tell(f"probe    {self.cost.told(self.config, state.global_step)}")
 
     def measure(self, args: Any, state: Any, control: Any) -> None:
         """Sample, score, log and raise alarms, once a step (on the main process; the others wait)."""

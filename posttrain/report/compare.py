@@ -10,7 +10,7 @@ from statistics import fmean
 from posttrain.errors import PosttrainError
 from posttrain.objective import lower_is_better
 from posttrain.report.baseline import Baseline, baseline
-from posttrain.report.gold import on_gold, trained_on
+from posttrain.report.gold import chosen_on_gold, on_gold, trained_on
 from posttrain.report.groups import Group, Mean, differing, identity, pool
 from posttrain.report.maths import Fit, fit, pareto_front
 from posttrain.report.runs import Found, Run
@@ -68,10 +68,11 @@ def compare(
 ) -> Comparison:
     """Pool, choose the reference and the metric unless they are given, and conclude; raises `PosttrainError`."""
     trained = on_gold([run for run in found.runs.values() if run.job == "train"])
-    groups, repeated = pool(trained)
+    names = {run.name: run for run in found.runs.values()}
+    groups, repeated = pool(trained, names)
     found.left_out.update(repeated)
     others = [run for run in found.runs.values() if run.job != "train"]
-    result = Comparison(found, groups, others, settings=differing(groups) if len(groups) > 1 else {})
+    result = Comparison(found, groups, others, settings=differing(groups, names) if len(groups) > 1 else {})
     probed = [group for group in groups if group.mean("probe/kl")]
     chosen = _reference(probed, found, reference, result)
     result.metric = _metric(chosen, metric)
@@ -115,15 +116,17 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         if not allowed:
             result.notes.append(f"--kl-budget {budget:g}: no finished run has as little KL")
             continue
-        extra = _beside(result, metric, allowed, budget)
-        verdict = judge(pool_, metric, budget, result.minimise, extra)
-        result.verdicts.append(verdict)
-        if verdict.best.group is not None and trained_on(verdict.best.group, metric):
+        limit = budget if budget is not None else max(c.kl.value for c in allowed)
+        blind = [one for one in result.best_of if not chosen_on_gold(one, metric)]
+        verdict = judge(pool_, metric, budget, result.minimise)
+        seen = verdict.best.group is not None and trained_on(verdict.best.group, metric)
+        result.verdicts.append(_beside(verdict, metric, result.best_of if seen else blind, limit))
+        if seen:
             # What a person can have who has no such reward to train on.
             fair = [c for c in pool_ if c.group is None or not trained_on(c.group, metric)]
-            other = judge(fair, metric, budget, result.minimise, extra)
+            other = judge(fair, metric, budget, result.minimise, pool_)
             sentence = f"Of those that never saw {name(metric)}: {other.sentence[0].lower()}{other.sentence[1:]}"
-            result.verdicts.append(replace(other, sentence=sentence))
+            result.verdicts.append(_beside(replace(other, sentence=sentence), metric, blind, limit))
 
 
 def _up(kl: float) -> float:
@@ -149,17 +152,17 @@ def _start(result: Comparison, metric: str) -> list[Candidate]:
     return [Candidate(START, Mean(0.0, None, "", (0.0,)), reward, prompts)]
 
 
-def _beside(result: Comparison, metric: str, allowed: list[Candidate], budget: float | None) -> str:
-    """The sentence on best-of-n at the same KL."""
-    limit = budget if budget is not None else max(c.kl.value for c in allowed)
-    for one in result.best_of:
+def _beside(verdict: Verdict, metric: str, best_of: list[Baseline], limit: float) -> Verdict:
+    """With a sentence on best-of-n at the same KL, where there is one."""
+    for one in best_of:
         if (there := one.within(metric, limit)) and there[0] > 1:
             n, reward = there
-            return (
-                f" Best of {n} samples of {START} by {one.chosen_by}, with no training, has {reward} at "
-                f"{one.kl[one.ns.index(n)]:.2f}."
+            return replace(
+                verdict,
+                sentence=f"{verdict.sentence} Best of {n} samples of {START} by {one.chosen_by}, with no training, has "
+                f"{reward} at {one.kl[one.ns.index(n)]:.2f}.",
             )
-    return ""
+    return verdict
 
 
 def _reference(probed: list[Group], found: Found, wanted: str | None, result: Comparison) -> list[Group]:
@@ -239,6 +242,8 @@ def _baselines(result: Comparison) -> None:
                 result.best_of.append(made)
                 if made.split == "train":
                     result.notes.append(f"{run.name}: best-of-n is over training prompts (sample.split=eval is fairer)")
+    # Beside a verdict stands the first: over held-out prompts, and by what the runs may see, before the others.
+    result.best_of.sort(key=lambda one: (chosen_on_gold(one, str(result.metric)), one.split == "train"))
 
 
 def _seen(result: Comparison) -> None:

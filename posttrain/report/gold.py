@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from posttrain.report.baseline import Baseline
 from posttrain.report.groups import Group
 from posttrain.report.runs import Run
 
@@ -20,6 +21,12 @@ def trained_on(group: Group, metric: str) -> bool:
     """Whether `metric` is a gold reward that the runs of `group` were trained on."""
     kind, _, reward = metric.removeprefix("probe/").partition("/")
     return kind == "gold" and reward in group.runs[0].rewarded
+
+
+def chosen_on_gold(baseline: Baseline, metric: str) -> bool:
+    """Whether `metric` is a gold reward, and what the completions of `baseline` were chosen by."""
+    kind, _, reward = metric.removeprefix("probe/").partition("/")
+    return kind == "gold" and reward in {term.rpartition(" ")[2] for term in baseline.chosen_by.split(" + ")}
 
 
 def _renamed(run: Run, names: list[str]) -> Run:

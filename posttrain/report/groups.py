@@ -19,6 +19,12 @@ from posttrain.report.runs import SEEDS, Run
 METHODS = ("sft", "dpo", "kto", "ppo", "grpo", "rloo", "reward")
 # Settings in a label; runs that differ in more go by their names.
 SHOWN = 3
+# What changes neither the training nor a measurement, only how often and where it is measured, logged and kept.
+BESIDE = ("probe.every", "probe.during", "probe.batch_size", "probe.shift_prompts")
+BESIDE_ARGS = re.compile(
+    r"trainer\.args\.(eval_|save_|logging_|per_device_eval_|dataloader_(num_|pin_|persistent_|prefetch_)|log_"
+    r"|report_to$|run_name$|output_dir$|disable_tqdm$|num_completions_to_print$)"
+)
 # What runs are told apart by that are one group.
 SEED = re.compile(r"[_-]seed[_-]?\d*$")
 
@@ -120,32 +126,37 @@ def stderr(metric: str) -> str:
     return f"probe/{kind}_stderr{slash}{name}"
 
 
-def pool(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
+def pool(runs: Sequence[Run], names: dict[str, Run]) -> tuple[list[Group], dict[Path, str]]:
     """Groups by method and label, and the runs that repeat another's settings and seeds, with that one's name.
 
-    A setting that names another of `runs` counts by that run's own settings: seeds of a whole pipeline pool.
+    A setting that names a run, of any job, in `names` counts by that run's own settings: seeds of a pipeline pool.
     """
-    names = {run.name: run for run in runs}
     rewarded = {run.kind: _variants(runs, run.kind) for run in runs}
     groups: dict[tuple[str, str], Group] = {}
     repeated: dict[Path, str] = {}
-    for run in sorted(runs, key=lambda run: (not run.finished, run.name)):
+    # Of two that are the same, the one that was measured more often.
+    for run in sorted(runs, key=lambda run: (not run.finished, -len(run.points), run.name)):
         key = identity(run, names)
         several = len(rewarded[run.kind]) > 1
         method = f"{run.kind} on {' + '.join(run.rewarded) or 'none'}" if several else run.kind
-        made = Group(method, "", key, [], rewarded[run.kind].index(run.rewarded))
-        group = groups.setdefault((run.kind, key), made)
+        new = Group(method, "", key, [], rewarded[run.kind].index(run.rewarded))
+        group = groups.setdefault((run.kind, key), new)
         same = next(
             (other for other in group.runs if other.seed == run.seed and _lineage(other) == _lineage(run)), None
         )
+        # Where a seed decides nothing (KTO reads its rows in their order), a second run is no second measurement.
+        made = run.record.get("content")
+        twin = next((other for other in group.runs if made and other.record.get("content") == made), None)
         if same:
             repeated[run.path] = f"the same settings and seed as {same.name}"
+        elif twin:
+            repeated[run.path] = f"made the very model of {twin.name}: its seed changed nothing"
         else:
             group.runs.append(run)
     for group in groups.values():
         group.runs.sort(key=lambda run: (not run.finished, *_order(run.seed[0])))
     result = sorted(groups.values(), key=lambda g: (_rank(g.method), g.method))
-    _label(result)
+    _label(result, names)
     result.sort(key=lambda g: (_rank(g.method), g.method, _natural(g)))
     return result, repeated
 
@@ -157,42 +168,57 @@ def _variants(runs: Sequence[Run], kind: str) -> list[tuple[str, ...]]:
 
 
 def identity(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> str:
-    """All settings but the seeds, as text."""
-    settings = {key: value for key, value in run.settings.items() if key not in SEEDS}
-    for key, value in settings.items():
-        parent = names.get(Path(value).name) if isinstance(value, str) else None
+    """The settings that count, as text."""
+    return json.dumps(_counting(run, names, seen), sort_keys=True, default=str)
+
+
+def _counting(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """All settings but seeds and what lies beside; a run in them counts by its own settings, or by what it made."""
+    contents = {p.get("path"): p.get("content") for p in _parents(run)}
+    # Where the best checkpoint becomes the model, how often it is evaluated and saved decides which that is.
+    chosen = run.settings.get("trainer.args.load_best_model_at_end")
+
+    def counted(value: Any) -> Any:
+        if isinstance(value, list):
+            return [counted(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        parent = names.get(Path(value).name)
         if parent and parent.name not in (*seen, run.name):
-            settings[key] = f"{parent.kind}: {identity(parent, names, (*seen, run.name))}"
-    return json.dumps(settings, sort_keys=True, default=str)
+            return f"{parent.kind}: {identity(parent, names, (*seen, run.name))}"
+        return contents.get(value) or value
+
+    beside = {key for key in run.settings if key in BESIDE or (not chosen and BESIDE_ARGS.match(key))}
+    return {key: counted(value) for key, value in run.settings.items() if key not in (*SEEDS, *beside)}
+
+
+def _parents(run: Run) -> list[dict[str, Any]]:
+    return [parent for parent in run.record.get("parents", []) if isinstance(parent, dict)]
 
 
 def _lineage(run: Run) -> list[Any]:
-    return sorted(str(parent.get("content")) for parent in run.record.get("parents", []) if isinstance(parent, dict))
+    return sorted(str(parent.get("content")) for parent in _parents(run))
 
 
-def differing(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """The settings that differ between `groups`, with their value in each; "" where a group does not have one."""
-    names = {run.name: run for group in groups for run in group.runs}
+def differing(groups: Sequence[Group], names: dict[str, Run]) -> dict[str, list[str]]:
+    """The settings that count and differ between `groups`, with their value in each; "" where one does not have it.
+
+    Seeds of the same parent are one setting, though their folders have names of their own.
+    """
     first = [group.runs[0] for group in groups]
-    keys = sorted({key for run in first for key in run.settings if key not in (*SEEDS, "trainer.kind")})
+    counting = [_counting(run, names) for run in first]
     rows: dict[str, list[str]] = {}
-    for key in keys:
-        raw = [run.settings.get(key) for run in first]
-        # Seeds of the same parent are one setting, though their folders have names of their own.
-        same = {
-            identity(names[n], names) if (n := Path(str(value)).name) in names else json.dumps(value, default=str)
-            for value in raw
-        }
-        if len(same) > 1:
-            rows[key] = [_plain(value) for value in raw]
+    for key in sorted({key for settings in counting for key in settings} - {"trainer.kind"}):
+        if len({json.dumps(settings.get(key), default=str) for settings in counting}) > 1:
+            rows[key] = [_plain(run.settings.get(key)) for run in first]
     return rows
 
 
-def _label(groups: list[Group]) -> None:
+def _label(groups: list[Group], names: dict[str, Run]) -> None:
     """`method` and the settings that differ between the groups of that method, or, when those are many, its name."""
     for method in {group.method for group in groups}:
         own = [group for group in groups if group.method == method]
-        rows = differing(own)
+        rows = differing(own, names)
         for i, group in enumerate(own):
             parts = [f"{_short(key, rows)}={values[i]}" for key, values in rows.items() if values[i]]
             own_name = [] if (called := _name(group)) == method else [called]

@@ -89,7 +89,7 @@ def lines(groups: Sequence[Group]) -> list[Line2D]:
     """An entry a group."""
     looks = [(group, *style(group)) for group in groups[:MOST]]
     return [
-        entry(_short(group.label), colour, marker=marker, ms=4, ls=dash(group, groups))
+        entry(short(group.label), colour, marker=marker, ms=4, ls=dash(group, groups))
         for group, colour, marker in looks
     ]
 
@@ -112,7 +112,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
     return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -117,13 +117,50 @@ def welch(first: Sequence[float], second: Sequence[float], confidence: float = 0
 
     Source: Welch 1947, "The generalization of 'Student's' problem"; degrees of freedom by Welch-Satterthwaite.
     """
-    from scipy.special import stdtrit
-
     a, b = np.asarray(first, float), np.asarray(second, float)
     parts = [float(np.var(x, ddof=1)) / len(x) for x in (a, b)]
     error, difference = math.sqrt(sum(parts)), float(a.mean() - b.mean())
     if error == 0:
         return difference, difference
     freedom = sum(parts) ** 2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True))
+    return _student(difference, error, freedom, confidence)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The variance within groups, pooled over `groups` of them, and its degrees of freedom."""
+
+    variance: float
+    freedom: int
+    groups: int
+
+    def interval(self, difference: float, counts: Sequence[int], confidence: float = 0.95) -> tuple[float, float]:
+        """Of a difference of means over so many values each; a mean that is not counted is known exactly."""
+        error = math.sqrt(self.variance * sum(1 / n for n in counts))
+        return _student(difference, error, self.freedom, confidence)
+
+    def exceeds(self, other: Spread, level: float = 0.01) -> bool:
+        """Whether the variance is larger than `other`, of other groups, by more than chance (one-sided F test)."""
+        from scipy.special import fdtri
+
+        return self.variance > other.variance * float(fdtri(self.freedom, other.freedom, 1 - level))
+
+
+def spread(samples: Iterable[Sequence[float]]) -> Spread | None:
+    """The variance within `samples`, from those with two values or more; `None` where there are none.
+
+    The mean square within groups of a one-way analysis of variance: the sum of squared distances to each sample's own
+    mean, over the number of values less that of samples. It holds for each where all vary alike.
+    Source: Fisher 1925, "Statistical Methods for Research Workers", chapter VII.
+    """
+    arrays = [np.asarray(values, float) for values in samples if len(values) > 1]
+    freedom = sum(len(x) - 1 for x in arrays)
+    squares = sum(float(((x - x.mean()) ** 2).sum()) for x in arrays)
+    return Spread(squares / freedom, freedom, len(arrays)) if arrays else None
+
+
+def _student(difference: float, error: float, freedom: float, confidence: float) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
     half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
     return difference - half, difference + half

@@ -16,8 +16,8 @@ from posttrain.summary import smooth
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Names beside the points of the front: more are a thicket.
-NAMED = 8
+# Names beside the points of the front, and groups up to which the others are named too: more are a thicket.
+NAMED, MOST_NAMED = 8, 24
 # Over-optimisation panels, and those of failure modes.
 MOST_REWARDS, MOST_MODES = 4, 18
 # Training panels: where a run logged several of a panel's metrics, the one with most points. Only like units together.
@@ -50,8 +50,6 @@ def draw(c: Comparison) -> dict[str, Figure]:
 
 def frontier(c: Comparison) -> Figure:
     """Final reward against KL, a point a group, the Pareto front, training as thin lines, best-of-n as the baseline."""
-    from matplotlib.patheffects import withStroke
-
     figure, (axis,) = looks.panels(1, 1, (7.2, 4.8))
     metric = str(c.metric)
     _points(axis, metric, c.compared)
@@ -72,10 +70,7 @@ def frontier(c: Comparison) -> Figure:
         axis.step(*zip(*line, strict=True), where="post", color="#444444", lw=7, alpha=0.15, zorder=0)
     if metric in c.start:
         axis.axhline(c.start[metric], color="#888888", lw=0.8, ls=(0, (1, 3)))
-    halo = [withStroke(linewidth=2.5, foreground="white")]
-    named = [(point, c.compared[i].label) for point, i in zip(front, c.front, strict=True)]
-    for point, label in named[-NAMED:]:
-        axis.annotate(looks.plain(label), point, (6, 6), textcoords="offset points", fontsize=8, path_effects=halo)
+    _names(axis, c, metric)
     axis.set_xlabel(looks.plain(f"KL to {c.reference} (nats per sequence)"))
     axis.set_ylabel(looks.plain(title(metric)) + (" (less is better)" if c.minimise else ""))
     axis.margins(x=0.12, y=0.12)
@@ -84,6 +79,26 @@ def frontier(c: Comparison) -> Figure:
     front_entry = [looks.entry("Pareto front", lw=6, alpha=0.15)] if len(line) > 1 else []
     looks.legend(figure, [*entries, *front_entry])
     return figure
+
+
+def _names(axis: Any, c: Comparison, metric: str) -> None:
+    """Whole names beside the front; at the other points only what sets them apart from those of their method."""
+    from matplotlib.patheffects import withStroke
+
+    front = [c.compared[i] for i in c.front][-NAMED:]
+    for group in c.compared if len(c.compared) <= MOST_NAMED else front:
+        whole = any(group is other for other in front)
+        label = group.label if whole else group.label.removeprefix(group.method).strip()
+        kl, reward = group.mean("probe/kl"), group.mean(metric)
+        if label and kl and reward:
+            axis.annotate(
+                *(looks.plain(looks.short(label)), (kl.value, reward.value), (6, 6) if whole else (5, -9)),
+                textcoords="offset points",
+                fontsize=8 if whole else 6.5,
+                color="#000000" if whole else looks.style(group)[0],
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                gid=looks.gid(group.method),
+            )
 
 
 def overoptimisation(c: Comparison) -> Figure | None:

@@ -274,8 +274,10 @@ def record(comparison: Comparison) -> dict[str, Any]:
                 "best": v.best.label,
                 "next": v.next.label if v.next else None,
                 "difference": v.difference,
-                "interval": v.interval,
-                "over": v.over or None,
+                "interval": v.noise.interval,
+                "over": v.noise.over or None,
+                "spread": vars(v.noise.spread) if v.noise.spread else None,
+                "ties": [c.label for c in v.ties],
                 "sentence": v.sentence,
             }
             for v in c.verdicts

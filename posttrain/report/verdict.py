@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrain import intervals
 from posttrain.report.groups import Group, Mean, number
-from posttrain.report.maths import welch
+from posttrain.report.maths import Spread, spread, welch
+
+CONFIDENCE = 0.95
+# Seeds from which the spread of a group is known from itself, and degrees of freedom from which a pooled one is.
+ALONE, FEWEST = 3, 2
+# Of those that cannot be told from the best, how many are named.
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -22,38 +29,61 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """An interval of a difference (None: not known), and what it is over: seeds, pooled seeds, prompts, or "".
+
+    `spread` is that between seeds, where it is pooled over more groups than the two.
+    """
+
+    interval: tuple[float, float] | None
+    over: str
+    spread: Spread | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the difference is more than that."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """`interval` (95%) of the difference between best and next; `over` what it is an interval over, or ""."""
+    """`noise` is of the `difference` between best and next; `ties` are all that cannot be told from the best."""
 
     budget: float | None
     best: Candidate
     next: Candidate | None
     difference: float | None
-    interval: tuple[float, float] | None
-    over: str
+    noise: Noise
+    ties: tuple[Candidate, ...]
     sentence: str
 
 
-def judge(candidates: Sequence[Candidate], metric: str, budget: float | None, minimise: bool, extra: str) -> Verdict:
+def judge(
+    candidates: Sequence[Candidate],
+    metric: str,
+    budget: float | None,
+    minimise: bool,
+    everyone: Sequence[Candidate] = (),
+) -> Verdict:
     """The best and the next of those with at most `budget` nats; `candidates` holds the start, at KL 0.
 
-    `extra` is a sentence on best-of-n, put behind.
+    The noise between seeds is that of `everyone` (`candidates`).
     """
     sign = -1.0 if minimise else 1.0
     allowed = [c for c in candidates if budget is None or c.kl.value <= budget]
     # Of equals the one with the lower KL: the start before what gained nothing.
     best, *others = sorted(allowed, key=lambda c: (-sign * c.reward.value, c.kl.value))
-    second = others[0] if others else None
-    difference = best.reward.value - second.reward.value if second else None
-    ends, over = compare(best, second) if second else (None, "")
     within = f"With at most {budget:g} nats of KL" if budget is not None else "At any KL"
     sentence = f"{within}, {_named(best)} is best: {name(metric)} {best.reward} at a KL of {best.kl} nats"
-    if second and difference is not None:
-        sentence += f", {number(abs(difference))} {'less' if minimise else 'more'} than {_named(second)} "
-        sentence += f"({second.reward} at {second.kl}). {_noise(ends, over, best, second)}"
-    else:
+    if not others:
         sentence += "; there is nothing to compare it with."
-    return Verdict(budget, best, second, difference, ends, over, f"{sentence}{extra}")
+        return Verdict(budget, best, None, None, Noise(None, ""), (), sentence)
+    second, pool = others[0], everyone or candidates
+    difference, noise = best.reward.value - second.reward.value, compare(best, second, pool)
+    ties = _ties(best, others, pool) if noise.interval and not noise.exceeded else ()
+    sentence += f", {number(abs(difference))} {'less' if minimise else 'more'} than {_named(second)} "
+    sentence += f"({second.reward} at {second.kl}). {_noise(noise, best, second)}{_tied(ties, best)}"
+    return Verdict(budget, best, second, difference, noise, ties, sentence)
 
 
 def name(metric: str) -> str:
@@ -67,29 +97,80 @@ def _named(candidate: Candidate) -> str:
     return f"{candidate.label} ({'seeds' if len(candidate.group.seeds) > 1 else 'seed'} {seeds})"
 
 
-def compare(first: Candidate, second: Candidate) -> tuple[tuple[float, float] | None, str]:
-    """The 95% interval of `first` - `second`: over seeds where both have several, else paired over prompts."""
-    if min(len(first.reward.each), len(second.reward.each)) > 1:
-        return welch(first.reward.each, second.reward.each), "seeds"
+def compare(
+    first: Candidate, second: Candidate, pool: Sequence[Candidate] = (), confidence: float = CONFIDENCE
+) -> Noise:
+    """The interval of `first` - `second`, over seeds where theirs, or those of `pool`, tell; else over prompts, paired.
+
+    The start is one model, so that it has no noise between seeds.
+    """
+    difference = first.reward.value - second.reward.value
+    own = [c.reward.each for c in (first, second) if c.group is not None]
+    rest = [c.reward.each for c in pool if c.group is not None and c is not first and c is not second]
+    seeds = [len(each) for each in own]
+    if min(seeds) < ALONE and (pooled := _pooled(own, rest)):
+        return Noise(pooled.interval(difference, seeds, confidence), "pooled seeds", pooled)
+    if min(seeds) > 1 and (alone := spread(own)):
+        both = len(own) > 1
+        known = welch(own[0], own[1], confidence) if both else alone.interval(difference, seeds, confidence)
+        return Noise(known, "seeds")
+    return over_prompts(first, second, confidence)
+
+
+def over_prompts(first: Candidate, second: Candidate, confidence: float = CONFIDENCE) -> Noise:
+    """The bootstrap interval of `first` - `second` on the prompts that both answered."""
     shared = [prompt for prompt in first.prompts if prompt in second.prompts]
     groups = list(range(len(shared)))
     a, b = (intervals.mean([c.prompts[p] for p in shared], groups) for c in (first, second))
-    if len(shared) > 1 and (ends := intervals.interval(intervals.difference(a, b), 0.95, 2000)):
-        return ends, "prompts"
-    return None, ""
+    if len(shared) > 1 and (ends := intervals.interval(intervals.difference(a, b), confidence, 2000)):
+        return Noise(ends, "prompts")
+    return Noise(None, "")
 
 
-def _noise(ends: tuple[float, float] | None, over: str, best: Candidate, second: Candidate) -> str:
+def _pooled(own: Sequence[Sequence[float]], rest: Sequence[Sequence[float]]) -> Spread | None:
+    """The spread within all groups; None where the `rest` cannot speak for `own`: too few seeds, or calmer ones."""
+    mine, others, every = spread(own), spread(rest), spread([*own, *rest])
+    if others is None or every is None or every.freedom < FEWEST:
+        return None
+    return None if mine and mine.exceeds(others) else every
+
+
+def _ties(best: Candidate, others: Sequence[Candidate], pool: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those of `others` that are not behind `best` by more than noise, all intervals to hold together (Bonferroni)."""
+    confidence = 1 - (1 - CONFIDENCE) / len(others)
+    noises = [(c, compare(best, c, pool, confidence)) for c in others]
+    return tuple(c for c, noise in noises if noise.interval and not noise.exceeded)
+
+
+def _tied(ties: Sequence[Candidate], best: Candidate) -> str:
+    """The others that may be as good, and which of them all stays nearest to the start."""
+    if len(ties) < 2:
+        return ""
+    labels = [c.label for c in ties[1:]]
+    named = labels if len(labels) <= NAMED else [*labels[: NAMED - 1], f"{len(labels) - NAMED + 1} more"]
+    listed = f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
+    nearest = min((best, *ties), key=lambda c: c.kl.value)
+    return f" Nor can {listed} be told from it; of them all {nearest.label} has the least KL."
+
+
+def _noise(noise: Noise, best: Candidate, second: Candidate) -> str:
     """Whether the difference is more than noise, and which noise."""
-    if ends is None:
+    if noise.interval is None:
         return "Whether that is more than noise cannot be told from one seed without samples of the same prompts."
-    larger = ends[0] > 0 or ends[1] < 0
-    span = f"95% interval of the difference {number(ends[0])} to {number(ends[1])}"
-    if over == "seeds":
-        if larger:
-            return f"That is larger than the noise between seeds ({span})."
-        return f"That is not larger than the noise between seeds ({span}): more seeds would tell."
+    size = "larger" if noise.exceeded else "not larger"
+    span = f"95% interval of the difference {number(noise.interval[0])} to {number(noise.interval[1])}"
     one = " and ".join(c.label for c in (best, second) if len(c.reward.each) < 2 and c.group is not None)
-    known = f"; with one seed of {one} the noise between seeds is not known" if one else ""
-    size = "larger" if larger else "not larger"
-    return f"That is {size} than the noise over prompts ({span}, paired{known})."
+    if noise.over == "prompts":
+        known = f"; with one seed of {one} the noise between seeds is not known" if one else ""
+        return f"That is {size} than the noise over prompts ({span}, paired{known})."
+    if noise.spread:
+        deviation = number(math.sqrt(noise.spread.variance))
+        taken = f", and taken to hold for {one}" if one else ""
+        span += f"; standard deviation between seeds {deviation}, pooled over {noise.spread.groups} settings{taken}"
+    if not noise.exceeded:
+        return f"That is not larger than the noise between seeds ({span}): more seeds would tell."
+    prompts = over_prompts(best, second)
+    if not prompts.interval or prompts.exceeded:
+        return f"That is larger than the noise between seeds ({span})."
+    ends = " to ".join(map(number, prompts.interval))
+    return f"That is larger than the noise between seeds ({span}), but not than that over prompts ({ends}, paired)."
