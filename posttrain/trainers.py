@@ -86,6 +86,10 @@ def build(kind: str, parts: Parts) -> Trainer:
     chosen = KINDS[kind]
     if parts.labelled and kind == "sft":
         parts = _labelled(parts)
+    if kind == "kto":
+        # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
+        seed = parts.args.get("data_seed") or parts.args.get("seed", 42)
+        parts = replace(parts, train=parts.train.shuffle(seed=seed))
     library = importlib.import_module(chosen.package)
     args: dict[str, Any] = dict(parts.args)
     extra: dict[str, Any] = {}

@@ -41,6 +41,26 @@ def base_and_trained(run, kind):
     return base.state_dict(), trained
 
 
+def test_the_seed_orders_the_rows_of_kto(train, monkeypatch):
+    """TRL reads them one after the other, so without this two seeds are one run."""
+    from posttrain import trainers
+
+    build, orders = trainers.build, []
+
+    def built(kind, parts):
+        trainer = build(kind, parts)
+        orders.append([row["prompt"] for row in trainer.train_dataset])
+        return trainer
+
+    monkeypatch.setattr(trainers, "build", built)
+    for name, seed in (("a", 1), ("b", 2), ("c", 1)):
+        train("trainer=kto", f"name={name}", f"trainer.args.seed={seed}", "trainer.args.max_steps=1")
+    first, other, again = orders
+    assert first == again
+    assert first != other
+    assert sorted(map(str, first)) == sorted(map(str, other))
+
+
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "kto"])
 def test_loss_falls(train, kind):
     run = train(f"+recipe={kind}_smollm2", *LEARN)
