@@ -241,6 +241,12 @@ def test_the_sentence_with_seeds(tmp_path, capsys):
     assert "That is not larger than the noise between seeds" in high["sentence"]
 
 
+def test_points_of_the_front_at_the_same_budget_share_a_sentence(tmp_path, capsys):
+    for beta, kl, gold in ((0.3, 0.62, 0.1), (0.2, 0.65, 0.2), (0.1, 2.0, 0.3)):
+        write_run(tmp_path / f"b{beta}", "dpo", [(0, 0.0, 0.0), (9, kl, gold)], args={"beta": beta})
+    assert [verdict["kl_budget"] for verdict in as_json(capsys, tmp_path)["verdicts"]] == [0.7, None]
+
+
 def test_the_sentence_with_one_seed_is_over_prompts_and_says_so(tmp_path, capsys):
     start = (0, 0.0, 0.0)
     write_run(tmp_path / "a-1", "dpo", [start, (9, 2.0, 0.6)])

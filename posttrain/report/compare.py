@@ -110,7 +110,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         result.notes.append("no finished run to choose from")
         return
     # Without budgets: at the KL of each point of the front, and whatever the KL.
-    at = budgets or [_up(c.kl.value) for c in steps[:-1]]
+    at = budgets or dict.fromkeys(_up(c.kl.value) for c in steps[:-1])
     for budget in [*at, *([] if budgets else [None])]:
         allowed = [c for c in pool_ if budget is None or c.kl.value <= budget]
         if not allowed:
