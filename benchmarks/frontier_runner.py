@@ -130,22 +130,22 @@ class Study:
         """The next stage whose parents are finished; what is finished already, or cannot be, is noted on the way."""
         if self.signals.number:
             return None
-        for name in self.order:
+        first = None
+        for name in self.order:  # parents stand before their children
             if name in self.ended or name in running:
                 continue
             parents = set(self.stages[name].parents.values())
             if lost := [parent for parent in parents & self.ended.keys() if parent not in self.progress.finished]:
                 self.ended[name] = Ended("left out", why=f"{lost[0]} is not there")
-                return self._next(running)
-            if parents <= self.progress.finished.keys():
+            elif parents <= self.progress.finished.keys():
                 step = self.progress.look(self.stages[name])
-                if step.state != "reuse":
-                    return step
-                assert step.directory is not None
-                self.progress.finished[name] = step.directory
-                self.ended[name] = Ended("reused")
-                return self._next(running)
-        return None
+                if step.state == "reuse":
+                    assert step.directory is not None
+                    self.progress.finished[name] = step.directory
+                    self.ended[name] = Ended("reused")
+                else:
+                    first = first or step
+        return first
 
     def _turn(self, step: Step, cores: tuple[int, ...]) -> int:
         """Run the stage, unless a process that a killed study left behind finishes it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -170,7 +171,7 @@ CHAIN = ("sft", "held_out", "pairs", "reward_few", "overoptimize_seed1", "best_o
 
 
 @pytest.mark.timeout(900)  # six stages in one process: half a minute, or many on a busy machine
-def test_the_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(monkeypatch, tmp_path):
+def test_the_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(frontier_runner, "ThreadPoolExecutor", Inline)
     reported: list[set[str]] = []
     monkeypatch.setattr(frontier, "report", lambda output, finished: reported.append(set(finished)))
@@ -215,6 +216,11 @@ def test_the_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(monkeypa
     (held_out,) = out.glob("held_out-*")
     prompts = json.loads((held_out / "run.json").read_text())["metrics"]["kept"]
     assert sum(len(rewards["rm"]) for rewards in scored) == 4 * prompts
+
+    shutil.rmtree(over)
+    with pytest.raises(PosttrainError):
+        frontier.study(options(out), Here(fail="overoptimize_seed1"))
+    assert "; 6 of 6 stages, about 0 s left" in capsys.readouterr().out, "what is there already is not waited for"
 
 
 def test_stop_goes_to_every_process_that_runs(tmp_path):
