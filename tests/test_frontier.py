@@ -98,12 +98,12 @@ def small() -> tuple[Any, dict[str, Run]]:
     return stages, frontier.settings(Stages(once, {}), run)
 
 
-def test_the_small_study_fits_into_its_90_minutes_with_a_quarter_to_spare(small):
+def test_the_small_study_fits_into_its_90_minutes_with_a_tenth_to_spare(small):
     stages, runs = small
     once = {name: frontier_budget.seconds(run, frontier.SMALL.rates) for name, run in runs.items()}
     costs = {name: once[name.replace("_seed2", "_seed1")] for name in stages.stages}
     assert all(second > frontier.SMALL.rates.start for second in costs.values())
-    assert frontier_runner.makespan(stages.stages, costs, 2) < 0.75 * 90 * 60
+    assert frontier_runner.makespan(stages.stages, costs, 2) < 0.9 * 90 * 60
     assert frontier_runner.makespan(stages.stages, costs, 1) == pytest.approx(sum(costs.values()))
 
 
