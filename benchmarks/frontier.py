@@ -26,14 +26,15 @@ from frontier_results import results
 from frontier_runner import Processes, Study, clock, makespan
 from rich.table import Table
 
-from posttrain import config
-from posttrain.config import Run
+from posttrain.config import recipes
+from posttrain.config.schema import Run
 from posttrain.console import console, tell
 from posttrain.errors import PosttrainError
+from posttrain.jobs import preflight
 from posttrain.pipeline import plan
 from posttrain.pipeline.overrides import quote, run_of
 from posttrain.pipeline.stages import Stages
-from posttrain.rundir import RunDirectory, write_atomic
+from posttrain.runs.directory import RunDirectory, write_atomic
 
 RECIPE = "frontier_smollm2"
 SEED, BETA = "trainer.args.seed", "trainer.args.beta"
@@ -135,7 +136,7 @@ def study(options: argparse.Namespace, execute: Any = None) -> Path:
     output = options.output or Path(f"outputs/frontier-{options.size}")
     jobs = options.jobs or size.jobs
     run = composed(size, output)
-    stages = plan.check(run)
+    stages = plan.check(run, preflight.check)
     progress = plan.Progress(stages, run)
     expected = {name: seconds(each, size.rates) for name, each in settings(stages, run).items()}
     console.print(budget(stages, progress, expected, jobs, size))
@@ -155,7 +156,7 @@ def study(options: argparse.Namespace, execute: Any = None) -> Path:
 
 def composed(size: Size, output: Path) -> Run:
     """The pipeline with its stages multiplied by grid and seeds."""
-    config.register()
+    recipes.register()
     run = run_of((f"+recipe={RECIPE}", "tracking=none", f"output_dir={quote(str(output))}"))
     stages = {name: {**entry, **size.stages.get(name, {})} for name, entry in run.stages.items()}
     return replace(run, stages=expand(stages, size.grid, size.seeds), common={**run.common, **size.common})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posttrain.config import Run
+from posttrain.config.schema import Run
 
 # Of the openings of reviews, with SmolLM2's tokenizer: the prompt, and prompt and completion with the EOS.
 PROMPT, TEXT = 11, 24

@@ -14,8 +14,8 @@ from frontier_runner import Ended
 
 from posttrain.report.baseline import baseline
 from posttrain.report.runs import find
-from posttrain.rundir import RunDirectory
-from posttrain.summary import by_step
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.metrics import by_step
 
 # The reward that is read off, which ppo_gold alone trains on, and the KL it is read against.
 GOLD, KL = ("probe/gold/positive", "probe/rewards/positive"), "probe/kl"

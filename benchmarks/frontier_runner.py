@@ -21,7 +21,7 @@ from posttrain.console import tell
 from posttrain.pipeline.plan import Progress, Step
 from posttrain.pipeline.process import last_error
 from posttrain.pipeline.stages import Stage
-from posttrain.signals import Signals
+from posttrain.training.signals import Signals
 
 
 @dataclass

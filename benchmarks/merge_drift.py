@@ -10,9 +10,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from posttrain import drift, lineage
 from posttrain.jobs.train import quiet_libraries
-from posttrain.merge import merge
+from posttrain.models import drift
+from posttrain.models.merge import merge
+from posttrain.runs import lineage
 
 NF4 = {
     "load_in_4bit": True,

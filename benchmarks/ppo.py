@@ -91,7 +91,7 @@ def prepare(options: argparse.Namespace) -> None:
     if options.model == "random":
         base = random_model(options.folder / "base")
     else:
-        from posttrain.models import locate
+        from posttrain.runs.lineage import locate
 
         base = Path(locate(options.model))
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
@@ -108,7 +108,7 @@ def questions(base: Path) -> list[str]:
     """The embedded questions with their contexts, rendered by the model's chat template."""
     from transformers import AutoTokenizer
 
-    from posttrain.data import squad
+    from posttrain.data.embedded import squad
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = squad.load()["train"]["prompt"][:64]

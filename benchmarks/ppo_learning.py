@@ -57,7 +57,7 @@ def main() -> None:
 
 def write_prompts(folder: Path) -> Path:
     """The first words of SQuAD's contexts, and how they go on; training and held-out ones from different articles."""
-    from posttrain.data import squad
+    from posttrain.data.embedded import squad
 
     folder.mkdir(parents=True, exist_ok=True)
     for split, name, count in (("train", "train", TRAIN), ("test", "held_out", HELD_OUT)):

@@ -10,25 +10,26 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from posttrain import config, preflight, sweep
+from posttrain.config import parse, recipes
+from posttrain.jobs import preflight, sweep
 
 
 def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """One run: what Hydra calls, once, or once per job of a sweep."""
-    run = config.parse(cfg)
+    run = parse.parse(cfg)
     preflight.check(run)
     # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
     start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
-    return start(run, config.origin(HydraConfig.get()))
+    return start(run, parse.origin(HydraConfig.get()))
 
 
 def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         # Hydra lists its groups for a help page by copying its whole config store for each: a second of waiting.
-        print(config.help_text())
+        print(recipes.help_text())
         return
-    config.register()
-    entry = hydra.main(version_base="1.3", config_path=str(config.ROOT / "conf"), config_name="config")(job)
+    recipes.register()
+    entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(job)
     # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
     sys.path.append(os.getcwd())
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
-    from posttrain.speaker import Settings, Speaker
+    from posttrain.models.dialogue import Settings, Speaker
 
 COMMANDS = (
     "/system TEXT sets the system prompt (alone: none), /reset begins anew, /exit or Ctrl-D ends, "
@@ -56,8 +56,8 @@ def chat(args: argparse.Namespace) -> None:
     from posttrain.console import quiet_libraries
 
     quiet_libraries()
-    from posttrain import lineage
-    from posttrain.speaker import Settings, speakers
+    from posttrain.models.dialogue import Settings, speakers
+    from posttrain.runs import lineage
 
     sources = [lineage.source(run) for run in args.runs]
     if scoring := [source.name for source in sources if source.scores]:

@@ -17,7 +17,7 @@ from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
-    from posttrain.lineage import Source
+    from posttrain.runs.lineage import Source
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,14 +60,14 @@ def export(args: argparse.Namespace) -> None:
     if not Path(args.run).expanduser().is_dir():
         raise PosttrainError(f"RUN={args.run}: no such run directory or folder")
     quiet_libraries()
-    from posttrain import card, lineage
+    from posttrain.runs import card, lineage
 
     source = lineage.source(args.run)
     check(args, source)
     folder = args.out or Path(args.run).expanduser() / ("merged" if args.merge else "export")
     before = folder.is_dir() and any(folder.iterdir())
     if args.merge:
-        from posttrain.merge import merge
+        from posttrain.models.merge import merge
 
         with console.status("Merging and measuring"):
             drift = merge(source, folder, args.dtype, None, args.max_kl, args.into or "trained")
@@ -122,9 +122,9 @@ def plain(source: Source, folder: Path) -> None:
     """Adapter or full weights with everything to use them; a folder that holds just that stays as it is."""
     from transformers import AutoTokenizer
 
-    from posttrain import card
-    from posttrain.merge import existing, identity, mark
-    from posttrain.rundir import lock, placed
+    from posttrain.models.merge import existing, identity, mark
+    from posttrain.runs import card
+    from posttrain.runs.directory import lock, placed
 
     wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
     with lock(folder):
@@ -147,7 +147,7 @@ def plain(source: Source, folder: Path) -> None:
 
 def _adapter_config(source: Source, half: Path) -> None:
     """The adapter's config with a base that means something on another machine."""
-    from posttrain.card import hub_id
+    from posttrain.runs.card import hub_id
 
     config = json.loads((Path(str(source.adapter)) / "adapter_config.json").read_text(encoding="utf-8"))
     where = hub_id(source.base_name) or source.base_name
@@ -159,7 +159,7 @@ def _adapter_config(source: Source, half: Path) -> None:
 def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
     from transformers import AutoConfig, GenerationConfig
 
-    from posttrain.merge import stops
+    from posttrain.models.merge import stops
 
     revision = source.revision or "main"
     try:

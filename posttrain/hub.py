@@ -48,3 +48,8 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
     if "valid model identifier" in text or "not a local folder" in text:
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
     return None
+
+
+def cannot_load(error: BaseException, path: str) -> str:
+    """Why the model at `path` cannot be loaded: `explain`, or else the first line of the error."""
+    return explain(error, path, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"

@@ -150,8 +150,8 @@ def gather(args: argparse.Namespace) -> list[Item]:
     from omegaconf.errors import OmegaConfBaseException
 
     from posttrain.annotate import items, sampling
-    from posttrain.config import DataConfig
-    from posttrain.rundir import RunDirectory
+    from posttrain.config.schema import DataConfig
+    from posttrain.runs.directory import RunDirectory
 
     settings, source = list(args.settings), args.source
     folder = Path(source).expanduser()

@@ -77,7 +77,7 @@ def alpha_interval(votes: Votes) -> tuple[float, float] | None:
     """
     import numpy as np
 
-    from posttrain.intervals import Metric, interval
+    from posttrain.probe.intervals import Metric, interval
 
     counts = np.asarray(_counts(votes), float)
     if len(counts) < FEWEST:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.annotate import informative
+from posttrain.annotate import selection
 from posttrain.annotate.candidates import Candidate, Group, choose, key, shown
-from posttrain.config import DataConfig
+from posttrain.config.schema import DataConfig
 from posttrain.data.formats import PAIRS, SCORES, TRL_COLUMNS
 from posttrain.errors import PosttrainError
 
@@ -64,7 +64,7 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
             "or more and sample.select=all makes some"
         )
     if by_information:
-        groups = informative.order(groups, show, config.path)
+        groups = selection.order(groups, show, config.path)
     else:
         groups = [_drawn(group, show, seed) for group in groups]
     # Rows that ask the same are one item.

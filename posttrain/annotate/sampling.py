@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain.console import tell
 from posttrain.errors import PosttrainError
-from posttrain.rundir import RunDirectory
+from posttrain.runs.directory import RunDirectory
 
 # Settings of the run's own command that say what became of it, not what it is made of.
 LEFT_OUT = ("job", "name", "dry_run", "objective", "sample.", "evaluate.", "tracking", "hydra")
@@ -57,22 +57,23 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from posttrain import config, preflight
+    from posttrain.config import parse, recipes, schema
+    from posttrain.jobs import preflight
 
     words = command(run, record, overrides)
     tell(f"sampling  {shlex.join(['python', '-m', 'posttrain', *words])}")
-    config.register()
+    recipes.register()
     try:
-        with initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
             composed = compose("config", overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
         raise PosttrainError(f"{shlex.join(overrides)}: {str(error).splitlines()[0]}") from None
-    settings = config.parse(composed)
+    settings = parse.parse(composed)
     if settings.job != "sample" or settings.sample.select not in ("all", "pairs") or settings.dry_run:
         raise PosttrainError("job, dry_run, sample.select: candidates need job=sample, with sample.select=all or pairs")
     sys.path.append(os.getcwd())  # the user's own reward functions, as `python -m posttrain` finds them
     preflight.check(settings)
     recipe = next((word.split("=", 1)[1] for word in words if word.startswith("+recipe=")), None)
-    origin = config.Origin(recipe, tuple(words), None)
+    origin = schema.Origin(recipe, tuple(words), None)
     importlib.import_module("posttrain.jobs.sample").sample(settings, origin)
     return RunDirectory.of(settings, origin).path

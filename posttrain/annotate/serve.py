@@ -15,7 +15,7 @@ from posttrain.annotate.answers import beside
 from posttrain.annotate.session import Session
 from posttrain.console import tell
 from posttrain.errors import PosttrainError
-from posttrain.signals import Signals
+from posttrain.training.signals import Signals
 
 PORT = 8765
 
@@ -66,7 +66,7 @@ def run(session: Session, listening: socket.socket, host: str, token: str | None
     """Serve until SIGINT or SIGTERM. Who opens the page wider than this machine needs a token, and gets one."""
     import uvicorn
 
-    from posttrain.annotate.guard import loopback
+    from posttrain.annotate.security import loopback
     from posttrain.annotate.server import app
 
     port = listening.getsockname()[1]

@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from posttrain.annotate import results
 from posttrain.annotate.candidates import messages, shown
-from posttrain.annotate.guard import Guard
 from posttrain.annotate.render import to_html
+from posttrain.annotate.security import Guard
 from posttrain.annotate.session import Session, View
 
 PAGE = Path(__file__).parent / "page"

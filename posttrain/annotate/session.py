@@ -12,7 +12,7 @@ from typing import Any
 from posttrain.annotate.answers import Answers, beside, read
 from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
-from posttrain.journal import Journal
+from posttrain.runs.journal import Journal
 
 # So long an item that someone has before them is not given to another.
 LEASE = 30 * 60

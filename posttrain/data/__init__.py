@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import DataConfig
+from posttrain.config.schema import DataConfig
 from posttrain.data import mix
 from posttrain.data.formats import PAIRS, SCORES
 from posttrain.data.reading import shown
@@ -46,8 +47,22 @@ class Data:
 
     @property
     def weighted(self) -> bool:
-        """Whether they are pairs with a weight each (see `posttrain.weights`)."""
+        """Whether they are pairs with a weight each (see `posttrain.training.pair_weights`)."""
         return {"weight", *PAIRS} <= {*self.first.column_names}
+
+    def held_out_prompts(self, count: int = 32) -> list[dict[str, Any]]:
+        """The first held-out prompts, of pairs with the better answer, to compare models on later."""
+        pairs = self.eval is not None and {"prompt", "chosen"} <= set(self.eval.column_names)
+        held_out = self.eval if pairs else self.prompts
+        if held_out is None:
+            return []
+        rows = held_out.select_columns(["prompt", "chosen"] if pairs else ["prompt"])
+        return [rows[i] for i in range(min(count, len(rows)))]
+
+    @property
+    def skipped_files(self) -> list[Path]:
+        """The files that name the rows which were left out."""
+        return [one.path for one in self.skipped if one.count]
 
     def lines(self, kept: bool = True) -> dict[str, str]:
         """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out.

@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.files import Misfit
 from posttrain.errors import PosttrainError
-from posttrain.files import Misfit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -213,7 +213,7 @@ def check_row(row: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_weight(row: Mapping[str, Any]) -> None:
-    """Raise `Misfit` for a pair whose weight is none (see `posttrain.weights`)."""
+    """Raise `Misfit` for a pair whose weight is none (see `posttrain.training.pair_weights`)."""
     value = row.get("weight")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if value is not None and not (number and 0 <= value <= HEAVIEST):

@@ -7,10 +7,10 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.files import Place
 from posttrain.data.formats import ONLINE
 from posttrain.data.store import store
 from posttrain.errors import PosttrainError
-from posttrain.files import Place
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from posttrain.files import Misfit, value_of
+from posttrain.data.files import Misfit, value_of
 
 Message = dict[str, Any]
 # ShareGPT's names, as its exports, FastChat, Axolotl and LLaMA-Factory write them.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import DataConfig
+from posttrain.config.schema import DataConfig
 from posttrain.data.formats import TRL_COLUMNS
 from posttrain.errors import PosttrainError
 

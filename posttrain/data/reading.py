@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import files as f
-from posttrain.config import DataConfig
+from posttrain.config.schema import DataConfig
+from posttrain.data import files as f
 from posttrain.data.formats import PAIRS, WEIGHED, check_row, check_weight, form, rename
 from posttrain.data.judged import is_judged
 from posttrain.data.shapes import FORMATS, detect
@@ -209,11 +209,11 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
         if local:
             return datasets.load_dataset("parquet", data_files=[str(file) for file in local], split="train")
         if path.startswith("embedded:"):
-            from posttrain.data import imdb, squad
+            from posttrain.data.embedded import imdb, squad
 
             return _pick((imdb if path == "embedded:imdb" else squad).load(), split, key, path)
         if path.startswith("reasoning_gym:"):
-            from posttrain.data import gym
+            from posttrain.data.embedded import gym
 
             return _pick(gym.load(path, config.args), split, key, path)
         if saved(path):

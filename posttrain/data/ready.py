@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import DataConfig
+from posttrain.config.schema import DataConfig
+from posttrain.data.files import Misfit
 from posttrain.data.formats import ACCEPTS, PAIRS, TRL_COLUMNS, adapt, check_rows, check_values, check_weight, converse
 from posttrain.data.judged import is_judged, judge
 from posttrain.data.reading import shown
 from posttrain.data.split import Divided, Part, divide
 from posttrain.errors import PosttrainError
-from posttrain.files import Misfit
 
 if TYPE_CHECKING:
     from datasets import Dataset

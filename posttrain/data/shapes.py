@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from posttrain.data import messages as m
+from posttrain.data.files import Misfit
 from posttrain.data.formats import PAIRS, TRL_COLUMNS
-from posttrain.files import Misfit
 
 RATINGS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
 ANSWERS = ("completion", "response")

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import DataConfig
+from posttrain.config.schema import DataConfig
 from posttrain.data.formats import PROMPTED, prompt_of
 from posttrain.data.reading import Rows, has_splits, held_out_split, read, shown
+from posttrain.data.sampled import data_file
 from posttrain.data.store import Skipped
 from posttrain.errors import PosttrainError
-from posttrain.rundir import data_file
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from posttrain.data.files import Misfit, Place, Row
 from posttrain.errors import PosttrainError
-from posttrain.files import Misfit, Place, Row
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain import files as f
-from posttrain.config import DataConfig
+from posttrain.config.schema import DataConfig
+from posttrain.data import files as f
 from posttrain.data.formats import TRL_COLUMNS, rename
 from posttrain.data.reading import CHATS, Source, explain, held_out_split, open_files, open_rows, read, saved, shown
 from posttrain.data.ready import Ready, adapted, prompts_for

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from posttrain.config import DoctorConfig
+from posttrain.config.schema import DoctorConfig
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share
 from posttrain.doctor.texts import Texts
 

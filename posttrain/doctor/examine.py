@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrain.config import DoctorConfig, Run
+from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor import duplicates, language, lengths, noise, pairs, privacy, sequences, texts
 from posttrain.doctor.finding import SEVERITIES, Example, Finding, excerpt, finding, many, severity
 from posttrain.doctor.lengths import Tokenized

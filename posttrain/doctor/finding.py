@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from posttrain.config import DoctorConfig
+from posttrain.config.schema import DoctorConfig
 from posttrain.doctor.patterns import masked
 
 SEVERITIES = ("info", "warning", "error")

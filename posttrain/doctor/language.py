@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from posttrain.config import DoctorConfig
+from posttrain.config.schema import DoctorConfig
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share, wilson
 from posttrain.doctor.texts import Texts
 

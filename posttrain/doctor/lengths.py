@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from posttrain.config import Run
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share, wilson
 from posttrain.doctor.sequences import Sequence
 from posttrain.doctor.texts import Texts
-from posttrain.trainers import KINDS
 
 PERCENTILES = (50, 90, 99)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.config import DoctorConfig, Run
+from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor.duplicates import normal
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, wilson
 from posttrain.doctor.texts import Texts

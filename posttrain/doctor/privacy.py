@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from posttrain.config import DoctorConfig
+from posttrain.config.schema import DoctorConfig
 from posttrain.doctor.finding import Example, Finding, finding, many, severity
 from posttrain.doctor.patterns import PERSONAL, SECRETS, found, masked
 from posttrain.doctor.texts import Texts

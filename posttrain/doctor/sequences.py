@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrain.config import Run
-from posttrain.tokens import ids
-from posttrain.trainers import KINDS
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
+from posttrain.models.tokens import ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.config import Run
+from posttrain.config.schema import Run
 from posttrain.console import console, facts, tell
-from posttrain.rundir import RunDirectory
+from posttrain.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from posttrain.jobs.doctor import Plan
+    from posttrain.doctor.plan import Plan
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "green"}
 WORDS = {"error": "error", "warning": "warning", "info": "ok"}

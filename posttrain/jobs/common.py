@@ -12,13 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import __version__, config, lineage
-from posttrain import objective as goals
-from posttrain.config import Origin, Run
+from posttrain import __version__
+from posttrain.config import schema
+from posttrain.config.schema import Origin, Run
 from posttrain.console import console
+from posttrain.data.sampled import sampled
 from posttrain.errors import PosttrainError
-from posttrain.lineage import Source
-from posttrain.rundir import RunDirectory, sampled
+from posttrain.runs import lineage, objective_value
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.lineage import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,12 +40,12 @@ def once(
     `shown` has `show_plan(run, plan, directory)` and `show(directory)`.
     """
     directory = RunDirectory.of(run, origin)
-    if not config.main_process():
+    if not schema.main_process():
         return None
     if directory.finished():
         console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
         shown.show(directory)
-        return objective(run, directory)
+        return objective_of(run, directory)
     with console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext():
         plan = prepare(run)
     shown.show_plan(run, plan, directory)
@@ -55,7 +57,7 @@ def once(
     finally:
         directory.release()
     shown.show(directory)
-    return objective(run, directory)
+    return objective_of(run, directory)
 
 
 def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
@@ -65,14 +67,14 @@ def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
     its quantization, so that samples for QLoRA come from the weights that it trains on. `model.kwargs`, attention and
     trust in its code are of the model at `model.path`, and of the runs that began with it.
     """
-    from posttrain import models
+    from posttrain.models import hardware
 
     name = path or run.model.init_from or run.model.path
     key = key or ("model.init_from" if run.model.init_from else "model.path")
     found = lineage.source(name, run.model.revision if name == run.model.path else None, key)
     if found.run is None:
         quantization = found.quantization or run.peft.quantization
-        half = models.precision(run.model, replace(run.peft, method="lora"), run.trainer.args)
+        half = hardware.precision(run.model, replace(run.peft, method="lora"), run.trainer.args)
         found = replace(found, dtype=half.dtype, quantization=quantization)
     folder = str(Path(run.model.path).expanduser().resolve())
     if run.model.path in (found.name, found.base_name) or found.base == folder:
@@ -88,12 +90,12 @@ def _trust(run: Run) -> dict[str, Any]:
 
 def tokenizer(run: Run, origin: Source) -> PreTrainedTokenizerBase:
     """The tokenizer of the weights; `model.chat_template` and its tokens are those of the model at `model.path`."""
-    from posttrain import models
+    from posttrain.models import tokenizers
 
     own = replace(run.model, path=origin.tokenizer, revision=None if origin.adapter else origin.revision)
     if origin.name != run.model.path:
         own = replace(own, chat_template=None, eos_token=None, pad_token=None)
-    return models.tokenizer(own)
+    return tokenizers.load_tokenizer(own)
 
 
 def check_context(key: str, new: int, longest: int, context: int | None) -> None:
@@ -173,8 +175,8 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def objective(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
+def objective_of(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
     """What a sweep optimises, as `objective` names it."""
-    if not config.main_process():
+    if not schema.main_process():
         return None
-    return goals.result(run.objective, lambda one: goals.of_run(one, directory))
+    return objective_value.result(run.objective, lambda one: objective_value.of_run(one, directory))

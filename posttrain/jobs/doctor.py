@@ -10,18 +10,16 @@ import importlib.util
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import Origin, Run
+from posttrain.config.schema import Origin, Run
 from posttrain.console import console, quiet_libraries
+from posttrain.doctor.plan import Plan
 from posttrain.errors import PosttrainError
-from posttrain.rundir import RunDirectory, write_atomic, write_json
+from posttrain.runs.directory import RunDirectory, write_atomic, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from posttrain.data import Data
     from posttrain.doctor.examine import Report
 
 # The version of doctor.json.
@@ -43,24 +41,16 @@ def doctor(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     return value
 
 
-@dataclass
-class Plan:
-    """What training would get."""
-
-    tokenizer: PreTrainedTokenizerBase
-    data: Data
-
-
 def prepare(run: Run) -> Plan:
     """Tokenizer and rows, found as training finds them; raises `PosttrainError` as it would."""
-    from posttrain import inherit, models
     from posttrain.data import load
+    from posttrain.models import inherit, tokenizers
 
     start = inherit.start(run)
-    tokenizer = models.tokenizer(run.model, start.tokenizer)
+    tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
     data = load(run.data, run.trainer.kind)
-    models.check_template(tokenizer, data.train[0], run.model)
+    tokenizers.check_template(tokenizer, data.train[0], run.model)
     return Plan(tokenizer, data)
 
 

@@ -12,14 +12,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain import __version__, objective
-from posttrain.config import Origin, Run
+from posttrain import __version__
+from posttrain.config import objective
+from posttrain.config.schema import Origin, Run
 from posttrain.console import console, tell
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import process, table
 from posttrain.pipeline.plan import Progress, Step
 from posttrain.pipeline.stages import Stage, Stages, read
-from posttrain.rundir import RunDirectory, write_json
+from posttrain.runs import objective_value
+from posttrain.runs.directory import RunDirectory, write_json
 
 
 def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
@@ -205,6 +207,6 @@ def _objective(run: Run, progress: Progress) -> float | tuple[float, ...] | None
         stage = progress.resolve(name)
         if stage not in progress.finished:
             raise PosttrainError(f"objective={one.text}: {name} did not measure it; there are no metrics")
-        return objective.of_run(replace(one, metric=metric), progress.finished[stage], name)
+        return objective_value.of_run(replace(one, metric=metric), progress.finished[stage], name)
 
-    return objective.result(run.objective, find)
+    return objective_value.result(run.objective, find)

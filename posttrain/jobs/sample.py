@@ -10,83 +10,34 @@ import hashlib
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from posttrain.config import Origin, Run
+from posttrain.config.schema import Origin, Run
 from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
-from posttrain.journal import Journal
-from posttrain.lineage import Source
-from posttrain.rundir import RunDirectory
+from posttrain.jobs.sample_plan import Plan, prepare
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.journal import Journal
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    pass
 
-# Prompts are sorted by length within windows of this many batches, longest first: what does not fit fails at once.
-WINDOW = 64
 # So many completions that are all cut off say that max_new_tokens is too small.
 EARLY = 64
 
 
 def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Sample, or go on, or say that it is done; returns the metric named by `objective`."""
-    from posttrain.jobs import common
+    from posttrain.jobs import common, sample_data
 
     quiet_libraries()
-    from posttrain.jobs import samples
 
-    return common.once(run, origin, prepare, _sample, samples)
-
-
-@dataclass
-class Plan:
-    """Everything but the weights. `batches` hold indices of `prompts`, whose token ids are `encoded`."""
-
-    source: Source
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Dataset
-    encoded: list[list[int]]
-    batches: list[list[int]]
-    data: dict[str, Any]
-
-
-def prepare(run: Run) -> Plan:
-    """Find model, tokenizer and prompts; raises `PosttrainError` for what does not fit together."""
-    from posttrain import lineage, models, rewards
-    from posttrain.data import load_prompts
-    from posttrain.generate import encode_prompts
-    from posttrain.jobs import common
-
-    source = common.source(run)
-    key = "model.init_from" if run.model.init_from else "model.path"
-    context = lineage.check_model(source, key, scores=False)
-    tokenizer = common.tokenizer(run, source)
-    prompts, data = load_prompts(run.data, run.trainer.kind, run.sample.split)
-    if run.sample.prompts is not None:
-        prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
-    models.check_template(tokenizer, prompts[0], run.model)
-    errors = rewards.missing_columns(run.reward, "reward", prompts.features)
-    if errors := errors + rewards.reach(run.reward, "reward"):
-        raise PosttrainError("\n".join(errors))
-    encoded = encode_prompts(tokenizer, prompts)
-    common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)
-    plan = batches([len(ids) for ids in encoded], max(run.sample.batch_size // run.sample.n, 1))
-    return Plan(source, tokenizer, prompts, encoded, plan, data)
-
-
-def batches(lengths: list[int], size: int, window: int = WINDOW) -> list[list[int]]:
-    """Indices in batches of `size`: sorted by length, longest first, within windows of `window` batches."""
-    result = []
-    for start in range(0, len(lengths), size * window):
-        part = sorted(range(start, min(start + size * window, len(lengths))), key=lambda i: -lengths[i])
-        result += [part[i : i + size] for i in range(0, len(part), size)]
-    return result
+    return common.once(run, origin, prepare, _sample, sample_data)
 
 
 def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
-    from posttrain.jobs import common, samples
+    from posttrain.jobs import common, sample_data
 
     common.begin(run, origin, directory, [plan.source], plan.data)
     drawn = Journal(directory.path / "completions.jsonl")
@@ -97,14 +48,14 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     scored = Journal(directory.path / "rewards.jsonl")
     with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
         _score(run, plan, drawn, scored)
-    completions = samples.collect(len(plan.prompts), drawn.done, scored.done, run)
-    rows = samples.rows(run, plan.prompts, completions)
-    metrics = samples.metrics(completions, rows, drawn.done)
+    completions = sample_data.collect(len(plan.prompts), drawn.done, scored.done, run)
+    rows = sample_data.rows(run, plan.prompts, completions)
+    metrics = sample_data.metrics(completions, rows, drawn.done)
     half = directory.path / "data.incomplete"
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
     rows.to_parquet(half / "train.parquet")
-    samples.write_card(half, run, origin, plan, completions, rows, metrics)
+    sample_data.write_card(half, run, origin, plan, completions, rows, metrics)
     directory.put_data(half)
     common.end(directory, metrics=metrics, sample=asdict(run.sample), judges=_judges(scored))
 
@@ -113,17 +64,17 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     """Completions of the batches that are not in the journal yet."""
     import torch
 
-    from posttrain import lineage
-    from posttrain.generate import generate
-    from posttrain.interrupt import Interrupt
     from posttrain.jobs import common
-    from posttrain.progress import Counter
+    from posttrain.models import weights
+    from posttrain.models.generate import generate
+    from posttrain.training.interrupt import Interrupt
+    from posttrain.training.progress import Counter
 
     if len(journal.done) == len(plan.batches):
         return
     settings = run.sample
     with console.status("Loading the model") if console.is_terminal else nullcontext():
-        model = lineage.load(plan.source)
+        model = weights.load(plan.source)
     done, tokens, ended, count = len(journal.done), 0, 0, 0
     if done:
         console.print(f"Going on after {done} of {len(plan.batches)} batches")
@@ -181,8 +132,8 @@ def _check_ended(run: Run, journal: Journal, least: int) -> None:
 def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
     """Rewards of the completions whose batch is not in the journal yet, and what judges among them counted."""
     from posttrain import rewards
-    from posttrain.generate import Drawn
-    from posttrain.progress import Counter
+    from posttrain.models.generate import Drawn
+    from posttrain.training.progress import Counter
 
     if not run.reward or len(journal.done) == len(drawn.done):
         return

@@ -14,13 +14,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__, config, hub, inherit, objective, preflight
-from posttrain.alarms import refusal, told
-from posttrain.config import Origin, Run, main_process
+from posttrain import __version__, hub
+from posttrain.config import schema
+from posttrain.config.schema import Origin, Run, main_process
+from posttrain.config.trainers import KINDS
 from posttrain.console import console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
-from posttrain.rundir import RunDirectory
-from posttrain.trainers import KINDS
+from posttrain.jobs import train_plan
+from posttrain.models import inherit
+from posttrain.runs import objective_value
+from posttrain.runs.directory import RunDirectory
+from posttrain.training.alarms import refusal, told
 
 OUT_OF_MEMORY = (
     "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
@@ -32,7 +36,8 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "
 def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
-    from posttrain import summary
+    from posttrain.jobs import train_plan
+    from posttrain.runs import summary
 
     directory = RunDirectory.of(run, origin)
     if stopped := refusal(directory.record(), run.alarms):
@@ -45,9 +50,9 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         return _objective(run, directory)
     working = console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext()
     with working:
-        plan = preflight.prepare(run, directory.path)
+        plan = train_plan.prepare(run, directory.path)
     if main_process():
-        summary.show_plan(run, plan, directory)
+        train_plan.show_plan(run, plan, directory)
     if run.dry_run:
         return None
     if main_process():
@@ -65,20 +70,21 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     return _objective(run, directory)
 
 
-def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory) -> None:
-    from posttrain import online, rewards
-    from posttrain.interrupt import Interrupt
-    from posttrain.probe import Probe
-    from posttrain.progress import ProgressBar
-    from posttrain.tracking import Metrics, Tracker
-    from posttrain.watch import Alarms
+def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
+    from posttrain import rewards
+    from posttrain.probe.callback import Probe
+    from posttrain.training import online
+    from posttrain.training.alarm_callback import Alarms
+    from posttrain.training.interrupt import Interrupt
+    from posttrain.training.progress import ProgressBar
+    from posttrain.training.tracking import Metrics, Tracker
 
     started = time.time()
     checkpoint = directory.last_checkpoint()
     if main_process():
         _start(run, origin, plan, directory, checkpoint)
     group = origin.sweep_dir.name if origin.sweep_dir else None
-    settings = run.tracking if main_process() else config.TrackingConfig(backend="none")
+    settings = run.tracking if main_process() else schema.TrackingConfig(backend="none")
     tracker = Tracker(settings, directory.path, asdict(run), group)
     try:
         shared = online.shared_reward(run)
@@ -112,12 +118,12 @@ def _train(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
 
 
 def _measures(
-    run: Run, plan: preflight.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
+    run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
-    from posttrain.probe import Probe
+    from posttrain.probe.callback import Probe
     from posttrain.probe.scores import judge
-    from posttrain.shift import ShiftCheck
+    from posttrain.probe.shift import ShiftCheck
 
     measures: list[Any] = []
     if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
@@ -147,9 +153,9 @@ def _stopped(alarms: Any, interrupt: Any, trainer: Any, command: str) -> None:
     raise SystemExit(128 + interrupt.number)
 
 
-def _merge(plan: preflight.Plan, directory: RunDirectory) -> None:
+def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
     """Merge the parent's adapter where a new one goes on top of it, verified; runs that share the parent share that."""
-    from posttrain.merge import merge
+    from posttrain.models.merge import merge
 
     if plan.start.merge is None:
         return
@@ -196,7 +202,7 @@ def _disk_full(error: Exception, folder: Path) -> bool:
 
 def _build(
     run: Run,
-    plan: preflight.Plan,
+    plan: train_plan.Plan,
     directory: RunDirectory,
     tracker: Any,
     functions: dict[str, Any],
@@ -204,8 +210,9 @@ def _build(
 ) -> Any:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from posttrain import models, online, trainers
+    from posttrain.models import adapter
     from posttrain.rewards import calibration
+    from posttrain.training import build, online
 
     shared = online.shared_reward(run) if run.trainer.kind == "ppo" else None
     adjust = None
@@ -213,7 +220,7 @@ def _build(
         adjust = calibration.adjustment(str(entry.model), **entry.args)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
-    parts = trainers.Parts(
+    parts = build.Parts(
         model=plan.start.base,
         args=trainer_args(run, plan, directory, tracker.report_to),
         tokenizer=plan.tokenizer,
@@ -221,18 +228,18 @@ def _build(
         eval=plan.data.eval,
         labelled=plan.data.labelled,
         weighted=plan.data.weighted,
-        lora=models.lora_config(run.peft, run.trainer.kind),
-        quantization=models.quantization_config(run.peft),
+        lora=adapter.lora_config(run.peft, run.trainer.kind),
+        quantization=adapter.quantization_config(run.peft),
         callbacks=callbacks,
         rewards=functions,
         reward_weights=[entry.weight for _, entry in entries],
         adapter=plan.start.adapter,
         reward_adapter=shared,
         reward_adjustment=adjust,
-        value_lora=models.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None,
+        value_lora=adapter.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None,
     )
     try:
-        trainer = trainers.build(run.trainer.kind, parts)
+        trainer = build.build(run.trainer.kind, parts)
     except (ValueError, TypeError, NotImplementedError) as error:
         # TRL's and PEFT's own checks of options and data; their messages name the option.
         raise PosttrainError(f"trainer={run.trainer.kind}: {error}") from error
@@ -241,15 +248,15 @@ def _build(
     return trainer
 
 
-def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:
+def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:
     """The options of the TRL config class: the user's, and those that this layer decides."""
-    from posttrain import models
+    from posttrain.models import hardware
 
     args: dict[str, Any] = {
         "output_dir": str(directory.checkpoints),
         "report_to": report_to,
         "run_name": directory.name,
-        "model_init_kwargs": models.init_kwargs(run.model, plan.precision, plan.start.revision),
+        "model_init_kwargs": hardware.init_kwargs(run.model, plan.precision, plan.start.revision),
         "trust_remote_code": run.model.trust_remote_code,
         "disable_tqdm": True,
         "save_total_limit": 1,
@@ -268,7 +275,7 @@ def trainer_args(run: Run, plan: preflight.Plan, directory: RunDirectory, report
     return args
 
 
-def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirectory, checkpoint: Path | None) -> None:
+def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory, checkpoint: Path | None) -> None:
     """Write `config.yaml` and `run.json`, and take the log back to the checkpoint."""
     before = directory.record()
     if before and before["data"]["fingerprint"] != plan.data.source["fingerprint"]:
@@ -279,8 +286,8 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
         )
     directory.truncate_metrics(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     directory.write_config(run)
-    directory.write_prompts(plan.data)
-    directory.write_skipped(plan.data)
+    directory.write_prompts(plan.data.held_out_prompts())
+    directory.write_skipped(plan.data.skipped_files)
     directory.write(
         {
             "status": "running",
@@ -314,11 +321,11 @@ def _start(run: Run, origin: Origin, plan: preflight.Plan, directory: RunDirecto
 
 
 def _finish(
-    run: Run, plan: preflight.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float
+    run: Run, plan: train_plan.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float
 ) -> None:
     """Last evaluation, model, curves, and then, when all is in place, `status: finished`."""
-    from posttrain import summary
-    from posttrain.card import write_card
+    from posttrain.runs import curves, metrics
+    from posttrain.runs.card import write_card
 
     wanted = trainer.args.eval_strategy != "no" or trainer.args.eval_on_start
     if plan.data.eval is not None and wanted and not _evaluated(trainer.state):
@@ -331,10 +338,10 @@ def _finish(
     trainer.accelerator.wait_for_everyone()
     if not main_process():
         return
-    directory.write_skipped(plan.data)  # a stream finds them while it is read
+    directory.write_skipped(plan.data.skipped_files)  # a stream finds them while it is read
     record = directory.record() or {}
     record["steps"] = trainer.state.global_step
-    record["metrics"] = summary.final_metrics(directory.metrics)
+    record["metrics"] = metrics.final_metrics(directory.metrics)
     record["seconds"] = round(record["seconds"] + time.time() - started, 1)
     record["tracking"] = tracker.where
 
@@ -348,7 +355,7 @@ def _finish(
     write_card(half, run, record)
     directory.put_model(half)
     record["content"] = directory.made()
-    summary.draw_curves(directory.metrics, directory.curves, directory.name)
+    curves.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"
     record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     directory.write(record)
@@ -362,4 +369,4 @@ def _objective(run: Run, directory: RunDirectory) -> float | tuple[float, ...] |
     """What a sweep optimises, as `objective` names it."""
     if directory.record() is None or not main_process():
         return None
-    return objective.result(run.objective, lambda one: objective.of_run(one, directory))
+    return objective_value.result(run.objective, lambda one: objective_value.of_run(one, directory))

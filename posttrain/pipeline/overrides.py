@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import ConfigCompositionException, HydraException
 
-from posttrain import config
-from posttrain.config import Run
+from posttrain.config import parse, recipes
+from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
 # Text that Hydra reads as text without quotes.
@@ -26,7 +26,7 @@ KEY = re.compile(r"[\w./-]+")
 @cache
 def groups() -> frozenset[str]:
     """The config groups: `peft` of `peft=qlora`."""
-    return frozenset(p.name for p in (config.ROOT / "conf").iterdir() if p.is_dir())
+    return frozenset(p.name for p in (recipes.ROOT / "conf").iterdir() if p.is_dir())
 
 
 def flatten(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def quote(value: Any) -> str:
 def run_of(overrides: tuple[str, ...]) -> Run:
     """The `Run` of `python -m posttrain OVERRIDES`; raises `PosttrainError` as that command would."""
     ready = GlobalHydra.instance().is_initialized()  # as it is inside the command
-    with nullcontext() if ready else initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
+    with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
         try:
-            return config.parse(compose("config", overrides=list(overrides)))
+            return parse.parse(compose("config", overrides=list(overrides)))
         except PosttrainError:
             raise
         except ConfigCompositionException as error:
@@ -92,7 +92,7 @@ def run_of(overrides: tuple[str, ...]) -> Run:
 def _explain(error: ConfigCompositionException) -> str:
     first = str(error).splitlines()[0]
     if unknown := re.match(r"Could not override '(.+)'\.$", first):
-        return config.unknown_key(unknown[1])
+        return parse.unknown_key(unknown[1])
     return first.removeprefix("Error merging override ") + (
         f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
     )
@@ -115,7 +115,7 @@ def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
 def _options(group: str) -> tuple[str, ...]:
     """The options of a group, recipes that are registered among them; Hydra copies all of its configs to tell."""
     ready = GlobalHydra.instance().is_initialized()
-    with nullcontext() if ready else initialize_config_dir(str(config.ROOT / "conf"), version_base="1.3"):
+    with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
         return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
 
 

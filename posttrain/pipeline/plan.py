@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from posttrain import __version__
-from posttrain.config import Origin, Run, TrackingConfig
+from posttrain.config.schema import Origin, Run, TrackingConfig
 from posttrain.errors import PosttrainError
-from posttrain.identity import NOT_THE_RESULT
 from posttrain.pipeline import overrides
 from posttrain.pipeline.stages import Stage, Stages, read
-from posttrain.rundir import RunDirectory
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.identity import NOT_THE_RESULT
 
 UNKNOWN = "????????"  # the hash of a run whose parents are not there yet
 UNSET = object()
@@ -197,9 +197,12 @@ def _figure(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def check(run: Run) -> Stages:
-    """Raise `PosttrainError` with all that is wrong in any stage; stages that get others' runs are given stand-ins."""
-    from posttrain import objective, preflight
+def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
+    """Raise `PosttrainError` with all that is wrong in any stage, each checked by `check_stage`.
+
+    Stages that get the runs of others are given stand-ins.
+    """
+    from posttrain.config import objective
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise PosttrainError("job=pipeline: starts its own processes; call it with python, and set stages.NAME.launch")
@@ -213,7 +216,7 @@ def check(run: Run) -> Stages:
                 if not wrong:
                     own = run_of(stage, run.output_dir, shared(run), parents)
                     stand_ins[stage.name] = _stand_in(Path(folder) / stage.name, own)
-                    preflight.check(own)
+                    check_stage(own)
             except PosttrainError as error:
                 wrong = str(error).replace(f"{folder}{os.sep}", "").splitlines()
             errors += [f"{stage.path}.{line}" for line in wrong]

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from posttrain.pipeline.stages import search_path
-from posttrain.signals import Signals
+from posttrain.training.signals import Signals
 
 # What Hydra says below every error.
 HINT = "Set the environment variable HYDRA_FULL_ERROR"

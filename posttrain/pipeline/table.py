@@ -10,8 +10,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain import summary
-from posttrain.rundir import RunDirectory, write_atomic
+from posttrain.runs import metrics
+from posttrain.runs.directory import RunDirectory, write_atomic
 
 TRAINED = "training: held out, start → end of each stage"
 MEASURED = "evaluation: held out, with {share:.0%} intervals; change is paired, over the same prompts"
@@ -45,20 +45,20 @@ def tables(stages: Mapping[str, RunDirectory]) -> list[Cells]:
 
 def _trained(directory: RunDirectory) -> dict[str, str]:
     """Metric -> `before → after`, of the probe and of the evaluation metric that people know best."""
-    first, last, counts = summary.held_out(directory.metrics)
-    main = [name for name in summary.TITLES if name in last and name.startswith("eval_")][:1]
-    probed = [name for name in last if name in summary.TITLES or name.startswith(summary.ASKED)]
+    first, last, counts = metrics.held_out(directory.metrics)
+    main = [name for name in metrics.TITLES if name in last and name.startswith("eval_")][:1]
+    probed = [name for name in last if name in metrics.TITLES or name.startswith(metrics.ASKED)]
     found = {}
     for name in main + [name for name in probed if name.startswith("probe/")]:
-        start = f"{summary.before(name, first)} → " if counts[name] > 1 else ""
-        found[name] = start + summary.figure(last[name])
+        start = f"{metrics.before(name, first)} → " if counts[name] > 1 else ""
+        found[name] = start + metrics.figure(last[name])
     return found
 
 
 def _value(record: Mapping[str, Any], metric: str) -> str:
-    value = summary.figure(record["metrics"][metric])
+    value = metrics.figure(record["metrics"][metric])
     ends = record["intervals"].get(metric)
-    return value + (f" [{summary.figure(ends[0])}, {summary.figure(ends[1])}]" if ends else "")
+    return value + (f" [{metrics.figure(ends[0])}, {metrics.figure(ends[1])}]" if ends else "")
 
 
 def _other(record: Mapping[str, Any], stages: Mapping[str, RunDirectory]) -> str:
@@ -69,13 +69,13 @@ def _other(record: Mapping[str, Any], stages: Mapping[str, RunDirectory]) -> str
 
 def _rows(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
     names = dict.fromkeys(name for found in columns.values() for name in found)
-    known = [name for name in summary.TITLES if name in names]
+    known = [name for name in metrics.TITLES if name in names]
     rows = {name: [found.get(name, "") for found in columns.values()] for name in [*known, *names]}
     for kind in ("sampled", "greedy"):
         parts = [row for name, row in rows.items() if name.startswith(f"{kind}/rewards/")]
         if rows.get(f"{kind}/score") in parts:
             del rows[f"{kind}/score"]  # with one reward the score says the same
-    return [["held out", *columns], *([summary.title(name), *row] for name, row in rows.items())] if rows else []
+    return [["held out", *columns], *([metrics.title(name), *row] for name, row in rows.items())] if rows else []
 
 
 def rich(table: Cells) -> Table:

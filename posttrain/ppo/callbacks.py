@@ -1,15 +1,13 @@
 """Callbacks that `PPOTrainer` adds by itself."""
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from .config import round_up
-
-if TYPE_CHECKING:
-    from .trainer import PPOTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +15,8 @@ logger = logging.getLogger(__name__)
 class RolloutCallback(TrainerCallback):
     """Keeps checkpoints at the end of rollouts and the order of prompts a function of seed and epoch."""
 
-    def __init__(self, trainer: "PPOTrainer"):
-        self.trainer = trainer
+    def __init__(self, sampler: Callable[[], Any]):
+        self.sampler = sampler
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # `save_steps` given as a share of the run is only known now.
@@ -33,8 +31,8 @@ class RolloutCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Accelerate does not reach the sampler of a resumed epoch when several processes share the batches.
-        if self.trainer.train_sampler is not None:
-            self.trainer.train_sampler.set_epoch(int(state.epoch or 0))
+        if (sampler := self.sampler()) is not None:
+            sampler.set_epoch(int(state.epoch or 0))
 
 
 class RolloutProgress(ProgressCallback):

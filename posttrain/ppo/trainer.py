@@ -155,7 +155,7 @@ class PPOTrainer(ExperienceTrainer):
         self._generated_tokens = 0
         self._seconds = defaultdict(float)
         self._minibatch_sums: Any = 0.0
-        self.add_callback(RolloutCallback(self))
+        self.add_callback(RolloutCallback(lambda: self.train_sampler))
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
             self.remove_callback(ProgressCallback)
             self.add_callback(RolloutProgress)

@@ -4,8 +4,3 @@ Training losses of SFT, DPO and GRPO cannot be compared; samples can. The probe 
 every so many steps and at evaluations when asked, from its own random state, so that training is the same with it and
 without. docs/probe.md has every metric with its definition.
 """
-
-from posttrain.probe.callback import SEED, Probe
-from posttrain.probe.distance import sequence_kl
-
-__all__ = ["SEED", "Probe", "sequence_kl"]

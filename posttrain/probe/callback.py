@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from posttrain.config import ProbeConfig
+from posttrain.config.schema import ProbeConfig
 from posttrain.console import tell
-from posttrain.generate import Drawn, apart, encode_prompts, generate
+from posttrain.models.generate import Drawn, apart, encode_prompts, generate
+from posttrain.models.tokens import as_text
 from posttrain.probe import distance, diversity, forgetting, safety
-from posttrain.probe.material import Material
 from posttrain.probe.scores import Judge, Scores
-from posttrain.tokens import as_text
-from posttrain.tracking import Tracker, append
+from posttrain.probe.texts import Material
+from posttrain.training.tracking import Tracker, append
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.watch import Alarms
+    from posttrain.training.alarm_callback import Alarms
 
 SEED = 0
 # What the probe may cost, as a share of the time that training takes without it.

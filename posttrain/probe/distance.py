@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from posttrain.generate import Drawn, align, completion_logits
+from posttrain.models.generate import Drawn, align, completion_logits
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Logits of two models over the whole vocabulary: a few sequences at a time.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.generate import log_probs
+from posttrain.models.generate import log_probs
 
 
 def nll(model: Any, texts: dict[str, list[list[int]]], pad: int) -> dict[str, float]:

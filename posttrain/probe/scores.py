@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from statistics import StatisticsError, correlation, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import ProbeConfig, RewardConfig
-from posttrain.generate import Drawn
-from posttrain.heldout import wins
-from posttrain.intervals import interval, mean
+from posttrain.config.schema import ProbeConfig, RewardConfig
+from posttrain.models.generate import Drawn
+from posttrain.probe.heldout import wins
+from posttrain.probe.intervals import interval, mean
 from posttrain.rewards import applies, resolve, score, total
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from posttrain.errors import PosttrainError
 from posttrain.report import tables
 from posttrain.report.compare import compare
 from posttrain.report.runs import find
-from posttrain.rundir import write_atomic
+from posttrain.runs.directory import write_atomic
 
 if TYPE_CHECKING:
     from posttrain.report.compare import Comparison
@@ -79,7 +79,7 @@ def report(args: argparse.Namespace) -> None:
 
 def write(comparison: Comparison, out: Path) -> None:
     """`report.json`, the pictures as PNG, and `index.html`, in place of those of an earlier report."""
-    from posttrain.report import looks, page, plots
+    from posttrain.report import page, plots, style
 
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / MARK, tables.as_json(comparison))
@@ -91,7 +91,7 @@ def write(comparison: Comparison, out: Path) -> None:
         figure.savefig(half, dpi=150)
         half.replace(out / f"{name}.png")
     write_atomic(out / "index.html", page.render(comparison, figures))
-    looks.close(figures)
+    style.close(figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from posttrain.report.groups import Mean
 from posttrain.report.maths import best_of_n, best_of_n_kl, standard_error
 from posttrain.report.runs import Run
-from posttrain.summary import read
+from posttrain.runs.metrics import read
 
 
 @dataclass(frozen=True)

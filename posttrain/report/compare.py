@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
+from posttrain.config.objective import lower_is_better
 from posttrain.errors import PosttrainError
-from posttrain.objective import lower_is_better
 from posttrain.report.baseline import Baseline, baseline
 from posttrain.report.gold import chosen_on_gold, on_gold, trained_on
 from posttrain.report.groups import Group, Mean, differing, identity, pool

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.report import looks, tables
+from posttrain.report import style, tables
 from posttrain.report.compare import START, Comparison, title
 from posttrain.report.groups import Mean, number
 
@@ -54,7 +54,7 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         # The policy names the script by its digest: text that slipped through escaping would still not run.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         methods=list(of_method),
-        colours={group.method: looks.style(group)[0] for group in c.groups},
+        colours={group.method: style.style(group)[0] for group in c.groups},
         head=c.verdicts[-1].sentence if c.verdicts else "",
         pictures=[
             (name, *PICTURES[name], svg(figures[name]), described(c, name)) for name in PICTURES if name in figures

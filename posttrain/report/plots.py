@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrain.report import looks
+from posttrain.report import style
 from posttrain.report.compare import Comparison, is_reward, title
 from posttrain.report.groups import Group
-from posttrain.summary import smooth
+from posttrain.runs.curves import smooth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,14 +50,14 @@ def draw(c: Comparison) -> dict[str, Figure]:
 
 def frontier(c: Comparison) -> Figure:
     """Final reward against KL, a point a group, the Pareto front, training as thin lines, best-of-n as the baseline."""
-    figure, (axis,) = looks.panels(1, 1, (7.2, 4.8))
+    figure, (axis,) = style.panels(1, 1, (7.2, 4.8))
     metric = str(c.metric)
     _points(axis, metric, c.compared)
     for one in c.best_of:
         means = [mean for mean, _ in one.rewards[metric]]
         errors = [error or 0.0 for _, error in one.rewards[metric]]
         axis.errorbar(
-            one.kl, means, errors, color=looks.BEST_OF[0], marker=looks.BEST_OF[1], ms=8, lw=1, ls=":", capsize=2
+            one.kl, means, errors, color=style.BEST_OF[0], marker=style.BEST_OF[1], ms=8, lw=1, ls=":", capsize=2
         )
         for n, x, mean in zip(one.ns, one.kl, means, strict=True):
             if n > 1:
@@ -71,13 +71,13 @@ def frontier(c: Comparison) -> Figure:
     if metric in c.start:
         axis.axhline(c.start[metric], color="#888888", lw=0.8, ls=(0, (1, 3)))
     _names(axis, c, metric)
-    axis.set_xlabel(looks.plain(f"KL to {c.reference} (nats per sequence)"))
-    axis.set_ylabel(looks.plain(title(metric)) + (" (less is better)" if c.minimise else ""))
+    axis.set_xlabel(style.plain(f"KL to {c.reference} (nats per sequence)"))
+    axis.set_ylabel(style.plain(title(metric)) + (" (less is better)" if c.minimise else ""))
     axis.margins(x=0.12, y=0.12)
     axis.set_xlim(left=-0.03 * axis.get_xlim()[1])
-    entries = [*looks.methods(c.compared), *looks.unfinished(c.compared), *looks.best_of(c.best_of)]
-    front_entry = [looks.entry("Pareto front", lw=6, alpha=0.15)] if len(line) > 1 else []
-    looks.legend(figure, [*entries, *front_entry])
+    entries = [*style.methods(c.compared), *style.unfinished(c.compared), *style.best_of(c.best_of)]
+    front_entry = [style.entry("Pareto front", lw=6, alpha=0.15)] if len(line) > 1 else []
+    style.legend(figure, [*entries, *front_entry])
     return figure
 
 
@@ -92,12 +92,12 @@ def _names(axis: Any, c: Comparison, metric: str) -> None:
         kl, reward = group.mean("probe/kl"), group.mean(metric)
         if label and kl and reward:
             axis.annotate(
-                *(looks.plain(looks.short(label)), (kl.value, reward.value), (6, 6) if whole else (5, -9)),
+                *(style.plain(style.short(label)), (kl.value, reward.value), (6, 6) if whole else (5, -9)),
                 textcoords="offset points",
                 fontsize=8 if whole else 6.5,
-                color="#000000" if whole else looks.style(group)[0],
+                color="#000000" if whole else style.style(group)[0],
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                gid=looks.gid(group.method),
+                gid=style.gid(group.method),
             )
 
 
@@ -107,15 +107,15 @@ def overoptimisation(c: Comparison) -> Figure | None:
     shown = shown[:MOST_REWARDS]
     if not shown:
         return None
-    figure, axes = looks.panels(len(shown), 2, (4.6, 3.6))
+    figure, axes = style.panels(len(shown), 2, (4.6, 3.6))
     for axis, metric in zip(axes, shown, strict=True):
         _gains(axis, c, metric)
-        colours = {group.method: looks.style(group)[0] for group in c.compared}
+        colours = {group.method: style.style(group)[0] for group in c.compared}
         for who, fit in c.fits.get(metric, {}).items():
             rl = fit.form == "rl"
             look = {
-                "color": colours[who] if rl else looks.BEST_OF[0],
-                "gid": looks.gid(who) if rl else "best-of-n",
+                "color": colours[who] if rl else style.BEST_OF[0],
+                "gid": style.gid(who) if rl else "best-of-n",
             }
             # Only as far as was measured: beyond it the form is a guess.
             d = np.linspace(0, fit.reach**0.5, 200)
@@ -124,30 +124,30 @@ def overoptimisation(c: Comparison) -> Figure | None:
                 axis.plot([fit.peak[0] ** 0.5], [fit.peak[1]], marker="|", ms=16, mew=2, **look)
         gold = metric.startswith("probe/gold/")
         axis.set_title(
-            looks.plain(f"{'gold' if gold else 'proxy'}: {title(metric).removeprefix('gold/')}"), fontsize=10
+            style.plain(f"{'gold' if gold else 'proxy'}: {title(metric).removeprefix('gold/')}"), fontsize=10
         )
         axis.set_xlabel("√KL (nats$^{1/2}$)")
         axis.set_ylabel("reward gained over the start")
         axis.axhline(0, color="#888888", lw=0.8, ls=(0, (1, 3)))
     peaks = [f.peak for metric in shown for f in c.fits.get(metric, {}).values() if f.peak and f.peak[0] <= f.reach]
-    peak = [looks.entry("peak of the fit", marker="|", ms=12, mew=2, ls="")] if peaks else []
-    looks.legend(figure, [*looks.methods(c.compared), *looks.best_of(c.best_of), *peak])
+    peak = [style.entry("peak of the fit", marker="|", ms=12, mew=2, ls="")] if peaks else []
+    style.legend(figure, [*style.methods(c.compared), *style.best_of(c.best_of), *peak])
     return figure
 
 
 def _gains(axis: Any, c: Comparison, metric: str) -> None:
     """The points of one reward."""
     for group in c.compared:
-        colour, marker = looks.style(group)
+        colour, marker = style.style(group)
         path = [p for p in group.path("probe/kl", metric) if p["probe/kl"] >= 0]
         d = [math.sqrt(p["probe/kl"]) for p in path]
         gains = [p[metric] - c.start[metric] for p in path]
-        axis.plot(d, gains, ls="", marker=marker, ms=5, color=colour, alpha=0.75, mew=0, gid=looks.gid(group.method))
+        axis.plot(d, gains, ls="", marker=marker, ms=5, color=colour, alpha=0.75, mew=0, gid=style.gid(group.method))
     for one in c.best_of:
         if metric in one.rewards:
             gains = [mean - one.rewards[metric][0][0] for mean, _ in one.rewards[metric]]
             axis.plot(
-                np.sqrt(one.kl), gains, ls="", marker=looks.BEST_OF[1], ms=7, color=looks.BEST_OF[0], gid="best-of-n"
+                np.sqrt(one.kl), gains, ls="", marker=style.BEST_OF[1], ms=7, color=style.BEST_OF[0], gid="best-of-n"
             )
 
 
@@ -162,23 +162,23 @@ def training(c: Comparison) -> Figure | None:
                 panels.setdefault(heading, []).append((group, key, path))
     if not panels:
         return None
-    figure, axes = looks.panels(len(panels), 3, (3.7, 2.7))
+    figure, axes = style.panels(len(panels), 3, (3.7, 2.7))
     for axis, (heading, lines) in zip(axes, panels.items(), strict=True):
         for group, key, path in lines:
             values = [point[key] for point in path]
             axis.plot(
                 [point["step"] for point in path],
                 smooth(values) if len(values) >= 20 else values,
-                color=looks.style(group)[0],
-                ls=looks.dash(group, c.groups),
+                color=style.style(group)[0],
+                ls=style.dash(group, c.groups),
                 lw=1.2,
-                marker=looks.style(group)[1] if len(values) < 8 else None,
+                marker=style.style(group)[1] if len(values) < 8 else None,
                 ms=4,
-                gid=looks.gid(group.method),
+                gid=style.gid(group.method),
             )
         axis.set_title(heading, fontsize=9)
         axis.set_xlabel("optimizer step", fontsize=8)
-    looks.legend(figure, looks.lines(c.groups), width=2.6)
+    style.legend(figure, style.lines(c.groups), width=2.6)
     return figure
 
 
@@ -188,16 +188,16 @@ def failure_modes(c: Comparison) -> Figure | None:
     shown = [metric for metric in _modes(c) if any(g.mean("probe/kl") and g.mean(metric) for g in groups)][:MOST_MODES]
     if not shown:
         return None
-    figure, axes = looks.panels(len(shown), 3, (3.6, 2.7))
+    figure, axes = style.panels(len(shown), 3, (3.6, 2.7))
     for axis, metric in zip(axes, shown, strict=True):
         _points(axis, metric, groups)
         starts = [mean.value for group in groups if (mean := group.mean(metric, start=True))]
         if starts:
             axis.axhline(sum(starts) / len(starts), color="#888888", lw=0.8, ls=(0, (1, 3)))
-        axis.set_title(looks.plain(_named(metric)), fontsize=9)
+        axis.set_title(style.plain(_named(metric)), fontsize=9)
         axis.set_xlabel("KL (nats per sequence)", fontsize=8)
         axis.margins(x=0.1, y=0.12)
-    looks.legend(figure, [*looks.methods(groups), *looks.unfinished(groups)])
+    style.legend(figure, [*style.methods(groups), *style.unfinished(groups)])
     return figure
 
 
@@ -231,7 +231,7 @@ def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:
         kl, value = group.mean("probe/kl"), group.mean(metric)
         if not kl or not value:
             continue
-        colour, marker = looks.style(group)
+        colour, marker = style.style(group)
         path = group.path("probe/kl", metric)
         if len(path) > 2:
             axis.plot(
@@ -240,7 +240,7 @@ def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:
                 color=colour,
                 lw=0.8,
                 alpha=0.4,
-                gid=looks.gid(group.method),
+                gid=style.gid(group.method),
             )
         bars = axis.errorbar(
             *(kl.value, value.value, value.error or 0.0, kl.error or 0.0),
@@ -248,4 +248,4 @@ def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:
             mfc=colour if group.finished else "white",
         )
         for artist in (*bars.lines[1], *bars.lines[2], bars.lines[0]):
-            artist.set_gid(looks.gid(group.method))
+            artist.set_gid(style.gid(group.method))

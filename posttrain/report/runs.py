@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from posttrain.config.trainers import KINDS
 from posttrain.errors import PosttrainError
-from posttrain.identity import NOT_THE_RESULT, OTHER_JOBS
-from posttrain.rundir import RunDirectory
-from posttrain.summary import by_step, read
-from posttrain.trainers import KINDS
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.identity import NOT_THE_RESULT, OTHER_JOBS
+from posttrain.runs.metrics import by_step, read
 
 # How far below a given path runs are looked for: outputs/sweeps/DATE is three.
 DEPTH = 3

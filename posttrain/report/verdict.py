@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain import intervals
+from posttrain.probe import intervals
 from posttrain.report.groups import Group, Mean, number
 from posttrain.report.maths import Spread, spread, welch
 

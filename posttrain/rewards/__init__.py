@@ -15,11 +15,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from posttrain.config import RewardConfig
+from posttrain.config.schema import RewardConfig
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
-    from posttrain.generate import Drawn
+    from posttrain.models.generate import Drawn
 
 RewardFunction = Callable[..., list[float | None]]
 # Functions that load nothing where there is nothing to score.
@@ -112,15 +112,16 @@ def _compares(path: str) -> bool:
 
 def reach(entries: dict[str, RewardConfig], path: str) -> list[str]:
     """What is wrong with models and endpoints of rewards, known without loading weights."""
-    from posttrain import lineage
+    from posttrain.models import weights
     from posttrain.rewards import calibration
+    from posttrain.runs import lineage
 
     errors = []
     for name, entry in entries.items():
         key = f"{path}.{name}"
         try:
             if entry.model is not None:
-                lineage.check_model(lineage.source(entry.model, key=f"{key}.model"), f"{key}.model", scores=True)
+                weights.check_model(lineage.source(entry.model, key=f"{key}.model"), f"{key}.model", scores=True)
                 calibration.reach(entry.args, f"{key}.args", entry.model)
             elif entry.grader is not None:
                 from posttrain.rewards import graders

@@ -93,6 +93,6 @@ class Asker:
 
 
 def _file(key: str) -> Path:
-    from posttrain.assets import cache_dir
+    from posttrain.data.embedded.wheels import cache_dir
 
     return cache_dir() / "answers" / key[:2] / f"{key}.json"

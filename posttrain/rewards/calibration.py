@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.identity import CALIBRATION
-from posttrain.rundir import write_json
+from posttrain.runs.directory import write_json
+from posttrain.runs.identity import CALIBRATION
 
 SCALES = ("none", "zscore", "batch", "temperature")
 ARGS = ("scale", "length_penalty", "calibration")

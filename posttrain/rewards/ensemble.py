@@ -15,9 +15,9 @@ from posttrain.errors import PosttrainError
 from posttrain.rewards import calibration as calibrations
 
 if TYPE_CHECKING:
-    from posttrain.lineage import Source
     from posttrain.rewards.model import RewardModel
     from posttrain.rewards.text import Completion
+    from posttrain.runs.lineage import Source
 
 COMBINE = ("mean", "min", "mean_minus_std")
 
@@ -44,8 +44,8 @@ class Ensemble:
         max_length: int | None = None,
         dtype: str = "auto",
     ):
-        from posttrain import lineage
         from posttrain.rewards.model import RewardModel
+        from posttrain.runs import lineage
 
         self.combine, self.k = combine, k
         self.members: list[RewardModel] = []
@@ -99,13 +99,14 @@ class Ensemble:
     @classmethod
     def reach(cls, args: dict[str, Any], key: str) -> list[str]:
         """What is wrong with the members, from their configs: no weights are loaded."""
-        from posttrain import lineage
+        from posttrain.models import weights
+        from posttrain.runs import lineage
 
         errors, sources = [], []
         for model, stored in zip(paths(args["models"]), folders(args["models"], args.get("calibration")), strict=True):
             try:
                 sources.append(lineage.source(model, key=f"{key}.models"))
-                lineage.check_model(sources[-1], f"{key}.models", scores=True)
+                weights.check_model(sources[-1], f"{key}.models", scores=True)
                 calibrations.reach({**args, "calibration": stored}, key, model)
             except PosttrainError as error:
                 errors.append(str(error))
@@ -137,7 +138,7 @@ def trained_on(origin: Source) -> str:
 
 def base_of(origin: Source) -> tuple[Any, ...]:
     """Adapters with equal ones can lie on the same weights in memory."""
-    from posttrain import lineage
+    from posttrain.runs import lineage
 
     return lineage.place(origin), str(origin.quantization), origin.dtype
 

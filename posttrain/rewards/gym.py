@@ -64,7 +64,7 @@ def _answer(text: str, extract: str) -> str:
 
 
 def _score(answer: str, task: str) -> float:
-    from posttrain.data.gym import dataset
+    from posttrain.data.embedded.gym import dataset
 
     place = json.loads(task)
     tasks = dataset(place["name"], json.dumps(place["options"], sort_keys=True), "reward reasoning_gym")

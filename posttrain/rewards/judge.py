@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.asker import Asker, check_endpoint, open_asker
+from posttrain.models.tokens import as_text
+from posttrain.rewards.judge_client import Asker, check_endpoint, open_asker
 from posttrain.rewards.text import Completion, references, text_of
-from posttrain.tokens import as_text
 
 TEMPLATE = """\
 Two assistants answered the same request. Decide which answer serves the user better: first of all whether it is \

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from posttrain import lineage
 from posttrain.errors import PosttrainError
+from posttrain.models import weights
+from posttrain.models.tokens import ids as token_ids
 from posttrain.rewards import calibration as calibrations
 from posttrain.rewards.text import Completion
-from posttrain.tokens import ids as token_ids
+from posttrain.runs import lineage
 
 
 class RewardModel:
@@ -46,7 +47,7 @@ class RewardModel:
         self.model: Any = None
         self.adapter: str | None = None
         try:
-            self.tokenizer = lineage.tokenizer(self.source)
+            self.tokenizer = weights.tokenizer(self.source)
             if not shared:
                 self._load(dtype, beside)
         except (OSError, ValueError) as error:
@@ -100,7 +101,7 @@ class RewardModel:
     def _load(self, dtype: str, beside: RewardModel | None) -> None:
         if beside is None:
             # On the weights it was trained on: their type and quantization decide its scores.
-            self.model = lineage.load(self.source, dtype=None if dtype == "auto" else dtype, scores=True)
+            self.model = weights.load(self.source, dtype=None if dtype == "auto" else dtype, scores=True)
             self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
             return
         self.model, name = beside.model, f"reward_{len(beside.model.peft_config)}"

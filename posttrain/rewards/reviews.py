@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from posttrain import assets
+from posttrain.data.embedded import wheels
 from posttrain.rewards.text import Completion
 
 # Said when the config is checked, before anything loads.
@@ -61,7 +61,7 @@ def _plain(text: Completion) -> str:
 
 
 def _folder() -> Path:
-    return assets.cached(f"reviews-classifier-{VERSION}", _train)
+    return wheels.cached(f"reviews-classifier-{VERSION}", _train)
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +85,7 @@ def _train(folder: Path) -> None:
     from sklearn.linear_model import LogisticRegression
 
     from posttrain.console import tell
-    from posttrain.data import imdb
+    from posttrain.data.embedded import imdb
 
     tell("Training the gold reward on the labels of the reviews, once (20 s)")
     data = imdb.load()

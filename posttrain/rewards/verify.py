@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain import sandbox
 from posttrain.errors import PosttrainError
-from posttrain.rewards.assertions import apart
+from posttrain.rewards import sandbox
+from posttrain.rewards.sandbox.assertions import apart
 from posttrain.rewards.text import Completion, best, references, text_of
 
 NEEDS = {"math_equal": ("math_verify", "math-verify"), "json_schema": ("jsonschema", "jsonschema")}

@@ -1,17 +1,11 @@
-"""One update equals TRL 1.12.0's, see tests/parity.py."""
-
-import importlib.util
-from pathlib import Path
+"""One update equals TRL 1.12.0's, see tests/helpers/parity.py."""
 
 import pytest
 
 from posttrain.ppo import forward
+from tests.helpers import parity
 
 from .tiny import GOLDEN
-
-spec = importlib.util.spec_from_file_location("parity", Path(__file__).resolve().parents[1] / "parity.py")
-parity = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(parity)
 
 VARIANTS = {
     "as recorded": {},

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from posttrain import sandbox
-from posttrain.config import RewardConfig, main_process
+from posttrain.config.schema import RewardConfig, main_process
 from posttrain.console import tell
 from posttrain.errors import PosttrainError
+from posttrain.rewards import sandbox
 from posttrain.rewards.graders import formula, schema, similarity, template
+from posttrain.rewards.graders.errors import Wrong
 from posttrain.rewards.graders.schema import Node, Single
-from posttrain.rewards.graders.wrong import Wrong
+from posttrain.rewards.sandbox import Limits
 from posttrain.rewards.text import NOT_COLUMNS, Completion, text_of
-from posttrain.sandbox import Limits
 
 if TYPE_CHECKING:
-    from posttrain.rewards.asker import Asker
     from posttrain.rewards.graders.embed import Embed
+    from posttrain.rewards.judge_client import Asker
 
 LIMITS = tuple(field.name for field in fields(Limits))
 ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
@@ -39,7 +39,7 @@ def check(entry: RewardConfig, key: str) -> list[str]:
     if not isinstance(wordnet := entry.args.get("wordnet", False), bool):
         errors.append(f"{key}.args.wordnet={wordnet}: expected true or false")
     if (endpoint := entry.args.get("endpoint")) is not None:
-        from posttrain.rewards.asker import check_endpoint
+        from posttrain.rewards.judge_client import check_endpoint
 
         errors += [f"{key}.args.endpoint={endpoint}: {wrong}"] if (wrong := check_endpoint(endpoint)) else []
     try:
@@ -104,7 +104,7 @@ def _lacking(path: template.Path, features: Mapping[str, Any], columns: list[str
 
 def reach(entry: RewardConfig, key: str) -> None:
     """Raise `PosttrainError` where a model that a grader asks would not answer."""
-    from posttrain.rewards.asker import open_asker
+    from posttrain.rewards.judge_client import open_asker
 
     assert entry.grader is not None
     given = {name: entry.args[name] for name in ASKER if name in entry.args}
@@ -213,19 +213,19 @@ class Grader:
     def _judged(
         self, part: schema.ScoreModel | schema.LabelModel, rows: list[dict[str, Any]], place: str
     ) -> list[float | None]:
-        from posttrain.rewards.asker import open_asker
-        from posttrain.rewards.graders import judged
+        from posttrain.rewards.graders import model_grader
+        from posttrain.rewards.judge_client import open_asker
 
         model = self.answering.get("model", part.model)
         if model not in self._askers:
             self._askers[model] = open_asker(**{**self.answering, "model": model})
         scores: list[float | None] = []
-        for answer in judged.ask(part, rows, self._askers[model], self.sampling):
+        for answer in model_grader.ask(part, rows, self._askers[model], self.sampling):
             value: float | None
             if isinstance(part, schema.ScoreModel):
-                value = judged.score(part, answer)
+                value = model_grader.score(part, answer)
             else:
-                chosen = judged.label(part, answer)
+                chosen = model_grader.label(part, answer)
                 value = None if chosen is None else float(chosen in part.passing_labels)
             what = "score" if isinstance(part, schema.ScoreModel) else "label"
             scores.append(self._failed(place, f"no {what} in {answer[:80]!r}", None) if value is None else value)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.rewards.graders import formula, template
-from posttrain.rewards.graders.wrong import Wrong, choose, join, validated
+from posttrain.rewards.graders.errors import Wrong, choose, join, validated
 
 LARGEST_SOURCE = 256 << 10  # bytes, as OpenAI has it
 

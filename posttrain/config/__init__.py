@@ -1,0 +1,1 @@
+"""What a run is made of: schema, recipes, checks of settings. No torch here."""

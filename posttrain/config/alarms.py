@@ -1,0 +1,122 @@
+"""Settings of the alarms: their thresholds, actions, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+ACTIONS = ("off", "warn", "alert", "stop")
+
+
+@dataclass
+class Action:
+    """What is done when an alarm rings: one of `ACTIONS`."""
+
+    action: str = "warn"
+
+    def __post_init__(self) -> None:
+        if self.action == "False":  # what YAML makes of a bare off
+            self.action = "off"
+
+
+@dataclass
+class NonFiniteAlarm(Action):
+    """A loss, a reward or a weight that is not a number."""
+
+    action: str = "stop"
+
+
+@dataclass
+class GradientAlarm(Action):
+    """The gradient's norm, in multiples of the run's median so far."""
+
+    above: float = 100.0
+    below: float = 1e-4
+
+
+@dataclass
+class KLAlarm(Action):
+    """A budget of KL to the reference, nats per answer; null is none."""
+
+    above: float | None = None
+
+
+@dataclass
+class ForgettingAlarm(Action):
+    """Rise of the negative log-likelihood of a domain's texts, nats per token."""
+
+    above: float = 0.2
+
+
+@dataclass
+class CollapseAlarm(Action):
+    """Entropy or distinct-2 as a share of what they were at the start."""
+
+    below: float = 0.25
+
+
+@dataclass
+class LengthAlarm(Action):
+    """R² of reward and length, where the answers have grown by the factor `growth` since the start.
+
+    It also rings where answers that have grown so end half as often as they did.
+    """
+
+    above: float = 0.5
+    growth: float = 1.5
+
+
+@dataclass
+class OverOptimisationAlarm(Action):
+    """Standard errors by which a gold reward has fallen since its best, while `proxy` has risen.
+
+    `proxy` is a metric: null is the training reward, or the margin of DPO and KTO. `above` is for two measurements:
+    among more of them chance alone gives larger falls (`allowing`).
+    """
+
+    above: float = 2.0
+    proxy: str | None = None
+
+
+@dataclass
+class AlarmsConfig:
+    """Alarms by name; `action` is off, warn, alert (W&B sends a message too) or stop (with a checkpoint)."""
+
+    non_finite: NonFiniteAlarm = field(default_factory=NonFiniteAlarm)
+    gradient: GradientAlarm = field(default_factory=GradientAlarm)
+    kl: KLAlarm = field(default_factory=KLAlarm)
+    forgetting: ForgettingAlarm = field(default_factory=ForgettingAlarm)
+    collapse: CollapseAlarm = field(default_factory=CollapseAlarm)
+    length: LengthAlarm = field(default_factory=LengthAlarm)
+    over_optimisation: OverOptimisationAlarm = field(default_factory=OverOptimisationAlarm)
+
+
+NAMES = tuple(f.name for f in fields(AlarmsConfig))
+
+# Alarms that only the probe feeds.
+PROBED = ("kl", "forgetting", "collapse", "length", "over_optimisation")
+
+
+def setting(config: AlarmsConfig, name: str) -> dict[str, Any]:
+    return asdict(getattr(config, name))
+
+
+def check(config: AlarmsConfig, probed: bool, kl_logged: bool) -> list[str]:
+    """What is wrong with the settings; `probed`: the probe measures during training, `kl_logged`: the trainer does."""
+    errors = []
+    for name in NAMES:
+        entry = getattr(config, name)
+        if entry.action not in ACTIONS:
+            errors.append(f"alarms.{name}.action={entry.action}: choose from {', '.join(ACTIONS)}")
+        for key in ("above", "below", "growth"):
+            if (value := getattr(entry, key, None)) is not None and not value > 0:
+                errors.append(f"alarms.{name}.{key}={value:g}: expected above 0")
+        fed = probed or (name == "kl" and kl_logged)
+        if entry.action == "stop" and name in PROBED and not fed:
+            errors.append(
+                f"alarms.{name}.action=stop: nothing is measured during training that could raise it; set probe.every "
+                "and probe.prompts"
+            )
+    if config.kl.action in ("alert", "stop") and config.kl.above is None:
+        errors.append(f"alarms.kl.action={config.kl.action}: needs a budget; set alarms.kl.above, in nats per answer")
+    return errors

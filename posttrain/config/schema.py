@@ -1,0 +1,281 @@
+"""What a run is made of: the schema, the recipes, and the step from Hydra's config to a checked `Run`.
+
+Nothing here knows torch: `--help` and a config error answer in about a second.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from posttrain.config.alarms import AlarmsConfig
+
+
+@dataclass
+class TrainerConfig:
+    """Which TRL trainer, and its own options under their own names (`trainer.args`)."""
+
+    kind: str = MISSING
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ModelConfig:
+    """The starting model: a hub id, a local folder, `embedded:smollm2` or `embedded:tiny`.
+
+    `init_from` is a finished run of that model to continue from.
+    """
+
+    path: str = MISSING
+    init_from: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str = "auto"
+    chat_template: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    trust_remote_code: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PeftConfig:
+    """`method: none` trains all weights, `lora` an adapter; `quantization` holds BitsAndBytesConfig's options.
+
+    `value` holds what the adapter of PPO's value function has otherwise than `lora`.
+    """
+
+    method: str = "none"
+    lora: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
+    value: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """A hub id, local files (JSONL, JSON, CSV, Parquet), `embedded:squad` or `embedded:imdb`; how to split and read it.
+
+    `path` may be a list of files, or a pattern such as `shards/*.jsonl`; `mix` has several sources in its place, by
+    name, each with a `weight`. `format` is told from the rows, unless it is named. `threshold` is the lowest good
+    rating, `pairs` which ones several answers make (all, one). `on_error` is stop or skip.
+    `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
+    `path` may also be `reasoning_gym:TASK`, whose options are `args`.
+    `min_score` leaves rows of `path` out whose column `score` is lower. `path` may be a finished run of job=sample.
+    """
+
+    path: Any = MISSING
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    eval_path: Any = None
+    eval_split: str | None = None
+    eval_size: float = 0.05
+    columns: dict[str, str] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    conversational: bool = False
+    min_score: float | None = None
+    max_train_rows: int | None = None
+    max_eval_rows: int | None = None
+    format: str = "auto"
+    threshold: float | None = None
+    pairs: str = "all"
+    on_error: str = "stop"
+    mix: dict[str, Any] = field(default_factory=dict)
+    stopping_strategy: str = "first_exhausted"
+    streaming: bool = False
+
+
+@dataclass
+class RewardConfig:
+    """One reward: `package.module.function` (or a class) in TRL's signature, a reward model, or a grader.
+
+    A reward model is a run directory or hub id, a grader a JSON file as OpenAI's API defines them.
+    A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets a base of its own.
+    """
+
+    function: str | None = None
+    model: str | None = None
+    grader: str | None = None
+    weight: float = 1.0
+    shared: bool = True
+    args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[str]:
+        """The reward models and judges that it uses, as far as they are named as such."""
+        several = self.args.get("models") or []
+        named = [self.model, self.args.get("model"), *(several.values() if isinstance(several, dict) else several)]
+        return [model for model in named if isinstance(model, str)]
+
+
+@dataclass
+class TrackingConfig:
+    """Where metrics go beside `metrics.jsonl`."""
+
+    backend: str = "wandb"
+    mode: str = "auto"
+    project: str = "posttrain"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SafetyConfig:
+    """Files with a column `prompt`, on which refusals are counted: the first `prompts` of each."""
+
+    harmful: str | None = None
+    harmless: str | None = None
+    prompts: int = 64
+
+
+@dataclass
+class ProbeConfig:
+    """The policy's own samples on held-out prompts, before and after training, every `every` steps, and, with `during`,
+    at evaluations (docs/probe.md).
+
+    `prompts` of them are sampled for KL, length and diversity; the run's rewards, `rewards` and `gold`, which training
+    must not see, are scored on the same samples, or, where `greedy_prompts` is set, on greedy completions of that many
+    prompts. `win_by` names the reward that decides wins against the start. `texts` is embedded:texts or a file with
+    `text` and `domain`, for forgetting: `text_rows` of each domain, cut at `text_tokens`. Before DPO, `shift_prompts`
+    pairs are compared with the policy's own samples.
+    """
+
+    prompts: int = 32
+    greedy_prompts: int = 0
+    every: int | None = None
+    during: bool = False
+    shift_prompts: int = 16
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    rewards: dict[str, Any] = field(default_factory=dict)
+    gold: dict[str, Any] = field(default_factory=dict)
+    win_by: str | None = None
+    texts: str | None = None
+    text_rows: int = 8
+    text_tokens: int = 256
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+    @property
+    def judges(self) -> dict[str, Any]:
+        """`rewards` and `gold`."""
+        return {**self.rewards, **self.gold}
+
+
+@dataclass
+class SampleConfig:
+    """`job=sample`: `n` completions for each prompt of `data`, scored by `reward`, and which of them are kept.
+
+    `select` is all, best (of n), top (`fraction` of all), threshold (a score of at least `threshold`) or pairs (best
+    against worst, at least `margin` apart). `prompts` limits the rows of `split` (train, eval) that are taken.
+    `unfinished` keeps completions that `max_new_tokens` cut off: trained on, they teach to stop in mid-sentence.
+    """
+
+    n: int = 4
+    select: str = "all"
+    fraction: float = 0.25
+    threshold: float | None = None
+    margin: float = 0.0
+    unfinished: bool = False
+    split: str = "train"
+    prompts: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """`job=evaluate`: held-out metrics with bootstrap intervals; `against` is a run or model to compare with."""
+
+    against: str | None = None
+    confidence: float = 0.95
+    resamples: int = 2000
+
+
+@dataclass
+class DoctorConfig:
+    """`job=doctor`: which checks look at the data, and when what they find is a warning or an error.
+
+    A fault of rows is a warning from the share `tolerance` of them on, and an error from `stop` on. `sample` rows are
+    tokenized (null: all), `noise_rows` at most train the small reward model. `near` is the Jaccard similarity from
+    which two texts are near duplicates. `length_accuracy`, `noise_rate`, `other_language` and `cluster` are the shares
+    from which length bias, label noise, a second language and the largest cluster of prompts are worth a warning. A run
+    fails at `fail_on`: error, warning or never.
+    """
+
+    tokens: bool = True
+    duplicates: bool = True
+    language: bool = True
+    secrets: bool = True
+    noise: bool = True
+    sample: int | None = 2000
+    noise_rows: int = 20000
+    near: float = 0.85
+    tolerance: float = 0.001
+    stop: float = 0.05
+    length_accuracy: float = 0.65
+    noise_rate: float = 0.05
+    other_language: float = 0.02
+    cluster: float = 0.2
+    examples: int = 5
+    fail_on: str = "error"
+
+
+@dataclass
+class Run:
+    """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s.
+
+    `job` is train, sample, evaluate, doctor or pipeline; `stages` are a pipeline's, and `common` holds settings of all
+    of them. `objective` is a metric or a list of them (posttrain.objective).
+    """
+
+    job: str = "train"
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: dict[str, Any] = field(default_factory=dict)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
+    stages: dict[str, Any] = field(default_factory=dict)
+    common: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    output_dir: str = "outputs"
+    objective: Any = None
+    dry_run: bool = False
+
+    @property
+    def rewards(self) -> dict[str, dict[str, Any]]:
+        """All rewards of the run, by where they stand."""
+        return {"reward": self.reward, "probe.rewards": self.probe.rewards, "probe.gold": self.probe.gold}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run came from: its recipe, its command line, and the sweep it is part of."""
+
+    recipe: str | None
+    overrides: tuple[str, ...]
+    sweep_dir: Path | None
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this run alone, ready for a shell."""
+        return shlex.join(["python", "-m", "posttrain", *self.overrides])
+
+
+def main_process() -> bool:
+    """Whether this process speaks and writes for all (rank 0 under `accelerate launch`)."""
+    return os.environ.get("RANK", "0") == "0"

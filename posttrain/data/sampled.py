@@ -1,0 +1,32 @@
+"""Runs of job=sample as a source of data."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.schema import DataConfig
+from posttrain.errors import PosttrainError
+
+
+def data_file(path: Any) -> Any:
+    """`path`, or the Parquet file in it when it is a run of job=sample; raises for an unfinished run, or another."""
+    if not isinstance(path, str) or not path:
+        return path  # a list of files; nothing, for a mixture
+    record = Path(os.path.expanduser(path)) / "run.json"
+    if not record.is_file():
+        return path
+    run = json.loads(record.read_text(encoding="utf-8"))
+    if run.get("job") != "sample":
+        raise PosttrainError(f"{path}: this run has no data; data is made by runs of job=sample")
+    if run["status"] != "finished":
+        raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
+    return str(record.parent / "data" / "train.parquet")
+
+
+def sampled(data: DataConfig) -> list[str]:
+    """The runs of job=sample among the sources of `data`."""
+    paths = [data.path, *(part.get("path") for part in data.mix.values())]
+    return [path for path in paths if data_file(path) != path]

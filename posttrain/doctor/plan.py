@@ -1,0 +1,19 @@
+"""What the doctor examines: the rows that training would get, and the tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data import Data
+
+
+@dataclass
+class Plan:
+    """What training would get."""
+
+    tokenizer: PreTrainedTokenizerBase
+    data: Data

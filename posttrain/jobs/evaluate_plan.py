@@ -1,0 +1,125 @@
+"""What job=evaluate measures: models, tokenizers and held-out rows, found before weights load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
+from posttrain.errors import PosttrainError
+from posttrain.runs.lineage import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.models.generate import Drawn
+    from posttrain.probe.heldout import Answer
+
+
+PREFERENCES = ("dpo", "kto")
+
+
+@dataclass
+class Judged:
+    """A model to evaluate. `reference` is that of its implicit reward: "adapter off", a source, or None.
+
+    `why` says why there is none.
+    """
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    reference: Source | str | None = None
+    why: str | None = None
+
+
+@dataclass
+class Plan:
+    """Everything but the weights. `rows` are those of the trainer's kind; `prompts` are sampled by set."""
+
+    judged: list[Judged]
+    rows: list[dict[str, Any]]
+    prompts: dict[str, list[dict[str, Any]]]
+    data: dict[str, Any]
+
+
+@dataclass
+class Said:
+    """What one model says of held-out data: how likely it finds answers, how it scores them, and its own by set.
+
+    `lengths` are those of the answers that were scored, in tokens of the reward model.
+    """
+
+    answers: list[list[Answer]] = field(default_factory=list)
+    reference: list[list[Answer]] | None = None
+    scores: list[list[float | None]] = field(default_factory=list)
+    lengths: list[list[int]] = field(default_factory=list)
+    drawn: dict[str, list[Drawn]] = field(default_factory=dict)
+    rewards: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+
+
+def prepare(run: Run) -> Plan:
+    """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
+    from posttrain import rewards
+    from posttrain.data import load_held_out
+
+    kind = run.trainer.kind
+    data = load_held_out(run.data, kind)
+    rows = [] if KINDS[kind].online else list(data.train)
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    if data.prompts is not None and kind != "reward":
+        for name, count in (("sampled", run.probe.prompts), ("greedy", run.probe.greedy_prompts)):
+            if count:
+                prompts[name] = list(data.prompts.select(range(min(count, len(data.prompts)))))
+        columns = data.prompts.features
+        errors = [e for path, entries in run.rewards.items() for e in rewards.missing_columns(entries, path, columns)]
+        if prompts:
+            errors += [e for path, entries in run.rewards.items() for e in rewards.reach(entries, path)]
+        if errors:
+            raise PosttrainError("\n".join(errors))
+    judged = [_judged(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
+    if run.evaluate.against:
+        judged.append(_judged(run, run.evaluate.against, "evaluate.against", rows, prompts))
+    return Plan(judged, rows, prompts, data.source)
+
+
+def _judged(
+    run: Run, path: str | None, key: str, rows: list[dict[str, Any]], prompts: dict[str, list[dict[str, Any]]]
+) -> Judged:
+    from posttrain.jobs import common
+    from posttrain.models import tokenizers, weights
+    from posttrain.models.generate import encode_prompts
+
+    source = common.source(run, path, key)
+    context = weights.check_model(source, key, scores=run.trainer.kind == "reward")
+    tokenizer = common.tokenizer(run, source)
+    first = next(row for part in (rows, *prompts.values()) for row in part)
+    tokenizers.check_template(tokenizer, first, run.model)
+    longest = max((len(ids) for part in prompts.values() for ids in encode_prompts(tokenizer, part)), default=0)
+    common.check_context("probe.max_new_tokens", run.probe.max_new_tokens, longest, context)
+    limits = [limit for limit in (run.trainer.args.get("max_length"), context) if limit]
+    judged = Judged(source, tokenizer, min(limits, default=None))
+    if run.trainer.kind in PREFERENCES:
+        judged.reference, judged.why = reference(source)
+    return judged
+
+
+def reference(source: Source) -> tuple[Source | str | None, str | None]:
+    """What the policy of `source` is measured against: the model that its run started from; or why there is none."""
+    from omegaconf import OmegaConf
+
+    from posttrain.runs import lineage
+
+    if source.run is None:
+        known = "adapter off" if source.adapter else None
+        return known, None if known else f"{source.name} is no run and no adapter, so nothing says what it started from"
+    model = OmegaConf.load(source.run.path / "config.yaml").model
+    start = model.get("init_from")
+    if source.adapter and (not start or "merge" in source.record):
+        return "adapter off", None
+    try:
+        found = lineage.source(start or model.path, None if start else model.revision, "the reference")
+    except PosttrainError as error:
+        return None, str(error)
+    return replace(found, dtype=source.dtype, quantization=found.quantization or source.quantization), None

@@ -1,0 +1,232 @@
+"""What job=evaluate makes of what models said: metrics, intervals, a line per item, a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from posttrain import rewards
+from posttrain.config.schema import EvaluateConfig, RewardConfig, Run
+from posttrain.console import console, facts, tell
+from posttrain.jobs.evaluate_plan import PREFERENCES, Plan, Said
+from posttrain.models.tokens import as_text
+from posttrain.probe import heldout
+from posttrain.probe.intervals import Metric, difference, interval, mean
+from posttrain.runs.directory import RunDirectory, write_atomic
+from posttrain.runs.metrics import title
+
+if TYPE_CHECKING:
+    from posttrain.rewards.calibration import Calibration
+    from posttrain.runs.lineage import Source
+
+# Of two tokenizers no difference in these means anything.
+PER_TOKEN = ("loss_per_token", "perplexity", "likelihood_margin", "chosen_log_prob", "rejected_log_prob")
+
+
+def metrics(run: Run, plan: Plan, said: list[Said]) -> dict[str, Metric]:
+    """By name: the model's own; `against/NAME` and `difference/NAME`; win rates by set."""
+    each = [_metrics_of(run, plan, one) for one in said]
+    found = dict(each[0])
+    if len(each) == 1:
+        return _measured(found)
+    for name, (own, other) in _win_rates(run, plan, said).items():
+        groups = heldout.groups(plan.prompts[name.split("/")[0]])
+        sign = -1.0 if (entry := _entries(run).get(name.split("/")[-1])) and entry.weight < 0 else 1.0
+        found[name] = mean(heldout.wins(own, other, sign if "/win_rates/" in name else 1.0), groups)
+    for name, metric in each[1].items():
+        found[f"against/{name}"] = metric
+        if name in each[0] and not (name in PER_TOKEN and _tokens_differ(said)):
+            found[f"difference/{name}"] = difference(each[0][name], metric)
+    return _measured(found)
+
+
+def _measured(found: dict[str, Metric]) -> dict[str, Metric]:
+    """Without those that apply to no item."""
+    return {name: metric for name, metric in found.items() if metric.count}
+
+
+def _metrics_of(run: Run, plan: Plan, said: Said) -> dict[str, Metric]:
+    found: dict[str, Metric] = {}
+    if said.scores:
+        found |= heldout.preference_metrics(said.scores, heldout.groups(plan.rows))
+    if said.reference is not None:
+        beta = float(run.trainer.args.get("beta", 0.1))
+        found |= heldout.implicit_metrics(plan.rows, said.answers, said.reference, beta)
+    if said.answers:
+        found |= heldout.likelihood_metrics(plan.rows, said.answers)
+    for name, drawn in said.drawn.items():
+        groups = heldout.groups(plan.prompts[name])
+        if scores := totals(run, said, name):
+            found[f"{name}/score"] = mean(scores, groups)
+        for reward, values in said.rewards.get(name, {}).items():
+            found[f"{name}/rewards/{reward}"] = mean(values, groups)
+        found[f"{name}/length"] = mean([float(len(d.ids)) for d in drawn], groups)
+        found[f"{name}/ended"] = mean([float(d.ended) for d in drawn], groups)
+    return found
+
+
+def totals(run: Run, said: Said, name: str) -> list[float | None]:
+    """The weighted sum of `reward` for each completion of a set; empty where there is no reward."""
+    values = {reward: row for reward, row in said.rewards.get(name, {}).items() if reward in run.reward}
+    rows = zip(*values.values(), strict=True)
+    return [rewards.total(dict(zip(values, row, strict=True)), run.reward) for row in rows]
+
+
+def _win_rates(run: Run, plan: Plan, said: list[Said]) -> dict[str, tuple[list[float | None], list[float | None]]]:
+    """The two models' scores by set, of the weighted sum and of each reward."""
+    found = {}
+    for name in plan.prompts:
+        if run.reward:
+            found[f"{name}/win_rate"] = (totals(run, said[0], name), totals(run, said[1], name))
+        for reward, values in said[0].rewards.get(name, {}).items():
+            found[f"{name}/win_rates/{reward}"] = (values, said[1].rewards[name][reward])
+    return found
+
+
+def _entries(run: Run) -> dict[str, RewardConfig]:
+    return {**run.reward, **run.probe.judges}
+
+
+def _tokens_differ(said: list[Said]) -> bool:
+    counts = [[answer.tokens for row in one.answers for answer in row] for one in said]
+    return counts[0] != counts[1]
+
+
+def notes(run: Run, plan: Plan, said: list[Said]) -> list[str]:
+    """What could not be measured, and why; what a reader would take for something else."""
+    found = []
+    if run.trainer.kind in PREFERENCES:
+        found += [f"no implicit reward of {judged.source.name}: {judged.why}" for judged in plan.judged if judged.why]
+    if plan.rows and "label" in plan.rows[0]:
+        found.append("the rows are labelled one by one: margins are good less bad, and there is no accuracy")
+    if left := sum(None in pair for pair in said[0].scores):
+        found.append(f"{left} pairs are left out: they are longer than trainer.args.max_length")
+    if dropped := sum(not all(answer.tokens for answer in row) for row in said[0].answers):
+        found.append(f"{dropped} rows are left out: their prompt alone fills trainer.args.max_length")
+    if len(said) > 1 and said[0].answers and _tokens_differ(said):
+        found.append("the two models cut the answers into other tokens: their losses per token cannot be compared")
+    return found
+
+
+def calibrate(plan: Plan, said: Said) -> Calibration | None:
+    """Of a reward model's scores of held-out pairs; `None` for fewer than two, and for other models."""
+    from posttrain.rewards.calibration import fit
+
+    rows = [n for n, pair in enumerate(said.scores) if None not in pair]
+    if len(rows) < 2:
+        return None
+    groups = heldout.groups(plan.rows)
+    scores = [[score for score in said.scores[n] if score is not None] for n in rows]
+    source = f"{plan.data['path']} ({plan.data['fingerprint']})"
+    return fit(scores, [said.lengths[n] for n in rows], [groups[n] for n in rows], source)
+
+
+def keep_calibration(found: Calibration, directory: RunDirectory, source: Source) -> list[str]:
+    """Store it with the evaluation and with the evaluated run; returns what to say of it."""
+    found.write(directory.path)
+    notes = found.lines()
+    if source.run is not None:
+        try:
+            found.write(source.run.path)
+        except OSError as error:
+            notes.append(f"the calibration is not stored in {source.run.path} ({error.strerror})")
+    return notes
+
+
+def summary(
+    found: dict[str, Metric], settings: EvaluateConfig
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, int]]:
+    """Values, intervals and numbers of items by name."""
+    ends = {name: interval(metric, settings.confidence, settings.resamples) for name, metric in found.items()}
+    return (
+        {name: metric.value for name, metric in found.items()},
+        {name: list(pair) for name, pair in ends.items() if pair is not None},
+        {name: metric.count for name, metric in found.items()},
+    )
+
+
+def write_scores(path: Path, run: Run, plan: Plan, said: list[Said]) -> None:
+    """A line per held-out row and per completion, with the numbers that the metrics are made of."""
+    lines = []
+    for n, row in enumerate(plan.rows):
+        start: Any = row.get("prompt", row.get("messages", row.get("text")))
+        numbers = [_row_numbers(one, n) for one in said]
+        lines.append({"set": "held out", "row": n, "prompt": as_text(start), **_sides(numbers)})
+    for name, prompts in plan.prompts.items():
+        for n, row in enumerate(prompts):
+            numbers = [_completion_numbers(run, one, name, n) for one in said]
+            lines.append({"set": name, "row": n, "prompt": as_text(row["prompt"]), **_sides(numbers)})
+    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _sides(numbers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**numbers[0], **({"against": numbers[1]} if len(numbers) > 1 else {})}
+
+
+def _row_numbers(said: Said, n: int) -> dict[str, Any]:
+    if said.scores:
+        return {"scores": said.scores[n]}
+    found: dict[str, Any] = {"log_p": [a.log_p for a in said.answers[n]], "tokens": [a.tokens for a in said.answers[n]]}
+    if said.reference is not None:
+        found["reference_log_p"] = [a.log_p for a in said.reference[n]]
+    return found
+
+
+def _completion_numbers(run: Run, said: Said, name: str, n: int) -> dict[str, Any]:
+    drawn = said.drawn[name][n]
+    found: dict[str, Any] = {"completion": drawn.text, "length": len(drawn.ids), "ended": drawn.ended}
+    if scores := totals(run, said, name):
+        found["score"] = scores[n]
+    return {**found, "rewards": {reward: values[n] for reward, values in said.rewards.get(name, {}).items()}}
+
+
+def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
+    """The plan, a line per fact."""
+    sets = [f"{len(plan.rows)} held-out rows"] if plan.rows else []
+    sets += [f"{len(prompts)} {name} completions" for name, prompts in plan.prompts.items()]
+    facts(
+        {
+            "run": f"evaluate, as {run.trainer.kind}",
+            "model": plan.judged[0].source.name,
+            **({"against": plan.judged[1].source.name} if len(plan.judged) > 1 else {}),
+            "data": f"{plan.data['path']}: {', '.join(sets)}",
+            **({"rewards": ", ".join(_entries(run)) or "none"} if plan.prompts else {}),
+            "directory": str(directory.path),
+        }
+    )
+
+
+def show(directory: RunDirectory) -> None:
+    """Each metric with its interval, and beside it that of the other model and the difference."""
+    record = directory.record() or {}
+    values, pair = record["metrics"], record["evaluate"]["against"]
+    share = f"{record['evaluate']['confidence']:.0%} interval"
+    table = Table(title=f"{directory.name}: {share}", title_justify="left")
+    for name in ("metric", "value", *(("against", "difference") if pair else ()), "items"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name in values:
+        if name.startswith(("against/", "difference/")):
+            continue
+        others = [_cell(record, f"{side}/{name}") for side in ("against", "difference")] if pair else []
+        table.add_row(escape(title(name)), _cell(record, name), *others, str(record["counts"][name]))
+    console.print(table)
+    alike = ["an interval of no width says that all items are alike, not that the number is certain"]
+    for note in record["notes"] + (alike if any(low == high for low, high in record["intervals"].values()) else []):
+        tell(f"note     {note}")
+    tell(f"model    {record['model']['path']}")
+    if pair:
+        tell(f"against  {record['evaluate']['against']}")
+    tell(f"scores   {directory.scores}")
+    tell(f"run      {directory.path}")
+
+
+def _cell(record: dict[str, Any], name: str) -> str:
+    if name not in record["metrics"]:
+        return ""
+    ends = record["intervals"].get(name)
+    figure = f"{record['metrics'][name]:.3f}"
+    return escape(figure + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))

@@ -1,0 +1,196 @@
+"""Everything that can be known before weights load: `check` without heavy imports, `prepare` with them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain import rewards
+from posttrain.config import checks, objective, options
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
+from posttrain.data import files, mix, stream
+from posttrain.data.sampled import data_file
+from posttrain.data.shapes import NAMES
+from posttrain.errors import PosttrainError
+from posttrain.probe import texts
+from posttrain.training import online
+
+if TYPE_CHECKING:
+    pass
+
+# Options of TRL's config classes that this layer decides.
+RESERVED = {
+    "output_dir": "set output_dir (the run directory is made inside it)",
+    "report_to": "choose tracking=wandb|trackio|tensorboard|none",
+    "run_name": "set name",
+    "project": "set tracking.project",
+    "disable_tqdm": "posttrain draws the progress bar",
+    "resume_from_checkpoint": "the same command continues from the last checkpoint by itself",
+    "model_init_kwargs": "set model.dtype, model.attn_implementation or model.kwargs",
+    "trust_remote_code": "set model.trust_remote_code",
+    "chat_template_path": "set model.chat_template",
+    "eos_token": "set model.eos_token",
+    "pad_token": "set model.pad_token",
+    "do_eval": "set trainer.args.eval_strategy",
+    "enable_jit_checkpoint": "posttrain saves at SIGTERM by itself",
+    "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
+}
+SECRETS = {
+    "token": "run `hf auth login`",
+    "use_auth_token": "run `hf auth login`",
+    "api_key": "put it into the environment",
+    "password": "put it into the environment",
+}
+EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad", "embedded:imdb")}
+JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
+CHOICES = {
+    "trainer.kind": tuple(KINDS),
+    "peft.method": ("none", "lora"),
+    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "tracking.backend": ("wandb", "trackio", "tensorboard", "none"),
+    "tracking.mode": ("auto", "online", "offline", "disabled"),
+    "data.format": NAMES,
+    "data.on_error": ("stop", "skip"),
+    "data.pairs": ("all", "one"),
+}
+
+
+def check(run: Run) -> None:
+    """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
+    if wrong := checks.choice("job", run.job, JOBS):
+        raise PosttrainError(wrong)
+    if run.job == "pipeline":
+        from posttrain.pipeline import plan
+
+        plan.check(run, check)
+        return
+    errors = [e for key, allowed in CHOICES.items() if (e := checks.choice(key, _value(run, key), allowed))]
+    if run.trainer.kind in KINDS:
+        kind = KINDS[run.trainer.kind]
+        reserved = {**RESERVED, **(online.DERIVED if run.trainer.kind == "ppo" else {})}
+        errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
+        errors += online.check(run) if kind.online and run.job == "train" else []
+    if run.trainer.kind == "kto" and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
+        errors.append(
+            "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
+            "set at least 2, and fewer gradient_accumulation_steps"
+        )
+    errors += options.check_smoothing(run.trainer.kind, run.trainer.args) if run.trainer.kind in KINDS else []
+    errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
+    errors += options.check("LoraConfig", run.peft.value, "peft.value")
+    errors += _initialisation(run)
+    if run.peft.value and not online.value_adapter(run):
+        errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
+    errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
+    if run.peft.quantization and run.peft.method == "none":
+        errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
+    errors += _paths(run) + _secrets(asdict(run))
+    errors += [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
+    errors += (
+        _lonely(run)
+        + checks.check(run)
+        + checks.probe(run)
+        + texts.check_files(run.probe)
+        + objective.check(run.objective)
+    )
+    if run.job == "train":
+        probed = run.probe.prompts > 0 and run.trainer.kind != "reward"
+        errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
+    if run.data.streaming:
+        errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
+    for key, value, least in (
+        ("probe.prompts", run.probe.prompts, 0),
+        ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
+        ("probe.shift_prompts", run.probe.shift_prompts, 0),
+        ("probe.max_new_tokens", run.probe.max_new_tokens, 1),
+        ("probe.batch_size", run.probe.batch_size, 1),
+        ("data.eval_size", run.data.eval_size, 0),
+        ("data.max_train_rows", run.data.max_train_rows, 1),
+        ("data.max_eval_rows", run.data.max_eval_rows, 1),
+    ):
+        if value is not None and value < least:
+            errors.append(f"{key}={value}: expected at least {least}")
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def _lonely(run: Run) -> list[str]:
+    """Judges that have nothing to compare with: the probe and PPO draw one completion of each prompt."""
+    alone = {"probe.rewards": run.probe.rewards} if run.job == "train" else {}
+    if run.job == "evaluate" and not run.evaluate.against:
+        alone = {"reward": run.reward, "probe.rewards": run.probe.rewards}
+    elif (run.job == "train" and run.trainer.kind == "ppo") or (run.job == "sample" and run.sample.n == 1):
+        alone["reward"] = run.reward
+    return [error for path, entries in alone.items() for error in rewards.lonely(entries, path)]
+
+
+def _initialisation(run: Run) -> list[str]:
+    """PiSSA, OLoRA and the like change the base weights, so a base without the adapter is no reference."""
+    start = run.peft.lora.get("init_lora_weights", True)
+    if run.peft.method == "none" or isinstance(start, bool) or start == "gaussian":
+        return []
+    if run.trainer.kind in ("sft", "reward") and not run.model.init_from:
+        return []
+    return [
+        f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "
+        f"{run.trainer.kind} and of what goes on from it; leave it out, or choose gaussian"
+    ]
+
+
+def _secrets(settings: Any, path: str = "") -> list[str]:
+    """Keys that hold a secret: the config is stored in the run directory and sent to the tracker."""
+    if not isinstance(settings, dict):
+        return []
+    errors = []
+    for key, value in settings.items():
+        if key in SECRETS and value:
+            errors.append(f"{path}{key}: a secret does not belong in a config, which is stored; {SECRETS[key]}")
+        errors += _secrets(value, f"{path}{key}.")
+    return errors
+
+
+def _value(run: Run, key: str) -> Any:
+    group, _, name = key.partition(".")
+    return getattr(getattr(run, group), name)
+
+
+def _paths(run: Run) -> list[str]:
+    errors = mix.check(run.data)
+    local = {"data.path": run.data.path, "data.eval_path": run.data.eval_path}
+    for name, part in run.data.mix.items():
+        local |= {f"data.mix.{name}.{key}": part.get(key) for key in ("path", "eval_path") if isinstance(part, dict)}
+    for key, value in local.items():
+        if not value and value != []:
+            continue
+        if isinstance(value, str) and value.startswith("embedded:"):
+            if value not in EMBEDDED["data.path"]:
+                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED['data.path'])}")
+            continue
+        if wrong := files.check(value):
+            errors.append(f"{key}={value}: {wrong}")
+            continue
+        try:
+            data_file(value)
+        except PosttrainError as error:
+            errors.append(f"{key}={error}")
+    parents = {"model.init_from": run.model.init_from}
+    for key, value in parents.items():
+        if value and not _exists(value):
+            errors.append(f"{key}={value}: no such run directory")
+    for key in ("model.path", "model.chat_template"):
+        value = _value(run, key)
+        if value and value.startswith("embedded:") and key in EMBEDDED:
+            if value not in EMBEDDED[key]:
+                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED[key])}")
+        elif value:
+            is_file = key == "model.chat_template"
+            if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
+                errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}")
+    return errors
+
+
+def _exists(path: str) -> bool:
+    return Path(os.path.expanduser(path)).exists()

@@ -1,0 +1,224 @@
+"""The plan of a training run: tokenizer, data and architecture, checked before weights load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain import rewards
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
+from posttrain.console import facts
+from posttrain.errors import PosttrainError
+from posttrain.models.tokens import ids
+from posttrain.runs.directory import RunDirectory
+from posttrain.training import online
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data import Data
+    from posttrain.models.hardware import Precision
+    from posttrain.models.inherit import Start
+    from posttrain.probe.texts import Material
+
+
+def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
+    """The plan, a line per fact."""
+    total, trained = plan.parameters
+    source = plan.data.source
+    tokens = plan.lengths.mean * (plan.data.rows or 0)
+    limit = run.trainer.args.get("max_length")
+    over = sum(n > limit for n in plan.lengths.sequence) / len(plan.lengths.sequence) if limit else 0.0
+    how = "full fine-tuning" if run.peft.method == "none" else f"LoRA r={run.peft.lora.get('r', 8)}"
+    if run.peft.lora.get("use_dora") and run.peft.method == "lora":
+        how = how.replace("LoRA", "DoRA")
+    if run.peft.quantization:
+        how += f" on {run.peft.quantization.get('bnb_4bit_quant_type', '8-bit')} weights"
+    checkpoint = directory.last_checkpoint() if directory.record() else None
+    rows = {
+        "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
+        "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
+        **({"starts from": plan.start.note} if plan.start.note else {}),
+        "data": f"{source['path']}: {plan.data.rows or 'a stream of'} rows of about {plan.lengths.mean:.0f} tokens "
+        + (f"({_count(tokens)} in all), " if tokens else "")
+        + f"{source['held_out_rows']} held out"
+        + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
+        **plan.data.lines(),
+        **({"note": note} if (note := _note(run, plan)) else {}),
+        **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if KINDS[run.trainer.kind].online else {}),
+        "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
+        if plan.steps_per_rollout == 1
+        else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
+        "device": str(plan.precision),
+        "directory": str(directory.path),
+    }
+    facts(rows)
+
+
+def _reward(name: str, run: Run) -> str:
+    """A reward of the plan: its weight, and whether its model is a second one in memory."""
+    entry, shared = run.reward[name], online.shared_reward(run)
+    where = ""
+    if entry.model is not None:
+        where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a model of its own)"
+    return name + where + (f" x {entry.weight:g}" if entry.weight != 1 else "")
+
+
+def _note(run: Run, plan: Plan) -> str | None:
+    first = plan.data.first[0]
+    plain = isinstance(first.get("prompt", first.get("text")), str)
+    if plain and plan.tokenizer.chat_template and not run.data.conversational:
+        return "the data is plain text, so the model's chat template is not used; data.conversational=true uses it"
+    return None
+
+
+def _count(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+@dataclass
+class Plan:
+    """A run that is ready to train: all its parts but the weights."""
+
+    start: Start
+    data: Data
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision
+    parameters: tuple[int, int]
+    lengths: Lengths
+    material: Material
+    steps: int
+    rows_per_step: int
+    steps_per_rollout: int
+
+
+def prepare(run: Run, output_dir: Path) -> Plan:
+    """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
+    from posttrain.data import load
+    from posttrain.models import architecture, hardware, inherit, tokenizers
+    from posttrain.probe import texts
+
+    start = inherit.start(run)
+    tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
+    inherit.check_tokenizer(run, start, tokenizer)
+    data = load(run.data, run.trainer.kind)
+    first = data.first[0]
+    tokenizers.check_template(tokenizer, first, run.model)
+    _check_columns(run, data)
+    precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)
+    if run.trainer.kind == "ppo":
+        known = architecture.config(run.model, start.config, start.revision)
+        online.check_ppo(run, data, tokenizer, precision, known, start.base)
+    if errors := [error for path, entries in run.rewards.items() for error in rewards.reach(entries, path)]:
+        raise PosttrainError("\n".join(errors))
+    parameters, context = architecture.architecture(run, start.config, start.revision)
+    lengths = _lengths(tokenizer, data)
+    _check_lengths(run, lengths, context)
+    _check_memory(run, precision, parameters)
+    _check_space(run, parameters, output_dir)
+    found = texts.Material()
+    if data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
+        found = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
+    steps = online.schedule(run, data.rows or 0)
+    return Plan(start, data, tokenizer, precision, parameters, lengths, found, *steps)
+
+
+def _check_columns(run: Run, data: Data) -> None:
+    available = data.first.features
+    probed = data.prompts.features if data.prompts else available
+    errors = []
+    for path, entries in run.rewards.items():
+        errors += rewards.missing_columns(entries, path, available if path == "reward" else probed)
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def _check_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> None:
+    """Weights, gradients and AdamW's moments alone must fit; activations come on top."""
+    import torch
+
+    total, trained = parameters
+    bits = 4.5 if run.peft.quantization.get("load_in_4bit") else 8 if run.peft.quantization else None
+    each = bits / 8 if bits else {"float32": 4, "bfloat16": 2, "float16": 2}[precision.dtype]
+    # A fully trained policy of DPO or KTO keeps a frozen copy of itself as reference.
+    copies = 2 if run.peft.method == "none" and run.trainer.kind in ("dpo", "kto") else 1
+    needed = total * each * copies + trained * 4 * 3
+    if precision.device == "CPU":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        memory = torch.cuda.get_device_properties(0).total_memory
+    if needed > memory:
+        mend = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
+        raise PosttrainError(
+            f"model.path={run.model.path}: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
+            f"{precision.device} has {memory / 1e9:.1f} GB; {mend}"
+        )
+
+
+def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> None:
+    """Checkpoints hold the trained weights and AdamW's two moments in float32, twice while one is replaced."""
+    needed = parameters[1] * 4 * 3 * 2
+    folder = next(p for p in (output_dir, *output_dir.parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise PosttrainError(
+            f"output_dir={run.output_dir}: {free / 1e9:.1f} GB free, and checkpoints need {needed / 1e9:.1f} GB; "
+            "free some space, or train an adapter (peft=lora)"
+        )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the first rows: of a whole row's longest sequence, and of its prompt alone."""
+
+    sequence: list[int]
+    prompt: list[int]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.sequence) / len(self.sequence)
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Lengths:
+    """Rendered as the trainer will render them; for pairs the longer of the two."""
+    sequence, prompt = [], []
+    for row in data.first:
+        start = row.get("prompt", row.get("messages", row.get("text")))
+        ends = [row[c] for c in ("completion", "chosen", "rejected") if c in row]
+        prompt.append(len(ids(tokenizer, start)) if ends else 0)
+        sequence.append(max((len(ids(tokenizer, start + end)) for end in ends), default=len(ids(tokenizer, start))))
+    return Lengths(sequence, prompt)
+
+
+def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
+    """`max_length` must leave something to learn, and everything must fit the model's context."""
+    args, errors = run.trainer.args, []
+    if KINDS[run.trainer.kind].online:
+        longest = max(lengths.sequence) + args.get("max_completion_length", 512)
+        if context and longest > context:
+            errors.append(
+                f"trainer.args.max_completion_length: the longest prompt and its completion take {longest} tokens, "
+                f"and the model's context is {context}"
+            )
+    elif limit := args.get("max_length", 1024):
+        if context and limit > context:
+            errors.append(f"trainer.args.max_length={limit}: the model's context is {context}; set it to that or less")
+        measured = lengths.sequence if run.trainer.kind == "reward" else lengths.prompt
+        if min(measured) >= limit:
+            errors.append(
+                f"trainer.args.max_length={limit}: every row is dropped, the shortest takes {min(measured)} tokens "
+                f"{'' if run.trainer.kind == 'reward' else 'before its completion '}(median {_median(measured)})"
+            )
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def _median(values: list[int]) -> int:
+    return sorted(values)[len(values) // 2]

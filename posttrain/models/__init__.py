@@ -1,0 +1,1 @@
+"""Tokenizer, weights, adapters, and text out of a model."""

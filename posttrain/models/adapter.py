@@ -1,0 +1,46 @@
+"""LoRA and quantization settings as PEFT and bitsandbytes take them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import PeftConfig
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+
+
+def lora_config(peft: PeftConfig, kind: str, value: bool = False) -> LoraConfig | None:
+    """The adapter; a reward model trains its `score` head beside it. `value`: that of PPO's value function."""
+    if peft.method == "none":
+        return None
+    from peft import LoraConfig
+
+    options = {**peft.lora, **(peft.value if value else {})}
+    options.setdefault("task_type", "SEQ_CLS" if kind == "reward" else "CAUSAL_LM")
+    return LoraConfig(**options)
+
+
+def quantization_config(peft: PeftConfig) -> BitsAndBytesConfig | None:
+    """4-bit or 8-bit loading by bitsandbytes, or `None`."""
+    if not peft.quantization:
+        return None
+    import bitsandbytes.nn.modules as bnb
+    from transformers import BitsAndBytesConfig
+
+    # On CPUs with AVX512-BF16, a 4-bit layer repacks its weights at the first forward in eval mode, and from then on
+    # passes no gradient back, silently. Layers ask this function when they are made.
+    bnb.has_avx512bf16 = lambda: False
+    return BitsAndBytesConfig(**peft.quantization)
+
+
+def keep_trained_in_float32(model: Any) -> None:
+    """Undo TRL's cast of a quantized model's adapter and head to bfloat16.
+
+    AdamW's steps at usual learning rates are below what bfloat16's 8 bits can add to a weight, so most would be lost
+    (TRL exempts DoRA's magnitudes for that reason, trl#7268). Mixed precision still computes in bfloat16.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -1,0 +1,222 @@
+"""What a model itself says, and how likely it finds what it is given: the one sampler, and the one scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from posttrain.models.tokens import ids as token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Most that `log_probs` computes at a time, unless one sequence is longer: tokens, and positions with logits, each of
+# which is a whole vocabulary wide (128,256 of them in bfloat16: 0.26 GB).
+TOKENS, POSITIONS = 8192, 1024
+
+
+# Generation configs of models may reshape the distribution (Qwen's do), while what is measured is the model's own; with
+# the cache switched off there, a prefilled prompt would be read twice.
+OWN_DISTRIBUTION: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "use_cache": True,
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One completion: token ids of the prompt and of what was drawn (EOS included), its text, whether EOS came."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+    ended: bool
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    do_sample: bool = True,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    progress: Callable[[list[Drawn]], None] | None = None,
+) -> list[Drawn]:
+    """One completion for each of the prompts `encoded` (lists of token ids), in their order.
+
+    `batch_size` sequences are drawn at a time, of similar length, so that little is padding; a prompt that stands in
+    a batch several times is read once. Greedy without `do_sample`. Random numbers come from torch's global generator;
+    `progress` gets each batch as it is drawn.
+    """
+    eos = eos_ids(model, tokenizer)
+    drawn: dict[int, Drawn] = {}
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        prompts = {"input_ids": [encoded[i] for i in part]}
+        batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
+        output = model.generate(
+            **batch,
+            **_prefilled(model, tokenizer, prompts["input_ids"]),
+            do_sample=do_sample,
+            temperature=temperature if do_sample else None,
+            top_p=top_p if do_sample else None,
+            top_k=0 if do_sample else None,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=list(eos),
+            **OWN_DISTRIBUTION,
+        )
+        for i, row in zip(part, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((n + 1 for n, token in enumerate(row) if token in eos), None)
+            ids = row[:end]
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
+            drawn[i] = Drawn(encoded[i], ids, text, end is not None)
+        if progress is not None:
+            progress([drawn[i] for i in part])
+    return [drawn[i] for i in range(len(encoded))]
+
+
+def _prefilled(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> dict[str, Any]:
+    """Keys and values of the prompts but for their last token, where that saves reading repeated ones."""
+    places: dict[tuple[int, ...], int] = {}
+    rows = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    if len(places) == len(rows) or max(map(len, places)) < 2 or model.generation_config.cache_implementation:
+        return {}
+    batch = tokenizer.pad({"input_ids": list(map(list, places))}, padding_side="left", return_tensors="pt")
+    ids, mask = (batch[name][:, :-1].to(model.device) for name in ("input_ids", "attention_mask"))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    read = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache = read.past_key_values
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None])):
+        return {}  # linear attention keeps a state of another kind
+    cache.batch_select_indices(torch.tensor(rows, device=model.device))
+    return {"past_key_values": cache}
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Token ids of each row's `prompt`, a conversation's opened for the reply."""
+    return [token_ids(tokenizer, row["prompt"], generation=True) for row in rows]
+
+
+def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token at which generation stops."""
+    ids = model.generation_config.eos_token_id
+    found = set(ids if isinstance(ids, list) else [ids]) | {tokenizer.eos_token_id}
+    return found - {None}
+
+
+def align(
+    sequences: Sequence[tuple[list[int], list[int]]], pad: int, device: Any
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Ids and mask, both (batch, prompt + completion), and the number of completion positions.
+
+    Padded on both sides, so that all completions of the (prompt ids, completion ids) begin in the same column.
+    """
+    width = max(len(prompt) for prompt, _ in sequences)
+    completion = max(len(answer) for _, answer in sequences)
+    rows, masks = [], []
+    for prompt, answer in sequences:
+        left, right = width - len(prompt), completion - len(answer)
+        rows.append([pad] * left + prompt + answer + [pad] * right)
+        masks.append([0] * left + [1] * (len(prompt) + len(answer)) + [0] * right)
+    return torch.tensor(rows, device=device), torch.tensor(masks, device=device), completion
+
+
+def completion_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, completion: int) -> torch.Tensor:
+    """Logits (batch, completion, vocabulary) that predict the last `completion` positions."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=completion + 1)
+    return out.logits[:, :-1]
+
+
+@torch.no_grad()
+def log_probs(
+    model: Any,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    pad: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[float]:
+    """log p(completion | prompt) in nats of each (prompt ids, completion ids), summed over the completion's tokens.
+
+    Batches are of similar length and bounded by `TOKENS` and `POSITIONS`; `progress` gets the number of sequences of
+    each as it is done.
+    """
+    result = [0.0] * len(sequences)
+    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    while order:
+        part = _fitting(order, sequences)
+        ids, mask, completion = align([sequences[i] for i in part], pad, model.device)
+        logits = completion_logits(model, ids, mask, completion)
+        for row, i in enumerate(part):
+            answer = torch.tensor(sequences[i][1], device=model.device)
+            log_p = logits[row, : len(answer)].float().log_softmax(-1)
+            result[i] = float(log_p.gather(-1, answer[:, None]).double().sum())
+        if progress is not None:
+            progress(len(part))
+    return result
+
+
+def _fitting(order: list[int], sequences: Sequence[tuple[list[int], list[int]]]) -> list[int]:
+    """Take the next batch from the end of `order`, longest first, so that what does not fit fails at once."""
+    part = [order.pop()]
+    prompt, completion = map(len, sequences[part[0]])
+    while order:
+        prompt = max(prompt, len(sequences[order[-1]][0]))
+        completion = max(completion, len(sequences[order[-1]][1]))
+        rows = len(part) + 1
+        if rows * (prompt + completion) > TOKENS or rows * completion > POSITIONS:
+            break
+        part.append(order.pop())
+    return part
+
+
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, answers: Sequence[Any], max_length: int | None = None
+) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, completion ids) of each of the `answers` to one prompt, tokenized and cut as TRL trains on them.
+
+    Text ends with EOS; the completion begins where prompt and whole diverge; `max_length` cuts the end. The completion
+    is empty where the prompt alone fills `max_length`.
+    """
+    start = token_ids(tokenizer, prompt, generation=True)
+    wholes = []
+    for answer in answers:
+        whole = prompt + answer
+        if isinstance(whole, str) and not whole.endswith(str(tokenizer.eos_token)):
+            whole += tokenizer.eos_token
+        wholes.append(token_ids(tokenizer, whole)[:max_length])
+    # The first token has nothing before it that could predict it.
+    common = max(min(_common(start, whole) for whole in wholes), 1)
+    return [(whole[:common], whole[common:]) for whole in wholes]
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+@contextmanager
+def apart(trainer: Any, seed: int) -> Iterator[None]:
+    """Measure in the midst of training: evaluation mode and a random state of one's own, all as before afterwards."""
+    model, training = trainer.model, trainer.model.training
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), trainer.accelerator.autocast():
+        torch.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)

@@ -1,0 +1,186 @@
+"""What a run inherits: the adapter or the weights its training begins with, and what it is measured against.
+
+All of it follows from `model.init_from` and the config, so that no reference and no adapter is put together by hand.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import PeftConfig, Run
+from posttrain.data.sampled import sampled
+from posttrain.errors import PosttrainError
+from posttrain.runs import lineage
+from posttrain.runs.lineage import Source, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training begins with: `adapter` is trained further, or a new one on the weights of `base`.
+
+    `merge` is a parent whose adapter is first merged into the weights it was trained on; `base` is then the folder that
+    they go to. `config` is where the model's config lies before that, `dtype` the type of the weights that an adapter
+    goes on with. `note` says it in a line of the plan.
+    """
+
+    base: str
+    config: str
+    tokenizer: str
+    revision: str | None = None
+    dtype: str | None = None
+    adapter: str | None = None
+    merge: Source | None = None
+    parent: Source | None = None
+    note: str = ""
+
+
+def start(run: Run) -> Start:
+    """What `run` begins with; raises `PosttrainError` where `model.init_from` does not fit the rest of the config."""
+    if run.model.init_from is None:
+        where = locate(run.model.path)
+        if (Path(where) / "adapter_config.json").is_file():
+            raise PosttrainError(
+                f"model.path={run.model.path}: an adapter, not a whole model; set model.init_from={run.model.path} to "
+                "go on from that run, and leave model.path as it was there"
+            )
+        return Start(where, where, where, run.model.revision)
+    parent = lineage.source(run.model.init_from, key="model.init_from")
+    _check_parent(run, parent)
+    if parent.adapter is None:
+        note = f"the weights of {parent.run.name}" if parent.run else ""
+        return Start(parent.base, parent.base, parent.tokenizer, parent=parent, note=note)
+    name, why = parent.run.name if parent.run else parent.name, other_adapter(run.peft, parent)
+    if why is None:
+        note = f"the adapter of {name}; its frozen copy is the reference"
+        return Start(
+            parent.base,
+            parent.base,
+            parent.tokenizer,
+            parent.revision,
+            parent.dtype,
+            parent.adapter,
+            None,
+            parent,
+            note,
+        )
+    assert parent.run is not None
+    merged = str(parent.run.path / "base")  # not merged/, which is the user's own export
+    note = f"{name} merged into the weights it was trained on ({why})"
+    return Start(merged, parent.base, parent.tokenizer, merge=parent, parent=parent, note=note)
+
+
+def _check_parent(run: Run, parent: Source) -> None:
+    key, record = f"model.init_from={run.model.init_from}", parent.record
+    if parent.run is None or record.get("job", "train") != "train":
+        raise PosttrainError(f"{key}: not the run directory of a training run; for a model set model.path")
+    if record["trainer"] == "reward" and run.trainer.kind != "reward":
+        raise PosttrainError(
+            f"{key}: a reward model, which {run.trainer.kind} cannot train further; give it as a reward: reward=rm "
+            "reward.rm.model=RUN"
+        )
+    theirs = record["model"]
+    if (run.model.path, run.model.revision) != (theirs["path"], theirs["revision"]):
+        ours = run.model.path + (f" at {run.model.revision}" if run.model.revision else "")
+        revision = f" model.revision={theirs['revision']}" if theirs["revision"] else ""
+        raise PosttrainError(
+            f"model.path={ours}: {key} was trained from another base; set model.path={theirs['path']}{revision}"
+        )
+
+
+def other_adapter(peft: PeftConfig, parent: Source) -> str | None:
+    """Why the parent's adapter cannot go on as this run's; `None` where it can."""
+    if peft.method == "none":
+        return "full fine-tuning"
+    if peft.quantization != parent.quantization:
+        return f"trained on {_bits(parent.quantization)} weights, now {_bits(peft.quantization)}"
+    now, before = _options(peft.lora), _options(parent.record["adapter"])
+    changed = next((option for option in now if now[option] != before[option]), None)
+    return changed and f"a new adapter: {changed}={now[changed]}, was {before[changed]}"
+
+
+def _options(lora: dict[str, Any]) -> dict[str, Any]:
+    """All of LoraConfig's options, defaults as well; the order of module names says nothing."""
+    from peft import LoraConfig
+
+    known = LoraConfig(**lora).to_dict()
+    return {name: sorted(v) if isinstance(v, (list, set)) else v for name, v in known.items()}
+
+
+def _bits(quantization: dict[str, Any]) -> str:
+    return "4-bit" if quantization.get("load_in_4bit") else "8-bit" if quantization else "unquantized"
+
+
+def check_tokenizer(run: Run, begin: Start, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `PosttrainError` where template or special tokens differ from those that the parent was trained with."""
+    if begin.parent is None:
+        return
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(begin.parent.tokenizer)
+    for key in ("chat_template", "eos_token", "pad_token"):
+        if getattr(tokenizer, key) != getattr(theirs, key):
+            raise PosttrainError(
+                f"model.{key}={getattr(run.model, key)}: model.init_from={run.model.init_from} was trained with "
+                f"another; leave model.{key} out"
+            )
+
+
+def parents(run: Run, begin: Start) -> list[dict[str, Any]]:
+    """The runs that this one is made from, for its `run.json`: role, path and the digest of the weights."""
+    found = [("policy", run.model.init_from)] if begin.parent else []
+    found += [(f"reward.{name}", model) for name, entry in run.reward.items() for model in entry.models]
+    found += [("data", path) for path in sampled(run.data)]
+    return [lineage.parent(role, path) for role, path in found if path is not None]
+
+
+def base_record(run: Run, begin: Start, directory: Path, dtype: str) -> dict[str, Any]:
+    """The weights that training begins with, for `run.json`; a local folder is kept relative to the run directory."""
+    known = begin.parent.record["base"] if begin.parent and begin.adapter else None
+    if known is not None and not known["local"]:
+        return {**known, "dtype": dtype}
+    if begin.parent is not None or (Path(begin.base).is_dir() and not run.model.path.startswith("embedded:")):
+        return {
+            "path": os.path.relpath(begin.base, directory),
+            "local": True,
+            "revision": None,
+            "commit": None,
+            "dtype": dtype,
+        }
+    from posttrain import hub
+
+    commit = hub.commit(run.model.path, run.model.revision)
+    return {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": commit, "dtype": dtype}
+
+
+def put_adapter(model: Any, adapter: str) -> None:
+    """Load the parent's adapter into the policy and, where there is one, into its frozen reference, bit for bit.
+
+    TRL rounds a quantized model's adapter to bfloat16 on the way, which would move the policy off its reference.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(str(Path(adapter) / "adapter_model.safetensors"))
+    # PEFT also saves the frozen embeddings where an adapter is on them.
+    weights = {key: value for key, value in saved.items() if ".base_layer." not in key}
+    for name in ("default", "ref"):
+        if name in model.peft_config:
+            own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+            # A reward model that goes on from a policy has a new head, which the policy's adapter knows nothing of.
+            wrong = [key for key in {*own} ^ {*weights} if ".score." not in key]
+            if wrong:
+                raise PosttrainError(f"{adapter}: its weights do not fit the model, e.g. {sorted(wrong)[0]}")
+            set_peft_model_state_dict(model, {**own, **weights}, adapter_name=name)
+
+
+def add_reference(model: Any) -> None:
+    """A frozen copy of the policy's adapter named `ref`, as TRL makes for DPO, where the trainer needs none itself."""
+    if "ref" not in model.peft_config:
+        model.add_adapter("ref", model.peft_config["default"])
+        model.set_adapter("default")

@@ -1,0 +1,81 @@
+"""The tokenizer that a run trains with, and whether its chat template ends a turn with EOS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import ModelConfig
+from posttrain.errors import PosttrainError
+from posttrain.hub import cannot_load
+from posttrain.models.tokens import ids
+from posttrain.runs.lineage import locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+import os
+
+# Tokens that models reserve for padding or never emit, best first.
+PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
+
+
+def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path` (default: the model's own) with the template and special tokens to train with.
+
+    Raises `PosttrainError` where it has none that would do.
+    Padding gets a token of its own: where pad is EOS, masking one masks the other, and the model never learns to stop.
+    """
+    from transformers import AutoTokenizer
+
+    path = path or locate(config.path)
+    try:
+        tok = AutoTokenizer.from_pretrained(
+            path,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            clean_up_tokenization_spaces=False,
+        )
+    except Exception as error:
+        raise PosttrainError(f"model.path={config.path}: {cannot_load(error, config.path)}") from error
+    if config.chat_template:
+        tok.chat_template = Path(os.path.expanduser(config.chat_template)).read_text(encoding="utf-8")
+    for key in ("eos_token", "pad_token"):
+        if token := getattr(config, key):
+            if token not in tok.get_vocab():
+                raise PosttrainError(f"model.{key}={token}: not in the vocabulary of {config.path}")
+            setattr(tok, key, token)
+    if tok.eos_token is None:
+        raise PosttrainError(f"model.path={config.path}: its tokenizer has no EOS token; set model.eos_token=TOKEN")
+    if tok.pad_token is None or tok.pad_token_id == tok.eos_token_id:
+        vocabulary = tok.get_vocab()
+        free = [t for t in PAD_TOKENS if t in vocabulary and vocabulary[t] != tok.eos_token_id]
+        if not free:
+            raise PosttrainError(
+                f"model.path={config.path}: no padding token other than EOS; set model.pad_token to one it never emits"
+            )
+        tok.pad_token = free[0]
+    return tok
+
+
+def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: ModelConfig) -> None:
+    """Raise `PosttrainError` unless a conversation can be rendered and its assistant turn ends with EOS.
+
+    Generation stops at EOS; a model trained on turns that end otherwise never stops.
+    """
+    from trl.data_utils import is_conversational
+
+    if not is_conversational(row):
+        return
+    if not tok.chat_template:
+        raise PosttrainError(
+            f"model.path={config.path}: no chat template, and the data is conversational; "
+            "set model.chat_template=FILE.jinja, or take an instruct model"
+        )
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    whole, prompt = ids(tok, turns), ids(tok, turns[:1])
+    if tok.eos_token_id not in whole[len(prompt) :]:
+        end = tok.decode([i for i in whole if i in tok.added_tokens_decoder][-1:]) or repr(tok.decode(whole[-3:]))
+        raise PosttrainError(
+            f"model.path={config.path}: the chat template ends an assistant turn with {end}, and EOS is "
+            f"{tok.eos_token}: the model would not learn to stop; set model.eos_token={end}, or another template"
+        )

@@ -1,0 +1,96 @@
+"""Model, tokenizer, precision and adapter of a run, as TRL's trainers take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import PeftConfig
+from posttrain.errors import PosttrainError
+from posttrain.runs.lineage import Source
+
+if TYPE_CHECKING:
+    pass
+
+
+def tokenizer(origin: Source) -> Any:
+    """The tokenizer of the weights, with a token to pad with."""
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(origin.tokenizer, revision=None if origin.run else origin.revision)
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token
+    return found
+
+
+def check_model(origin: Source, key: str, scores: bool) -> int | None:
+    """Raise `PosttrainError` unless `origin` is a reward model (`scores`) or one that generates; the context length."""
+    from transformers import AutoConfig
+
+    from posttrain import hub
+
+    try:
+        trust = origin.options.get("trust_remote_code", False)
+        known = AutoConfig.from_pretrained(origin.base, revision=origin.revision, trust_remote_code=trust)
+    except Exception as error:
+        why = hub.explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
+        raise PosttrainError(f"{key}={origin.name}: {why}") from error
+    if is_reward_model(origin, known) and not scores:
+        raise PosttrainError(
+            f"{key}={origin.name}: a reward model, which generates no text; give it as reward.rm.model"
+        )
+    if scores and not is_reward_model(origin, known):
+        raise PosttrainError(f"{key}={origin.name}: not a reward model; train one with trainer=reward")
+    if scores and not origin.adapter and known.num_labels != 1:
+        raise PosttrainError(f"{key}={origin.name}: has {known.num_labels} outputs, and a reward has one")
+    return getattr(known.get_text_config(), "max_position_embeddings", None)
+
+
+def is_reward_model(origin: Source, known: Any) -> bool:
+    """Whether `origin`, with the config `known`, scores text."""
+    if origin.adapter:
+        from peft import PeftConfig
+
+        return PeftConfig.from_pretrained(origin.adapter).task_type == "SEQ_CLS"
+    return any("SequenceClassification" in name for name in known.architectures or ())
+
+
+def load(origin: Source, device: str | None = None, dtype: str | None = None, scores: bool | None = None) -> Any:
+    """The model of `origin` in evaluation mode, a reward model with its score head: a `PeftModel`, or a plain one.
+
+    Loaded as it was trained: base in the run's type and quantization, the adapter in float32. `scores` says that it is
+    a reward model; what is on the hub does not show it before it is loaded.
+    """
+    from peft import PeftModel
+
+    model = load_base(origin, device, dtype, scores)
+    if origin.adapter:
+        model = PeftModel.from_pretrained(model, origin.adapter)
+    return model.eval()
+
+
+def load_base(origin: Source, device: str | None = None, dtype: str | None = None, scores: bool | None = None) -> Any:
+    """The weights under the adapter of `origin`, quantized as it says; raises `PosttrainError` where they are not."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from posttrain import hub
+    from posttrain.models.adapter import quantization_config
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kwargs: dict[str, Any] = {**origin.options, "dtype": dtype or origin.dtype, "revision": origin.revision}
+    kwargs["use_safetensors"] = True
+    if origin.quantization:
+        kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
+        kwargs["device_map"] = where
+    auto: Any = AutoModelForCausalLM
+    if origin.scores if scores is None else scores:
+        auto, kwargs["num_labels"] = AutoModelForSequenceClassification, 1
+    try:
+        model = auto.from_pretrained(origin.base, **kwargs)
+    except (OSError, ValueError) as error:
+        of = "no such run or folder; as a hub id" if origin.base == origin.name else f"its base {origin.base}"
+        of = "" if Path(origin.name).is_dir() and not origin.adapter else f"{of}: "
+        why = hub.explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
+        raise PosttrainError(f"RUN={origin.name}: {of}{why}") from error
+    return model.eval() if origin.quantization else model.to(where).eval()

@@ -1,0 +1,150 @@
+"""Held-out metrics from what a model finds likely, and from how it scores: numbers per row, and what they sum up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.formats import prompt_of
+from posttrain.models.generate import encode_answer, log_probs
+from posttrain.models.tokens import ids as token_ids
+from posttrain.probe.intervals import Metric, exponential, mean, ratio
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """log p(answer | prompt) in nats, summed over `tokens` of them; no tokens where the prompt fills max_length."""
+
+    log_p: float
+    tokens: int
+
+    @property
+    def per_token(self) -> float | None:
+        return self.log_p / self.tokens if self.tokens else None
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], max_length: int | None
+) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, answer ids) of the row's answers: chosen and rejected, or the completion.
+
+    Of `messages` it is the last assistant turn whose weight is not 0, given the turns before it; of `text`, or where no
+    turn comes before, everything after the first token.
+    """
+    if "chosen" in row:
+        return encode_answer(tokenizer, row["prompt"], [row[side] for side in SIDES], max_length)
+    if "completion" in row:
+        return encode_answer(tokenizer, row["prompt"], [row["completion"]], max_length)
+    whole: Any = row.get("messages", row.get("text"))
+    if isinstance(whole, str):
+        whole += "" if whole.endswith(str(tokenizer.eos_token)) else tokenizer.eos_token
+    else:
+        said = [n for n, turn in enumerate(whole) if turn["role"] == "assistant" and turn.get("weight") != 0]
+        last = max(said, default=0)
+        if last:
+            return encode_answer(tokenizer, whole[:last], [whole[last : last + 1]], max_length)
+    tokens = token_ids(tokenizer, whole)[:max_length]
+    return [(tokens[:1], tokens[1:])]
+
+
+def answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    max_length: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Answer]]:
+    """How likely each answer of each row is under the model; `progress` gets the number of answers as they are done."""
+    encoded = [encode(tokenizer, row, max_length) for row in rows]
+    flat = [sequence for row in encoded for sequence in row]
+    totals = iter(log_probs(model, flat, tokenizer.pad_token_id, progress))
+    return [[Answer(next(totals), len(answer)) for _, answer in row] for row in encoded]
+
+
+def groups(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """A number for each row that rows with the same prompt share."""
+    seen: dict[str, int] = {}
+    prompts = [prompt_of(row) for row in rows]
+    return [seen.setdefault(repr(n if prompt is None else prompt), len(seen)) for n, prompt in enumerate(prompts)]
+
+
+def likelihood_metrics(rows: Sequence[dict[str, Any]], found: Sequence[list[Answer]]) -> dict[str, Metric]:
+    """Loss and perplexity of completions; of pairs, how often the chosen answer is likelier per token, and by how much.
+
+    Per token, because a sum over tokens prefers the shorter answer.
+    """
+    by_prompt = groups(rows)
+    if "chosen" in rows[0]:
+        gaps = [_minus(chosen.per_token, rejected.per_token) for chosen, rejected in found]
+        return {
+            "likelihood_accuracy": mean([_wins(gap) for gap in gaps], by_prompt),
+            "likelihood_margin": mean(gaps, by_prompt),
+            "chosen_log_prob": mean([chosen.per_token for chosen, _ in found], by_prompt),
+            "rejected_log_prob": mean([rejected.per_token for _, rejected in found], by_prompt),
+        }
+    if "label" in rows[0]:
+        per_token = [answer.per_token for (answer,) in found]
+        return {"likelihood_margin": _good_minus_bad(rows, per_token, by_prompt)}
+    loss = ratio([-answer.log_p for (answer,) in found], [answer.tokens for (answer,) in found], by_prompt)
+    return {"loss_per_token": loss, "perplexity": exponential(loss)}
+
+
+def implicit_metrics(
+    rows: Sequence[dict[str, Any]],
+    policy: Sequence[list[Answer]],
+    reference: Sequence[list[Answer]],
+    beta: float,
+) -> dict[str, Metric]:
+    """Accuracy and margin of the implicit reward beta x (log p under the policy - under the reference), per answer."""
+    rewards = [
+        [beta * (p.log_p - r.log_p) if p.tokens else None for p, r in zip(now, before, strict=True)]
+        for now, before in zip(policy, reference, strict=True)
+    ]
+    by_prompt = groups(rows)
+    if "label" in rows[0]:
+        return {"implicit_margin": _good_minus_bad(rows, [reward for (reward,) in rewards], by_prompt)}
+    return preference_metrics(rewards, by_prompt, "implicit_")
+
+
+def preference_metrics(
+    scores: Sequence[Sequence[float | None]], by_prompt: Sequence[int], prefix: str = ""
+) -> dict[str, Metric]:
+    """Of (chosen, rejected) scores: how often the chosen one is higher, ties half, and by how much."""
+    gaps = [_minus(chosen, rejected) for chosen, rejected in scores]
+    accuracy = mean([_wins(gap) for gap in gaps], by_prompt)
+    return {f"{prefix}accuracy": accuracy, f"{prefix}margin": mean(gaps, by_prompt)}
+
+
+def wins(first: Sequence[float | None], second: Sequence[float | None], sign: float = 1.0) -> list[float | None]:
+    """1.0 where `first` is higher (`sign` -1: lower), 0.5 where they tie, None where either has no score."""
+    return [_wins(None if (gap := _minus(a, b)) is None else sign * gap) for a, b in zip(first, second, strict=True)]
+
+
+def _minus(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+def _wins(gap: float | None) -> float | None:
+    return None if gap is None else 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+
+
+def _good_minus_bad(rows: Sequence[dict[str, Any]], values: Sequence[float | None], by_prompt: Sequence[int]) -> Metric:
+    """The mean over rows labelled good less the mean over those labelled bad."""
+    import numpy as np
+
+    columns = np.zeros((len(rows), 4))
+    for n, (row, value) in enumerate(zip(rows, values, strict=True)):
+        if value is not None:
+            columns[n, 0 if row["label"] else 2], columns[n, 1 if row["label"] else 3] = value, 1
+
+    def of(sums: Any) -> Any:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
+
+    return Metric(columns, np.asarray(by_prompt), of)

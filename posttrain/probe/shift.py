@@ -1,0 +1,126 @@
+"""Are the pairs of DPO answers that the policy could have given? Asked before the first step.
+
+DPO makes a chosen answer likelier than a rejected one, and nothing else: where both are far from what the policy says,
+its own answers may stay as they were (docs/dpo.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from posttrain.config.schema import ProbeConfig
+from posttrain.console import console
+from posttrain.models.generate import apart, encode_answer, encode_prompts, generate, log_probs
+from posttrain.training.tracking import Tracker, append
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+# Nats per token by which the policy must find the chosen answers less likely than its own for a warning.
+THRESHOLD = 1.0
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Mean log-probability per token, in nats, under the policy: of chosen, rejected and its own answers.
+
+    `gap` is `own` - `chosen`, the mean over prompts, and `stderr` its standard error (0 for one prompt).
+    """
+
+    chosen: float
+    rejected: float
+    own: float
+    gap: float
+    stderr: float
+
+    @property
+    def far(self) -> bool:
+        """Whether the gap is above `THRESHOLD` by more than two standard errors."""
+        return self.gap - 2 * self.stderr > THRESHOLD
+
+    def __str__(self) -> str:
+        return (
+            f"log-probability per token under the policy: chosen {self.chosen:.2f}, rejected {self.rejected:.2f}, "
+            f"its own answers {self.own:.2f}"
+        )
+
+
+def measure(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+) -> Shift:
+    """Compare the pairs `rows` (prompt, chosen, rejected) with one sample each at temperature 1.
+
+    Only the first `max_new_tokens` tokens of an answer count, of all three alike: later ones are easier to predict.
+    Random numbers come from torch's global generator.
+    """
+    encoded = encode_prompts(tokenizer, rows)
+    drawn = generate(model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    sequences = [(d.prompt_ids, d.ids) for d in drawn]
+    for row in rows:
+        for prompt, answer in encode_answer(tokenizer, row["prompt"], [row["chosen"], row["rejected"]]):
+            sequences.append((prompt, answer[:max_new_tokens]))
+    # An answer that is the beginning of the other has no tokens of its own.
+    totals = log_probs(model, sequences, tokenizer.pad_token_id)
+    each = [total / max(len(answer), 1) for total, (_, answer) in zip(totals, sequences, strict=True)]
+    own, pairs = each[: len(rows)], each[len(rows) :]
+    chosen, rejected = pairs[::2], pairs[1::2]
+    gaps = [a - b for a, b in zip(own, chosen, strict=True)]
+    stderr = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    return Shift(fmean(chosen), fmean(rejected), fmean(own), fmean(gaps), stderr)
+
+
+class ShiftCheck(TrainerCallback):
+    """Measures when training begins, not when it goes on; logs `shift/*` at step 0 and says what it means."""
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        pairs: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        tracker: Tracker,
+        metrics_path: Path,
+    ):
+        self.config = config
+        self.rows = [pairs[i] for i in range(min(config.shift_prompts, len(pairs)))]
+        self.tokenizer = tokenizer
+        self.tracker = tracker
+        self.metrics_path = metrics_path
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 0:
+            return
+        if state.is_world_process_zero:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            with apart(self.trainer, SEED):
+                shift = measure(model, self.tokenizer, self.rows, self.config.max_new_tokens, self.config.batch_size)
+            metrics = {f"shift/{name}": getattr(shift, name) for name in ("chosen", "rejected", "own")}
+            append(self.metrics_path, {"step": 0, **metrics})
+            self.tracker.log(metrics, 0)
+            say(shift)
+        self.trainer.accelerator.wait_for_everyone()
+
+
+def say(shift: Shift) -> None:
+    console.print(f"[bold]pairs[/]      {shift}")
+    if shift.far:
+        console.print(
+            f"[bold yellow]warning[/]    the chosen answers are {shift.gap:.1f} nats per token less likely than what "
+            "the model says itself: DPO may rank the pairs and leave its own answers as they are. Sample on-policy "
+            "pairs (recipe online_dpo, or job=sample sample.select=pairs), or do SFT on the chosen answers first "
+            "(recipe sft_dpo): docs/dpo.md",
+            soft_wrap=True,
+        )

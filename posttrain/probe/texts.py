@@ -1,0 +1,87 @@
+"""What the probe reads beside the held-out prompts: texts by domain, prompts that are harmful and harmless."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import DataConfig, ProbeConfig
+from posttrain.data import files
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Material:
+    """Token ids of texts by domain, and prompts by the name of their set."""
+
+    texts: dict[str, list[list[int]]] = field(default_factory=dict)
+    safety: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def check_files(config: ProbeConfig) -> list[str]:
+    """The local files that the probe reads."""
+    errors = []
+    paths = {
+        "probe.texts": config.texts if config.texts != "embedded:texts" else None,
+        "probe.safety.harmful": config.safety.harmful,
+        "probe.safety.harmless": config.safety.harmless,
+    }
+    for key, value in paths.items():
+        if value and value.startswith("embedded:"):
+            errors.append(
+                f"{key}={value}: " + ("choose embedded:texts, or a file" if "texts" in key else "expected a file")
+            )
+        elif value and not Path(os.path.expanduser(value)).is_file():
+            errors.append(f"{key}={value}: no such file")
+        elif value and files.kind(Path(value)) is None:
+            errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
+    return errors
+
+
+def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational: bool) -> Material:
+    """Read what the config names; raises `PosttrainError` for a file without the columns.
+
+    `conversational`: text prompts become a user turn, as the run's own prompts are.
+    """
+    texts: dict[str, list[list[int]]] = {}
+    for index, row in enumerate(_rows(config.texts, "probe.texts", ("text", "domain")) if config.texts else ()):
+        if not isinstance(row["text"], str):
+            raise PosttrainError(
+                f"probe.texts={config.texts}: row {index}, column text: expected text, got {row['text']!r:.80}"
+            )
+        domain = texts.setdefault(str(row["domain"]), [])
+        # The first token is only given, never predicted.
+        if len(domain) < config.text_rows and len(ids := tokenizer(row["text"])["input_ids"][: config.text_tokens]) > 1:
+            domain.append(ids)
+    if config.texts and not any(texts.values()):
+        raise PosttrainError(f"probe.texts={config.texts}: no text in it is longer than one token")
+    safety = {}
+    for name, path in (("harmful", config.safety.harmful), ("harmless", config.safety.harmless)):
+        if path:
+            prompts = [row["prompt"] for row in _rows(path, f"probe.safety.{name}", ("prompt",))]
+            safety[name] = [
+                [{"role": "user", "content": p}] if conversational and isinstance(p, str) else p
+                for p in prompts[: config.safety.prompts]
+            ]
+    return Material({name: found for name, found in texts.items() if found}, safety)
+
+
+def _rows(path: str, key: str, columns: tuple[str, ...]) -> Any:
+    from posttrain.data.embedded import wheels
+    from posttrain.data.reading import read
+
+    file = str(wheels.texts()) if path == "embedded:texts" else path
+    rows = read(DataConfig(path=file, format="trl"), file, "train", key, None).rows
+    if missing := [name for name in columns if name not in rows.column_names]:
+        raise PosttrainError(
+            f"{key}={path}: has no column {missing[0]!r}; it needs {' and '.join(columns)}, and has "
+            f"{', '.join(rows.column_names) or 'none'}"
+        )
+    if not len(rows):
+        raise PosttrainError(f"{key}={path}: has no rows")
+    return rows

@@ -1,0 +1,98 @@
+"""score_model and label_model: a language model's number, a language model's label."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.rewards.graders import template
+from posttrain.rewards.graders.schema import LabelModel, ScoreModel
+from posttrain.rewards.judge_client import Asker
+
+
+def ask(
+    node: ScoreModel | LabelModel, rows: list[dict[str, Any]], asker: Asker, others: Mapping[str, Any]
+) -> list[str]:
+    """The model's answer for each row, with the grader's sampling options and `others`, which go before them.
+
+    Raises `template.Absent` where a row lacks what a template names.
+    """
+    return asker.ask([_conversation(node, row) for row in rows], **{**_sampling(node), **others})
+
+
+def _sampling(node: ScoreModel | LabelModel) -> dict[str, Any]:
+    given = node.sampling_params.model_dump(exclude_none=True)
+    longest = given.pop("max_completions_tokens", None)
+    if node.sampling_params.reasoning_effort is not None:
+        # Reasoning models take neither a temperature nor max_tokens.
+        return {"temperature": None, "max_tokens": None, "max_completion_tokens": longest, **given}
+    return given if longest is None else {**given, "max_tokens": longest}
+
+
+def score(node: ScoreModel, answer: str) -> float | None:
+    """The `result` of the last JSON object that has one, within the range; a bare number, too. Else None."""
+    for found in reversed(list(_objects(answer))):
+        value = found.get("result")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return _within(node, float(value))
+    try:
+        value = float(answer.strip())
+    except ValueError:
+        return None
+    return _within(node, value) if math.isfinite(value) else None
+
+
+def label(node: LabelModel, answer: str) -> str | None:
+    """The label that the answer gives: alone, as `label` or `result` of a JSON object, or the only one in the text."""
+    said = [answer] + [str(found.get("label", found.get("result"))) for found in _objects(answer)]
+    for text in said:
+        for name in node.labels:
+            if text.strip().strip("\"'`.*").casefold() == name.casefold():
+                return name
+    named = [name for name in node.labels if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", answer, re.IGNORECASE)]
+    return named[0] if len(named) == 1 else None
+
+
+def _conversation(node: ScoreModel | LabelModel, row: dict[str, Any]) -> list[dict[str, Any]]:
+    if isinstance(node, ScoreModel):
+        low, high = node.range
+        wanted = (
+            'End with a JSON object {"result": NUMBER}, where NUMBER is your score, '
+            f"from {low:g} (worst) to {high:g} (best)."
+        )
+    else:
+        wanted = f"Answer with exactly one of these labels and nothing else: {', '.join(node.labels)}"
+    messages = [
+        {
+            # "developer" is OpenAI's new name, which other servers and chat templates do not know.
+            "role": "system" if message.role == "developer" else message.role,
+            "content": template.parse(message.text).render(row),
+        }
+        for message in node.input
+    ]
+    # OpenAI states the form by a schema of the answer; in words every server and model takes it.
+    if messages[0]["role"] == "system":
+        first = {"role": "system", "content": f"{messages[0]['content']}\n\n{wanted}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": wanted}, *messages]
+
+
+def _within(node: ScoreModel, value: float) -> float:
+    return min(max(value, node.range[0]), node.range[1])
+
+
+def _objects(text: str) -> Any:
+    """The JSON objects in a text, outermost ones, in order."""
+    decoder, at = json.JSONDecoder(), text.find("{")
+    while at >= 0:
+        try:
+            found, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
+        else:
+            if isinstance(found, dict):
+                yield found
+        at = text.find("{", end)

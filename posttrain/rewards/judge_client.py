@@ -1,0 +1,119 @@
+"""Questions to a language model: one behind an OpenAI-compatible endpoint, or one loaded here. Answers are kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.rewards.answers import SAMPLING, Asker, Conversation
+from posttrain.rewards.endpoint import Endpoint, check_endpoint
+
+__all__ = ["Asker", "Endpoint", "Local", "check_endpoint", "open_asker"]
+
+
+def open_asker(model: str, endpoint: str | None = None, **options: Any) -> Asker:
+    """Who answers: `model` at the base URL `endpoint` (such as http://127.0.0.1:8000/v1), or a run, folder or hub id.
+
+    Options of an endpoint: `key_env` (the environment variable that holds its key), `concurrency`, `timeout` and
+    `backoff` in seconds, `retries`; of a local model: `batch_size`; of both: `cache`.
+    """
+    return Endpoint(model, endpoint, **options) if endpoint else Local(model, **options)
+
+
+class Local(Asker):
+    """A model that is loaded here, at the first question that is not in the cache."""
+
+    def __init__(self, model: str, batch_size: int = 8, cache: bool = True):
+        from posttrain.runs import lineage
+
+        super().__init__(model, cache)
+        self.source = lineage.source(model, key="model")
+        if self.source.scores:
+            raise PosttrainError(f"model={model}: a reward model, which answers nothing; give one that generates")
+        self.batch_size = batch_size
+        self._loaded: tuple[Any, Any] | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        from posttrain.runs import lineage
+        from posttrain.runs.identity import content
+
+        return {"model": content(Path(os.path.expanduser(self.name))), "base": lineage.place(self.source)}
+
+    def reach(self) -> None:
+        from posttrain.models import weights
+
+        weights.check_model(self.source, "model", scores=False)
+        self._tokenizer()
+
+    def _fresh(
+        self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
+    ) -> None:
+        import torch
+
+        from posttrain.models.generate import encode_prompts, generate
+
+        model, tokenizer = self._load()
+        new, temperature, top_p, seed = _generation(sampling)
+        encoded = encode_prompts(tokenizer, [{"prompt": conversation} for conversation in conversations])
+        self._check_fit(model, max(map(len, encoded)), new)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        # The random state of a training that asks goes on as if nothing had been asked.
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for start in range(0, len(encoded), self.batch_size):
+                drawn = generate(
+                    model,
+                    tokenizer,
+                    encoded[start : start + self.batch_size],
+                    max_new_tokens=new,
+                    batch_size=self.batch_size,
+                    do_sample=temperature > 0,
+                    temperature=temperature,
+                    top_p=top_p,
+                )
+                for offset, one in enumerate(drawn):
+                    keep(start + offset, one.text)
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from posttrain.models import weights
+
+            tokenizer = self._tokenizer()
+            self._loaded = weights.load(self.source), tokenizer
+        return self._loaded
+
+    def _tokenizer(self) -> Any:
+        from posttrain import hub
+        from posttrain.models import weights
+
+        try:
+            tokenizer = weights.tokenizer(self.source)
+        except (OSError, ValueError) as error:
+            why = hub.explain(error, self.source.base, "model") or f"has no tokenizer: {str(error).splitlines()[0]}"
+            raise PosttrainError(f"model={self.name}: {why}") from error
+        if not tokenizer.chat_template:
+            raise PosttrainError(f"model={self.source.name}: has no chat template; take an instruct model")
+        return tokenizer
+
+    def _check_fit(self, model: Any, longest: int, new: int) -> None:
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context and longest + new > context:
+            raise PosttrainError(
+                f"model={self.source.name}: the longest question and its answer take {longest + new} tokens, and its "
+                f"context is {context}; lower max_tokens, or take a model with a longer one"
+            )
+
+
+def _generation(sampling: dict[str, Any]) -> tuple[int, float, float, int]:
+    """(new tokens, temperature, top_p, seed) of the protocol's options; raises `PosttrainError` for any other."""
+    known = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed")
+    if unknown := sorted(sampling.keys() - {*known}):
+        raise PosttrainError(f"{unknown[0]}: a local model does not take it; it takes {', '.join(known)}")
+    given = {**SAMPLING, **sampling}  # null leaves an option out of a request; here it stands for the default
+    new = given.get("max_completion_tokens") or given["max_tokens"]
+    return int(new), float(given["temperature"]), float(given.get("top_p", 1.0)), int(given.get("seed", 0))

@@ -1,0 +1,252 @@
+"""Runs Python code of others in a limited subprocess: a function of some source text on JSON arguments.
+
+    outcome = run("def grade(sample, item): return 1.0", "grade", [{}, {}])
+    outcome.value, outcome.error    # 1.0, None
+
+Guaranteed on Linux, whatever the code does: an empty environment, limits on wall clock, CPU time, memory, size of a
+file and output, no process of its process group afterwards, and an empty folder that is gone afterwards. With seccomp,
+which nearly every system permits: no network, no process beside it, none left. With Landlock (Linux 5.13): no files but
+Python's own and that folder. With namespaces, which containers often refuse, also: no other processes in sight, a
+folder limited as a whole. `Outcome.isolation` names what was in force (see `isolation.py`), and `walls` asks. Code in
+the same interpreter as what judges it can forge the judgement (see `assertions.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from posttrain.console import tell
+from posttrain.errors import PosttrainError
+
+ISOLATION = Path(__file__).with_name("isolation.py")
+GRACE = 1.0  # seconds, for the interpreter to start and to tell what went wrong
+# Python itself takes some 30 MB of address space.
+LEAST: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "output": 1}
+# What is open to code that breaks out of the interpreter where none of these is in force.
+WALLS = {
+    "files of yours": {"landlock"},
+    "the network and other processes": {"seccomp", "namespaces"},
+    "the disk, beyond the limit for each file": {"folder"},
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`seconds` of wall clock, and as many of CPU; the rest in bytes. `disk` holds for the folder as a whole.
+
+    `packages` lets the code import what is installed here, beside the standard library.
+    """
+
+    seconds: float = 10
+    memory: int = 1 << 30
+    disk: int = 16 << 20
+    output: int = 1 << 20
+    packages: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The function's value, or `error`: why there is none. `output` is what the code printed."""
+
+    value: Any
+    error: str | None
+    output: str
+    isolation: tuple[str, ...]
+
+
+def run(source: str, function: str, arguments: list[Any], limits: Limits | None = None) -> Outcome:
+    """Call `function(*arguments)` of `source` in a process of its own. Errors of the code are no exceptions here.
+
+    Raises `PosttrainError` where the system has no limits on processes (Windows).
+    """
+    if os.name != "posix":
+        raise PosttrainError("sandbox: this system has no limits on processes; run it on Linux")
+    limits = limits or Limits()
+    with _folder() as folder:
+        result, channel = os.pipe()
+        order = {
+            "source": source,
+            "function": function,
+            "arguments": arguments,
+            "channel": channel,
+            "seconds": limits.seconds,
+            "memory": limits.memory,
+            "disk": limits.disk,
+            "packages": limits.packages,
+            "path": _packages() if limits.packages else [],
+            "readable": [*_python(), *(_packages() if limits.packages else [])],
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(ISOLATION)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                pass_fds=[channel],
+                start_new_session=True,
+            )
+        finally:
+            os.close(channel)
+        try:
+            answer, output, error = _exchange(process, json.dumps(order, default=str).encode(), result, limits)
+        finally:
+            os.close(result)
+            _end(process)
+    if error is None and not answer:
+        error = _died(process.returncode, output)
+    if error is not None:
+        return Outcome(None, error, output, ())
+    try:
+        told = json.loads(answer)
+        error = None if told.get("error") is None else _printable(str(told["error"]))
+        return Outcome(told.get("value"), error, output, tuple(told.get("isolation", ())))
+    except (ValueError, AttributeError, TypeError, RecursionError):  # the code has written to the channel itself
+        return Outcome(None, "the code tampered with its result", output, ())
+
+
+def run_all(calls: list[tuple[str, str, list[Any]]], limits: Limits | None = None) -> list[Outcome]:
+    """`run` for each, some at once."""
+    if len(calls) < 2:
+        return [run(source, function, arguments, limits) for source, function, arguments in calls]
+    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda call: run(call[0], call[1], call[2], limits), calls))
+
+
+def check(args: dict[str, Any], key: str) -> list[str]:
+    """What is wrong with limits among the args of a reward."""
+    errors = []
+    for name, least in LEAST.items():
+        value = args.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, (int, float) if name == "seconds" else int):
+            errors.append(f"{key}.{name}={value}: expected a number{'' if name == 'seconds' else ' of bytes'}")
+        elif value < least:
+            errors.append(f"{key}.{name}={value}: expected at least {least}")
+    if not isinstance(args.get("packages", False), bool):
+        errors.append(f"{key}.packages={args['packages']}: expected true or false")
+    return errors
+
+
+@cache
+def tell_walls() -> None:
+    """Say once what this system does not hold."""
+    if (refused := walls()) is not None:
+        tell(f"Code of others runs in a limited subprocess: {refused}")
+
+
+@cache
+def walls() -> str | None:
+    """What this system does not hold against code that sets out to break out; `None` where all is in force."""
+    outcome = run("def f(): return 1", "f", [])
+    if outcome.error:
+        raise PosttrainError(f"sandbox: does not run here: {outcome.error}")
+    missing = [
+        f"{what} ({' and '.join(sorted(ways))})" for what, ways in WALLS.items() if not ways & {*outcome.isolation}
+    ]
+    if not missing:
+        return None
+    return f"code that breaks out of Python reaches {', '.join(missing)} here; see docs/graders.md"
+
+
+def _exchange(
+    process: subprocess.Popen[bytes], order: bytes, result: int, limits: Limits
+) -> tuple[bytes, str, str | None]:
+    """Send the order and read until the end: the answer, what was printed, and which limit was overstepped."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    deadline = time.monotonic() + limits.seconds + GRACE
+    read: dict[int, bytearray] = {result: bytearray(), process.stdout.fileno(): bytearray()}
+    began, error = time.monotonic(), None
+    with selectors.DefaultSelector() as selector:
+        for number in read:
+            selector.register(number, selectors.EVENT_READ)
+        _send(process, order)
+        while selector.get_map() and error is None:
+            events = selector.select(max(deadline - time.monotonic(), 0))
+            if not events:
+                error = _too_long(limits)
+            for key, _ in events:
+                if piece := os.read(key.fd, 1 << 16):
+                    read[key.fd] += piece
+                    if len(read[key.fd]) > limits.output:
+                        error = f"output: more than {limits.output} bytes"
+                else:
+                    selector.unregister(key.fd)
+    if error is None and not read[result] and time.monotonic() - began >= limits.seconds:
+        error = _too_long(limits)
+    printed = bytes(read[process.stdout.fileno()][: limits.output]).decode(errors="replace")
+    return bytes(read[result]), printed, error
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """An empty folder, gone afterwards whatever lies in it."""
+    kept = tempfile.TemporaryDirectory(prefix="posttrain-sandbox-", ignore_cleanup_errors=True)
+    try:
+        yield kept.name
+    finally:
+        try:
+            kept.cleanup()
+        except RecursionError:  # folders in folders, deeper than Python before 3.13 goes
+            for tool in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+                subprocess.run([*tool, "--", kept.name], stderr=subprocess.DEVNULL, check=False)
+
+
+def _send(process: subprocess.Popen[bytes], order: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it died at its start; what it printed says why
+        process.stdin.write(order)
+        process.stdin.close()
+
+
+def _too_long(limits: Limits) -> str:
+    return f"time: more than {limits.seconds:g} s"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group, so that no child stays, and reap."""
+    with suppress(ProcessLookupError, PermissionError):  # PermissionError: zombies only (macOS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _died(status: int, output: str) -> str:
+    """A process that answered nothing."""
+    last = output.strip().splitlines()[-1:] or [""]
+    return f"the process ended without a result (status {status}){': ' + _printable(last[0][:500]) if last[0] else ''}"
+
+
+def _printable(text: str) -> str:
+    """Without what would steer a terminal, or could not be written to one."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+@cache
+def _python() -> list[str]:
+    """Python's own folders, to read."""
+    places = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
+    places = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *places[3:]]
+    return sorted({os.path.realpath(place) for place in places} | {str(ISOLATION)})
+
+
+@cache
+def _packages() -> list[str]:
+    return sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})

@@ -1,0 +1,1 @@
+"""A run's folder on disk: read, written, named, described."""

@@ -1,0 +1,133 @@
+"""The model card of a finished run, and of what is exported from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import Run
+from posttrain.data.files import built_in, resolve
+
+if TYPE_CHECKING:
+    from posttrain.runs.lineage import Source
+
+# The hub's model that an embedded one was made from. Its weights are not quite the same.
+HUB_IDS = {"embedded:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+def hub_id(base: str) -> str | None:
+    """The id under which the base `base` is on the hub; `None` for a folder and what exists only here."""
+    if base.startswith(("embedded:", ".", "/", "~")) or Path(base).is_dir():
+        return HUB_IDS.get(base)
+    return base
+
+
+def about(base: str) -> str | None:
+    """What another machine must know of a base that is not simply the hub's; `None` where there is nothing to say."""
+    if base in HUB_IDS:
+        return (
+            f"The base was `{base}`: {HUB_IDS[base]} from a 4-bit GGUF file, dequantized. Elsewhere an adapter loads "
+            f"on {HUB_IDS[base]} itself, whose weights differ a little; a merged export carries the very weights."
+        )
+    if hub_id(base) is None:
+        return f"The base `{base}` exists only where it was trained: an adapter on it loads nowhere else."
+    return None
+
+
+def write_card(folder: Path, run: Run, record: dict[str, Any]) -> None:
+    """`README.md`: what the model is, from what, on which data, with which metrics, and how to load it."""
+    _save(folder, run, record, "adapter" if run.peft.method == "lora" else "full")
+
+
+def describe(folder: Path, source: Source, drift: list[str] | None = None) -> None:
+    """`README.md` of an export of `source`; `drift` has the figures of a merge, a line each."""
+    form = "merged" if drift else "adapter" if source.adapter else "full"
+    if source.run is None:
+        from huggingface_hub import ModelCard
+
+        made = {"merged": "An adapter merged into", "adapter": "A LoRA adapter on", "full": "A copy of"}[form]
+        text = f"{made} `{source.base}`.\n{_drift(drift)}\n## Use\n\n{_usage(source.scores, form, folder, {})}\n"
+        ModelCard(f"---\ntags: [posttrain]\n---\n\n{text}").save(folder / "README.md")
+        return
+    from omegaconf import DictConfig, OmegaConf
+
+    from posttrain.config.parse import parse
+
+    composed = OmegaConf.load(source.run.path / "config.yaml")
+    assert isinstance(composed, DictConfig)
+    run = parse(composed)
+    _save(folder, run, source.record, form, drift)
+
+
+def _save(folder: Path, run: Run, record: dict[str, Any], form: str, drift: list[str] | None = None) -> None:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base = record.get("base", {}).get("path", run.model.path)
+    data = record["data"]["path"]
+    local = bool(run.data.mix) or not isinstance(run.data.path, str) or bool(resolve(data)) or Path(data).exists()
+    card = ModelCardData(
+        base_model=hub_id(base),
+        datasets=None if local or built_in(data) else [data],
+        library_name="peft" if form == "adapter" else "transformers",
+        pipeline_tag="text-classification" if run.trainer.kind == "reward" else "text-generation",
+        tags=["posttrain", "trl", run.trainer.kind],
+    )
+    rows = [f"| {name} | {value:.4g} |" for name, value in sorted(record["metrics"].items())]
+    what = {"adapter": "A LoRA adapter on", "full": "Fine-tuned from", "merged": "A LoRA adapter merged into"}[form]
+    note = about(base) if form == "adapter" else None
+    source = record["data"]
+    text = f"""---
+{card.to_yaml()}
+---
+
+# {record["name"]}
+
+{what} `{base}`{f" at revision `{record['model']['commit']}`" if record["model"].get("commit") else ""}, \
+trained by `{run.trainer.kind}` with [TRL](https://github.com/huggingface/trl) {record["versions"]["trl"]}.
+{f"{chr(10)}{note}{chr(10)}" if note else ""}
+- Data: `{data}`{f" ({source['name']})" if source["name"] else ""}, split `{source["split"]}`, \
+{source["train_rows"]} rows, fingerprint `{source["fingerprint"]}`; held out: {source["held_out_rows"]} rows \
+({source["held_out"]}).
+- Steps: {record["steps"]}, seed {record["seed"]}; {record["precision"]}.
+- Command: `{record["command"]}`
+
+## Metrics at the end
+
+| metric | value |
+|---|---|
+{chr(10).join(rows)}
+{_drift(drift)}
+## Use
+
+{_usage(run.trainer.kind == "reward", form, folder, record.get("quantization") or {})}
+"""
+    ModelCard(text).save(folder / "README.md")
+
+
+def _drift(drift: list[str] | None) -> str:
+    if drift is None:
+        return ""
+    lines = "\n".join(f"- {line[0].upper()}{line[1:]}." for line in drift)
+    return f"\n## The merge\n\nThe saved weights against the adapter on the base that it was trained on:\n\n{lines}\n"
+
+
+def _usage(scores: bool, form: str, folder: Path, quantization: dict[str, Any]) -> str:
+    kind = "SequenceClassification" if scores else "CausalLM"
+    auto = f"AutoPeftModelFor{kind}" if form == "adapter" else f"AutoModelFor{kind}"
+    module = "peft" if form == "adapter" else "transformers"
+    labels = ", num_labels=1" if scores else ""
+    imports, options, after = "AutoTokenizer", "", ""
+    if form == "adapter" and quantization:
+        imports = "AutoTokenizer, BitsAndBytesConfig"
+        settings = ", ".join(f"{key}={value!r}" for key, value in quantization.items())
+        options = f", quantization_config=BitsAndBytesConfig({settings})"
+    if form == "adapter" and (folder / "generation_config.json").is_file():
+        imports += ", GenerationConfig"
+        after = '\nmodel.generation_config = GenerationConfig.from_pretrained("path/to/this/folder")'
+    return f"""```python
+from {module} import {auto}
+from transformers import {imports}
+
+model = {auto}.from_pretrained("path/to/this/folder"{labels}{options})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"){after}
+```"""

@@ -1,0 +1,162 @@
+"""What a run is known by: a digest of everything that decides its result.
+
+Settings, the content of what they name on this machine (files, folders, finished runs, reward functions), and the
+code's version. `posttrain.rundir` names the run's directory by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from posttrain import __version__
+from posttrain.config.schema import Run
+from posttrain.data.files import resolve
+
+# Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
+BESIDE = ("checkpoints", "export", "merged", "base")
+SMALL = 64 << 20
+CALIBRATION = "calibration.json"
+# Settings that change where things go or what is shown, never what is trained.
+NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking", "alarms")
+# Arguments of rewards that name files, runs or models.
+REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
+# Settings that a job does not read.
+OTHER_JOBS = {
+    "train": ("sample", "evaluate", "doctor"),
+    "sample": ("probe", "evaluate", "doctor"),
+    "evaluate": ("sample", "doctor"),
+    "doctor": ("sample", "evaluate", "probe", "peft"),
+    "pipeline": ("doctor",),
+}
+
+
+def digest(run: Run) -> str:
+    """Eight hex digits over everything that decides the result: settings, what they name here, and the code's version.
+
+    A local file or folder counts by its content, wherever it lies; a finished run by what it made.
+    """
+    unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
+    settings = {k: v for k, v in asdict(run).items() if k not in unused}
+    probe = settings.get("probe", {"rewards": {}, "gold": {}})
+    places: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings["model"], ("path", "init_from", "chat_template"))]
+    judges = (settings["reward"], probe["rewards"], probe["gold"])
+    rewards = [entry for entries in judges for entry in entries.values()]
+    places += [(entry, ("model", "grader")) for entry in rewards]
+    for entry in rewards:
+        entry["args"] = {**entry["args"], **_calibration(entry)}
+        entry["source"] = entry["function"] and _source(entry["function"])
+        places += [(entry["args"], REWARD_ARGS)]
+    places += [(probe, ("texts",)), (probe["safety"], ("harmful", "harmless"))] if "probe" in settings else []
+    places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
+    for group, keys in places:
+        for key in keys:
+            if group.get(key):
+                group[key] = _named(group[key])
+    for data in (settings["data"], *settings["data"]["mix"].values()):
+        for key in ("path", "eval_path"):
+            data[key] = data_content(data.get(key), streaming=run.data.streaming)
+    settings["version"] = __version__
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _calibration(entry: dict[str, Any]) -> dict[str, Any]:
+    """The stored figures that a reward model's scores are put right by: they may be measured again."""
+    args = entry["args"]
+    if not args.keys() & {"calibration", "scale", "length_penalty"}:
+        return {}
+    named = args.get("calibration") or args.get("models") or entry["model"]
+    folders = list(named.values()) if isinstance(named, dict) else named if isinstance(named, list) else [named]
+    return {"calibration": [content(Path(os.path.expanduser(str(folder))) / CALIBRATION) for folder in folders]}
+
+
+def _named(value: Any) -> Any:
+    """A path, or several of them, by content; anything else as it is."""
+    if isinstance(value, list):
+        return [_named(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _named(one) for name, one in value.items()}
+    return (content(Path(os.path.expanduser(value))) or value) if isinstance(value, str) else value
+
+
+def data_content(path: Any, streaming: bool = False) -> Any:
+    """What a data path stands for: the content of its files in their order, or of its folder; else the path itself.
+
+    Of streams large files count by size and time of change: to read them through takes longer than a plan may.
+    """
+    if not path:
+        return path
+    if files := resolve(path):
+        return [_stamp(file) if streaming and file.stat().st_size > SMALL else content(file) for file in files]
+    return content(Path(os.path.expanduser(path))) or path if isinstance(path, str) else path
+
+
+def _stamp(file: Path) -> str:
+    known = file.stat()
+    return f"{file.name} {known.st_size} {known.st_mtime_ns}"
+
+
+def content(path: Path) -> str | None:
+    """A digest of a local file, or of a folder, large files in it by size and time of change; `None` elsewhere.
+
+    That of a run is in its `run.json`, as `content`: a digest of what it made, not of when.
+    """
+    whole = hashlib.sha256()
+    if path.is_file():
+        _feed(whole, path)
+    elif path.is_dir():
+        if made := _made(path):
+            return made
+        for inner in sorted(p for p in path.rglob("*") if p.is_file() and _counts(p.relative_to(path))):
+            known = inner.stat()
+            whole.update(f"{inner.relative_to(path)} {known.st_size}".encode())
+            if known.st_size <= SMALL:
+                _feed(whole, inner)
+            else:  # to read weights of many gigabytes takes longer than a plan may
+                whole.update(f" {known.st_mtime_ns}".encode())
+    else:
+        return None
+    return whole.hexdigest()
+
+
+def _source(function: str) -> str | None:
+    """A digest of the file that defines a reward function, where that is the user's; ours count by our version."""
+    module = function.rpartition(".")[0]
+    if not module or module.startswith("posttrain."):
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None  # said when rewards are checked
+    return content(Path(spec.origin)) if spec and spec.origin else None
+
+
+def _made(folder: Path) -> str | None:
+    """What the record of a finished run, in `folder`, says that it made."""
+    record = folder / "run.json"
+    return json.loads(record.read_text(encoding="utf-8")).get("content") if record.is_file() else None
+
+
+def files_digest(files: list[Path]) -> str:
+    """16 hex digits over names and content, wherever the files lie."""
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda path: path.name):
+        whole.update(file.name.encode())
+        _feed(whole, file)
+    return whole.hexdigest()[:16]
+
+
+def _feed(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
+def _counts(inner: Path) -> bool:
+    return inner.parts[0] not in BESIDE and not any(p.startswith((".", "checkpoint-")) for p in inner.parts)

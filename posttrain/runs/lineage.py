@@ -1,0 +1,151 @@
+"""Where weights come from: a model, or a finished run with its adapter and its base."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.runs.directory import RunDirectory, model_folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to start from or to use. `name` is how the user wrote it.
+
+    `base` is the hub id or folder of the weights; `adapter` is the folder of the LoRA adapter on them, or `None`;
+    `quantization` (BitsAndBytesConfig's options) and `dtype` are those the adapter was trained with ("auto" outside
+    runs); `tokenizer` is where tokenizer and chat template lie; `run` is the run directory, where there is one.
+    `options` are what else `from_pretrained` gets (`trust_remote_code`, `attn_implementation`).
+    """
+
+    name: str
+    base: str
+    tokenizer: str
+    revision: str | None = None
+    adapter: str | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
+    run: RunDirectory | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`run.json` of the run; empty for what is no run."""
+        return (self.run.record() or {}) if self.run else {}
+
+    @property
+    def base_name(self) -> str:
+        """The base as other machines may know it: hub id or embedded name; a folder's path where it is local."""
+        known = self.record.get("base")
+        return known["path"] if known and not known["local"] else self.base
+
+    @property
+    def scores(self) -> bool:
+        """Whether this is a reward model, which gives a text a score and says nothing."""
+        if self.adapter:
+            return _json(Path(self.adapter) / "adapter_config.json").get("task_type") == "SEQ_CLS"
+        config = Path(self.base) / "config.json"
+        names = _json(config).get("architectures") if config.is_file() else None
+        return any(name.endswith("ForSequenceClassification") for name in names or [])
+
+
+def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
+    """What `path` names: a run directory, a folder (model or adapter), a hub id or an embedded model.
+
+    Raises `PosttrainError`, its message beginning with `key`, for a run that is unfinished, has lost its files, or
+    whose base is not there any more.
+    """
+    folder = Path(os.path.expanduser(path))
+    if (folder / "run.json").is_file():
+        return _of_run(RunDirectory(folder.absolute()), path, key)
+    if (folder / "adapter_config.json").is_file():
+        known = _json(folder / "adapter_config.json")
+        base = _locate(known["base_model_name_or_path"], key)
+        tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else base
+        return Source(path, base, tokenizer, known.get("revision"), str(folder))
+    if path.startswith((".", "/", "~")) and not folder.is_dir():
+        raise PosttrainError(f"{key}={path}: no such folder")
+    where = _locate(path, key)
+    return Source(path, where, where, revision)
+
+
+def _locate(path: str, key: str) -> str:
+    try:
+        return locate(path)
+    except KeyError:
+        raise PosttrainError(f"{key}={path}: choose from embedded:smollm2, embedded:tiny") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _of_run(run: RunDirectory, path: str, key: str) -> Source:
+    record = run.record() or {}
+    if (job := record.get("job", "train")) in ("sample", "evaluate", "doctor"):
+        raise PosttrainError(f"{key}={path}: a run of job={job} has no model")
+    if not run.finished():
+        raise PosttrainError(
+            f"{key}={path}: this run is not finished; continue it with: {record.get('command', 'its command')}"
+        )
+    weights = "adapter_model.safetensors" if record.get("adapter") is not None else "config.json"
+    if not (run.model / weights).is_file():
+        raise PosttrainError(f"{key}={path}: model/{weights} is missing; was the folder moved in part?")
+    if "base" not in record:
+        raise PosttrainError(f"{key}={path}: its run.json does not say what it was trained on; train it again")
+    if record.get("adapter") is None:
+        return Source(path, str(run.model), str(run.model), dtype=record["base"]["dtype"], run=run)
+    base = base_of(run, record, key)
+    return Source(
+        path,
+        base,
+        str(run.model),
+        record["base"]["commit"] or record["base"]["revision"],
+        str(run.model),
+        record.get("quantization") or {},
+        record["base"]["dtype"],
+        run,
+    )
+
+
+def base_of(run: RunDirectory, record: dict[str, Any], key: str) -> str:
+    """Hub id or folder of the weights under the run's adapter; a local one is kept relative to the run directory."""
+    stored = record["base"]["path"]
+    if record["base"]["local"]:
+        folder = (run.path / stored).resolve()
+        if not folder.is_dir():
+            raise PosttrainError(
+                f"{key}={run.path}: was trained on {folder}, which is not there any more; put it back, or move the run "
+                "together with it"
+            )
+        return str(folder)
+    return locate(stored)
+
+
+def parent(role: str, path: str) -> dict[str, Any]:
+    """A row of `parents`; name and content of a run."""
+    record = RunDirectory(Path(os.path.expanduser(path)).absolute()).record() or {}
+    return {"role": role, "path": path, "name": record.get("name"), "content": record.get("content")}
+
+
+def place(origin: Source) -> str:
+    """Where the weights are: a folder, or a hub id at the commit that is cached."""
+    from posttrain import hub
+
+    if Path(origin.base).is_dir():
+        return str(Path(origin.base).resolve())
+    return f"{origin.base}@{hub.commit(origin.base, origin.revision) or origin.revision}"
+
+
+def locate(path: str) -> str:
+    """A hub id or folder that `from_pretrained` takes, from `model.path` or `reward.*.model`."""
+    if path.startswith("embedded:"):
+        from posttrain.data.embedded import wheels
+
+        embedded = {"embedded:smollm2": wheels.smollm2, "embedded:tiny": wheels.tiny}
+        return str(embedded[path]())
+    return model_folder(path)

@@ -1,0 +1,124 @@
+"""Reading `metrics.jsonl`: values by step, first and last measurement, titles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+import json
+import math
+
+# Metrics of the before/after table, best known first; those not here follow under their own names.
+TITLES = {
+    "eval_rewards/accuracies": "preference accuracy (implicit reward)",
+    "eval_rewards/margins": "preference margin (implicit reward)",
+    "eval_accuracy": "preference accuracy (reward model)",
+    "eval_margin": "preference margin (reward model)",
+    "eval_loss": "held-out loss",
+    "eval_mean_token_accuracy": "held-out token accuracy",
+    "eval_reward": "held-out reward",
+    "probe/kl": "KL to the reference (nats per sequence)",
+    "probe/length": "completion length (tokens)",
+    "probe/ended": "share of completions that end",
+}
+
+# Measured where the config asks for it; shown behind those above.
+ASKED = ("probe/rewards/", "probe/gold/", "probe/forgetting/", "probe/refusals/")
+
+# What job=evaluate measures.
+EVALUATED = {
+    "loss_per_token": "loss (nats per token)",
+    "perplexity": "perplexity (per token)",
+    "implicit_accuracy": "preference accuracy (implicit reward)",
+    "implicit_margin": "preference margin (implicit reward)",
+    "likelihood_accuracy": "preference accuracy (log-likelihood per token)",
+    "likelihood_margin": "preference margin (log-likelihood per token)",
+    "chosen_log_prob": "chosen: log-likelihood per token",
+    "rejected_log_prob": "rejected: log-likelihood per token",
+    "accuracy": "preference accuracy (reward model)",
+    "margin": "preference margin (reward model)",
+}
+
+# Of a set of completions, in front of the set's name.
+SET_TITLES = {
+    "win_rate": "win rate by score",
+    "score": "score",
+    "length": "length (tokens)",
+    "ended": "share that ends",
+}
+
+# Bookkeeping that says nothing about the model.
+SKIPPED = ("runtime", "per_second", "num_tokens", "epoch", "model_preparation_time", "step", "kl_stderr", "step_time")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a last line that was cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def by_step(path: Path) -> dict[int, dict[str, float]]:
+    """The finite numbers of a `metrics.jsonl`, those logged at one step together."""
+    steps: dict[int, dict[str, float]] = {}
+    for row in read(path):
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        if "step" in numbers:
+            steps.setdefault(int(numbers["step"]), {}).update(numbers)
+    return dict(sorted(steps.items()))
+
+
+def final_metrics(path: Path) -> dict[str, float]:
+    """The last value of every metric of a run."""
+    last: dict[str, float] = {}
+    for row in read(path):
+        last.update({k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "epoch")})
+    return last
+
+
+def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
+    """First value, last value and number of measurements of every held-out metric in a `metrics.jsonl`."""
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for row in read(path):
+        for key, value in row.items():
+            # What a person named may hold any word.
+            bookkeeping = not key.startswith(ASKED) and any(word in key for word in SKIPPED)
+            if not key.startswith(("eval_", "probe/")) or bookkeeping:
+                continue
+            if isinstance(value, (int, float)):
+                first.setdefault(key, value)
+                last[key] = value
+                counts[key] = counts.get(key, 0) + 1
+    return first, last, counts
+
+
+def before(metric: str, first: dict[str, float]) -> str:
+    """The first value of a metric, as text."""
+    # Before a DPO step policy and reference are one model: every pair ties, and no accuracy is defined.
+    tie = metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
+    return "all tie" if tie else figure(first[metric])
+
+
+def title(metric: str) -> str:
+    """A metric in words."""
+    kind, _, rest = metric.partition("/")
+    if kind not in ("sampled", "greedy"):
+        plain = metric.removeprefix("probe/").removeprefix("rewards/").replace("_", " ")
+        return {**TITLES, **EVALUATED}.get(metric, plain)
+    if rest.startswith("win_rates/"):
+        return f"{kind}: win rate by {rest.removeprefix('win_rates/').replace('_', ' ')}"
+    return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"
+
+
+def figure(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,0 +1,52 @@
+"""The value of `objective` in a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from posttrain.config.objective import Objective, lower_is_better, parse
+from posttrain.errors import PosttrainError
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.metrics import by_step
+
+
+def result(objective: Any, find: Callable[[Objective], float]) -> float | tuple[float, ...] | None:
+    """What Hydra's sweeper gets: a number, or one for each objective of a list."""
+    found = tuple(find(one) for one in parse(objective))
+    return found if isinstance(objective, list) else next(iter(found), None)
+
+
+def of_run(objective: Objective, directory: RunDirectory, who: str = "") -> float:
+    """The number of a run; raises `PosttrainError` with what was measured."""
+    known = (directory.record() or {}).get("metrics", {})
+    if objective.metric not in known:
+        missing = f"{who} did not measure it" if who else "not measured"
+        raise PosttrainError(
+            f"objective={objective.text}: {missing}; there are {', '.join(sorted(known)) or 'no metrics'}"
+        )
+    if objective.budget is None:
+        return known[objective.metric]
+    values = [
+        point[objective.metric]
+        for point in by_step(directory.metrics).values()
+        if objective.metric in point and point.get("probe/kl", float("inf")) <= objective.budget
+    ]
+    if not values:
+        raise PosttrainError(
+            f"objective={objective.text}: never logged together with a probe/kl of at most {objective.budget:g}; "
+            "set probe.during=true for points between start and end"
+        )
+    return min(values) if lower_is_better(objective.metric) or _unwanted(objective.metric, directory) else max(values)
+
+
+def _unwanted(metric: str, directory: RunDirectory) -> bool:
+    """Whether it is a reward to which the run's config gives a negative weight."""
+    path = directory.path / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    probe, (_, _, name) = config.get("probe", {}), metric.removeprefix("probe/").partition("/")
+    places = [probe.get("gold")] if metric.startswith("probe/gold/") else [probe.get("rewards"), config.get("reward")]
+    entry: dict[str, Any] = next((place[name] for place in places if place and name in place), {})
+    return float(entry.get("weight", 1.0)) < 0

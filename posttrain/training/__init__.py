@@ -1,0 +1,1 @@
+"""A TRL trainer with its callbacks: progress, tracking, alarms, interrupts."""

@@ -1,0 +1,134 @@
+"""Alarms as a callback of every trainer: told, kept in `run.json` and `metrics.jsonl`, sent, and acted on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.markup import escape
+from transformers import TrainerCallback
+
+from posttrain.config.alarms import AlarmsConfig, setting
+from posttrain.config.schema import main_process
+from posttrain.console import console
+from posttrain.runs.directory import RunDirectory
+from posttrain.training.alarms import Alarm, Watch
+from posttrain.training.tracking import Tracker, append
+
+
+class Alarms(TrainerCallback):
+    """Last in the callback chain, so that it can keep a broken model from being saved over a whole one.
+
+    `stopped` is the alarm that is to end the training, or None, and `ended` whether it did, before the last step.
+    """
+
+    def __init__(self, config: AlarmsConfig, tracker: Tracker, directory: RunDirectory):
+        self.config = config
+        self.tracker = tracker
+        self.directory = directory
+        self.watch = Watch(config)
+        self.raised: list[dict[str, Any]] = []
+        self.stopped: Alarm | None = None
+        self.ended = False
+        self.trainer: Any = None
+
+    def recall(self) -> None:
+        """Take up what was logged before a stop."""
+        path = self.directory.metrics
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        self.watch.recall([row for row in rows if "alarm" not in row])
+        self.raised = [row["alarm"] for row in rows if "alarm" in row]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watch.float16 = args.fp16
+        if state.is_world_process_zero and self.raised:
+            self._keep()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.see({"step": state.global_step, **(logs or {})}, args, state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped is not None:
+            self._stop(args, state, control)
+        self.broken(args, state, control)
+
+    def see(self, row: dict[str, Any], args: Any, state: Any, control: Any) -> None:
+        """Raise what the row raises; every process must call this at the same point."""
+        alarms = self.watch.see(row) if state.is_world_process_zero else []
+        for alarm in alarms:
+            self._tell(alarm)
+        self._act(next((alarm for alarm in alarms if alarm.action == "stop"), None), args, state, control)
+
+    def _act(self, alarm: Alarm | None, args: Any, state: Any, control: Any) -> None:
+        if self.trainer.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            (alarm,) = broadcast_object_list([alarm])
+        # A loss that is no number outweighs whatever else has been raised: the weights are lost.
+        if alarm is not None and (self.stopped is None or alarm.name == "non_finite"):
+            self.stopped = alarm
+            self._stop(args, state, control)
+
+    def _stop(self, args: Any, state: Any, control: Any) -> None:
+        """End the training here, with a checkpoint unless the weights are broken.
+
+        PPO ends with its rollout: from within one it could not go on exactly.
+        """
+        assert self.stopped is not None
+        broken = self.stopped.name == "non_finite"
+        within = state.global_step % getattr(args, "steps_per_rollout", 1) != 0
+        if broken or (0 < state.global_step < state.max_steps and not within):
+            control.should_training_stop = self.ended = True
+            control.should_save = not broken
+            control.should_evaluate = False
+
+    def broken(self, args: Any, state: Any, control: Any) -> bool:
+        """Whether a trained weight is no number any more, which raises the alarm; one pass over them."""
+        accelerator = self.trainer.accelerator
+        sums = [
+            p.detach().sum().float().to(accelerator.device) for p in self.trainer.model.parameters() if p.requires_grad
+        ]
+        found = not accelerator.gather(torch.stack(sums).sum()).isfinite().all()
+        if found and self.config.non_finite.action != "off" and "non_finite" not in self.watch.ringing:
+            self.watch.ringing.add("non_finite")
+            message = (
+                "the weights are no numbers any more; lower trainer.args.learning_rate, or look at the data before"
+            )
+            alarm = Alarm("non_finite", state.global_step, None, self.config.non_finite.action, message)
+            if state.is_world_process_zero:
+                self._tell(alarm)
+            self._act(alarm if alarm.action == "stop" else None, args, state, control)
+        return found
+
+    def _tell(self, alarm: Alarm) -> None:
+        colour = "red" if alarm.action == "stop" else "yellow"
+        console.print(
+            f"[bold {colour}]alarm[/]    step {alarm.step}, {alarm.name}: {escape(alarm.message)}", soft_wrap=True
+        )
+        found = {"name": alarm.name, "step": alarm.step, "value": alarm.value, "action": alarm.action}
+        self.raised.append({**found, "message": alarm.message})
+        append(self.directory.metrics, {"step": alarm.step, "alarm": self.raised[-1]})
+        if alarm.value is not None:
+            self.tracker.log({f"alarm/{alarm.name}": alarm.value}, alarm.step)
+        if alarm.action in ("alert", "stop"):
+            self.tracker.alert(f"{self.directory.name}: {alarm.name}", alarm.message)
+        self._keep()
+
+    def _keep(self) -> None:
+        self.directory.write({**(self.directory.record() or {}), "alarms": self.raised})
+
+    def end(self) -> dict[str, Any]:
+        """Write into `run.json` by which alarm the run was stopped; returns that entry."""
+        assert self.stopped is not None
+        last = self.directory.last_checkpoint()
+        entry = {
+            **{k: v for k, v in asdict(self.stopped).items() if k not in ("name", "action")},
+            "alarm": self.stopped.name,
+            "setting": setting(self.config, self.stopped.name),
+            "checkpoint": str(last.relative_to(self.directory.path)) if last else None,
+        }
+        if main_process():
+            self.directory.write({**(self.directory.record() or {}), "status": "stopped", "stopped": entry})
+        return entry

@@ -1,0 +1,135 @@
+"""TRL's trainers, and our PPO trainer: from the parts of a run to the trainer object."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.trainers import KINDS
+from posttrain.models import inherit
+from posttrain.models.adapter import keep_trained_in_float32
+from posttrain.training import pair_weights
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig, PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+    from posttrain.rewards import RewardFunction
+    from posttrain.rewards.calibration import Adjustment
+
+
+@dataclass
+class Parts:
+    """What a trainer is built from. `args` are options of its own config class; `model` is a path.
+
+    `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
+    `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
+    args make of its scores; `reward_weights` has its weight
+    first, then those of `rewards`. `labelled` says that messages carry weights, `weighted` that pairs do.
+    """
+
+    model: str
+    args: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    eval: Dataset | None
+    lora: LoraConfig | None
+    quantization: BitsAndBytesConfig | None
+    callbacks: list[TrainerCallback]
+    rewards: dict[str, RewardFunction]
+    reward_weights: list[float]
+    adapter: str | None = None
+    reward_adapter: tuple[str, str] | None = None
+    reward_adjustment: Adjustment | None = None
+    value_lora: LoraConfig | None = None
+    labelled: bool = False
+    weighted: bool = False
+
+
+def build(kind: str, parts: Parts) -> Trainer:
+    """The trainer of `kind`. It loads the model, adds the adapter, and keeps the reference.
+
+    With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
+    fine-tuning it is a second, frozen copy of the model.
+    """
+    from posttrain.rewards.model import OfPPO, RewardModel
+
+    chosen = KINDS[kind]
+    if parts.labelled and kind == "sft":
+        parts = _labelled(parts)
+    if kind == "kto":
+        # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
+        seed = parts.args.get("data_seed") or parts.args.get("seed", 42)
+        parts = replace(parts, train=parts.train.shuffle(seed=seed))
+    library = importlib.import_module(chosen.package)
+    args: dict[str, Any] = dict(parts.args)
+    extra: dict[str, Any] = {}
+    names = list(parts.rewards)
+    if chosen.online:
+        args.setdefault("reward_weights", parts.reward_weights)
+        extra["reward_funcs"] = list(parts.rewards.values())
+    if kind == "ppo":
+        extra["value_peft_config"] = parts.value_lora
+        if parts.reward_adapter is not None:
+            name, extra["reward_adapter"] = parts.reward_adapter
+            names = [name, *names]
+    # A reward model's adapter has a head beside it, so a new one is made, and gets the weights below.
+    ready = parts.adapter is not None and kind != "reward"
+    init_kwargs = args.pop("model_init_kwargs") if ready else {}
+    config = getattr(library, chosen.config)(**args)  # before the model: it chooses this process's device
+    if parts.weighted:
+        pair_weights.check(config)
+    trainer = getattr(library, chosen.trainer)(
+        model=_with_adapter(parts, init_kwargs) if ready else parts.model,
+        args=config,
+        processing_class=parts.tokenizer,
+        train_dataset=parts.train,
+        eval_dataset=parts.eval,
+        peft_config=None if ready else parts.lora,
+        quantization_config=None if ready else parts.quantization,
+        callbacks=parts.callbacks,
+        **extra,
+    )
+    if chosen.online:
+        # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
+        trainer.reward_func_names = names
+    if parts.reward_adjustment is not None:
+        trainer.reward_funcs[0] = OfPPO(trainer.reward_funcs[0], parts.reward_adjustment)
+    if parts.weighted:
+        pair_weights.weigh(trainer)
+    if parts.quantization is not None:
+        keep_trained_in_float32(trainer.model)
+    if parts.adapter is not None:
+        if kind != "reward":
+            inherit.add_reference(trainer.model)
+        inherit.put_adapter(trainer.model, parts.adapter)
+    for function in parts.rewards.values():
+        if isinstance(function, RewardModel) and function.model is None:
+            function.share(trainer.model, trainer.accelerator.autocast)
+    return trainer
+
+
+def _labelled(parts: Parts) -> Parts:
+    """The rows tokenized, with the loss on assistant messages by their `weight`."""
+    from posttrain.data.labels import label
+
+    held_out = label(parts.eval, parts.tokenizer) if parts.eval is not None else None
+    return replace(parts, train=label(parts.train, parts.tokenizer), eval=held_out)
+
+
+def _with_adapter(parts: Parts, init_kwargs: dict[str, Any]) -> PeftModel:
+    """The base as TRL loads it, with the parent's adapter to train; TRL keeps a frozen copy of it as reference."""
+    from peft import PeftModel
+    from trl.trainer.utils import create_model_from_path
+
+    assert parts.adapter is not None
+    extra: dict[str, Any] = {} if parts.quantization is None else {"quantization_config": parts.quantization}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        extra["device_map"] = None
+    base = create_model_from_path(
+        parts.model, trust_remote_code=parts.args.get("trust_remote_code", False), **extra, **init_kwargs
+    )
+    return PeftModel.from_pretrained(base, parts.adapter, is_trainable=True)

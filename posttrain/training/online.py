@@ -1,0 +1,200 @@
+"""What the trainers that sample (GRPO, RLOO, PPO) need beside options: rewards, and batches that divide.
+
+`check` is cheap; `check_ppo` asks `posttrain.ppo.checks`, with TRL imported and before weights load.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import options
+from posttrain.config.recipes import ROOT
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
+from posttrain.errors import PosttrainError
+from posttrain.runs.directory import model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data import Data
+    from posttrain.models.hardware import Precision
+
+# Options of PPOConfig that follow from others.
+DERIVED = {
+    "num_iterations": "it is num_ppo_epochs",
+    "steps_per_generation": "it is gradient_accumulation_steps x num_mini_batches",
+    "generation_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x "
+    "processes",
+    "normalize_advantages": "PPO's is whiten_advantages",
+}
+
+
+def check(run: Run) -> list[str]:
+    """A reward, batches that hold whole groups, and what PPO's roles need; nothing heavy is imported."""
+    errors = []
+    kind = run.trainer.kind
+    if not run.reward:
+        named = ", ".join(sorted(p.stem for p in (ROOT / "conf" / "reward").glob("*.yaml")))
+        errors.append(
+            f"reward: {kind} needs one; choose reward={named}, "
+            "or +reward.NAME.function=package.module.function, or +reward.NAME.model=RUN_OR_HUB_ID"
+        )
+    args = run.trainer.args
+    group = args.get("num_generations", KINDS[kind].generations)
+    factors = ["per_device_train_batch_size", "gradient_accumulation_steps"]
+    if kind == "ppo":
+        factors.append("num_mini_batches")
+    elif args.get("steps_per_generation"):
+        factors[1] = "steps_per_generation"
+    batch = args.get("generation_batch_size") or _completions(args, factors)
+    if batch and isinstance(group, int) and group > 0 and batch % group:
+        errors.append(
+            f"trainer.args.num_generations={group}: does not divide the {batch} completions of a generation batch "
+            f"({' x '.join(factors)} x processes)"
+        )
+    group = args.get("num_generations_eval") or group
+    batch = _completions(args, ["per_device_eval_batch_size"])
+    if args.get("eval_strategy") != "no" and batch and isinstance(group, int) and group > 0 and batch % group:
+        errors.append(
+            f"trainer.args.per_device_eval_batch_size: {batch} completions over all processes do not hold whole "
+            f"groups of {group}; set a multiple of it, or num_generations_eval"
+        )
+    return errors + (_roles(run) if kind == "ppo" else [])
+
+
+def _completions(args: dict[str, Any], factors: list[str]) -> int:
+    """The product of these options and the number of processes; 0 where one is no number, which is said elsewhere."""
+    values = [args.get(name, 8 if "batch_size" in name else 1) for name in factors]
+    if not all(isinstance(value, int) for value in values):
+        return 0
+    return math.prod(values) * int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _roles(run: Run) -> list[str]:
+    """The value function and the reward model can be adapters of this policy."""
+    from posttrain.rewards import calibration
+
+    errors, args = [], run.trainer.args
+    if value_adapter(run) and run.peft.method == "none":
+        errors.append(
+            "trainer.args.value_mode=adapter: the value function is an adapter beside the policy's; choose peft=lora, "
+            "or trainer.args.value_mode=head"
+        )
+    shared = shared_reward(run)
+    if shared is not None:
+        errors += [
+            f"reward.{shared[0]}.args.{name}: a reward model on the policy's base takes {', '.join(calibration.ARGS)}; "
+            f"leave it out, or set reward.{shared[0]}.shared=false"
+            for name in run.reward[shared[0]].args
+            if name not in calibration.ARGS
+        ]
+    if args.get("value_init") == "reward" and shared is None:
+        errors.append(
+            "trainer.args.value_init=reward: copies a reward model that is an adapter on the policy's base; choose "
+            "reward=rm reward.rm.model=RUN with a run of trainer=reward peft=lora, or trainer.args.value_init=zero"
+        )
+    if args.get("value_init") == "reward" and run.peft.value:
+        errors.append("peft.value: with value_init=reward the value adapter has the shape of the reward model's")
+    return errors
+
+
+def value_adapter(run: Run) -> bool:
+    """Whether the run trains a value function that is an adapter of its own."""
+    return run.trainer.kind == "ppo" and run.trainer.args.get("value_mode", "adapter") == "adapter"
+
+
+def shared_reward(run: Run) -> tuple[str, str] | None:
+    """Name and folder of the reward model that goes onto the policy's base: the first that is an adapter.
+
+    For GRPO and RLOO it is one only where its base is the policy's; for PPO another base is an error of `check_ppo`. In
+    full fine-tuning there is none: the base changes.
+    """
+    if not KINDS[run.trainer.kind].online or run.peft.method == "none":
+        return None
+    for name, entry in run.reward.items():
+        if entry.model is not None and entry.shared:
+            folder = Path(os.path.expanduser(model_folder(entry.model)))
+            if (folder / "adapter_config.json").is_file() and (
+                run.trainer.kind == "ppo" or _same_base(run, entry.model)
+            ):
+                return name, str(folder)
+    return None
+
+
+def _same_base(run: Run, model: str) -> bool:
+    from posttrain.models import inherit
+    from posttrain.runs import lineage
+
+    reward = lineage.source(model)
+    same = (reward.base, reward.quantization) == (inherit.start(run).base, run.peft.quantization)
+    return reward.run is not None and same
+
+
+def check_ppo(
+    run: Run, data: Data, tokenizer: PreTrainedTokenizerBase, precision: Precision, config: Any, base: str
+) -> None:
+    """Raise `PosttrainError` with all that `posttrain.ppo` finds wrong before weights load.
+
+    `config` is the model's, `base` where its weights lie.
+    """
+    from posttrain.ppo import PPOConfig, checks
+
+    shared = shared_reward(run)
+
+    def name(option: str) -> str:
+        return f"reward.{shared[0]}.model" if shared and option == "reward_adapter" else f"trainer.args.{option}"
+
+    settings = {"use_cpu": precision.device == "CPU", "bf16": precision.bf16, "fp16": precision.fp16}
+    try:
+        args = PPOConfig(output_dir="unused", report_to="none", **{**settings, **run.trainer.args})
+    except ValueError as error:
+        raise PosttrainError("\n".join(_at_option(line) for line in str(error).splitlines())) from None
+    template: Any = args.chat_template_kwargs
+    try:
+        checks.check_all(
+            args,
+            peft=run.peft.method != "none",
+            columns=data.train.column_names,
+            num_prompts=len(data.train),
+            tokenizer=tokenizer,
+            model_config=config,
+            longest_prompt=checks.longest_prompt_length(data.train["prompt"], tokenizer, template),
+            reward_adapter=shared and shared[1],
+            base_model=base,
+            num_reward_funcs=len(run.reward) - (shared is not None),
+            name=name,
+        )
+    except ValueError as error:
+        lines = str(error).splitlines()
+        if shared is not None:
+            own = f" Or set reward.{shared[0]}.shared=false: it is then loaded with a base of its own."
+            lines = [line + own if line.startswith(f"reward.{shared[0]}.model=") else line for line in lines]
+        raise PosttrainError("\n".join(lines)) from None
+
+
+def _at_option(line: str) -> str:
+    """A message of PPOConfig, which begins with an option's name, under the key of that option."""
+    first = line.split("=")[0].split()[0] if line.strip() else ""
+    return f"trainer.args.{line}" if first in options.options_of("PPOConfig") else f"trainer=ppo: {line}"
+
+
+def schedule(run: Run, rows: int) -> tuple[int, int, int]:
+    """Optimizer steps of the run, prompts of a step (PPO: of a rollout), and steps per rollout."""
+    args, kind = run.trainer.args, KINDS[run.trainer.kind]
+    batch, per_rollout = _completions(args, ["per_device_train_batch_size", "gradient_accumulation_steps"]), 1
+    epochs = args.get("num_train_epochs", 3.0)
+    if run.trainer.kind == "ppo":
+        minibatches = args.get("num_mini_batches", 1)
+        batch, per_rollout = batch * minibatches, args.get("num_ppo_epochs", 4) * minibatches
+    if kind.generations is not None:
+        # A row is repeated num_generations times, so a step sees fewer of them.
+        batch = max(batch // args.get("num_generations", kind.generations), 1)
+    steps = args.get("max_steps", -1)
+    if steps <= 0:
+        # PPO drops an incomplete rollout.
+        steps = epochs * (rows // batch) * per_rollout if run.trainer.kind == "ppo" else epochs * rows / batch
+    return math.ceil(steps), batch, per_rollout

@@ -1,0 +1,189 @@
+"""Experiment tracking: W&B, Trackio or TensorBoard beside `metrics.jsonl`, under one vocabulary (docs/tracking.md).
+
+Transformers' own callbacks send what a trainer logs. This module starts the run (name, group, tags, config, resume),
+adds the probe's metrics and the samples table, and sees to it that no tracker can stop or hang a training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from posttrain.config.schema import TrackingConfig
+
+logger = logging.getLogger(__name__)
+
+# Seconds until W&B counts as out of reach.
+INIT_TIMEOUT = 30
+
+
+class Tracker:
+    """One backend for one run: `log` scalars, show a `table`, `finish`. All are no-ops after a failure."""
+
+    def __init__(self, config: TrackingConfig, run_dir: Path, run_config: dict[str, Any], group: str | None):
+        self.backend = config.backend
+        self.where = "metrics.jsonl"
+        self._run_dir = run_dir
+        self._writer: Any = None
+        start = {"wandb": self._start_wandb, "trackio": self._start_trackio, "tensorboard": self._start_tensorboard}
+        if config.backend != "none":
+            self._guard(lambda: start[config.backend](config, run_config, config.group or group))
+
+    @property
+    def report_to(self) -> str:
+        """The value for Transformers' `report_to`."""
+        return self.backend
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        def send() -> None:
+            if self.backend == "wandb":
+                import wandb
+
+                wandb.log({**metrics, "train/global_step": step})
+            elif self.backend == "trackio":
+                import trackio
+
+                trackio.log({**metrics, "train/global_step": step})
+            elif self.backend == "tensorboard":
+                for name, value in metrics.items():
+                    self._writer.add_scalar(name, value, step)
+
+        self._guard(send)
+
+    def table(self, name: str, rows: list[dict[str, Any]], step: int) -> None:
+        """A table of samples, one row per completion, in W&B; elsewhere `samples.jsonl` holds it."""
+
+        def send() -> None:
+            columns: list[Any] = list(rows[0])
+            data = [[row[c] for c in columns] for row in rows]
+            if self.backend == "wandb":
+                import wandb
+
+                wandb.log({name: wandb.Table(columns=columns, data=data), "train/global_step": step})
+
+        if rows:
+            self._guard(send)
+
+    def alert(self, title: str, text: str) -> None:
+        """A message that W&B sends to whom the run belongs; elsewhere the console and `run.json` have it."""
+
+        def send() -> None:
+            if self.backend == "wandb":
+                import wandb
+
+                assert wandb.run is not None
+                wandb.run.alert(title=title, text=text, level="WARN")
+
+        self._guard(send)
+
+    def finish(self) -> None:
+        """End the run, so that the next job of a sweep gets one of its own."""
+
+        def end() -> None:
+            if self.backend == "wandb":
+                import wandb
+
+                wandb.finish()
+            elif self.backend == "trackio":
+                import trackio
+
+                trackio.finish()
+            elif self.backend == "tensorboard":
+                self._writer.close()
+
+        self._guard(end)
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # a tracker's trouble, of whatever class, must not end a training
+            logger.warning("tracking.backend=%s: stopped (%s); metrics.jsonl has everything", self.backend, error)
+            self.backend = "none"
+
+    def _start_wandb(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
+        import wandb
+
+        mode: Any = config.mode if config.mode != "auto" else os.environ.get("WANDB_MODE") or _wandb_mode()
+        options: dict[str, Any] = {
+            "project": config.project,
+            "entity": config.entity,
+            "group": group,
+            "tags": config.tags,
+            "name": self._run_dir.name,
+            "id": self._run_dir.name[-64:],
+            "dir": self._run_dir,
+            "config": run_config,
+            "resume": "allow",
+            # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
+            "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=120, silent=True, console="off"),
+        }
+        # Transformers' callback would otherwise ask for another project when W&B is restarted.
+        os.environ["WANDB_PROJECT"] = config.project
+        try:
+            wandb.init(mode=mode, **options)
+        except Exception as error:
+            if mode != "online":
+                raise
+            logger.warning("W&B cannot be reached (%s); logging offline", error)
+            mode = "offline"
+            wandb.teardown()  # its service would keep the run's id in use
+            wandb.init(mode=mode, **options)
+        assert wandb.run is not None
+        offline = f"{Path(wandb.run.dir).parent} (offline; `wandb sync` sends it)"
+        self.where = (wandb.run.url or offline) if mode == "online" else offline
+
+    def _start_trackio(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
+        import trackio
+
+        trackio.init(project=config.project, name=self._run_dir.name, group=group, config=run_config, resume="allow")
+        self.where = f"`trackio show --project {config.project}`"
+
+    def _start_tensorboard(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(self._run_dir / "tensorboard")
+        os.environ["TENSORBOARD_LOGGING_DIR"] = folder
+        self._writer = SummaryWriter(folder)
+        self.where = f"`tensorboard --logdir {folder}`"
+
+
+def _wandb_mode() -> str:
+    """Online when there is a key for W&B on this machine, offline otherwise: never a question at the terminal."""
+    import wandb
+
+    try:
+        return "online" if wandb.login(prompt=False) else "offline"
+    except Exception:  # a malformed key
+        return "offline"
+
+
+class Metrics(TrainerCallback):
+    """First in the callback chain: completes the vocabulary, then writes every logged point to `metrics.jsonl`.
+
+    DPO and KTO log `rewards/chosen` = beta * log(policy / reference) (Rafailov et al. 2023, eq. 5). Divided by beta
+    it is the log-ratio in nats per sequence, comparable across betas: `logratio/chosen`, `logratio/rejected`.
+    """
+
+    def __init__(self, path: Path, beta: float | None):
+        self.path = path
+        self.beta = beta
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not logs:
+            return
+        if self.beta:
+            for key in [k for k in logs if k.removeprefix("eval_") in ("rewards/chosen", "rewards/rejected")]:
+                logs[key.replace("rewards/", "logratio/")] = logs[key] / self.beta
+        if state.is_world_process_zero:
+            append(self.path, {"step": state.global_step, **logs})
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, default=float) + "\n")

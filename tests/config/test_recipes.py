@@ -1,0 +1,99 @@
+"""Every recipe composes, is valid for the installed TRL, and says what it is for and how to run it."""
+
+from pathlib import Path
+
+import pytest
+
+from posttrain.config import recipes
+from posttrain.jobs import preflight
+from posttrain.pipeline.plan import run_of
+from posttrain.pipeline.stages import read
+from tests.helpers.runs import compose
+
+RECIPES = recipes.recipe_files()
+PIPELINES = ("rlhf", "sft_dpo", "online_dpo", "rest", "rft")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_passes_the_cheap_checks(path: Path):
+    run = compose(f"+recipe={path.stem}")[0]
+    preflight.check(run)
+    if path.stem.startswith((*PIPELINES, "frontier")):
+        assert run.job == "pipeline"
+    else:
+        assert run.trainer.kind == path.stem.split("_")[0]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_says_what_for_and_how(path: Path):
+    purpose, command, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert purpose.startswith("# ")
+    assert len(purpose) > 20
+    assert command == f"# python -m posttrain +recipe={path.stem}"
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "grpo", "rloo", "kto", "ppo"])
+def test_llama_recipes_are_qlora_of_8b(name: str):
+    run = compose(f"+recipe={name}_llama")[0]
+    assert run.model.path == "meta-llama/Llama-3.1-8B-Instruct"
+    assert (run.peft.method, run.peft.quantization["bnb_4bit_quant_type"]) == ("lora", "nf4")
+    assert run.peft.lora["target_modules"] == "all-linear"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("model", ["llama", "smollm2"])
+def test_an_adapter_goes_on_through_all_stages_of_a_pipeline(name: str, model: str):
+    """One shape of adapter: a parent that had to be merged would be rounded, and quantized again."""
+    pipeline = compose(f"+recipe={name}_{model}")[0]
+    stages = read(pipeline.stages, pipeline.common).stages.values()
+    trained = [run_of(stage, "outputs", {}, {}) for stage in stages]
+    assert len({str(run.peft.lora) for run in trained if run.job == "train"}) == 1
+
+
+OWN = [
+    path.stem
+    for path in RECIPES
+    if path.stem.endswith("_smollm2") and not path.stem.startswith(("ppo", "frontier", *PIPELINES))
+]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_recipe_trains_on_its_own_data(train, name: str):
+    options = ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=4", "tracking=none", "probe.prompts=2"]
+    options += ["probe.greedy_prompts=2", "probe.max_new_tokens=4", "trainer.args.max_steps=2"]
+    if name.startswith(("grpo", "rloo")):
+        options += ["trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"]
+    else:
+        options.append("trainer.args.max_length=2048")  # the tiny model's tokens are bytes
+    assert train(f"+recipe={name}", *options, small=False).finished()
+
+
+GROUPS = sorted((recipes.ROOT / "conf").glob("*/*.yaml"))
+
+
+# What some rewards cannot do without.
+REQUIRED = {
+    "rm": "reward.rm.model=acme/reward",
+    "ensemble": "reward.ensemble.args.models=[acme/one,acme/two]",
+    "judge": "reward.judge.args.model=acme/judge",
+    "grader": "reward.grader.grader=grader.json",
+    "json_schema": "reward.json_schema.args.schema=schema.json",
+    "unit_tests": "reward.unit_tests.args.execute=true",
+}
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_group_option_composes(path: Path, tmp_path: Path):
+    (tmp_path / "grader.json").write_text(
+        '{"type": "string_check", "operation": "like", "input": "{{ sample.output_text }}", "reference": "yes"}'
+    )
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    choices = {"trainer": "sft", "model": "tiny", "data": "squad", path.parent.name: path.stem}
+    overrides = [f"{group}={choice}" for group, choice in choices.items()]
+    if choices["trainer"] in ("grpo", "rloo", "ppo"):
+        overrides.append("reward=length")
+    if choices["trainer"] == "ppo":
+        overrides.append("peft=lora")
+    if path.stem in REQUIRED:
+        overrides.append(REQUIRED[path.stem])
+    preflight.check(compose(*overrides)[0])

@@ -1,0 +1,151 @@
+"""Rewards against values worked by hand."""
+
+from functools import partial
+
+import pytest
+
+from posttrain.config.schema import RewardConfig
+from posttrain.data.embedded.squad import ABSTENTION
+from posttrain.errors import PosttrainError
+from posttrain.rewards import abstain, check, text
+
+
+def said(content: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": content}]
+
+
+def test_text_of_strings_and_messages():
+    assert text.text_of(" a ") == text.text_of(said("a\n")) == "a"
+    assert text.text_of([*said("first"), {"role": "tool", "content": "x"}, *said("last")]) == "last"
+    assert text.text_of([]) == ""
+
+
+def test_normalize_as_squad_does():
+    assert text.normalize("The  Cat, a DOG; an owl!") == "cat dog owl"
+    assert text.normalize("theatre") == "theatre"  # an article is a word, not a prefix
+    assert text.normalize("U.S.-based") == "usbased"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("Paris.", "paris", 1.0),
+        ("the capital is Paris", "Paris", 2 * 1 * (1 / 3) / (1 + 1 / 3)),  # capital, is, paris: P = 1/3, R = 1
+        ("Miller-Rabin tests", "Solovay-Strassen tests", 0.5),  # P = R = 1/2
+        ("a a b b", "b b b", 0.8),  # the articles go: b b against b b b, P = 1, R = 2/3
+        ("London", "Paris", 0.0),
+        ("the", "a", 1.0),  # both are empty after normalization
+        ("the", "Paris", 0.0),
+    ],
+)
+def test_f1(prediction: str, reference: str, expected: float):
+    assert text.f1(prediction, reference) == pytest.approx(expected)
+
+
+def test_reference_rewards():
+    completions = [said("The 1935."), "in 1935 or so", "nothing"]
+    answers = [["1936", "1935"], ["in 1935"], []]
+    assert text.exact_match(completions, answers=answers) == [1.0, 0.0, None]
+    assert text.token_f1(completions, answers=answers) == [1.0, pytest.approx(2 * 2 / (4 + 2)), None]
+
+
+def test_column_option_and_kinds_of_references():
+    reward = partial(text.exact_match, column="solution")
+    assert reward(["4", "4", "4"], solution=["4", None, ["5", "4"]], answers=None) == [1.0, None, 1.0]
+
+
+def test_wrong_column_names_those_there_are():
+    with pytest.raises(PosttrainError, match=r"no column 'answer'; its columns beside the prompt: answers, title$"):
+        text.token_f1(["a"], column="answer", answers=[["a"]], title=["t"], prompts=["p"], completion_ids=[[1]])
+
+
+def test_length():
+    completions = ["", "one two", said("one two three four"), "1 2 3 4 5 6"]
+    assert text.length(completions) == [0.0, 2.0, 4.0, 6.0]
+    assert text.length(completions, aim=4) == [0.0, 0.5, 1.0, 0.5]
+    assert text.length(completions, at_most=2) == [1.0, 1.0, 0.0, 0.0]
+    assert text.length(completions, at_most=4) == [1.0, 1.0, 1.0, 0.5]
+    for options in ({"aim": 1, "at_most": 1}, {"aim": 0}, {"at_most": -1}):
+        with pytest.raises(PosttrainError, match="at least 1"):
+            text.length(completions, **options)
+
+
+def test_regex():
+    completions = ["<answer>4</answer>", said("Answer: 4"), ""]
+    assert text.regex(completions, pattern=r"(?i)answer: \d+$") == [0.0, 1.0, 0.0]
+    assert text.regex(completions, pattern="^$") == [0.0, 0.0, 1.0]
+    with pytest.raises(PosttrainError, match=r"'\(' is not a regular expression"):
+        text.regex(completions, pattern="(")
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "said"),
+    [
+        ("text.regex", {"pattern": "["}, "reward regex: '[' is not a regular expression"),
+        ("text.regex", {}, "missing 1 required positional argument: 'pattern'"),
+        ("text.length", {"aim": 1, "at_most": 2}, "give aim or at_most"),
+        ("text.length", {"aim": "many"}, "'<' not supported between instances of 'str' and 'int'"),
+        ("gym.reasoning_gym", {"extract": "tags"}, "extract=tags: choose from tag, text, number"),
+    ],
+)
+def test_args_that_are_wrong_are_said_before_anything_loads(function: str, args: dict, said: str):
+    [error] = check({"a": RewardConfig(function=f"posttrain.rewards.{function}", args=args)}, "reward")
+    assert error.startswith("reward.a.args: ")
+    assert said in error
+
+
+def test_args_that_are_right():
+    for function, args in (("text.exact_match", {"column": "gold"}), ("text.token_f1", {}), ("gym.reasoning_gym", {})):
+        assert check({"a": RewardConfig(function=f"posttrain.rewards.{function}", args=args)}, "reward") == []
+
+
+def test_sentiment():
+    # VADER: "good" is 1.9 in its lexicon; compound = s / sqrt(s**2 + 15), rounded to four places.
+    assert text.sentiment(["good", said("terrible"), ""]) == [0.4404, -0.4767, 0.0]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        ABSTENTION,
+        "The context doesn't say.",
+        "The passage does not mention when Herodotus lived.",
+        "It is not mentioned in the text.",
+        "I don't know.",
+        "I cannot answer this from the context.",
+        "There is no information about that.",
+        "Unanswerable",
+        "The answer isn't given in the passage.",
+        "",
+    ],
+)
+def test_abstains(completion: str):
+    assert abstain.abstains(completion)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "Paris.",
+        "The context of the war was economic.",
+        "Because the king did not know the treaty.",
+        "The text was written in 1935.",
+        "No one survived.",
+        "It was not a monarchy.",
+    ],
+)
+def test_answers_are_no_abstentions(completion: str):
+    assert not abstain.abstains(completion)
+
+
+def test_invented_and_abstention():
+    completions = [ABSTENTION, said("Paris"), "in Paris", ABSTENTION, "It is Rome"]
+    answers = [[], [], ["Paris"], ["The context"], ["Paris"]]
+    assert abstain.invented(completions, answers=answers) == [0.0, 1.0, None, None, None]
+    assert abstain.abstention(completions, answers=answers) == [1.0, 0.0, pytest.approx(2 / 3), 0.0, 0.0]
+
+
+@pytest.mark.parametrize("function", [abstain.invented, abstain.abstention, text.exact_match])
+def test_wrong_column_everywhere(function):
+    with pytest.raises(PosttrainError, match=r"no column 'answers'; its columns beside the prompt: label$"):
+        function(["a"], label=["x"])

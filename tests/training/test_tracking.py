@@ -1,0 +1,112 @@
+"""What W&B was really given, read back from its offline file; and that a tracker's trouble ends no training."""
+
+import json
+import time
+
+import pytest
+
+from posttrain.training.tracking import Tracker
+from tests.helpers.runs import rows
+
+
+def log_records(file):
+    """The records of a W&B transaction log: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
+    data, block, position, parts = file.read_bytes(), 32768, 7, b""
+    while position + 7 <= len(data):
+        if block - position % block < 7:
+            position += block - position % block
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield parts
+            parts = b""
+
+
+def wandb_records(run):
+    """What the run's offline file holds: (config, history rows, run records)."""
+    from wandb.proto import wandb_internal_pb2
+
+    history, config, started = [], {}, []
+    for file in sorted((run.path / "wandb").glob("offline-run-*/*.wandb")):
+        for data in log_records(file):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                started.append(record.run)
+                config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
+            elif kind == "config":
+                config |= {i.key: json.loads(i.value_json) for i in record.config.update}
+            elif kind == "history":
+                history.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+    return config, history, started
+
+
+def test_wandb_gets_loss_rewards_kl_samples_and_config(train):
+    run = train(
+        *("+recipe=dpo_smollm2", "tracking=wandb", "tracking.tags=[a,b]", "tracking.group=g"),
+        *("probe.prompts=2", "probe.greedy_prompts=2", "probe.max_new_tokens=4"),
+    )
+    config, history, started = wandb_records(run)
+    tables = [row["probe/samples.nrows"] for row in history if "probe/samples.nrows" in row]
+    assert tables == [2, 4], "the same two prompts, before and after"
+    keys = {key for row in history for key in row}
+    for key in (
+        *("train/loss", "train/rewards/margins", "train/logratio/chosen", "train/grad_norm", "train/global_step"),
+        *("eval/loss", "eval/rewards/accuracies", "probe/kl", "probe/length", "probe/samples.nrows"),
+    ):
+        assert key in keys, key
+    losses = [row["train/loss"] for row in history if "train/loss" in row]
+    assert losses == pytest.approx([row["loss"] for row in rows(run.metrics) if "loss" in row])
+    assert config["trainer"]["kind"] == "dpo"
+    assert config["trainer"]["args"]["beta"] == 0.1
+    (record,) = started
+    assert (record.project, record.run_group, list(record.tags)) == ("posttrain", "g", ["a", "b"])
+    assert record.run_id == run.name
+
+
+def test_reward_and_kl_of_an_online_trainer(train):
+    run = train(
+        *("+recipe=rloo_smollm2", "tracking=wandb", "trainer.args.max_steps=2", "trainer.args.num_generations=4"),
+        *("trainer.args.max_completion_length=6", "trainer.args.eval_strategy=no", "trainer.args.beta=0.1"),
+    )
+    keys = {key for row in wandb_records(run)[1] for key in row}
+    assert {"train/reward", "train/kl", "train/rewards/abstention/mean", "train/completions/mean_length"} <= keys
+
+
+def test_tensorboard_gets_the_same_names(train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train("+recipe=sft_smollm2", "tracking=tensorboard", "probe.prompts=2", "probe.max_new_tokens=4")
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert {"train/loss", "eval/loss", "probe/kl"} <= set(events.Tags()["scalars"])
+
+
+def test_a_wandb_server_that_cannot_be_reached_ends_nothing(train, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr("posttrain.training.tracking.INIT_TIMEOUT", 3)
+    began = time.monotonic()
+    run = train("+recipe=sft_smollm2", "tracking=wandb")
+    assert run.finished()
+    assert time.monotonic() - began < 60
+    assert any("offline" in message for message in caplog.messages)
+    assert list((run.path / "wandb").glob("offline-run-*"))
+    assert not any(b"a" * 40 in p.read_bytes() for p in run.path.rglob("*") if p.is_file()), "the key is nowhere"
+
+
+def test_a_tracker_that_fails_midway_is_left_behind(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    from posttrain.config.schema import TrackingConfig
+
+    tracker = Tracker(TrackingConfig(), tmp_path, {}, None)
+    monkeypatch.setattr(wandb, "log", lambda *_, **__: 1 / 0)
+    tracker.log({"probe/kl": 1.0}, 1)
+    tracker.log({"probe/kl": 2.0}, 2)
+    assert tracker.backend == "none"
+    assert "metrics.jsonl has everything" in caplog.text
+    wandb.finish()
