@@ -36,8 +36,8 @@ test-slow: install  ## tests on the real embedded model
 test-gpu: install  ## tests that need a CUDA GPU
 	$(VENV)/bin/python -m pytest -q -m gpu $(ARGS)
 
-check: install  ## ruff and mypy
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+check: install  ## ruff, mypy, and which room imports which
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 
 format: install  ## ruff format and fixes
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
-    from posttrain.models.dialogue import Settings, Speaker
+    from posttrain.models.dialogue import Dialogue, Settings
 
 COMMANDS = (
     "/system TEXT sets the system prompt (alone: none), /reset begins anew, /exit or Ctrl-D ends, "
@@ -99,7 +99,7 @@ def check(args: argparse.Namespace) -> None:
         raise PosttrainError("\n".join(errors))
 
 
-def turn(line: str, voices: list[Speaker], settings: Settings, terminal: Terminal) -> None:
+def turn(line: str, voices: list[Dialogue], settings: Settings, terminal: Terminal) -> None:
     """One message, answered by each; a message that is too long is said to be, and the chat goes on."""
     for voice in voices:
         terminal.heading(voice.name)
@@ -113,7 +113,7 @@ def turn(line: str, voices: list[Speaker], settings: Settings, terminal: Termina
         terminal.emit("\n")
 
 
-def command(line: str, voices: list[Speaker], terminal: Terminal) -> None:
+def command(line: str, voices: list[Dialogue], terminal: Terminal) -> None:
     """/reset, /system, /help; others are named, not sent to the model."""
     name, _, text = line.partition(" ")
     if name == "/reset":

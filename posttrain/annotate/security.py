@@ -47,7 +47,7 @@ def loopback(host: str) -> bool:
         return False
 
 
-class Guard:
+class LocalOnly:
     """ASGI middleware. `host` is what the server is bound to; `token`, where there is one, is asked of everybody."""
 
     def __init__(self, app: ASGIApp, host: str, port: int, token: str | None):

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from posttrain.annotate import results
 from posttrain.annotate.candidates import messages, shown
 from posttrain.annotate.render import to_html
-from posttrain.annotate.security import Guard
+from posttrain.annotate.security import LocalOnly
 from posttrain.annotate.session import Session, View
 
 PAGE = Path(__file__).parent / "page"
@@ -81,7 +81,7 @@ def app(session: Session, host: str, port: int, token: str | None) -> Starlette:
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, host=host, port=port, token=token)],
+        middleware=[Middleware(LocalOnly, host=host, port=port, token=token)],
         exception_handlers={Refused: refused, OSError: unkept},
     )
 

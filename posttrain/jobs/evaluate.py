@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import Origin, Run
 from posttrain.console import console, quiet_libraries
-from posttrain.jobs.evaluate_plan import Judged, Plan, Said, prepare
+from posttrain.jobs.evaluate_plan import Candidate, Measurements, Plan, prepare
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.lineage import Source
 
@@ -31,9 +31,9 @@ def evaluate(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
     from posttrain.jobs import common, evaluate_results
 
-    common.begin(run, origin, directory, [judged.source for judged in plan.judged], plan.data)
+    common.begin(run, origin, directory, [judged.source for judged in plan.candidates], plan.data)
     with common.enough_memory("set a smaller probe.batch_size, or trainer.args.max_length"):
-        said = [_ask(run, plan, judged) for judged in plan.judged]
+        said = [_ask(run, plan, judged) for judged in plan.candidates]
     with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
         judged = _score(run, plan, said)
     metrics = evaluate_results.metrics(run, plan, said)
@@ -42,7 +42,7 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     notes = evaluate_results.notes(run, plan, said) + [f"{name}: {counted}" for name, counted in judged.items()]
     results: dict[str, Any] = {"judges": {name: counted.figures() for name, counted in judged.items()}}
     if (calibration := evaluate_results.calibrate(plan, said[0])) is not None:
-        notes += evaluate_results.keep_calibration(calibration, directory, plan.judged[0].source)
+        notes += evaluate_results.keep_calibration(calibration, directory, plan.candidates[0].source)
         results["calibration"] = asdict(calibration)
     common.end(
         directory,
@@ -55,7 +55,7 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     )
 
 
-def _ask(run: Run, plan: Plan, judged: Judged) -> Said:
+def _ask(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     """Everything that needs the model; it is out of memory again afterwards."""
     import torch
 
@@ -66,7 +66,7 @@ def _ask(run: Run, plan: Plan, judged: Judged) -> Said:
     from posttrain.probe.callback import SEED
     from posttrain.training.progress import Counter
 
-    said = Said()
+    said = Measurements()
     if run.trainer.kind == "reward":
         said.scores, said.lengths = _reward_scores(judged, plan.rows)
         common.release()
@@ -102,7 +102,7 @@ def _ask(run: Run, plan: Plan, judged: Judged) -> Said:
     return said
 
 
-def _likelihoods(plan: Plan, judged: Judged, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:
+def _likelihoods(plan: Plan, judged: Candidate, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:
     """Of the policy, and of its reference where that is the same model with the adapter off."""
     from posttrain.probe import heldout
     from posttrain.training.progress import Counter
@@ -116,7 +116,7 @@ def _likelihoods(plan: Plan, judged: Judged, model: Any) -> tuple[list[list[Answ
         return policy, heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
 
 
-def _reward_scores(judged: Judged, rows: list[dict[str, Any]]) -> tuple[list[list[float | None]], list[list[int]]]:
+def _reward_scores(judged: Candidate, rows: list[dict[str, Any]]) -> tuple[list[list[float | None]], list[list[int]]]:
     """What a reward model gives to chosen and rejected, and their lengths in its tokens."""
     from posttrain.probe.heldout import SIDES
     from posttrain.rewards.model import RewardModel
@@ -134,7 +134,7 @@ def _reward_scores(judged: Judged, rows: list[dict[str, Any]]) -> tuple[list[lis
     return [list(next(scored)) if fit else [None, None] for fit in fits], lengths
 
 
-def _score(run: Run, plan: Plan, said: list[Said]) -> dict[str, Any]:
+def _score(run: Run, plan: Plan, said: list[Measurements]) -> dict[str, Any]:
     """Rewards of everything drawn, with the policies out of memory; returns what judges counted."""
     from posttrain import rewards
 

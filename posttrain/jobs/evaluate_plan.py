@@ -21,7 +21,7 @@ PREFERENCES = ("dpo", "kto")
 
 
 @dataclass
-class Judged:
+class Candidate:
     """A model to evaluate. `reference` is that of its implicit reward: "adapter off", a source, or None.
 
     `why` says why there is none.
@@ -38,14 +38,14 @@ class Judged:
 class Plan:
     """Everything but the weights. `rows` are those of the trainer's kind; `prompts` are sampled by set."""
 
-    judged: list[Judged]
+    candidates: list[Candidate]
     rows: list[dict[str, Any]]
     prompts: dict[str, list[dict[str, Any]]]
     data: dict[str, Any]
 
 
 @dataclass
-class Said:
+class Measurements:
     """What one model says of held-out data: how likely it finds answers, how it scores them, and its own by set.
 
     `lengths` are those of the answers that were scored, in tokens of the reward model.
@@ -78,15 +78,15 @@ def prepare(run: Run) -> Plan:
             errors += [e for path, entries in run.rewards.items() for e in rewards.reach(entries, path)]
         if errors:
             raise PosttrainError("\n".join(errors))
-    judged = [_judged(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
+    judged = [_candidate(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
     if run.evaluate.against:
-        judged.append(_judged(run, run.evaluate.against, "evaluate.against", rows, prompts))
+        judged.append(_candidate(run, run.evaluate.against, "evaluate.against", rows, prompts))
     return Plan(judged, rows, prompts, data.source)
 
 
-def _judged(
+def _candidate(
     run: Run, path: str | None, key: str, rows: list[dict[str, Any]], prompts: dict[str, list[dict[str, Any]]]
-) -> Judged:
+) -> Candidate:
     from posttrain.jobs import common
     from posttrain.models import tokenizers, weights
     from posttrain.models.generate import encode_prompts
@@ -99,7 +99,7 @@ def _judged(
     longest = max((len(ids) for part in prompts.values() for ids in encode_prompts(tokenizer, part)), default=0)
     common.check_context("probe.max_new_tokens", run.probe.max_new_tokens, longest, context)
     limits = [limit for limit in (run.trainer.args.get("max_length"), context) if limit]
-    judged = Judged(source, tokenizer, min(limits, default=None))
+    judged = Candidate(source, tokenizer, min(limits, default=None))
     if run.trainer.kind in PREFERENCES:
         judged.reference, judged.why = reference(source)
     return judged

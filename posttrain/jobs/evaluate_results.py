@@ -12,7 +12,7 @@ from rich.table import Table
 from posttrain import rewards
 from posttrain.config.schema import EvaluateConfig, RewardConfig, Run
 from posttrain.console import console, facts, tell
-from posttrain.jobs.evaluate_plan import PREFERENCES, Plan, Said
+from posttrain.jobs.evaluate_plan import PREFERENCES, Measurements, Plan
 from posttrain.models.tokens import as_text
 from posttrain.probe import heldout
 from posttrain.probe.intervals import Metric, difference, interval, mean
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PER_TOKEN = ("loss_per_token", "perplexity", "likelihood_margin", "chosen_log_prob", "rejected_log_prob")
 
 
-def metrics(run: Run, plan: Plan, said: list[Said]) -> dict[str, Metric]:
+def metrics(run: Run, plan: Plan, said: list[Measurements]) -> dict[str, Metric]:
     """By name: the model's own; `against/NAME` and `difference/NAME`; win rates by set."""
     each = [_metrics_of(run, plan, one) for one in said]
     found = dict(each[0])
@@ -49,7 +49,7 @@ def _measured(found: dict[str, Metric]) -> dict[str, Metric]:
     return {name: metric for name, metric in found.items() if metric.count}
 
 
-def _metrics_of(run: Run, plan: Plan, said: Said) -> dict[str, Metric]:
+def _metrics_of(run: Run, plan: Plan, said: Measurements) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     if said.scores:
         found |= heldout.preference_metrics(said.scores, heldout.groups(plan.rows))
@@ -69,14 +69,16 @@ def _metrics_of(run: Run, plan: Plan, said: Said) -> dict[str, Metric]:
     return found
 
 
-def totals(run: Run, said: Said, name: str) -> list[float | None]:
+def totals(run: Run, said: Measurements, name: str) -> list[float | None]:
     """The weighted sum of `reward` for each completion of a set; empty where there is no reward."""
     values = {reward: row for reward, row in said.rewards.get(name, {}).items() if reward in run.reward}
     rows = zip(*values.values(), strict=True)
     return [rewards.total(dict(zip(values, row, strict=True)), run.reward) for row in rows]
 
 
-def _win_rates(run: Run, plan: Plan, said: list[Said]) -> dict[str, tuple[list[float | None], list[float | None]]]:
+def _win_rates(
+    run: Run, plan: Plan, said: list[Measurements]
+) -> dict[str, tuple[list[float | None], list[float | None]]]:
     """The two models' scores by set, of the weighted sum and of each reward."""
     found = {}
     for name in plan.prompts:
@@ -91,16 +93,18 @@ def _entries(run: Run) -> dict[str, RewardConfig]:
     return {**run.reward, **run.probe.judges}
 
 
-def _tokens_differ(said: list[Said]) -> bool:
+def _tokens_differ(said: list[Measurements]) -> bool:
     counts = [[answer.tokens for row in one.answers for answer in row] for one in said]
     return counts[0] != counts[1]
 
 
-def notes(run: Run, plan: Plan, said: list[Said]) -> list[str]:
+def notes(run: Run, plan: Plan, said: list[Measurements]) -> list[str]:
     """What could not be measured, and why; what a reader would take for something else."""
     found = []
     if run.trainer.kind in PREFERENCES:
-        found += [f"no implicit reward of {judged.source.name}: {judged.why}" for judged in plan.judged if judged.why]
+        found += [
+            f"no implicit reward of {judged.source.name}: {judged.why}" for judged in plan.candidates if judged.why
+        ]
     if plan.rows and "label" in plan.rows[0]:
         found.append("the rows are labelled one by one: margins are good less bad, and there is no accuracy")
     if left := sum(None in pair for pair in said[0].scores):
@@ -112,7 +116,7 @@ def notes(run: Run, plan: Plan, said: list[Said]) -> list[str]:
     return found
 
 
-def calibrate(plan: Plan, said: Said) -> Calibration | None:
+def calibrate(plan: Plan, said: Measurements) -> Calibration | None:
     """Of a reward model's scores of held-out pairs; `None` for fewer than two, and for other models."""
     from posttrain.rewards.calibration import fit
 
@@ -149,7 +153,7 @@ def summary(
     )
 
 
-def write_scores(path: Path, run: Run, plan: Plan, said: list[Said]) -> None:
+def write_scores(path: Path, run: Run, plan: Plan, said: list[Measurements]) -> None:
     """A line per held-out row and per completion, with the numbers that the metrics are made of."""
     lines = []
     for n, row in enumerate(plan.rows):
@@ -167,7 +171,7 @@ def _sides(numbers: list[dict[str, Any]]) -> dict[str, Any]:
     return {**numbers[0], **({"against": numbers[1]} if len(numbers) > 1 else {})}
 
 
-def _row_numbers(said: Said, n: int) -> dict[str, Any]:
+def _row_numbers(said: Measurements, n: int) -> dict[str, Any]:
     if said.scores:
         return {"scores": said.scores[n]}
     found: dict[str, Any] = {"log_p": [a.log_p for a in said.answers[n]], "tokens": [a.tokens for a in said.answers[n]]}
@@ -176,7 +180,7 @@ def _row_numbers(said: Said, n: int) -> dict[str, Any]:
     return found
 
 
-def _completion_numbers(run: Run, said: Said, name: str, n: int) -> dict[str, Any]:
+def _completion_numbers(run: Run, said: Measurements, name: str, n: int) -> dict[str, Any]:
     drawn = said.drawn[name][n]
     found: dict[str, Any] = {"completion": drawn.text, "length": len(drawn.ids), "ended": drawn.ended}
     if scores := totals(run, said, name):
@@ -191,8 +195,8 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     facts(
         {
             "run": f"evaluate, as {run.trainer.kind}",
-            "model": plan.judged[0].source.name,
-            **({"against": plan.judged[1].source.name} if len(plan.judged) > 1 else {}),
+            "model": plan.candidates[0].source.name,
+            **({"against": plan.candidates[1].source.name} if len(plan.candidates) > 1 else {}),
             "data": f"{plan.data['path']}: {', '.join(sets)}",
             **({"rewards": ", ".join(_entries(run)) or "none"} if plan.prompts else {}),
             "directory": str(directory.path),

@@ -90,7 +90,7 @@ def check(run: Run) -> None:
     errors += _paths(run) + _secrets(asdict(run))
     errors += [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
     errors += (
-        _lonely(run)
+        _check_comparisons(run)
         + checks.check(run)
         + checks.probe(run)
         + texts.check_files(run.probe)
@@ -117,14 +117,14 @@ def check(run: Run) -> None:
         raise PosttrainError("\n".join(errors))
 
 
-def _lonely(run: Run) -> list[str]:
+def _check_comparisons(run: Run) -> list[str]:
     """Judges that have nothing to compare with: the probe and PPO draw one completion of each prompt."""
     alone = {"probe.rewards": run.probe.rewards} if run.job == "train" else {}
     if run.job == "evaluate" and not run.evaluate.against:
         alone = {"reward": run.reward, "probe.rewards": run.probe.rewards}
     elif (run.job == "train" and run.trainer.kind == "ppo") or (run.job == "sample" and run.sample.n == 1):
         alone["reward"] = run.reward
-    return [error for path, entries in alone.items() for error in rewards.lonely(entries, path)]
+    return [error for path, entries in alone.items() for error in rewards.check_comparisons(entries, path)]
 
 
 def _initialisation(run: Run) -> list[str]:

@@ -24,7 +24,7 @@ from posttrain.jobs import train_plan
 from posttrain.models import inherit
 from posttrain.runs import objective_value
 from posttrain.runs.directory import RunDirectory
-from posttrain.training.alarms import refusal, told
+from posttrain.training.alarms import refusal, stop_message
 
 OUT_OF_MEMORY = (
     "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
@@ -129,7 +129,7 @@ def _measures(
     if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
         files = (directory.metrics, directory.samples)
         judged = judge(run.reward, run.probe, functions, KINDS[run.trainer.kind].online)
-        parts = (judged, plan.material, tracker, alarms)
+        parts = (judged, plan.probe_texts, tracker, alarms)
         measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
     if run.trainer.kind == "dpo" and run.probe.shift_prompts:
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
@@ -144,7 +144,7 @@ def _stopped(alarms: Any, interrupt: Any, trainer: Any, command: str) -> None:
         return
     trainer.accelerator.wait_for_everyone()
     if alarms.ended:
-        raise PosttrainError(told(alarms.end()))
+        raise PosttrainError(stop_message(alarms.end()))
     if main_process():
         tell(
             f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "

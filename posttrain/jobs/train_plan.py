@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from posttrain.data import Data
     from posttrain.models.hardware import Precision
     from posttrain.models.inherit import Start
-    from posttrain.probe.texts import Material
+    from posttrain.probe.texts import ProbeTexts
 
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
@@ -93,7 +93,7 @@ class Plan:
     precision: Precision
     parameters: tuple[int, int]
     lengths: Lengths
-    material: Material
+    probe_texts: ProbeTexts
     steps: int
     rows_per_step: int
     steps_per_rollout: int
@@ -123,7 +123,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_lengths(run, lengths, context)
     _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
-    found = texts.Material()
+    found = texts.ProbeTexts()
     if data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
         found = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
     steps = online.schedule(run, data.rows or 0)

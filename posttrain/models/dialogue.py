@@ -33,7 +33,7 @@ class Settings:
 
 
 @dataclass
-class Speaker:
+class Dialogue:
     """One model in a chat. `adapter` is its name in a shared `PeftModel`, "" the base without one.
 
     `history` holds messages; without a chat template (`plain`) their texts are one text that the model continues.
@@ -156,7 +156,7 @@ def _streamer(tokenizer: Any, said: list[str], emit: Say) -> Any:
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def speakers(sources: list[Source]) -> list[Speaker]:
+def speakers(sources: list[Source]) -> list[Dialogue]:
     """The models of a chat, loaded; two on one base hold it once."""
     first, *others = sources
     if others and _shared(first, others[0]):
@@ -166,8 +166,8 @@ def speakers(sources: list[Source]) -> list[Speaker]:
         if other.adapter:
             model.load_adapter(other.adapter, adapter_name="other")
             model.eval()
-        return [Speaker(s.name, model, tokenizer(s), names[id(s)]) for s in sources]
-    return [Speaker(s.name, load(s), tokenizer(s)) for s in sources]
+        return [Dialogue(s.name, model, tokenizer(s), names[id(s)]) for s in sources]
+    return [Dialogue(s.name, load(s), tokenizer(s)) for s in sources]
 
 
 def _shared(one: Source, two: Source) -> bool:

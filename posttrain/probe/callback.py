@@ -18,7 +18,7 @@ from posttrain.models.generate import Drawn, apart, encode_prompts, generate
 from posttrain.models.tokens import as_text
 from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.scores import Judge, Scores
-from posttrain.probe.texts import Material
+from posttrain.probe.texts import ProbeTexts
 from posttrain.training.tracking import Tracker, append
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Probe(TrainerCallback):
         prompts: Dataset,
         tokenizer: PreTrainedTokenizerBase,
         judge: Judge,
-        material: Material,
+        probe_texts: ProbeTexts,
         tracker: Tracker,
         alarms: Alarms,
         metrics_path: Path,
@@ -113,7 +113,7 @@ class Probe(TrainerCallback):
         self.greedy_rows = [prompts[i] for i in range(min(config.greedy_prompts, len(prompts)))]
         self.tokenizer = tokenizer
         self.judge = judge
-        self.material = material
+        self.probe_texts = probe_texts
         self.tracker = tracker
         self.alarms = alarms
         self.metrics_path = metrics_path
@@ -201,16 +201,16 @@ class Probe(TrainerCallback):
         return metrics, _samples(state.global_step, rows, judged, scores)
 
     def _forgetting(self, model: Any, step: int) -> dict[str, float]:
-        if not self.material.texts:
+        if not self.probe_texts.texts:
             return {}
-        found = forgetting.nll(model, self.material.texts, self.tokenizer.pad_token_id)
+        found = forgetting.nll(model, self.probe_texts.texts, self.tokenizer.pad_token_id)
         if step == 0:
             self.start = found
         return forgetting.measure(found, self.start)
 
     def _refusals(self, model: Any) -> dict[str, float]:
         found = {}
-        for name, prompts in self.material.safety.items():
+        for name, prompts in self.probe_texts.safety.items():
             drawn = self._generate(model, [{"prompt": prompt} for prompt in prompts], do_sample=False)
             found[f"probe/refusals/{name}"] = safety.refused([d.text for d in drawn])
         return found

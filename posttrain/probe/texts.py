@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Material:
+class ProbeTexts:
     """Token ids of texts by domain, and prompts by the name of their set."""
 
     texts: dict[str, list[list[int]]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ def check_files(config: ProbeConfig) -> list[str]:
     return errors
 
 
-def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational: bool) -> Material:
+def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational: bool) -> ProbeTexts:
     """Read what the config names; raises `PosttrainError` for a file without the columns.
 
     `conversational`: text prompts become a user turn, as the run's own prompts are.
@@ -68,7 +68,7 @@ def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational
                 [{"role": "user", "content": p}] if conversational and isinstance(p, str) else p
                 for p in prompts[: config.safety.prompts]
             ]
-    return Material({name: found for name, found in texts.items() if found}, safety)
+    return ProbeTexts({name: found for name, found in texts.items() if found}, safety)
 
 
 def _rows(path: str, key: str, columns: tuple[str, ...]) -> Any:

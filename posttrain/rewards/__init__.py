@@ -93,7 +93,7 @@ def _check_model(entry: RewardConfig, key: str) -> list[str]:
     return errors + calibration.check(entry.args, f"{key}.args")
 
 
-def lonely(entries: dict[str, RewardConfig], path: str) -> list[str]:
+def check_comparisons(entries: dict[str, RewardConfig], path: str) -> list[str]:
     """Rewards that compare the completions of one prompt with each other: what to say where each prompt has one."""
     return [
         f"{path}.{name}.args.column: without it completions of one prompt are compared with each other, and here each "

@@ -16,7 +16,7 @@ Conversation = list[dict[str, Any]]
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 512}
 
 
-class Asker:
+class JudgeClient:
     """Answers conversations, from the cache where it can. `name` says who answers; `asked` and `cached` count."""
 
     def __init__(self, name: str, cache: bool = True):

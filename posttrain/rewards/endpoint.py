@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.answers import Asker, Conversation
+from posttrain.rewards.answers import Conversation, JudgeClient
 
 if TYPE_CHECKING:
     import httpx2
@@ -32,7 +32,7 @@ def check_endpoint(endpoint: Any) -> str | None:
     return None
 
 
-class Endpoint(Asker):
+class Endpoint(JudgeClient):
     """A model behind an endpoint that speaks OpenAI's chat completions protocol (OpenAI, vLLM, llama.cpp, Ollama)."""
 
     def __init__(

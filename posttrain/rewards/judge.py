@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain.models.tokens import as_text
-from posttrain.rewards.judge_client import Asker, check_endpoint, open_asker
+from posttrain.rewards.judge_client import JudgeClient, check_endpoint, open_judge
 from posttrain.rewards.text import Completion, references, text_of
 
 TEMPLATE = """\
@@ -93,7 +93,7 @@ class Judge:
 
     `model` is asked at `endpoint`, or loaded here; `template` is a file with {{prompt}}, {{first}} and {{second}};
     `max_tokens`, `temperature` and `sampling` are options of the chat completions protocol. The rest is for
-    `open_asker`.
+    `open_judge`.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Judge:
     ):
         remote = {"key_env": key_env, "concurrency": concurrency, "timeout": timeout, "retries": retries}
         options: dict[str, Any] = remote if endpoint else {"batch_size": batch_size}
-        self.asker: Asker = open_asker(model, endpoint, cache=cache, **options)
+        self.asker: JudgeClient = open_judge(model, endpoint, cache=cache, **options)
         self.column = column
         self.template = Path(os.path.expanduser(template)).read_text(encoding="utf-8") if template else TEMPLATE
         self.sampling = {"max_tokens": max_tokens, "temperature": temperature, **(sampling or {})}
@@ -218,7 +218,7 @@ class Judge:
         """What is wrong with the endpoint or the model, asked in a few seconds and without loading weights."""
         known = {"key_env": args["key_env"]} if args.get("endpoint") and "key_env" in args else {}
         try:
-            open_asker(args["model"], args.get("endpoint"), **known).reach()
+            open_judge(args["model"], args.get("endpoint"), **known).reach()
         except PosttrainError as error:
             return [f"{key}.{error}"]
         return []

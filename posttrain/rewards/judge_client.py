@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.answers import SAMPLING, Asker, Conversation
+from posttrain.rewards.answers import SAMPLING, Conversation, JudgeClient
 from posttrain.rewards.endpoint import Endpoint, check_endpoint
 
-__all__ = ["Asker", "Endpoint", "Local", "check_endpoint", "open_asker"]
+__all__ = ["Endpoint", "JudgeClient", "Local", "check_endpoint", "open_judge"]
 
 
-def open_asker(model: str, endpoint: str | None = None, **options: Any) -> Asker:
+def open_judge(model: str, endpoint: str | None = None, **options: Any) -> JudgeClient:
     """Who answers: `model` at the base URL `endpoint` (such as http://127.0.0.1:8000/v1), or a run, folder or hub id.
 
     Options of an endpoint: `key_env` (the environment variable that holds its key), `concurrency`, `timeout` and
@@ -24,7 +24,7 @@ def open_asker(model: str, endpoint: str | None = None, **options: Any) -> Asker
     return Endpoint(model, endpoint, **options) if endpoint else Local(model, **options)
 
 
-class Local(Asker):
+class Local(JudgeClient):
     """A model that is loaded here, at the first question that is not in the cache."""
 
     def __init__(self, model: str, batch_size: int = 8, cache: bool = True):

@@ -15,7 +15,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain.rewards import sandbox
-from posttrain.rewards.sandbox.assertions import apart
+from posttrain.rewards.sandbox.assertions import split_comparisons
 from posttrain.rewards.text import Completion, best, references, text_of
 
 NEEDS = {"math_equal": ("math_verify", "math-verify"), "json_schema": ("jsonschema", "jsonschema")}
@@ -176,7 +176,7 @@ def unit_tests(
         asked = f"\ncheck({name})" if name else ""
         code = code_of(text_of(completion))
         for test in row:
-            source, values = apart(f"{test}{asked}")
+            source, values = split_comparisons(f"{test}{asked}")
             calls.append((f"{code}\n\n{source}\n\ndef passed(): return __posttrain['noted']", "passed", []))
             expected.append(values)
     outcomes = sandbox.run_all(calls, sandbox.Limits(seconds, memory, packages=packages))

@@ -14,7 +14,7 @@ from posttrain.config.alarms import AlarmsConfig, setting
 from posttrain.config.schema import main_process
 from posttrain.console import console
 from posttrain.runs.directory import RunDirectory
-from posttrain.training.alarms import Alarm, Watch
+from posttrain.training.alarms import Alarm, AlarmDetector
 from posttrain.training.tracking import Tracker, append
 
 
@@ -28,7 +28,7 @@ class Alarms(TrainerCallback):
         self.config = config
         self.tracker = tracker
         self.directory = directory
-        self.watch = Watch(config)
+        self.detector = AlarmDetector(config)
         self.raised: list[dict[str, Any]] = []
         self.stopped: Alarm | None = None
         self.ended = False
@@ -38,11 +38,11 @@ class Alarms(TrainerCallback):
         """Take up what was logged before a stop."""
         path = self.directory.metrics
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-        self.watch.recall([row for row in rows if "alarm" not in row])
+        self.detector.recall([row for row in rows if "alarm" not in row])
         self.raised = [row["alarm"] for row in rows if "alarm" in row]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.watch.float16 = args.fp16
+        self.detector.float16 = args.fp16
         if state.is_world_process_zero and self.raised:
             self._keep()
 
@@ -56,7 +56,7 @@ class Alarms(TrainerCallback):
 
     def see(self, row: dict[str, Any], args: Any, state: Any, control: Any) -> None:
         """Raise what the row raises; every process must call this at the same point."""
-        alarms = self.watch.see(row) if state.is_world_process_zero else []
+        alarms = self.detector.see(row) if state.is_world_process_zero else []
         for alarm in alarms:
             self._tell(alarm)
         self._act(next((alarm for alarm in alarms if alarm.action == "stop"), None), args, state, control)
@@ -91,8 +91,8 @@ class Alarms(TrainerCallback):
             p.detach().sum().float().to(accelerator.device) for p in self.trainer.model.parameters() if p.requires_grad
         ]
         found = not accelerator.gather(torch.stack(sums).sum()).isfinite().all()
-        if found and self.config.non_finite.action != "off" and "non_finite" not in self.watch.ringing:
-            self.watch.ringing.add("non_finite")
+        if found and self.config.non_finite.action != "off" and "non_finite" not in self.detector.ringing:
+            self.detector.ringing.add("non_finite")
             message = (
                 "the weights are no numbers any more; lower trainer.args.learning_rate, or look at the data before"
             )

@@ -1,6 +1,7 @@
 """Alarms: what a run's own numbers say is going wrong, each as a plain sentence with the number and the mend.
 
-Nothing here knows torch. `Watch` reads the rows of `metrics.jsonl` one by one; posttrain.watch acts on what it finds.
+Nothing here knows torch. `AlarmDetector` reads the rows of `metrics.jsonl` one by one; `alarm_callback.py` acts on
+what it finds.
 docs/probe.md has the conditions and their thresholds.
 """
 
@@ -33,7 +34,7 @@ class Alarm:
 Finding = tuple[float, str | None] | None
 
 
-class Watch:
+class AlarmDetector:
     """Reads a run's rows in order, and raises each alarm when its condition begins to hold."""
 
     def __init__(self, config: AlarmsConfig):
@@ -215,10 +216,10 @@ def refusal(record: dict[str, Any] | None, config: AlarmsConfig) -> str | None:
     stopped = record["stopped"]
     if stopped["setting"] != setting(config, stopped["alarm"]):
         return None
-    return told(stopped)
+    return stop_message(stopped)
 
 
-def told(stopped: dict[str, Any]) -> str:
+def stop_message(stopped: dict[str, Any]) -> str:
     name, kept = stopped["alarm"], stopped["checkpoint"]
     return (
         f"alarms.{name}: stopped at step {stopped['step']}: {stopped['message']}. "

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.judge_client import open_asker
+from posttrain.rewards.judge_client import open_judge
 from tests.helpers import endpoint
 
 
@@ -30,17 +30,17 @@ def shout(body: dict[str, Any]) -> str:
 
 def test_answers_come_in_order_and_each_question_is_asked_once():
     with endpoint.serve(shout) as server:
-        asker = open_asker("m", server.url, concurrency=4)
+        asker = open_judge("m", server.url, concurrency=4)
         words = [f"w{n}" for n in range(20)]
         assert asker.ask([say(w) for w in [*words, "w0"]]) == [w.upper() for w in [*words, "w0"]]
         assert len(server.requests) == 20
         assert (asker.asked, asker.cached) == (20, 0)
         # From disk: another asker, another spelling of the same place.
-        again = open_asker("m", server.url + "/chat/completions")
+        again = open_judge("m", server.url + "/chat/completions")
         assert again.ask([say("w3")]) == ["W3"]
         assert (again.asked, again.cached) == (0, 1)
         # Another model, other sampling, another endpoint are other questions.
-        open_asker("m2", server.url).ask([say("w3")])
+        open_judge("m2", server.url).ask([say("w3")])
         again.ask([say("w3")], max_tokens=7)
         assert len(server.requests) == 22
     sent = server.requests[-1]
@@ -50,7 +50,7 @@ def test_answers_come_in_order_and_each_question_is_asked_once():
 
 def test_cache_can_be_switched_off(tmp_path: Path):
     with endpoint.serve(shout) as server:
-        asker = open_asker("m", server.url, cache=False)
+        asker = open_judge("m", server.url, cache=False)
         assert asker.ask([say("a")]) + asker.ask([say("a")]) == ["A", "A"]
         assert len(server.requests) == 2
     assert not (tmp_path / "cache").exists()
@@ -58,23 +58,23 @@ def test_cache_can_be_switched_off(tmp_path: Path):
 
 def test_an_answer_cut_short_on_disk_is_asked_again(tmp_path: Path):
     with endpoint.serve(shout) as server:
-        open_asker("m", server.url).ask([say("a")])
+        open_judge("m", server.url).ask([say("a")])
         (file,) = (tmp_path / "cache" / "answers").rglob("*.json")
         file.write_text('{"answ')
-        assert open_asker("m", server.url).ask([say("a")]) == ["A"]
+        assert open_judge("m", server.url).ask([say("a")]) == ["A"]
         assert len(server.requests) == 2
 
 
 def test_processes_share_the_cache(tmp_path: Path):
-    code = "import sys; from posttrain.rewards.judge_client import open_asker; " + (
-        "print(open_asker('m', sys.argv[1]).ask([[{'role': 'user', 'content': f'{n}'}] for n in range(30)])[-1])"
+    code = "import sys; from posttrain.rewards.judge_client import open_judge; " + (
+        "print(open_judge('m', sys.argv[1]).ask([[{'role': 'user', 'content': f'{n}'}] for n in range(30)])[-1])"
     )
     with endpoint.serve(shout) as server:
         command = [sys.executable, "-c", code, server.url]
         both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         assert [p.communicate(timeout=60)[0].strip() for p in both] == ["29", "29"]
         asked = len(server.requests)
-        assert open_asker("m", server.url).ask([say("29")]) == ["29"]
+        assert open_judge("m", server.url).ask([say("29")]) == ["29"]
         assert len(server.requests) == asked
     assert len(list((tmp_path / "cache").rglob("*"))) - len(list((tmp_path / "cache").rglob("*.json"))) <= 31
 
@@ -83,7 +83,7 @@ def test_processes_share_the_cache(tmp_path: Path):
 def test_busy_servers_are_asked_again(status: int):
     with endpoint.serve(shout) as server:
         server.statuses = [status, status]
-        assert open_asker("m", server.url, backoff=0.01).ask([say("a")]) == ["A"]
+        assert open_judge("m", server.url, backoff=0.01).ask([say("a")]) == ["A"]
         assert len(server.requests) == 3
 
 
@@ -92,7 +92,7 @@ def test_retry_after_is_honoured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("posttrain.rewards.endpoint._pause", lambda stop, seconds: waits.append(seconds))
     with endpoint.serve(shout) as server:
         server.statuses, server.headers = [429], {"retry-after": "7"}
-        open_asker("m", server.url).ask([say("a")])
+        open_judge("m", server.url).ask([say("a")])
     assert len(waits) == 1
     assert 7 <= waits[0] <= 7 * 1.25
 
@@ -104,7 +104,7 @@ def test_what_was_answered_before_a_failure_is_kept():
         return shout(body)
 
     with endpoint.serve(answer) as server:
-        asker = open_asker("m", server.url, concurrency=1, retries=0)
+        asker = open_judge("m", server.url, concurrency=1, retries=0)
         with pytest.raises(PosttrainError, match="400"):
             asker.ask([say(t) for t in ("a", "bad", "c", "d")])
         count = len(server.requests)
@@ -116,7 +116,7 @@ def test_what_was_answered_before_a_failure_is_kept():
 def test_the_key_comes_from_the_environment_and_goes_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("MY_KEY", "sk-secret-1")
     with endpoint.serve(shout) as server:
-        asker = open_asker("m", server.url, key_env="MY_KEY", retries=0)
+        asker = open_judge("m", server.url, key_env="MY_KEY", retries=0)
         asker.ask([say("a")])
         assert server.keys == ["Bearer sk-secret-1"]
         for status in (401, 404, 418, 500):
@@ -133,19 +133,19 @@ def test_what_goes_wrong_is_said_with_the_mend():
     with endpoint.serve(shout) as server:
         server.statuses = [401]
         with pytest.raises(PosttrainError, match="environment variable OPENAI_API_KEY is not set"):
-            open_asker("m", server.url).ask([say("a")])
+            open_judge("m", server.url).ask([say("a")])
         server.statuses = [401]
         with pytest.raises(PosttrainError, match="OPENAI_API_KEY is not set"):
-            open_asker("m", server.url).reach()
+            open_judge("m", server.url).reach()
         with pytest.raises(PosttrainError, match="no such model, or the base URL lacks /v1"):
-            open_asker("m", server.url.removesuffix("/v1")).ask([say("a")])
+            open_judge("m", server.url.removesuffix("/v1")).ask([say("a")])
     with pytest.raises(PosttrainError, match=r"cannot be reached.*start the server"):
-        open_asker("m", server.url, retries=1, backoff=0.01).ask([say("b")])
+        open_judge("m", server.url, retries=1, backoff=0.01).ask([say("b")])
     for wrong in ("localhost:8000", "http://", "http://127.0.0.1/v1?key=1", "ftp://127.0.0.1"):
         with pytest.raises(PosttrainError, match="expected a base URL such as"):
-            open_asker("m", wrong)
+            open_judge("m", wrong)
     with pytest.raises(PosttrainError, match="password"):
-        open_asker("m", "http://me:pw@127.0.0.1/v1")
+        open_judge("m", "http://me:pw@127.0.0.1/v1")
 
 
 def test_a_server_that_does_not_answer_in_time():
@@ -156,7 +156,7 @@ def test_a_server_that_does_not_answer_in_time():
         return "late"
 
     with endpoint.serve(slow) as server, pytest.raises(PosttrainError, match="no answer in time"):
-        open_asker("m", server.url, timeout=0.1, retries=1, backoff=0.01).ask([say("a")])
+        open_judge("m", server.url, timeout=0.1, retries=1, backoff=0.01).ask([say("a")])
 
 
 def test_a_local_model_answers_greedily_and_is_not_loaded_for_what_is_known(monkeypatch: pytest.MonkeyPatch):
@@ -164,7 +164,7 @@ def test_a_local_model_answers_greedily_and_is_not_loaded_for_what_is_known(monk
 
     from posttrain.models import weights as model_weights
 
-    asker = open_asker("embedded:tiny")
+    asker = open_judge("embedded:tiny")
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     first = asker.ask([say("a"), say("b b")], max_tokens=4)
@@ -177,18 +177,18 @@ def test_a_local_model_answers_greedily_and_is_not_loaded_for_what_is_known(monk
     with pytest.raises(PosttrainError, match="its context is"):
         asker.ask([say("a " * 5000)])
     monkeypatch.setattr(model_weights, "load", None)
-    assert open_asker("embedded:tiny").ask([say("b b"), say("a")], max_tokens=4) == first[::-1]
+    assert open_judge("embedded:tiny").ask([say("b b"), say("a")], max_tokens=4) == first[::-1]
 
 
 def test_no_such_local_model():
     with pytest.raises(PosttrainError, match="no such folder"):
-        open_asker("./nowhere")
+        open_judge("./nowhere")
 
 
 def test_other_weights_in_the_same_folder_are_another_model(tmp_path: Path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    before = open_asker("./model").identity
-    assert open_asker(str(tmp_path / "model")).identity["model"] == before["model"]
+    before = open_judge("./model").identity
+    assert open_judge(str(tmp_path / "model")).identity["model"] == before["model"]
     (tmp_path / "model" / "config.json").write_text("{ }")
-    assert open_asker("./model").identity["model"] != before["model"]
+    assert open_judge("./model").identity["model"] != before["model"]

@@ -16,7 +16,7 @@ from posttrain.data.embedded import gym as tasks
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.rewards import gym, verify
-from posttrain.rewards.sandbox.assertions import apart, canonical
+from posttrain.rewards.sandbox.assertions import canonical, split_comparisons
 from tests.helpers.runs import compose
 
 
@@ -131,17 +131,17 @@ def test_code_cannot_forge_what_it_is_compared_with():
 def test_which_assertions_are_taken_apart():
     test = "assert f(1) == (1, 'a')\nassert f(2) == g(2)\nassert f(3) is None\n"
     test += "if x:\n    assert f(4) == 4\nassert -1 == f(5)"
-    source, expected = apart(test)
+    source, expected = split_comparisons(test)
     assert expected == ["(1,'a')", "-1"]
     shown = source.split("\n", 2)[2].splitlines()
     assert shown[0] == "assert __posttrain['note'](f(1))"
     assert shown[1:5] == ["assert f(2) == g(2)", "assert f(3) is None", "if x:", "    assert f(4) == 4"]
     assert shown[5] == "assert __posttrain['note'](f(5))"
     check = "def check(f):\n    assert f(1) == 1\n    for x in y:\n        assert f(x) == 2\n    {}\n"
-    assert apart(check.format("assert f(3) == 3") + "check(f)")[1] == ["1", "3"]
+    assert split_comparisons(check.format("assert f(3) == 3") + "check(f)")[1] == ["1", "3"]
     for unclear in (check.format("0"), check.format("return") + "check(f)", check.format("0") + "check(f)\ncheck(g)"):
-        assert apart(unclear)[1] == [], "how often it runs is not known"
-    assert apart("assert f(")[0].endswith("assert f("), "fails as it is"
+        assert split_comparisons(unclear)[1] == [], "how often it runs is not known"
+    assert split_comparisons("assert f(")[0].endswith("assert f("), "fails as it is"
 
 
 PLAIN = st.recursive(

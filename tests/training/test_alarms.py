@@ -13,7 +13,7 @@ from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.runs.directory import RunDirectory
 from posttrain.training import alarms
-from posttrain.training.alarms import Watch
+from posttrain.training.alarms import AlarmDetector
 from tests.helpers.runs import SMALL, compose, rows, weights
 from tests.training.test_tracking import log_records
 
@@ -27,7 +27,7 @@ def raised(rows, **settings):
     for name, values in settings.items():
         for key, value in values.items():
             setattr(getattr(config, name), key, value)
-    watch = Watch(config)
+    watch = AlarmDetector(config)
     return [(alarm.name, alarm.step) for row in rows for alarm in watch.see(row)]
 
 
@@ -132,13 +132,13 @@ def test_an_alarm_rings_once_and_again_after_it_was_clear():
 def test_messages_hold_the_number_and_the_mend():
     config = AlarmsConfig()
     config.kl.above = 5.0
-    (alarm,) = Watch(config).see({"step": 4, "probe/kl": 6.25})
+    (alarm,) = AlarmDetector(config).see({"step": 4, "probe/kl": 6.25})
     assert alarm.message.startswith("KL to the reference is 6.25 nats per answer, beyond the budget of 5; raise ")
     assert (alarm.value, alarm.action) == (6.25, "warn")
 
 
 def test_with_float16_a_single_overflow_is_no_alarm():
-    watch = Watch(AlarmsConfig())
+    watch = AlarmDetector(AlarmsConfig())
     watch.float16 = True
     found = [watch.see({"step": i, "loss": value}) for i, value in enumerate([math.inf, 1.0, *[math.nan] * 3])]
     assert [len(alarms) for alarms in found] == [0, 0, 0, 0, 1]
@@ -147,7 +147,7 @@ def test_with_float16_a_single_overflow_is_no_alarm():
 def test_a_continued_run_knows_what_was_before():
     config = AlarmsConfig()
     config.kl.above = 5.0
-    watch = Watch(config)
+    watch = AlarmDetector(config)
     watch.recall([START, {"step": 2, "probe/kl": 6.0}])
     assert watch.see({"step": 4, "probe/kl": 6.0}) == [], "said before the stop"
     assert [a.name for a in watch.see({**START, "step": 4, "probe/entropy": 0.1})] == ["collapse"]

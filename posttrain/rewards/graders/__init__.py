@@ -20,7 +20,7 @@ from posttrain.rewards.text import NOT_COLUMNS, Completion, text_of
 
 if TYPE_CHECKING:
     from posttrain.rewards.graders.embed import Embed
-    from posttrain.rewards.judge_client import Asker
+    from posttrain.rewards.judge_client import JudgeClient
 
 LIMITS = tuple(field.name for field in fields(Limits))
 ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
@@ -104,14 +104,14 @@ def _lacking(path: template.Path, features: Mapping[str, Any], columns: list[str
 
 def reach(entry: RewardConfig, key: str) -> None:
     """Raise `PosttrainError` where a model that a grader asks would not answer."""
-    from posttrain.rewards.judge_client import open_asker
+    from posttrain.rewards.judge_client import open_judge
 
     assert entry.grader is not None
     given = {name: entry.args[name] for name in ASKER if name in entry.args}
     asked = [part for _, part in schema.parts(schema.read(entry.grader)) if isinstance(part, _ASKS)]
     for model in dict.fromkeys(given.get("model", part.model) for part in asked):
         try:
-            open_asker(**{**given, "model": model}).reach()
+            open_judge(**{**given, "model": model}).reach()
         except PosttrainError as error:
             raise PosttrainError(f"{key}.args: {error}") from error
 
@@ -133,7 +133,7 @@ class Grader:
         self.embedding: dict[str, Any] = {"model": args.get("embeddings")}
         self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
         self.wordnet = bool(args.get("wordnet"))
-        self._askers: dict[str, Asker] = {}
+        self._askers: dict[str, JudgeClient] = {}
         self._embed: Embed | None = None
         self._said: Counter[str] = Counter()
 
@@ -214,11 +214,11 @@ class Grader:
         self, part: schema.ScoreModel | schema.LabelModel, rows: list[dict[str, Any]], place: str
     ) -> list[float | None]:
         from posttrain.rewards.graders import model_grader
-        from posttrain.rewards.judge_client import open_asker
+        from posttrain.rewards.judge_client import open_judge
 
         model = self.answering.get("model", part.model)
         if model not in self._askers:
-            self._askers[model] = open_asker(**{**self.answering, "model": model})
+            self._askers[model] = open_judge(**{**self.answering, "model": model})
         scores: list[float | None] = []
         for answer in model_grader.ask(part, rows, self._askers[model], self.sampling):
             value: float | None

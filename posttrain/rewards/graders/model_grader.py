@@ -10,11 +10,11 @@ from typing import Any
 
 from posttrain.rewards.graders import template
 from posttrain.rewards.graders.schema import LabelModel, ScoreModel
-from posttrain.rewards.judge_client import Asker
+from posttrain.rewards.judge_client import JudgeClient
 
 
 def ask(
-    node: ScoreModel | LabelModel, rows: list[dict[str, Any]], asker: Asker, others: Mapping[str, Any]
+    node: ScoreModel | LabelModel, rows: list[dict[str, Any]], asker: JudgeClient, others: Mapping[str, Any]
 ) -> list[str]:
     """The model's answer for each row, with the grader's sampling options and `others`, which go before them.
 

@@ -18,7 +18,7 @@ _NONE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 
 
 @lru_cache(maxsize=4096)
-def apart(test: str) -> tuple[str, list[str]]:
+def split_comparisons(test: str) -> tuple[str, list[str]]:
     """`test` with a note of the left side in place of each such assertion, and `canonical` of the right ones.
 
     Taken are those that run once and in order: at the top, and in the body of a function `check` that is called there.
