@@ -30,7 +30,7 @@ def check(function: str, args: dict[str, Any], key: str) -> list[str]:
     if function == "unit_tests" and args.get("execute") is not True:
         return [f"{key}: runs code of completions in a limited subprocess; allow it with {key}.args.execute=true"]
     if function == "unit_tests":
-        return sandbox.check(args, f"{key}.args")
+        return sandbox.check(args, f"{key}.args") + sandbox.check_walls(args, f"{key}.args")
     if function == "json_schema":
         if (args.get("schema") is None) == (args.get("column") is None):
             return [f"{key}.args: give schema=FILE.json, or column=NAME of the column that holds each row's schema"]
@@ -153,19 +153,21 @@ def unit_tests(
     seconds: float = 10,
     memory: int = 1 << 30,
     packages: bool = False,
+    walls: str = "full",
     **columns: Any,
 ) -> list[float | None]:
     """The share of a row's tests that the completion's code passes; with `every`, 1.0 for all of them, else 0.0.
 
     The code is the last ``` block, or all of the text. A test is Python that raises where the code is wrong (an
-    assertion), run after the code in a limited subprocess of its own (`posttrain.sandbox`: `seconds`, `memory` in
-    bytes, `packages`). Assertions of equality with a literal are compared out of the code's reach
-    (`posttrain.rewards.assertions`). HumanEval's tests define `check(candidate)`: `entry_point` is the column with the
-    name of the function to give it. None without tests. Raises `PosttrainError` without `execute`.
+    assertion), run after the code in a limited subprocess of its own (`posttrain.rewards.sandbox`: `seconds`, `memory`
+    in bytes, `packages`). Assertions of equality with a literal are compared out of the code's reach
+    (`posttrain.rewards.sandbox.assertions`). HumanEval's tests define `check(candidate)`: `entry_point` is the column
+    with the name of the function to give it. None without tests. Raises `PosttrainError` without `execute`, and where the system
+    lacks a wall of the sandbox unless `walls` is `reduced`.
     """
     if execute is not True:
         raise PosttrainError("reward unit_tests: runs code of completions; allow it with execute=true")
-    sandbox.tell_walls()
+    sandbox.require_walls("reward.unit_tests.args.walls", walls)
     tests = references(columns, column)
     names = (
         [row[0] if row else None for row in references(columns, entry_point)] if entry_point else [None] * len(tests)

@@ -1,11 +1,13 @@
 """Code of others in a limited subprocess: each way to break out gives a clear failure and leaves nothing behind."""
 
 import _ctypes
+import ctypes
 import errno
 import os
 import re
 import resource
 import socket
+import subprocess
 import sysconfig
 import tempfile
 import threading
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.rewards import sandbox
+from posttrain.errors import PosttrainError
+from posttrain.rewards import sandbox, verify
 from posttrain.rewards.sandbox import Limits, run, run_all
 
 SHORT = Limits(seconds=2, memory=1 << 28, disk=1 << 20, output=10_000)
@@ -143,13 +146,18 @@ def test_limits_that_are_none():
     assert sandbox.check({"seconds": 1, "memory": 64 << 20}, "a") == []
 
 
-def test_what_the_system_refuses_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(sandbox, "walls", lambda: "this system refuses namespaces")
-    sandbox.tell_walls.cache_clear()
-    sandbox.tell_walls()
-    sandbox.tell_walls()
-    assert capsys.readouterr().out.count("limited subprocess: this system refuses namespaces") == 1
-    sandbox.tell_walls.cache_clear()
+def test_code_runs_behind_fewer_walls_only_where_they_are_named(monkeypatch):
+    monkeypatch.setattr(sandbox, "missing_walls", lambda: "code that breaks out of Python reaches files of yours here")
+    said = "reward.r.args.walls=full: code that breaks out of Python reaches files of yours here; run it on Linux"
+    (wrong,) = sandbox.check_walls({"execute": True}, "reward.r.args")
+    assert wrong.startswith(said)
+    assert wrong.endswith("set reward.r.args.walls=reduced")
+    assert sandbox.check_walls({"execute": True, "walls": "reduced"}, "reward.r.args") == []
+    assert sandbox.check_walls({}, "reward.r.args") == [], "it runs nothing"
+    assert sandbox.check({"walls": "few"}, "a") == ["a.walls=few: choose from full, reduced"]
+    with pytest.raises(PosttrainError, match="walls=full"):
+        verify.unit_tests(["x = 1"], execute=True, tests=[["assert x == 1"]])
+    assert verify.unit_tests(["x = 1"], execute=True, walls="reduced", tests=[["assert x == 1"]]) == [1.0]
 
 
 def test_packages_only_when_asked():
@@ -163,6 +171,7 @@ PARTS = {
     "namespaces": (r"libc\.unshare\(NAMESPACES\) != 0", "True"),
     "landlock": (r"landlock\(roots\)\n", "[]\n"),
     "seccomp": (r"seccomp\(\)\n(?=    isolation)", "[]\n"),
+    "user": (r"become_nobody\(\)\n(?=        isolation)", "[]\n"),
 }
 
 
@@ -202,10 +211,10 @@ def test_the_kernel_holds_files_without_the_hook(without, body: str, error: str)
     assert not Path("/tmp/posttrain-escaped").exists()
 
 
-@needs("folder")
-def test_the_folder_is_limited_as_a_whole(without):
-    without("hook")
-    source = "def f():\n for n in range(100): open(f'a{n}', 'w').write('x' * 10**5)"
+@pytest.mark.parametrize("left_out", [(), ("namespaces",)])
+def test_the_folder_is_limited_as_a_whole(without, left_out):
+    without("hook", *left_out)
+    source = "def f():\n for n in range(40): open(f'a{n}', 'w').write('x' * 10**5)\n import time; time.sleep(1)"
     assert run(source, "f", [], SHORT).error.startswith("disk: more than the limit")
 
 
@@ -317,12 +326,146 @@ def f(library, packages):
         "own: not permitted in the sandbox",
         "outside the sandbox's folder",
     ]
-    sandbox.walls.cache_clear()
-    assert sandbox.walls() == (
+    sandbox.missing_walls.cache_clear()
+    assert sandbox.missing_walls() == (
         "code that breaks out of Python reaches files of yours (landlock), the network and other processes (namespaces "
-        "and seccomp), the disk, beyond the limit for each file (folder) here; see docs/graders.md"
+        "and seccomp) here"
     )
-    sandbox.walls.cache_clear()
+    sandbox.missing_walls.cache_clear()
+
+
+OWNERS = """import fcntl, os, signal, struct, sys
+def f(pid):
+    read, write = os.pipe()
+    tried = {}
+    for name, command, value in (
+        ("owner", fcntl.F_SETOWN, pid), ("owner_ex", 15, struct.pack("ii", 1, pid)), ("signal", 10, signal.SIGKILL),
+    ):
+        try:
+            fcntl.fcntl(read, command, value)
+        except OSError as error:
+            tried[name] = error.errno
+    for name, request in (("FIOSETOWN", 0x8901), ("SIOCSPGRP", 0x8902), ("FIOASYNC", 0x5452), ("TIOCSTI", 0x5412)):
+        try:
+            fcntl.ioctl(read, request, struct.pack("i", pid))
+        except OSError as error:
+            tried[name] = error.errno
+    fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC)
+    os.write(write, b"x")
+    return tried
+"""
+
+
+@needs("seccomp")
+@pytest.mark.parametrize("left_out", [(), ("namespaces", "user"), ("namespaces", "landlock")])
+def test_no_signal_is_sent_by_way_of_a_descriptors_owner(without, left_out):
+    """The kernel would send it for the code, to any process of the same user, the trainer too."""
+    without("hook", *left_out)
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        outcome = run(OWNERS, "f", [victim.pid], SHORT)
+        assert victim.poll() is None
+        victim.kill()
+    assert outcome.error is None
+    assert len(outcome.value) == 7
+    assert set(outcome.value.values()) == {errno.EPERM}
+
+
+@needs("landlock")
+def test_landlock_alone_holds_signals(without):
+    """Its scope, from version 6 on (Linux 6.12): the owner can be set, and the signal does not arrive."""
+    without("hook", "namespaces", "seccomp", "user")
+    if ctypes.CDLL(None).syscall(444, None, 0, 1) < 6:
+        pytest.skip("this kernel's Landlock has no scope for signals")
+    source = "import os, signal\ndef f(pid):\n os.kill(pid, signal.SIGKILL)"
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        assert run(source, "f", [victim.pid], SHORT).error.startswith("PermissionError")
+        run(OWNERS.replace('("signal"', '("signal", 0, 0), ("signal"'), "f", [victim.pid], SHORT)
+        assert victim.poll() is None
+        victim.kill()
+
+
+SURVIVOR = """import ctypes, os, signal, time
+def f():
+    libc = ctypes.CDLL(None)
+    tried = [libc.prctl(1, 0, 0, 0, 0)]
+    for leave in (os.setsid, lambda: os.setpgid(0, 0)):
+        try:
+            leave()
+            tried.append(0)
+        except OSError:
+            tried.append(-1)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(1, f"{tried}{'x' * 20_000}".encode())
+    time.sleep(1.5)
+    os.write(1, b"still here" * 2000)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("left_out", "tried"),
+    [
+        pytest.param((), [-1, -1, -1], marks=needs("seccomp")),
+        pytest.param(("namespaces",), [-1, -1, -1], marks=needs("seccomp")),
+        pytest.param(("seccomp",), [0, 0, -1], marks=needs("namespaces")),  # the guard ends it all the same
+        pytest.param(("seccomp", "landlock"), [0, 0, -1], marks=needs("namespaces")),
+    ],
+)
+def test_nothing_survives_the_result(without, left_out, tried):
+    """`_nothing_left` looks for the process that left its group, ignores signals and has no parent to die with."""
+    without("hook", *left_out)
+    outcome = run(SURVIVOR, "f", [], Limits(seconds=30, memory=1 << 28, disk=1 << 20, output=10_000))
+    assert outcome.error == "output: more than 10000 bytes"
+    assert outcome.output.startswith(str(tried))
+
+
+@needs("seccomp")
+@pytest.mark.parametrize("left_out", [(), ("namespaces",)])
+def test_no_datagram_reaches_a_socket_of_the_host(without, left_out, tmp_path):
+    without("hook", *left_out)
+    place = tempfile.mkdtemp() + "/socket"  # a short path
+    source = """import ctypes, socket
+def f(path, abstract):
+    tried = {}
+    for name, attempt in {
+        "pair": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+        "socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    }.items():
+        try:
+            made = attempt()
+            for target in (path, abstract):
+                (made[0] if isinstance(made, tuple) else made).sendto(b"out", target)
+            tried[name] = 0
+        except OSError as error:
+            tried[name] = error.errno
+    libc = ctypes.CDLL(None, use_errno=True)
+    calls = {"sendto": lambda: libc.sendto(1, b"x", 1, 0, None, 0), "sendmsg": lambda: libc.sendmsg(1, 0, 0)}
+    for name, call in calls.items():
+        tried[name] = ctypes.get_errno() if call() == -1 else 0
+    return tried
+"""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(place)
+        os.chmod(place, 0o777)
+        server.setblocking(False)
+        outcome = run(source, "f", [place, "\0posttrain-test"], SHORT)
+        assert outcome.value == dict.fromkeys(("pair", "socket", "sendto", "sendmsg"), errno.EPERM)
+        with pytest.raises(BlockingIOError):
+            server.recv(10)
+
+
+@pytest.mark.parametrize("left_out", [(), ("namespaces",), ("namespaces", "user"), ("user", "seccomp")])
+def test_no_capability_is_left(without, left_out):
+    """Root keeps its name where its Python lies in its home, and none of its rights."""
+    without("hook", "landlock", *left_out)
+    outcome = run("def f(): return open('/proc/self/status').read()", "f", [], SHORT)
+    sets = dict(re.findall(r"^(Cap\w+):\s+(\w+)$", outcome.value, re.MULTILINE))
+    assert set(sets) == {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
+    bounding = sets.pop("CapBnd")
+    assert {int(value, 16) for value in sets.values()} == {0}
+    assert int(bounding, 16) == 0 or (os.geteuid() != 0 and "namespaces" not in outcome.isolation)
+    assert "capabilities" in outcome.isolation
 
 
 @needs("namespaces")

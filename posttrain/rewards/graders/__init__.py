@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LIMITS = tuple(field.name for field in fields(Limits))
 ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
 _ASKS = (schema.ScoreModel, schema.LabelModel)
-ARGS = ("execute", *LIMITS, *ASKER, "sampling", "embeddings", "wordnet")
+ARGS = ("execute", "walls", *LIMITS, *ASKER, "sampling", "embeddings", "wordnet")
 
 
 def check(entry: RewardConfig, key: str) -> list[str]:
@@ -46,6 +46,8 @@ def check(entry: RewardConfig, key: str) -> list[str]:
         node = schema.read(entry.grader)
     except Wrong as bad:
         return errors + [f"{start}: {place}: {what}" if place else f"{start}: {what}" for place, what in bad.found]
+    if any(isinstance(part, schema.Python) for _, part in schema.parts(node)):
+        errors += sandbox.check_walls(entry.args, f"{key}.args")
     for place, part in schema.parts(node):
         errors += [f"{start}: {f'{place}: ' if place else ''}{what}" for what in _lacks(part, entry, key)]
     return errors
@@ -246,7 +248,7 @@ def open_grader(name: str, entry: RewardConfig) -> Grader:
         raise PosttrainError("\n".join(errors))
     node = schema.read(entry.grader)
     if any(isinstance(part, schema.Python) for _, part in schema.parts(node)):
-        sandbox.tell_walls()
+        sandbox.require_walls(f"reward.{name}.args.walls", entry.args.get("walls", "full"))
     return Grader(name, node, entry.args)
 
 

@@ -4,11 +4,12 @@
     outcome.value, outcome.error    # 1.0, None
 
 Guaranteed on Linux, whatever the code does: an empty environment, limits on wall clock, CPU time, memory, size of a
-file and output, no process of its process group afterwards, and an empty folder that is gone afterwards. With seccomp,
-which nearly every system permits: no network, no process beside it, none left. With Landlock (Linux 5.13): no files but
-Python's own and that folder. With namespaces, which containers often refuse, also: no other processes in sight, a
-folder limited as a whole. `Outcome.isolation` names what was in force (see `isolation.py`), and `walls` asks. Code in
-the same interpreter as what judges it can forge the judgement (see `assertions.py`).
+file, of its folder and of output, no process of its process group afterwards, and an empty folder that is gone
+afterwards. With seccomp, which nearly every system permits: no network, no process beside it, none left. With Landlock
+(Linux 5.13): no files but Python's own and that folder. With namespaces, which containers often refuse, also: no other
+processes in sight, a folder that never grows beyond its limit. `Outcome.isolation` names what was in force (see
+`isolation.py`), `missing_walls` asks, and `require_walls` refuses. Code in the same interpreter as what judges it can
+forge the judgement (see `assertions.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain.console import tell
 from posttrain.errors import PosttrainError
 
 ISOLATION = Path(__file__).with_name("isolation.py")
@@ -41,8 +41,11 @@ LEAST: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "outp
 WALLS = {
     "files of yours": {"landlock"},
     "the network and other processes": {"seccomp", "namespaces"},
-    "the disk, beyond the limit for each file": {"folder"},
+    "what root may do": {"capabilities"},
 }
+CONSENT = ("full", "reduced")
+MOST_FILES = 2000  # files and folders in the folder
+LOOK = 0.05  # seconds between two looks at the folder's size
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
         finally:
             os.close(channel)
         try:
-            answer, output, error = _exchange(process, json.dumps(order, default=str).encode(), result, limits)
+            answer, output, error = _exchange(process, json.dumps(order, default=str).encode(), result, limits, folder)
         finally:
             os.close(result)
             _end(process)
@@ -140,18 +143,36 @@ def check(args: dict[str, Any], key: str) -> list[str]:
             errors.append(f"{key}.{name}={value}: expected at least {least}")
     if not isinstance(args.get("packages", False), bool):
         errors.append(f"{key}.packages={args['packages']}: expected true or false")
+    if (walls := args.get("walls", "full")) not in CONSENT:
+        errors.append(f"{key}.walls={walls}: choose from {', '.join(CONSENT)}")
     return errors
 
 
-@cache
-def tell_walls() -> None:
-    """Say once what this system does not hold."""
-    if (refused := walls()) is not None:
-        tell(f"Code of others runs in a limited subprocess: {refused}")
+def check_walls(args: dict[str, Any], key: str) -> list[str]:
+    """What is wrong with this system where the args of a reward let it run code of others."""
+    if args.get("execute") is not True or args.get("walls") == "reduced":
+        return []
+    return [wrong] if (wrong := unwalled(f"{key}.walls")) else []
+
+
+def require_walls(key: str, walls: str = "full") -> None:
+    """Raise `PosttrainError` where this system lacks a wall, unless `walls`, the option at `key`, is `reduced`."""
+    if walls != "reduced" and (wrong := unwalled(key)):
+        raise PosttrainError(wrong)
+
+
+def unwalled(key: str) -> str | None:
+    """What to say where code of others would run behind fewer walls than all; `None` where all are in force."""
+    if (missing := missing_walls()) is None:
+        return None
+    return (
+        f"{key}=full: {missing}; run it on Linux with Landlock and seccomp (docs/graders.md), or, if the code is to be "
+        f"trusted that far, set {key}=reduced"
+    )
 
 
 @cache
-def walls() -> str | None:
+def missing_walls() -> str | None:
     """What this system does not hold against code that sets out to break out; `None` where all is in force."""
     outcome = run("def f(): return 1", "f", [])
     if outcome.error:
@@ -159,28 +180,29 @@ def walls() -> str | None:
     missing = [
         f"{what} ({' and '.join(sorted(ways))})" for what, ways in WALLS.items() if not ways & {*outcome.isolation}
     ]
-    if not missing:
-        return None
-    return f"code that breaks out of Python reaches {', '.join(missing)} here; see docs/graders.md"
+    return f"code that breaks out of Python reaches {', '.join(missing)} here" if missing else None
 
 
 def _exchange(
-    process: subprocess.Popen[bytes], order: bytes, result: int, limits: Limits
+    process: subprocess.Popen[bytes], order: bytes, result: int, limits: Limits, folder: str
 ) -> tuple[bytes, str, str | None]:
     """Send the order and read until the end: the answer, what was printed, and which limit was overstepped."""
     assert process.stdin is not None
     assert process.stdout is not None
     deadline = time.monotonic() + limits.seconds + GRACE
     read: dict[int, bytearray] = {result: bytearray(), process.stdout.fileno(): bytearray()}
-    began, error = time.monotonic(), None
+    began, looked, error = time.monotonic(), time.monotonic(), None
     with selectors.DefaultSelector() as selector:
         for number in read:
             selector.register(number, selectors.EVENT_READ)
         _send(process, order)
         while selector.get_map() and error is None:
-            events = selector.select(max(deadline - time.monotonic(), 0))
-            if not events:
+            events = selector.select(min(max(deadline - time.monotonic(), 0), LOOK))
+            if (now := time.monotonic()) >= deadline:
                 error = _too_long(limits)
+            elif now - looked >= LOOK:
+                looked = now
+                error = "disk: more than the limit" if _full(folder, limits.disk) else None
             for key, _ in events:
                 if piece := os.read(key.fd, 1 << 16):
                     read[key.fd] += piece
@@ -215,12 +237,37 @@ def _send(process: subprocess.Popen[bytes], order: bytes) -> None:
         process.stdin.close()
 
 
+def _full(folder: str, limit: int) -> bool:
+    """Whether the folder holds more than the limit. The code's own file system, which limits itself, looks empty."""
+    used, count, folders = 0, 0, [folder]
+    with suppress(OSError):  # what the code removes meanwhile, or hides
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    count += 1
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        used += entry.stat(follow_symlinks=False).st_blocks * 512
+                    # A file takes whole blocks, so that each may have one more than its bytes.
+                    if used > limit + 4096 * count or count > MOST_FILES:
+                        return True
+    return False
+
+
 def _too_long(limits: Limits) -> str:
     return f"time: more than {limits.seconds:g} s"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process group, so that no child stays, and reap."""
+    """Kill the process group, so that no child stays, and reap.
+
+    With namespaces the process is the guard of the one inside, which may have left the group: on SIGTERM it kills that.
+    """
+    with suppress(ProcessLookupError, PermissionError):
+        process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
     with suppress(ProcessLookupError, PermissionError):  # PermissionError: zombies only (macOS)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -6,9 +6,10 @@ the kernel offers is used, each part where it is permitted, and its result names
 - namespaces: no network but a dead loopback, no other processes in sight, a file system of its own in the working
   folder, limited in size; when its first process ends, the kernel ends all others in it
 - landlock: no file is opened but Python's own (to read) and those of the working folder
-- seccomp: no system calls that reach the network, start or touch processes, change the mode, owner or times of a file,
-  or leave something behind without one
+- seccomp: no system calls that reach the network, start or touch processes, leave the session or the death of the
+  parent, change the mode, owner or times of a file, or leave something behind without one
 - user: root becomes nobody first
+- capabilities: none is left, and none can come back
 - limits: CPU time, memory, size of a file, open files, no further processes or threads
 - hook: an audit hook of the interpreter denies network, processes and files outside with a message. It can not be
   removed, yet Python that sets out to can get around it: where the kernel's parts are refused it is no wall.
@@ -32,14 +33,18 @@ NOBODY = 65534
 NAMESPACES = 0x00020000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 47, 4
+CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 SECCOMP_MODE_FILTER = 2
 # linux/landlock.h. These system calls have one number on every architecture.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 EXECUTE, READ_FILE, READ_DIR = 1, 4, 8
 FILE_RIGHTS = {1: 13, 2: 14, 3: 15}  # how many access rights each version of the interface knows
+TCP, SCOPES = 3, 3  # bind and connect, from version 4; abstract unix sockets and signals, from version 6
 # System calls that fail: by name, with their numbers on x86_64 and aarch64. Source: Linux, unistd.h of either.
 CALLS = """
-socket 41 198, io_uring_setup 425 425,
+socket 41 198, socketpair 53 199, sendto 44 206, sendmsg 46 211, sendmmsg 307 269, io_uring_setup 425 425,
+setsid 112 157, setpgid 109 154,
 fork 57 -, vfork 58 -, clone 56 220, clone3 435 435, execve 59 221, execveat 322 281,
 kill 62 129, tkill 200 130, tgkill 234 131, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, pidfd_open 434 434,
 pidfd_send_signal 424 424, pidfd_getfd 438 438, ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271,
@@ -54,6 +59,18 @@ fsconfig 431 431, fsmount 432 432, open_tree 428 428, move_mount 429 429, mount_
 open_by_handle_at 304 265, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, add_key 248 217,
 request_key 249 218, keyctl 250 219, quotactl 179 60"""
 UNKNOWN = 463  # numbers from here on are of later kernels, or of another interface (x32)
+# System calls that fail for some values of one argument: name, numbers, which argument, values. F_SETOWN and its kin
+# let the kernel send any signal to any process of the same user. PR_SET_PDEATHSIG has this process die with its parent.
+ARGUMENTS = (
+    ("fcntl", (72, 25), 1, (8, 10, 15, 1024, 1026)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
+    (
+        "ioctl",
+        (16, 29),
+        1,
+        (0x8901, 0x8902, 0x5452, 0x5412, 0x541C),
+    ),  # FIOSETOWN, SIOCSPGRP, FIOASYNC, TIOCSTI, TIOCLINUX
+    ("prctl", (157, 167), 0, (PR_SET_PDEATHSIG,)),
+)
 MACHINES = {"x86_64": (0, 0xC000003E, 302), "aarch64": (1, 0xC00000B7, 261)}  # column, AUDIT_ARCH_*, prlimit64
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom")
 
@@ -73,6 +90,7 @@ def main() -> None:
     limits(order)
     roots = [*order["readable"], *SYSTEM]
     if sys.platform == "linux":
+        isolation += no_capabilities()
         isolation += landlock(roots)
         isolation += seccomp()
     isolation += ["limits", "hook"]
@@ -147,16 +165,39 @@ def namespaces(order: dict[str, Any]) -> list[str]:
         # Where AppArmor refuses it, the user has no name in the namespace, and no more rights than before.
         with suppress(OSError), open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    # The parent's SIGTERM ends the child before its own end: a child in another session outlives the process group.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         return ["namespaces"]
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     deadline = time.monotonic() + order["seconds"]
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)  # the first of its namespace: the kernel ends the others
         time.sleep(0.002)
     os._exit(0)
+
+
+def no_capabilities() -> list[str]:
+    """Empty all sets of capabilities, the bounding one too: root would have its own, or those of its namespace."""
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    for number in range(64):
+        libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
+    header, kept = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
+    libc.capget(header, kept)
+    _, *low, _, high, inheritable = struct.unpack("=6I", kept.raw)
+    libc.capset(header, struct.pack("=6I", 0, *low, 0, high, inheritable))
+    try:
+        with open(json.__file__):
+            pass
+    except PermissionError:  # a Python of another user, which only root's rights can read
+        libc.capset(header, kept.raw)
+        return []
+    return ["capabilities"] if libc.capset(header, bytes(24)) == 0 else []
 
 
 def own_folder(order: dict[str, Any]) -> list[str]:
@@ -194,7 +235,8 @@ def landlock(roots: list[str]) -> list[str]:
     if version < 1 or platform.machine() not in ("x86_64", "aarch64"):
         return []
     every = (1 << FILE_RIGHTS.get(version, 15)) - 1
-    handled = struct.pack("QQ", every, 3) if version >= 4 else struct.pack("Q", every)  # 3: TCP bind and connect
+    handled = struct.pack("QQQ", every, TCP if version >= 4 else 0, SCOPES if version >= 6 else 0)
+    handled = handled[: 24 if version >= 6 else 16 if version >= 4 else 8]
     rules = libc.syscall(CREATE_RULESET, handled, len(handled), 0)
     allowed = [(root, EXECUTE | READ_FILE | READ_DIR) for root in roots if os.path.exists(root)] + [(".", every)]
     for path, rights in allowed:
@@ -216,11 +258,19 @@ def seccomp() -> list[str]:
     numbers = [int(n) for call in CALLS.split(",") if (n := call.split()[1 + column]) != "-"]
     load, equal, least, end = 0x20, 0x15, 0x35, 0x06  # codes of BPF
     allow, refuse, unknown = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
-    # (code, steps to skip where true, where false, operand); at 4 is the architecture, at 0 the number, at 16 the first
-    # argument. prlimit64 may change this process's own limits alone.
+
+    def by_argument(number: int, argument: int, values: tuple[int, ...], found: int, other: int) -> list[Any]:
+        """For one system call: `found` where the lower half of the argument, an int, is among the values."""
+        tests = [step for value in values for step in ((equal, 0, 1, value), (end, 0, 0, found))]
+        return [(equal, 0, len(tests) + 2, number), (load, 0, 0, 16 + 8 * argument), *tests, (end, 0, 0, other)]
+
+    # (code, steps to skip where true, where false, operand); at 4 is the architecture, at 0 the number, from 16 on are
+    # the arguments. prlimit64 may change this process's own limits alone.
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, unknown), (load, 0, 0, 0)]
     program += [(least, 0, 1, UNKNOWN), (end, 0, 0, unknown)]
-    program += [(equal, 0, 3, prlimit), (load, 0, 0, 16), (equal, 0, len(numbers) + 2, 0), (end, 0, 0, allow)]
+    program += by_argument(prlimit, 0, (0,), allow, refuse)
+    for _, calls, argument, values in ARGUMENTS:
+        program += by_argument(calls[column], argument, values, refuse, allow)
     program += [(equal, len(numbers) - n, 0, number) for n, number in enumerate(numbers)]
     program += [(end, 0, 0, allow), (end, 0, 0, refuse)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
