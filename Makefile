@@ -1,7 +1,7 @@
 # posttrain: `make help` lists what there is.
 PYTHON ?= python3
 VENV   ?= .venv
-RUN    := $(VENV)/bin/python -m posttrain
+RUN    := $(VENV)/bin/posttrain
 # Options for any recipe target: make dpo ARGS="trainer.args.beta=0.05"
 ARGS   ?=
 SIZE   ?= smollm2
@@ -25,7 +25,7 @@ demo: install  ## DPO on the embedded model and data, with a before/after table 
 	$(RUN) +recipe=dpo_smollm2 $(ARGS)
 
 doctor: install  ## what is wrong with a recipe's data: make doctor ARGS="+recipe=dpo_llama data.path=pairs.jsonl"
-	$(RUN).doctor $(if $(ARGS),$(ARGS),+recipe=dpo_smollm2)
+	$(RUN) doctor $(if $(ARGS),$(ARGS),+recipe=dpo_smollm2)
 
 test: install  ## the test suite (under 12 minutes on 2 CPU cores)
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -q -n auto $(ARGS)
@@ -63,7 +63,7 @@ sweep: install  ## DPO's beta on a grid, by Hydra multirun
 	$(RUN) -m +recipe=dpo_$(SIZE) trainer.args.beta=0.05,0.1,0.3 $(ARGS)
 
 report: install  ## compare the runs in outputs/: a table, pictures, report/index.html (ARGS="--kl-budget 5")
-	$(RUN).report outputs $(ARGS)
+	$(RUN) report outputs $(ARGS)
 
 overhead: install  ## time and memory against a plain TRL script
 	$(VENV)/bin/python benchmarks/overhead.py

@@ -1,42 +1,81 @@
-"""`python -m posttrain +recipe=NAME`: parse, check, run; returns the number that a sweep optimises."""
+"""The `posttrain` command: `posttrain COMMAND …`; without a command, as in `posttrain +recipe=NAME`, it trains."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from posttrain.config.commands import COMMANDS
 
-from posttrain.config import parse, recipes
-from posttrain.jobs import preflight, sweep
+HELP = {"--help", "-h"}
 
 
-def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """One run: what Hydra calls, once, or once per job of a sweep."""
-    run = parse.parse(cfg)
-    preflight.check(run)
-    # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
-    start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
-    return start(run, parse.origin(HydraConfig.get()))
-
-
-def main() -> None:
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        # Hydra lists its groups for a help page by copying its whole config store for each: a second of waiting.
-        print(recipes.help_text())
-        return
-    recipes.register()
-    entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(job)
-    # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
-    sys.path.append(os.getcwd())
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that `argv` names; returns the exit code."""
     try:
-        entry()
-    finally:
-        sweep.report()
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # `posttrain --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def dispatch(argv: list[str]) -> int:
+    """As `main`, from the words of the command line alone."""
+    name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
+    if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
+        print(unknown(argv[0]), file=sys.stderr)
+        return 2
+    if not name and rest in (["--version"], ["-V"]):
+        print(versions())
+        return 0
+    where = COMMANDS[name or "train"][1]
+    if not where.startswith("job:"):
+        import importlib
+
+        return int(importlib.import_module(where).main(rest) or 0)
+    if HELP & set(rest):
+        print(help_text(name, [word for word in rest if word not in HELP]))
+        return 0
+    from posttrain.jobs import command
+
+    return command.run([*rest, *([f"job={job}"] if (job := where.removeprefix("job:")) else [])])
+
+
+def unknown(word: str) -> str:
+    """What to say of a first word that is no command."""
+    import difflib
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    mend = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+    return f"posttrain: no command {word!r}; {mend} Settings are KEY=VALUE, and a recipe is +recipe=NAME"
+
+
+def help_text(name: str, words: list[str]) -> str:
+    """The overview; the page of the command `name`; or, where `words` choose a trainer, the options of that trainer."""
+    from posttrain.config import help_pages
+
+    if words:
+        return help_pages.trainer_options(words)
+    if name:
+        return help_pages.job(name, COMMANDS[name][0])
+    return help_pages.overview({command: purpose for command, (purpose, _) in COMMANDS.items()})
+
+
+def versions() -> str:
+    """Our version and those of the libraries that decide a result, a line each."""
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    from posttrain import __version__
+
+    lines = [f"posttrain {__version__}", f"python {python_version()}"]
+    for library in ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "hydra-core"):
+        try:
+            lines.append(f"{library} {version(library)}")
+        except PackageNotFoundError:
+            lines.append(f"{library} not installed")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

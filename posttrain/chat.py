@@ -1,4 +1,4 @@
-"""`python -m posttrain.chat RUN [RUN2]`: talk to a run or a model, or to two of them side by side."""
+"""`posttrain chat RUN [RUN2]`: talk to a run or a model, or to two of them side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMANDS = (
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m posttrain.chat",
+        prog="posttrain chat",
         description=__doc__.split(": ", 1)[1].capitalize(),
         epilog=f"In the chat: {COMMANDS}. Piped input is one message, answered without decoration.",
     )

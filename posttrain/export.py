@@ -1,4 +1,4 @@
-"""`python -m posttrain.export RUN`: what a run has trained, ready to use elsewhere.
+"""`posttrain export RUN`: what a run has trained, ready to use elsewhere.
 
 Without `--merge` an adapter stays an adapter; with it the adapter is merged into the weights that it was trained
 against, and the result is measured against the original.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m posttrain.export", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="posttrain export", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")
@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> None:
         url = push(folder, args.push_to_hub, args.private, source.name)
         tell(f"hub      {url}")
     if not source.scores:
-        tell(f"next     python -m posttrain.chat {folder}")
+        tell(f"next     posttrain chat {folder}")
 
 
 def check(args: argparse.Namespace, source: Source) -> None:

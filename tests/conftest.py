@@ -48,7 +48,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m posttrain ARGS` in an empty folder; returns the finished process with its text."""
+    """Run `posttrain ARGS` in an empty folder; returns the finished process with its text."""
 
     def run(*args: str, timeout: float = 240, env: dict[str, str] | None = None, cwd: Path | None = None) -> Any:
         return subprocess.run(

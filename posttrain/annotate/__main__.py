@@ -1,4 +1,4 @@
-"""`python -m posttrain.annotate DATA|RUN --out FILE`: people say in the browser which completion is better.
+"""`posttrain annotate DATA|RUN --out FILE`: people say in the browser which completion is better.
 
 Answers are kept beside FILE as they are given; the same command goes on. At the end FILE has the pairs, for `data.path`
 of every recipe. An answers file instead of DATA is only exported.
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain import extras
 from posttrain.annotate.serve import PORT
 from posttrain.errors import PosttrainError
 
@@ -32,7 +33,7 @@ TOKEN = "POSTTRAIN_ANNOTATE_TOKEN"
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m posttrain.annotate",
+        prog="posttrain annotate",
         description=__doc__.split(": ", 1)[1].replace("people", "People", 1),
         usage="%(prog)s DATA|RUN|ANSWERS --out FILE [options] [KEY=VALUE ...]",
         epilog="KEY=VALUE: of DATA its settings (data.columns=...); of a RUN to sample from those of job=sample.",
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.source.endswith(".answers.jsonl"):
             export(args)
         else:
-            annotate(args, shlex.join(["python", "-m", "posttrain.annotate", *argv]))
+            annotate(args, shlex.join(["posttrain", "annotate", *argv]))
     except PosttrainError as error:
         print(error, file=sys.stderr)
         return 1
@@ -108,7 +109,7 @@ def check(args: argparse.Namespace) -> None:
         errors.append(f"{TOKEN}: expected at least 16 characters")
     missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing and not args.source.endswith(".answers.jsonl"):
-        errors.append(f"{', '.join(missing)} not installed: pip install 'posttrain[annotate]'")
+        errors.append(f"{', '.join(missing)} not installed: {extras.install('annotate')}")
     if errors:
         raise PosttrainError("\n".join(errors))
 

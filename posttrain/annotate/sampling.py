@@ -48,7 +48,7 @@ def next_command(source: str, out: Path) -> str:
         words.append(f"model.path={model}")
     # The recipe's own probe asks for columns of its own data.
     words += ["probe=default", f"data.path={out}"]
-    return shlex.join(["python", "-m", "posttrain", *words])
+    return shlex.join(["posttrain", *words])
 
 
 def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
@@ -61,7 +61,7 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
     from posttrain.jobs import preflight
 
     words = command(run, record, overrides)
-    tell(f"sampling  {shlex.join(['python', '-m', 'posttrain', *words])}")
+    tell(f"sampling  {shlex.join(['posttrain', *words])}")
     recipes.register()
     try:
         with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
@@ -71,7 +71,7 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
     settings = parse.parse(composed)
     if settings.job != "sample" or settings.sample.select not in ("all", "pairs") or settings.dry_run:
         raise PosttrainError("job, dry_run, sample.select: candidates need job=sample, with sample.select=all or pairs")
-    sys.path.append(os.getcwd())  # the user's own reward functions, as `python -m posttrain` finds them
+    sys.path.append(os.getcwd())  # the user's own reward functions, as `posttrain` finds them
     preflight.check(settings)
     recipe = next((word.split("=", 1)[1] for word in words if word.startswith("+recipe=")), None)
     origin = schema.Origin(recipe, tuple(words), None)

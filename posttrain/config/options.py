@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 import json
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,18 @@ CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
 
 @dataclass(frozen=True)
 class Option:
-    """One option: the type its value must have, and the values it may take where the library lists them."""
+    """One option: the type its value must have, the values it may take where the library lists them, its default and
+    the library's help text. `default` is the source text of an expression that is no literal."""
 
     type: Any
     choices: tuple[Any, ...] | None = None
+    default: Any = None
+    help: str | None = None
+
+    @property
+    def spelled(self) -> str:
+        """The type as a person reads it."""
+        return _spell(self.type)
 
 
 def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str] | None = None) -> list[str]:
@@ -158,17 +166,26 @@ def options_of(cls: str) -> dict[str, Option]:
     for field in fields:
         assert isinstance(field.target, ast.Name)
         if _initialised(field):
-            found[field.target.id] = Option(_evaluate(field.annotation), _metadata_choices(field))
+            stated = _metadata(field)
+            found[field.target.id] = Option(
+                _evaluate(field.annotation), stated.get("choices"), _default(field), stated.get("help")
+            )
     if not fields:
         found |= _signature(node)
     for name, values in CHOICES.get(cls, {}).items():
-        found[name] = Option(found[name].type, values)
+        found[name] = replace(found[name], choices=values)
     return {name: _literal_as_choices(option) for name, option in found.items()}
+
+
+def own_options(cls: str) -> list[str]:
+    """The options that `cls` itself defines or redefines, without those that it only inherits."""
+    fields = [n.target for n in _class(cls).body if isinstance(n, ast.AnnAssign)]
+    return [target.id for target in fields if isinstance(target, ast.Name)]
 
 
 def _literal_as_choices(option: Option) -> Option:
     is_literal = typing.get_origin(option.type) is typing.Literal
-    return Option(option.type, typing.get_args(option.type)) if is_literal else option
+    return replace(option, choices=typing.get_args(option.type)) if is_literal else option
 
 
 def source_of(cls: str) -> str:
@@ -176,7 +193,7 @@ def source_of(cls: str) -> str:
     package, file = SOURCES[cls]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{package} is not installed; run `make install`")
+        raise ModuleNotFoundError(f"{package} is not installed; run `make install`, or pip install {package}")
     return (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
 
 
@@ -194,7 +211,8 @@ def _signature(node: ast.ClassDef) -> dict[str, Option]:
     init = next(n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
     names = [a.arg for a in init.args.args[1:]]
     defaults = [ast.literal_eval(d) for d in init.args.defaults]
-    return {n: Option(Any if d is None else type(d)) for n, d in zip(names[-len(defaults) :], defaults, strict=True)}
+    pairs = zip(names[-len(defaults) :], defaults, strict=True)
+    return {name: Option(Any if value is None else type(value), default=value) for name, value in pairs}
 
 
 def _keywords(field: ast.AnnAssign) -> dict[str, ast.expr]:
@@ -205,13 +223,40 @@ def _initialised(field: ast.AnnAssign) -> bool:
     return not (isinstance(off := _keywords(field).get("init"), ast.Constant) and off.value is False)
 
 
-def _metadata_choices(field: ast.AnnAssign) -> tuple[Any, ...] | None:
+def _metadata(field: ast.AnnAssign) -> dict[str, Any]:
+    """`choices` and `help` of a dataclass field."""
+    found: dict[str, Any] = {}
     metadata = _keywords(field).get("metadata")
     if isinstance(metadata, ast.Dict):
         for key, value in zip(metadata.keys, metadata.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == "choices" and isinstance(value, ast.List):
-                return tuple(ast.literal_eval(value))
-    return None
+                found["choices"] = tuple(ast.literal_eval(value))
+            elif isinstance(key, ast.Constant) and key.value == "help" and (text := _joined(value)):
+                found["help"] = text
+    return found
+
+
+def _joined(node: ast.expr) -> str | None:
+    """A string literal, or several that are added."""
+    if isinstance(node, ast.BinOp) and (left := _joined(node.left)) and (right := _joined(node.right)):
+        return left + right
+    return _text(node)
+
+
+def _default(field: ast.AnnAssign) -> Any:
+    """The default of a dataclass field: its value, or the source text of an expression."""
+    node: ast.expr | None = field.value
+    if isinstance(node, ast.Call):
+        keywords = _keywords(field)
+        node = keywords.get("default", keywords.get("default_factory"))
+        if isinstance(node, ast.Lambda):
+            node = node.body
+    if node is None:
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
 
 
 class _Names(dict):

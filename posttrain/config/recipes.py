@@ -1,14 +1,17 @@
-"""The recipes and the schema in Hydra's ConfigStore, and the `--help` page."""
+"""The recipes and the schema in Hydra's ConfigStore; `posttrain recipes` lists and prints them."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+PACKAGE = Path(__file__).parents[1]
 
-from posttrain.config.schema import Run
+# A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 
 # Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
 OPEN = (
@@ -16,15 +19,15 @@ OPEN = (
     *("data.mix", "reward", "probe.rewards", "probe.gold", "stages", "common"),
 )
 
-PACKAGE = Path(__file__).parents[1]
-
-# A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
-ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
-
 
 @cache
 def register() -> None:
     """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`; once."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from posttrain.config.schema import Run
+
     store = ConfigStore.instance()
     schema = OmegaConf.structured(Run)
     for path in OPEN:
@@ -38,31 +41,56 @@ def recipe_files() -> list[Path]:
     return sorted((ROOT / "recipes").glob("*.yaml"))
 
 
-def help_text() -> str:
-    """The `--help` page: how to call, the groups, and each recipe with the purpose on its first line."""
-    purposes = {p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for p in recipe_files()}
-    width = max(map(len, purposes))
-    recipes = "\n".join(f"  +recipe={name:<{width}}  {purpose}" for name, purpose in purposes.items())
-    groups = sorted(p.name for p in (ROOT / "conf").iterdir() if p.is_dir())
-    options = "\n".join(
-        f"  {g + '=':<11}{', '.join(sorted(p.stem for p in (ROOT / 'conf' / g).glob('*.yaml')))}" for g in groups
-    )
-    return f"""posttrain: post-training of language models on one GPU, from recipes over TRL.
+def purposes() -> dict[str, str]:
+    """Recipe -> its purpose, from the first line of its file."""
+    return {p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for p in recipe_files()}
 
-  python -m posttrain +recipe=dpo_smollm2                               one run
-  python -m posttrain +recipe=dpo_llama trainer.args.beta=0.05          any TRL option, under its own name
-  python -m posttrain +recipe=dpo_llama model.path=ORG/NAME data.path=pairs.jsonl
-  python -m posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1 a sweep
-  python -m posttrain +recipe=dpo_llama dry_run=true                    the plan; loads no weights
-  python -m posttrain +recipe=dpo_smollm2 job=sample reward=abstention  its own completions as data (docs/sample.md)
-  python -m posttrain +recipe=dpo_smollm2 job=evaluate model.init_from=RUN
-  python -m posttrain.doctor +recipe=dpo_smollm2                        what is wrong with the data (docs/doctor.md)
-  python -m posttrain job=pipeline 'stages={{...}}'                       recipes one after another (docs/pipelines.md)
 
-Recipes
-{recipes}
+def groups() -> dict[str, list[str]]:
+    """Group -> the options to choose from: the folders of conf/ and the files in them."""
+    folders = sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir())
+    return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders}
 
-Groups
-{options}
 
---cfg job shows the composed config; a run goes to output_dir/NAME-HASH and continues there when called again."""
+def composed(overrides: list[str]) -> Any:
+    """The config that the command line `overrides` gives, as Hydra composes it; nothing is checked."""
+    from hydra import compose, initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=overrides)
+
+
+def main(argv: list[str]) -> int:
+    """`posttrain recipes [NAME [KEY=VALUE …]]`: the list, or one recipe as it is composed, ready to read."""
+    parser = argparse.ArgumentParser(prog="posttrain recipes", description="List the recipes, or print one, composed.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a recipe of the list")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="settings that differ from the recipe's")
+    args = parser.parse_args(argv)
+    known = purposes()
+    if args.name is None:
+        width = max(map(len, known))
+        print("\n".join(f"{name:<{width}}  {purpose}" for name, purpose in known.items()))
+        return 0
+    if args.name not in known:
+        import difflib
+
+        near = difflib.get_close_matches(args.name, known, n=3)
+        mend = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
+        print(f"NAME={args.name}: no such recipe; {mend}", file=sys.stderr)
+        return 1
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from posttrain.config.schema import used
+
+    try:
+        config = composed([f"+recipe={args.name}", *args.overrides])
+    except HydraException as error:
+        print(error, file=sys.stderr)
+        return 1
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    print(f"# {known[args.name]}")
+    print(f"# posttrain +recipe={args.name}{''.join(f' {word}' for word in args.overrides)}")
+    print(OmegaConf.to_yaml(OmegaConf.create(used(plain))), end="")
+    return 0

@@ -262,6 +262,22 @@ class Run:
         return {"reward": self.reward, "probe.rewards": self.probe.rewards, "probe.gold": self.probe.gold}
 
 
+# Settings that a job does not read.
+OTHER_JOBS = {
+    "train": ("sample", "evaluate", "doctor"),
+    "sample": ("probe", "evaluate", "doctor"),
+    "evaluate": ("sample", "doctor"),
+    "doctor": ("sample", "evaluate", "probe", "peft"),
+    "pipeline": ("doctor",),
+}
+
+
+def used(settings: dict[str, Any]) -> dict[str, Any]:
+    """Plain `settings` of a `Run`, without the sections that its job does not read and those that are empty."""
+    unread = OTHER_JOBS.get(str(settings.get("job")), ())
+    return {key: value for key, value in settings.items() if key not in unread and value not in ({}, None)}
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a run came from: its recipe, its command line, and the sweep it is part of."""
@@ -273,7 +289,7 @@ class Origin:
     @property
     def command(self) -> str:
         """The command that repeats this run alone, ready for a shell."""
-        return shlex.join(["python", "-m", "posttrain", *self.overrides])
+        return shlex.join(["posttrain", *self.overrides])
 
 
 def main_process() -> bool:

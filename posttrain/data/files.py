@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from posttrain import extras
 from posttrain.errors import PosttrainError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -107,7 +108,7 @@ def _check_one(path: Any, listed: bool) -> str | None:
         if suffix == ".parquet" and file.suffix in COMPRESSED:
             return f"{file}: Parquet is compressed inside; unpack it"
         if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
-            return f"{file}: needs the library zstandard: pip install 'posttrain[zstd]'"
+            return f"{file}: needs the library zstandard: {extras.install('zstd')}"
     return None
 
 

@@ -1,9 +1,8 @@
-"""`python -m posttrain.doctor +recipe=NAME [KEY=VALUE ...]`: `python -m posttrain ... job=doctor`, in fewer letters."""
+"""`posttrain doctor +recipe=NAME [KEY=VALUE ...]`: the same as `posttrain doctor`."""
 
 import sys
 
 from posttrain.__main__ import main
 
 if __name__ == "__main__":
-    sys.argv.append("job=doctor")
-    main()
+    sys.exit(main(["doctor", *sys.argv[1:]]))

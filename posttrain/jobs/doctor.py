@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from posttrain import extras
 from posttrain.config.schema import Origin, Run
 from posttrain.console import console, quiet_libraries
 from posttrain.doctor.plan import Plan
@@ -65,8 +66,8 @@ def _check_installed(run: Run) -> None:
     if missing:
         switches = " ".join(f"doctor.{switch}=false" for switch in dict.fromkeys(missing.values()))
         raise PosttrainError(
-            f"job=doctor: {', '.join(missing)} not installed; pip install 'posttrain[doctor]', or leave these checks "
-            f"out: {switches}"
+            f"job=doctor: {', '.join(missing)} not installed; {extras.install('doctor')}, or leave these checks out: "
+            f"{switches}"
         )
 
 

@@ -257,7 +257,7 @@ def show(directory: RunDirectory) -> None:
     family = "llama" if (record["recipe"] or "").endswith("_llama") else "smollm2"
     model = record["model"]["path"]
     key = "init_from" if (Path(model) / "run.json").is_file() else "path"
-    command = f"python -m posttrain +recipe={kind}_{family} model.{key}={model} data.path={directory.path}"
+    command = f"posttrain +recipe={kind}_{family} model.{key}={model} data.path={directory.path}"
     tell(f"data     {directory.data}")
     tell(f"run      {directory.path}")
     tell(f"next     {command}")

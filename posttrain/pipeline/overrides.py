@@ -76,7 +76,7 @@ def quote(value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def run_of(overrides: tuple[str, ...]) -> Run:
-    """The `Run` of `python -m posttrain OVERRIDES`; raises `PosttrainError` as that command would."""
+    """The `Run` of `posttrain OVERRIDES`; raises `PosttrainError` as that command would."""
     ready = GlobalHydra.instance().is_initialized()  # as it is inside the command
     with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
         try:

@@ -44,7 +44,7 @@ class Step:
     @property
     def command(self) -> str:
         """Ready for a shell."""
-        return shlex.join([*(self.stage.launch or ("python",)), "-m", "posttrain", *self.overrides])
+        return shlex.join([*((*self.stage.launch, "-m") if self.stage.launch else ()), "posttrain", *self.overrides])
 
 
 class Progress:

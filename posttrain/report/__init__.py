@@ -1,4 +1,4 @@
-"""Compare runs: `python -m posttrain.report PATH…` (docs/report.md).
+"""Compare runs: `posttrain report PATH…` (docs/report.md).
 
 runs.py      find run folders and read them       verdict.py  which is best, and whether that is noise
 groups.py    pool seeds, name groups              plots.py    the pictures (looks.py: colours, legends)

@@ -1,4 +1,4 @@
-"""`python -m posttrain.report PATH…`: compare runs, in the terminal and as one HTML page (docs/report.md)."""
+"""`posttrain report PATH…`: compare runs, in the terminal and as one HTML page (docs/report.md)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARK = "report.json"
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m posttrain.report",
+        prog="posttrain report",
         description="Compare runs: reward against KL, over-optimisation, failure modes, and which is best.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run, sweep or pipeline folders, or above")

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from posttrain.config.schema import OTHER_JOBS
 from posttrain.config.trainers import KINDS
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.identity import NOT_THE_RESULT, OTHER_JOBS
+from posttrain.runs.identity import NOT_THE_RESULT
 from posttrain.runs.metrics import by_step, read
 
 # How far below a given path runs are looked for: outputs/sweeps/DATE is three.

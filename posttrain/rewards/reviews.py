@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from posttrain import extras
 from posttrain.data.embedded import wheels
 from posttrain.rewards.text import Completion
 
 # Said when the config is checked, before anything loads.
 if importlib.util.find_spec("sklearn") is None:
-    raise ImportError("needs scikit-learn; pip install 'posttrain[frontier]'")
+    raise ImportError(f"needs scikit-learn; {extras.install('frontier')}")
 
 VERSION = 1  # a part of the cache's name: raise it with every change of the classifier
 OPTIONS = {"ngram_range": (1, 2), "min_df": 5, "sublinear_tf": True}

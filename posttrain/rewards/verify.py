@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from posttrain import extras
 from posttrain.errors import PosttrainError
 from posttrain.rewards import sandbox
 from posttrain.rewards.sandbox.assertions import split_comparisons
@@ -26,7 +27,7 @@ def check(function: str, args: dict[str, Any], key: str) -> list[str]:
     """Everything wrong with the args of a function here that can be known without data."""
     module, name = NEEDS.get(function, ("json", "json"))
     if importlib.util.find_spec(module) is None:
-        return [f"{key}.function: {function} needs {name}; pip install 'posttrain[graders]'"]
+        return [f"{key}.function: {function} needs {name}; {extras.install('graders')}"]
     if function == "unit_tests" and args.get("execute") is not True:
         return [f"{key}: runs code of completions in a limited subprocess; allow it with {key}.args.execute=true"]
     if function == "unit_tests":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import __version__
-from posttrain.config.schema import Run
+from posttrain.config.schema import OTHER_JOBS, Run
 from posttrain.data.files import resolve
 
 # Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
@@ -26,14 +26,6 @@ CALIBRATION = "calibration.json"
 NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking", "alarms")
 # Arguments of rewards that name files, runs or models.
 REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
-# Settings that a job does not read.
-OTHER_JOBS = {
-    "train": ("sample", "evaluate", "doctor"),
-    "sample": ("probe", "evaluate", "doctor"),
-    "evaluate": ("sample", "doctor"),
-    "doctor": ("sample", "evaluate", "probe", "peft"),
-    "pipeline": ("doctor",),
-}
 
 
 def digest(run: Run) -> str:

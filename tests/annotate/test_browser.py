@@ -157,7 +157,7 @@ def test_two_people_a_reload_and_a_server_that_is_killed(browser, tmp_path):
         server.send_signal(signal.SIGINT)
         said = server.communicate(timeout=60)[0]
     assert server.returncode == 0, said
-    for part in ("people: p.answers.jsonl", "train    python -m posttrain +recipe=dpo_smollm2", "go on    python -m"):
+    for part in ("people: p.answers.jsonl", "train    posttrain +recipe=dpo_smollm2", "go on    posttrain annotate"):
         assert part in said
 
     lines = rows(tmp_path / "p.answers.jsonl")

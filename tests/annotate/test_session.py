@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from posttrain import extras
 from posttrain.annotate import __main__ as command
 from posttrain.annotate import agreement, export, items, selection
 from posttrain.annotate.answers import read
@@ -507,7 +508,7 @@ def test_bad_input_ends_before_the_server_starts(tmp_path, monkeypatch, capsys, 
 def test_missing_libraries_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "NEEDED", {"no_such_module": "no-such-package", "json": "json"})
     assert command.main(["d.jsonl", "--out", "x.jsonl"]) == 1
-    assert "no-such-package not installed: pip install 'posttrain[annotate]'" in capsys.readouterr().err
+    assert "no-such-package not installed: " + extras.install("annotate") in capsys.readouterr().err
 
 
 def test_ports_and_processes(tmp_path, monkeypatch, capsys):
@@ -540,7 +541,7 @@ def test_a_run_is_sampled_from_and_its_rewards_order_the_items(train, tmp_path, 
     ]
     assert command.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "python -m posttrain +recipe=sft_smollm2 model=tiny data.path=pairs.jsonl" in said
+    assert "posttrain +recipe=sft_smollm2 model=tiny data.path=pairs.jsonl" in said
     assert f"job=sample model.init_from={run.path} sample.select=all" in said
     assert 1 <= len(seen["items"]) <= 4
     assert all(len(one.completions) == 2 for one in seen["items"])

@@ -29,7 +29,7 @@ def test_recipe_says_what_for_and_how(path: Path):
     purpose, command, *_ = path.read_text(encoding="utf-8").splitlines()
     assert purpose.startswith("# ")
     assert len(purpose) > 20
-    assert command == f"# python -m posttrain +recipe={path.stem}"
+    assert command.replace("python -m ", "") == f"# posttrain +recipe={path.stem}"
 
 
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo", "grpo", "rloo", "kto", "ppo"])

@@ -18,6 +18,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from posttrain import extras
 from posttrain.config.schema import DataConfig
 from posttrain.data import files, load
 from posttrain.data.shapes import NAMES
@@ -63,7 +64,7 @@ def test_compressed_files(suffix: str, tmp_path: Path):
 def test_zst_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "d.jsonl.zst").write_bytes(b"")
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
-    assert files.check("d.jsonl.zst") == "d.jsonl.zst: needs the library zstandard: pip install 'posttrain[zstd]'"
+    assert files.check("d.jsonl.zst") == f"d.jsonl.zst: needs the library zstandard: {extras.install('zstd')}"
 
 
 @pytest.mark.parametrize(

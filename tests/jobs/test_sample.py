@@ -141,7 +141,7 @@ def test_a_stop_signal_ends_after_the_batch_and_says_how_to_go_on(train, monkeyp
     with pytest.raises(SystemExit) as stopped:
         train(*SAMPLE, "name=stopped")
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert "Stopped by SIGTERM. Continue with: python -m posttrain +recipe=dpo_smollm2" in capsys.readouterr().out
+    assert "Stopped by SIGTERM. Continue with: posttrain +recipe=dpo_smollm2" in capsys.readouterr().out
 
 
 def test_killed_then_the_same_command(tmp_path):

@@ -339,10 +339,10 @@ def test_bad_input_is_said_in_a_line(run, monkeypatch, capsys):
     assert "--into: the base was not quantized" in said
     assert "--push-to-hub=a/b/c: " in said
     assert "hf auth login" in said
-    record = json.loads((path / "run.json").read_text()) | {"status": "running", "command": "python -m posttrain x"}
+    record = json.loads((path / "run.json").read_text()) | {"status": "running", "command": "posttrain x"}
     (path / "run.json").write_text(json.dumps(record))
     assert main([str(path)]) == 1
-    assert "this run is not finished; continue it with: python -m posttrain x" in capsys.readouterr().err
+    assert "this run is not finished; continue it with: posttrain x" in capsys.readouterr().err
     assert main([str(path / "model"), "--merge"]) == 1
     assert "--out: needed" in capsys.readouterr().err
 

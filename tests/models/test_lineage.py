@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused_before_weights_load(sft, train, tmp_path):
         begin(*child, f"model.init_from={reward.path}")
     record = json.loads((sft.path / "run.json").read_text())
     (sft.path / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    with pytest.raises(PosttrainError, match="not finished; continue it with: python -m posttrain"):
+    with pytest.raises(PosttrainError, match="not finished; continue it with: posttrain"):
         begin(*child, f"model.init_from={sft.path}")
     (sft.path / "run.json").write_text(json.dumps(record))
     (sft.model / "adapter_model.safetensors").unlink()

@@ -376,7 +376,7 @@ def test_a_failed_stage_stops_the_pipeline_and_says_how_to_look(stand):
         pipeline(*command({"reward": REWARD, "ppo": PPO}))
     lines = str(error.value).splitlines()
     assert lines[0] == "stages.reward: ValueError: too long"
-    assert lines[1].startswith("command  python -m posttrain +recipe=reward_smollm2 name=reward")
+    assert lines[1].startswith("command  posttrain +recipe=reward_smollm2 name=reward")
     assert lines[2].endswith("logs/reward.log")
     assert "same command goes on" in lines[3]
     assert stand.stages == ["reward"]
@@ -592,5 +592,5 @@ def test_a_signal_ends_the_pipeline_with_the_way_to_go_on(stand, monkeypatch, ca
     with pytest.raises(SystemExit) as stopped:
         pipeline(*command({"sft": SFT, "reward": REWARD}))
     assert stopped.value.code == 143
-    assert "Stopped by SIGTERM. Continue with: python -m posttrain job=pipeline" in capsys.readouterr().out
+    assert "Stopped by SIGTERM. Continue with: posttrain job=pipeline" in capsys.readouterr().out
     assert record()["status"] == "running"

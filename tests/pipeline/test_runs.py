@@ -51,7 +51,7 @@ def test_the_plan_imports_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
     )
-    assert "# a\npython -m posttrain +recipe=sft_smollm2 name=a" in done.stdout
+    assert "# a\nposttrain +recipe=sft_smollm2 name=a" in done.stdout
     assert "heavy: []" in done.stdout
 
 
@@ -134,5 +134,5 @@ def test_sigterm_reaches_the_stage_which_saves(tmp_path):
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "Stopped by SIGTERM at step" in output, "the stage's own words"
-    assert "Stopped by SIGTERM. Continue with: python -m posttrain job=pipeline" in output
+    assert "Stopped by SIGTERM. Continue with: posttrain job=pipeline" in output
     assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""`python -m posttrain.report` on run folders of every kind: what is read, pooled, concluded and printed."""
+"""`posttrain report` on run folders of every kind: what is read, pooled, concluded and printed."""
 
 import csv
 import io

@@ -119,7 +119,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: stopping as soon as it can go on from there" in output, "said at once: a step may take minutes"
     assert "Stopped by SIGTERM at step" in output
-    assert "Continue with: python -m posttrain +recipe=dpo_smollm2" in output
+    assert "Continue with: posttrain +recipe=dpo_smollm2" in output
     assert "Traceback" not in output
 
 

@@ -12,12 +12,13 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from posttrain import extras
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-INSTALL = "needs reasoning-gym; pip install 'posttrain[reasoning-gym]'"
+INSTALL = f"needs reasoning-gym; {extras.install('reasoning-gym')}"
 SIZE, SEED = 500, 0
 # A task draws each entry from its seed plus the entry's number, so seeds side by side give nearly the same entries.
 HELD_OUT = 1 << 30

@@ -10,6 +10,8 @@ import importlib.util
 from functools import cache
 from typing import Any
 
+from posttrain import extras
+
 # metric -> (module, distribution); rouge_N and rouge_l alike.
 NEEDS = {
     "fuzzy_match": (("rapidfuzz", "rapidfuzz"),),
@@ -25,7 +27,7 @@ def missing(metric: str, wordnet: bool = False) -> str | None:
     needs = NEEDS.get(metric.split("_")[0] if metric.startswith("rouge") else metric, ())
     absent = [name for module, name in needs if importlib.util.find_spec(module) is None]
     if absent:
-        return f"needs {' and '.join(absent)}; pip install 'posttrain[graders]'"
+        return f"needs {' and '.join(absent)}; {extras.install('graders')}"
     if metric == "meteor" and wordnet:
         try:
             _synonyms()

@@ -1,0 +1,119 @@
+"""The pages of `--help`: the overview, one job, and the options of a trainer with TRL's own help texts."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from posttrain.config import recipes
+
+EXAMPLES = """\
+  posttrain +recipe=dpo_smollm2                                one run
+  posttrain +recipe=dpo_llama trainer.args.beta=0.05           any TRL option, under its own name
+  posttrain +recipe=dpo_llama model.path=ORG/NAME data.path=pairs.jsonl
+  posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1  a sweep
+  posttrain +recipe=dpo_llama dry_run=true                     the plan; loads no weights
+  posttrain job=pipeline 'stages={...}'                        recipes one after another (docs/pipelines.md)"""
+JOBS = {
+    "train": EXAMPLES,
+    "doctor": "  posttrain doctor +recipe=dpo_smollm2\n"
+    "  posttrain doctor +recipe=dpo_llama data.path=pairs.jsonl      docs/doctor.md",
+    "sample": "  posttrain sample +recipe=dpo_smollm2 reward=abstention sample.select=best\n"
+    "  posttrain sample +recipe=sft_smollm2 model.init_from=RUN      docs/sample.md",
+    "evaluate": "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN\n"
+    "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN evaluate.against=RUN2      docs/sample.md",
+}
+# Of a job's own settings; those of training are in `trainer.args`.
+SECTIONS = {"doctor": "doctor", "sample": "sample", "evaluate": "evaluate"}
+CLOSING = """\
+--cfg job shows the composed config. A run goes to output_dir/NAME-HASH; the same command continues it there.
+posttrain train --help trainer=dpo lists the options of a trainer."""
+
+
+def overview(commands: dict[str, str]) -> str:
+    """`posttrain --help`: the commands, examples, and each recipe with its purpose."""
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in commands.items())
+    return f"""posttrain: post-training of language models on one GPU, from recipes over TRL.
+
+  posttrain [COMMAND] …        posttrain COMMAND --help        posttrain --version
+
+Commands
+{lines}
+
+Examples
+{EXAMPLES}
+
+{_choices()}
+
+{CLOSING}"""
+
+
+def job(name: str, purpose: str) -> str:
+    """`posttrain train --help` and the like."""
+    settings = ""
+    if name in SECTIONS:
+        from dataclasses import asdict
+
+        from posttrain.config.schema import Run
+
+        values = asdict(getattr(Run(), SECTIONS[name]))
+        rows = "\n".join(f"  {SECTIONS[name]}.{key}={_plain(value)}" for key, value in values.items())
+        settings = f"\nSettings and their defaults\n{rows}\n"
+    return f"posttrain {name}: {purpose}.\n\n{JOBS[name]}\n{settings}\n{_choices()}\n\n{CLOSING}"
+
+
+def _choices() -> str:
+    purposes = recipes.purposes()
+    width = max(map(len, purposes))
+    listed = "\n".join(f"  +recipe={name:<{width}}  {purpose}" for name, purpose in purposes.items())
+    groups = "\n".join(f"  {group + '=':<11}{', '.join(options)}" for group, options in recipes.groups().items())
+    return f"Recipes\n{listed}\n\nGroups\n{groups}"
+
+
+def trainer_options(words: list[str]) -> str:
+    """Every option of the trainer that `words` choose, with type, default and the library's help text.
+
+    A value that the chosen config sets otherwise is shown beside the default.
+    """
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from posttrain.config import options
+    from posttrain.config.trainers import KINDS
+
+    try:
+        config = recipes.composed(words)
+    except HydraException as error:
+        return str(error)
+    kind = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)
+    if kind not in KINDS:
+        return f"trainer: choose one of {', '.join(KINDS)}, as in `posttrain train --help trainer=dpo`"
+    chosen: Any = OmegaConf.to_container(config.trainer.args, resolve=False)
+    known = options.options_of(KINDS[kind].config)
+    own = options.own_options(KINDS[kind].config)
+    lines = [f"Options of trainer={kind} ({KINDS[kind].config}), each as trainer.args.NAME=VALUE"]
+    for title, names in (
+        (f"Those of {kind}", [name for name in known if name in own]),
+        ("Those of every trainer (TrainingArguments)", [name for name in known if name not in own]),
+    ):
+        lines += ["", title]
+        for name in names:
+            lines += _entry(name, known[name], chosen.get(name, known[name].default))
+    return "\n".join(lines)
+
+
+def _entry(name: str, option: Any, value: Any) -> list[str]:
+    here = "" if value == option.default else f"; here {_plain(value)}"
+    kind = "|".join(map(str, option.choices)) if option.choices and len(option.choices) <= 8 else option.spelled
+    lines = [f"  {name}  ({kind}, default {_plain(option.default)}{here})"]
+    if option.help:
+        lines += textwrap.wrap(" ".join(option.help.split()), 100, initial_indent="      ", subsequent_indent="      ")
+    return lines
+
+
+def _plain(value: Any) -> str:
+    """A value as the command line takes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -1,0 +1,54 @@
+"""Optional libraries: which are missing, and the command that installs them."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+# What is chosen on Hydra's command line -> the extra that brings it, and the module to look for.
+PLUGINS = {
+    "hydra/sweeper=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
+    "hydra/launcher=joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
+    "hydra/launcher=submitit_slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "hydra/launcher=submitit_local": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+}
+
+
+def install(extra: str) -> str:
+    """The command that installs the optional dependencies `extra`, from a checkout as from a wheel.
+
+    A checkout names itself. A wheel has no index to be installed from again before a release, so there the libraries
+    themselves are named, as its metadata lists them.
+    """
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        where = "." if checkout == Path.cwd() else str(checkout)
+        return f"pip install -e {shlex.quote(f'{where}[{extra}]')}"
+    try:
+        listed = [line.partition(";") for line in requires("posttrain") or ()]
+    except PackageNotFoundError:
+        listed = []
+    wanted = [name.strip() for name, _, when in listed if when.replace("'", '"').strip() == f'extra == "{extra}"']
+    return f"pip install {' '.join(map(shlex.quote, wanted)) if wanted else f'POSTTRAIN_WHEEL[{extra}]'}"
+
+
+def absent(*modules: str) -> list[str]:
+    """Those of `modules` that cannot be imported."""
+    return [module for module in modules if not _found(module)]
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is missing
+        return False
+
+
+def missing_plugin(argv: list[str]) -> str | None:
+    """What to say where `argv` chooses a plugin of Hydra that is not installed; `None` where all are there."""
+    for word, (extra, module) in PLUGINS.items():
+        if word in argv and absent(module):
+            return f"{word}: not installed; {install(extra)}"
+    return None
