@@ -37,9 +37,9 @@ def make_model(folder: Path, hidden: int) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
-    tokenizer = AutoTokenizer.from_pretrained(wheels.tiny())
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=4,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from posttrain.config.schema import Run
+
 if TYPE_CHECKING:
     pass
 
@@ -35,3 +37,16 @@ KINDS = {
     "rloo": Kind("RLOOTrainer", "RLOOConfig", generations=2),
     "ppo": Kind("PPOTrainer", "PPOConfig", generations=1, package="posttrain.ppo"),
 }
+# Options of PPOConfig that follow from others.
+DERIVED = {
+    "num_iterations": "it is num_ppo_epochs",
+    "steps_per_generation": "it is gradient_accumulation_steps x num_mini_batches",
+    "generation_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x "
+    "processes",
+    "normalize_advantages": "PPO's is whiten_advantages",
+}
+
+
+def value_adapter(run: Run) -> bool:
+    """Whether the run trains a value function that is an adapter of its own."""
+    return run.trainer.kind == "ppo" and run.trainer.args.get("value_mode", "adapter") == "adapter"

@@ -7,16 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import rewards
-from posttrain.config import checks, objective, options
+from posttrain.config import checks, objective, options, trainers
 from posttrain.config.schema import Run
 from posttrain.config.trainers import KINDS
 from posttrain.data import files, mix, stream
 from posttrain.data.sampled import data_file
 from posttrain.data.shapes import NAMES
 from posttrain.errors import PosttrainError
-from posttrain.probe import texts
-from posttrain.training import online
 
 if TYPE_CHECKING:
     pass
@@ -70,9 +67,9 @@ def check(run: Run) -> None:
     errors = [e for key, allowed in CHOICES.items() if (e := checks.choice(key, _value(run, key), allowed))]
     if run.trainer.kind in KINDS:
         kind = KINDS[run.trainer.kind]
-        reserved = {**RESERVED, **(online.DERIVED if run.trainer.kind == "ppo" else {})}
+        reserved = {**RESERVED, **(trainers.DERIVED if run.trainer.kind == "ppo" else {})}
         errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
-        errors += online.check(run) if kind.online and run.job == "train" else []
+        errors += _online(run) if kind.online and run.job == "train" else []
     if run.trainer.kind == "kto" and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
         errors.append(
             "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
@@ -82,18 +79,18 @@ def check(run: Run) -> None:
     errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
     errors += options.check("LoraConfig", run.peft.value, "peft.value")
     errors += _initialisation(run)
-    if run.peft.value and not online.value_adapter(run):
+    if run.peft.value and not trainers.value_adapter(run):
         errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
     errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += _paths(run) + _secrets(asdict(run))
-    errors += [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
+    errors += _rewards(run)
     errors += (
         _check_comparisons(run)
         + checks.check(run)
         + checks.probe(run)
-        + texts.check_files(run.probe)
+        + _probe_files(run)
         + objective.check(run.objective)
     )
     if run.job == "train":
@@ -117,6 +114,29 @@ def check(run: Run) -> None:
         raise PosttrainError("\n".join(errors))
 
 
+def _rewards(run: Run) -> list[str]:
+    """What is wrong with the rewards of the run and of its probe."""
+    if not any(run.rewards.values()):
+        return []
+    from posttrain import rewards
+
+    return [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
+
+
+def _online(run: Run) -> list[str]:
+    from posttrain.training import online
+
+    return online.check(run)
+
+
+def _probe_files(run: Run) -> list[str]:
+    if not (run.probe.texts or run.probe.safety.harmful or run.probe.safety.harmless):
+        return []
+    from posttrain.probe import texts
+
+    return texts.check_files(run.probe)
+
+
 def _check_comparisons(run: Run) -> list[str]:
     """Judges that have nothing to compare with: the probe and PPO draw one completion of each prompt."""
     alone = {"probe.rewards": run.probe.rewards} if run.job == "train" else {}
@@ -124,6 +144,10 @@ def _check_comparisons(run: Run) -> list[str]:
         alone = {"reward": run.reward, "probe.rewards": run.probe.rewards}
     elif (run.job == "train" and run.trainer.kind == "ppo") or (run.job == "sample" and run.sample.n == 1):
         alone["reward"] = run.reward
+    if not any(alone.values()):
+        return []
+    from posttrain import rewards
+
     return [error for path, entries in alone.items() for error in rewards.check_comparisons(entries, path)]
 
 

@@ -71,9 +71,6 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
-    from posttrain import rewards
-    from posttrain.probe.callback import Probe
-    from posttrain.training import online
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.interrupt import Interrupt
     from posttrain.training.progress import ProgressBar
@@ -87,11 +84,7 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
     settings = run.tracking if main_process() else schema.TrackingConfig(backend="none")
     tracker = Tracker(settings, directory.path, asdict(run), group)
     try:
-        shared = online.shared_reward(run)
-        name = shared[0] if shared else None
-        # PPO takes the reward on its policy's base by itself.
-        own = {n: entry for n, entry in run.reward.items() if n != name or run.trainer.kind != "ppo"}
-        functions = rewards.resolve(own, shared=name)
+        functions, name = _reward_functions(run)
         bar, interrupt = ProgressBar(directory.name), Interrupt()
         alarms = Alarms(run.alarms, tracker, directory)
         if main_process():
@@ -102,7 +95,7 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             trainer = _build(run, plan, directory, tracker, functions, [bar, interrupt, *measures])
         for measure in measures:
             measure.trainer = trainer
-            if isinstance(measure, Probe) and name and name not in functions:
+            if name and name not in functions and hasattr(measure, "judge"):
                 measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
@@ -117,21 +110,36 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         tracker.finish()
 
 
+def _reward_functions(run: Run) -> tuple[dict[str, Any], str | None]:
+    """The reward functions by name, and the name of the reward model on the policy's base, if there is one."""
+    if not run.reward:
+        return {}, None
+    from posttrain import rewards
+    from posttrain.training import online
+
+    shared = online.shared_reward(run)
+    name = shared[0] if shared else None
+    # PPO takes the reward on its policy's base by itself.
+    own = {n: entry for n, entry in run.reward.items() if n != name or run.trainer.kind != "ppo"}
+    return rewards.resolve(own, shared=name), name
+
+
 def _measures(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
-    from posttrain.probe.callback import Probe
-    from posttrain.probe.scores import judge
-    from posttrain.probe.shift import ShiftCheck
-
     measures: list[Any] = []
-    if plan.data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
+    if plan.probe_texts is not None:
+        from posttrain.probe.callback import Probe
+        from posttrain.probe.scores import judge
+
         files = (directory.metrics, directory.samples)
         judged = judge(run.reward, run.probe, functions, KINDS[run.trainer.kind].online)
         parts = (judged, plan.probe_texts, tracker, alarms)
         measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
     if run.trainer.kind == "dpo" and run.probe.shift_prompts:
+        from posttrain.probe.shift import ShiftCheck
+
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
         measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics))
     return measures
@@ -155,10 +163,10 @@ def _stopped(alarms: Any, interrupt: Any, trainer: Any, command: str) -> None:
 
 def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
     """Merge the parent's adapter where a new one goes on top of it, verified; runs that share the parent share that."""
-    from posttrain.models.merge import merge
-
     if plan.start.merge is None:
         return
+    from posttrain.models.merge import merge
+
     try:
         drift = merge(plan.start.merge, Path(plan.start.base))
     except PosttrainError as error:
@@ -211,13 +219,9 @@ def _build(
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from posttrain.models import adapter
-    from posttrain.rewards import calibration
-    from posttrain.training import build, online
+    from posttrain.training import build
 
-    shared = online.shared_reward(run) if run.trainer.kind == "ppo" else None
-    adjust = None
-    if shared and (entry := run.reward[shared[0]]).args:
-        adjust = calibration.adjustment(str(entry.model), **entry.args)
+    shared, adjust = _shared_reward(run) if run.trainer.kind == "ppo" else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     parts = build.Parts(
@@ -246,6 +250,17 @@ def _build(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _shared_reward(run: Run) -> tuple[tuple[str, str] | None, Any]:
+    """Name and folder of the reward model on PPO's base, and how its scores are adjusted; `None` for each."""
+    from posttrain.rewards import calibration
+    from posttrain.training import online
+
+    shared = online.shared_reward(run)
+    if shared is None or not (entry := run.reward[shared[0]]).args:
+        return shared, None
+    return shared, calibration.adjustment(str(entry.model), **entry.args)
 
 
 def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain import rewards
 from posttrain.config.schema import Run
 from posttrain.config.trainers import KINDS
 from posttrain.console import facts
 from posttrain.errors import PosttrainError
 from posttrain.models.tokens import ids
 from posttrain.runs.directory import RunDirectory
-from posttrain.training import online
+from posttrain.training.schedule import schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +60,9 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
 
 def _reward(name: str, run: Run) -> str:
     """A reward of the plan: its weight, and whether its model is a second one in memory."""
-    entry, shared = run.reward[name], online.shared_reward(run)
+    from posttrain.training.online import shared_reward
+
+    entry, shared = run.reward[name], shared_reward(run)
     where = ""
     if entry.model is not None:
         where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a model of its own)"
@@ -93,7 +94,7 @@ class Plan:
     precision: Precision
     parameters: tuple[int, int]
     lengths: Lengths
-    probe_texts: ProbeTexts
+    probe_texts: ProbeTexts | None
     steps: int
     rows_per_step: int
     steps_per_rollout: int
@@ -103,7 +104,6 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
     from posttrain.data import load
     from posttrain.models import architecture, hardware, inherit, tokenizers
-    from posttrain.probe import texts
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
@@ -114,23 +114,40 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_columns(run, data)
     precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)
     if run.trainer.kind == "ppo":
+        from posttrain.training import online
+
         known = architecture.config(run.model, start.config, start.revision)
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
-    if errors := [error for path, entries in run.rewards.items() for error in rewards.reach(entries, path)]:
-        raise PosttrainError("\n".join(errors))
+    _reach_rewards(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
     _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
-    found = texts.ProbeTexts()
+    probe_texts = None
     if data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
-        found = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
-    steps = online.schedule(run, data.rows or 0)
-    return Plan(start, data, tokenizer, precision, parameters, lengths, found, *steps)
+        from posttrain.probe import texts
+
+        probe_texts = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
+    steps = schedule(run, data.rows or 0)
+    return Plan(start, data, tokenizer, precision, parameters, lengths, probe_texts, *steps)
+
+
+def _reach_rewards(run: Run) -> None:
+    """Raise `PosttrainError` for models and endpoints of rewards that do not answer."""
+    if not any(run.rewards.values()):
+        return
+    from posttrain import rewards
+
+    if errors := [error for path, entries in run.rewards.items() for error in rewards.reach(entries, path)]:
+        raise PosttrainError("\n".join(errors))
 
 
 def _check_columns(run: Run, data: Data) -> None:
+    if not any(run.rewards.values()):
+        return
+    from posttrain import rewards
+
     available = data.first.features
     probed = data.prompts.features if data.prompts else available
     errors = []

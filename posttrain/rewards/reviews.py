@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import extras
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import cache
 from posttrain.rewards.text import Completion
 
 # Said when the config is checked, before anything loads.
@@ -62,7 +62,7 @@ def _plain(text: Completion) -> str:
 
 
 def _folder() -> Path:
-    return wheels.cached(f"reviews-classifier-{VERSION}", _train)
+    return cache.cached(f"reviews-classifier-{VERSION}", _train)
 
 
 @lru_cache(maxsize=1)

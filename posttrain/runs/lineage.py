@@ -126,6 +126,18 @@ def base_of(run: RunDirectory, record: dict[str, Any], key: str) -> str:
     return locate(stored)
 
 
+def _embedded(path: str) -> Path:
+    if path == "embedded:tiny":
+        from posttrain.data.embedded.tiny import tiny_model
+
+        return tiny_model()
+    if path == "embedded:smollm2":
+        from posttrain.data.embedded.smollm2 import smollm2_model
+
+        return smollm2_model()
+    raise KeyError(path)
+
+
 def parent(role: str, path: str) -> dict[str, Any]:
     """A row of `parents`; name and content of a run."""
     record = RunDirectory(Path(os.path.expanduser(path)).absolute()).record() or {}
@@ -144,8 +156,5 @@ def place(origin: Source) -> str:
 def locate(path: str) -> str:
     """A hub id or folder that `from_pretrained` takes, from `model.path` or `reward.*.model`."""
     if path.startswith("embedded:"):
-        from posttrain.data.embedded import wheels
-
-        embedded = {"embedded:smollm2": wheels.smollm2, "embedded:tiny": wheels.tiny}
-        return str(embedded[path]())
+        return str(_embedded(path))
     return model_folder(path)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config.trainers import KINDS
 from posttrain.models import inherit
 from posttrain.models.adapter import keep_trained_in_float32
-from posttrain.training import pair_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,15 +54,9 @@ def build(kind: str, parts: Parts) -> Trainer:
     With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
-    from posttrain.rewards.model import OfPPO, RewardModel
-
     chosen = KINDS[kind]
     if parts.labelled and kind == "sft":
         parts = _labelled(parts)
-    if kind == "kto":
-        # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
-        seed = parts.args.get("data_seed") or parts.args.get("seed", 42)
-        parts = replace(parts, train=parts.train.shuffle(seed=seed))
     library = importlib.import_module(chosen.package)
     args: dict[str, Any] = dict(parts.args)
     extra: dict[str, Any] = {}
@@ -81,12 +74,18 @@ def build(kind: str, parts: Parts) -> Trainer:
     init_kwargs = args.pop("model_init_kwargs") if ready else {}
     config = getattr(library, chosen.config)(**args)  # before the model: it chooses this process's device
     if parts.weighted:
+        from posttrain.training import pair_weights
+
         pair_weights.check(config)
+    train = parts.train
+    if kind == "kto":
+        # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
+        train = train.shuffle(seed=config.seed if config.data_seed is None else config.data_seed)
     trainer = getattr(library, chosen.trainer)(
         model=_with_adapter(parts, init_kwargs) if ready else parts.model,
         args=config,
         processing_class=parts.tokenizer,
-        train_dataset=parts.train,
+        train_dataset=train,
         eval_dataset=parts.eval,
         peft_config=None if ready else parts.lora,
         quantization_config=None if ready else parts.quantization,
@@ -97,6 +96,8 @@ def build(kind: str, parts: Parts) -> Trainer:
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
         trainer.reward_func_names = names
     if parts.reward_adjustment is not None:
+        from posttrain.rewards.model import OfPPO
+
         trainer.reward_funcs[0] = OfPPO(trainer.reward_funcs[0], parts.reward_adjustment)
     if parts.weighted:
         pair_weights.weigh(trainer)
@@ -107,8 +108,9 @@ def build(kind: str, parts: Parts) -> Trainer:
             inherit.add_reference(trainer.model)
         inherit.put_adapter(trainer.model, parts.adapter)
     for function in parts.rewards.values():
-        if isinstance(function, RewardModel) and function.model is None:
-            function.share(trainer.model, trainer.accelerator.autocast)
+        # A reward model without weights of its own scores on the policy's base.
+        if getattr(function, "model", ...) is None and (share := getattr(function, "share", None)):
+            share(trainer.model, trainer.accelerator.autocast)
     return trainer
 
 

@@ -5,32 +5,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import options
+from posttrain.config import options, trainers
 from posttrain.config.recipes import ROOT
 from posttrain.config.schema import Run
 from posttrain.config.trainers import KINDS
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import model_folder
+from posttrain.training.schedule import completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from posttrain.data import Data
     from posttrain.models.hardware import Precision
-
-# Options of PPOConfig that follow from others.
-DERIVED = {
-    "num_iterations": "it is num_ppo_epochs",
-    "steps_per_generation": "it is gradient_accumulation_steps x num_mini_batches",
-    "generation_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x "
-    "processes",
-    "normalize_advantages": "PPO's is whiten_advantages",
-}
 
 
 def check(run: Run) -> list[str]:
@@ -50,14 +41,14 @@ def check(run: Run) -> list[str]:
         factors.append("num_mini_batches")
     elif args.get("steps_per_generation"):
         factors[1] = "steps_per_generation"
-    batch = args.get("generation_batch_size") or _completions(args, factors)
+    batch = args.get("generation_batch_size") or completions(args, factors)
     if batch and isinstance(group, int) and group > 0 and batch % group:
         errors.append(
             f"trainer.args.num_generations={group}: does not divide the {batch} completions of a generation batch "
             f"({' x '.join(factors)} x processes)"
         )
     group = args.get("num_generations_eval") or group
-    batch = _completions(args, ["per_device_eval_batch_size"])
+    batch = completions(args, ["per_device_eval_batch_size"])
     if args.get("eval_strategy") != "no" and batch and isinstance(group, int) and group > 0 and batch % group:
         errors.append(
             f"trainer.args.per_device_eval_batch_size: {batch} completions over all processes do not hold whole "
@@ -66,20 +57,12 @@ def check(run: Run) -> list[str]:
     return errors + (_roles(run) if kind == "ppo" else [])
 
 
-def _completions(args: dict[str, Any], factors: list[str]) -> int:
-    """The product of these options and the number of processes; 0 where one is no number, which is said elsewhere."""
-    values = [args.get(name, 8 if "batch_size" in name else 1) for name in factors]
-    if not all(isinstance(value, int) for value in values):
-        return 0
-    return math.prod(values) * int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _roles(run: Run) -> list[str]:
     """The value function and the reward model can be adapters of this policy."""
     from posttrain.rewards import calibration
 
     errors, args = [], run.trainer.args
-    if value_adapter(run) and run.peft.method == "none":
+    if trainers.value_adapter(run) and run.peft.method == "none":
         errors.append(
             "trainer.args.value_mode=adapter: the value function is an adapter beside the policy's; choose peft=lora, "
             "or trainer.args.value_mode=head"
@@ -100,11 +83,6 @@ def _roles(run: Run) -> list[str]:
     if args.get("value_init") == "reward" and run.peft.value:
         errors.append("peft.value: with value_init=reward the value adapter has the shape of the reward model's")
     return errors
-
-
-def value_adapter(run: Run) -> bool:
-    """Whether the run trains a value function that is an adapter of its own."""
-    return run.trainer.kind == "ppo" and run.trainer.args.get("value_mode", "adapter") == "adapter"
 
 
 def shared_reward(run: Run) -> tuple[str, str] | None:
@@ -180,21 +158,3 @@ def _at_option(line: str) -> str:
     """A message of PPOConfig, which begins with an option's name, under the key of that option."""
     first = line.split("=")[0].split()[0] if line.strip() else ""
     return f"trainer.args.{line}" if first in options.options_of("PPOConfig") else f"trainer=ppo: {line}"
-
-
-def schedule(run: Run, rows: int) -> tuple[int, int, int]:
-    """Optimizer steps of the run, prompts of a step (PPO: of a rollout), and steps per rollout."""
-    args, kind = run.trainer.args, KINDS[run.trainer.kind]
-    batch, per_rollout = _completions(args, ["per_device_train_batch_size", "gradient_accumulation_steps"]), 1
-    epochs = args.get("num_train_epochs", 3.0)
-    if run.trainer.kind == "ppo":
-        minibatches = args.get("num_mini_batches", 1)
-        batch, per_rollout = batch * minibatches, args.get("num_ppo_epochs", 4) * minibatches
-    if kind.generations is not None:
-        # A row is repeated num_generations times, so a step sees fewer of them.
-        batch = max(batch // args.get("num_generations", kind.generations), 1)
-    steps = args.get("max_steps", -1)
-    if steps <= 0:
-        # PPO drops an incomplete rollout.
-        steps = epochs * (rows // batch) * per_rollout if run.trainer.kind == "ppo" else epochs * rows / batch
-    return math.ceil(steps), batch, per_rollout

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import cache, tiny
 from tests.helpers.hub import Hub
 from tests.helpers.runs import ENVIRONMENT
 
@@ -19,7 +19,7 @@ def hub(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    shutil.copytree(wheels.tiny(), tmp_path / "hub/models" / LLAMA)
+    shutil.copytree(tiny.tiny_model(), tmp_path / "hub/models" / LLAMA)
     data = tmp_path / "hub/datasets/trl-lib/ultrafeedback_binarized/data"
     data.mkdir(parents=True)
 
@@ -41,7 +41,7 @@ def hub(tmp_path):
 
 
 def environment(hub, tmp_path):
-    return {**hub.env(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "POSTTRAIN_CACHE": str(wheels.cache_dir())}
+    return {**hub.env(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "POSTTRAIN_CACHE": str(cache.cache_dir())}
 
 
 QUICK = ("trainer.args.max_steps=2", "trainer.args.logging_steps=1", "tracking=none", "probe=none")

@@ -60,10 +60,10 @@ def test_collated_labels_hold_the_weighted_turns_only(train: Any, monkeypatch: p
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     from transformers import AutoTokenizer
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
     from posttrain.data.labels import labelled
 
-    tokenizer = AutoTokenizer.from_pretrained(wheels.tiny())
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
     forgetful = "{% for m in messages %}{{ m.role }}{% if loop.last %}: {{ m.content }}{% endif %}\n{% endfor %}"
     with pytest.raises(PosttrainError, match=r"set model.chat_template=FILE.jinja"):
         labelled(tokenizer, ROWS[0], template=forgetful)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import cache, tiny, wheels
+from posttrain.data.embedded.smollm2 import SMOLLM2, smollm2_model
 from posttrain.errors import PosttrainError
 
 METADATA = "Metadata-Version: 2.1\nName: posttrain-probe\nVersion: 1.0\n"
@@ -25,7 +26,7 @@ TEXTS = ["Hello, world!", " two  spaces\n\n1. a list\t", "naïve — 東京 🎉
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    return wheels.smollm2()
+    return smollm2_model()
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -64,12 +65,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert wheels.cache_dir() == tmp_path / "own"
+    assert cache.cache_dir() == tmp_path / "own"
     monkeypatch.delenv("POSTTRAIN_CACHE")
-    assert wheels.cache_dir() == tmp_path / "xdg" / "posttrain"
+    assert cache.cache_dir() == tmp_path / "xdg" / "posttrain"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert wheels.cache_dir() == tmp_path / ".cache" / "posttrain"
+    assert cache.cache_dir() == tmp_path / ".cache" / "posttrain"
 
 
 def test_importing_assets_is_cheap():
@@ -131,7 +132,7 @@ def test_smollm2_files(smollm2: Path):
     assert model.generation_config.pad_token_id == model.config.pad_token_id == 0
     card = (smollm2 / "README.md").read_text()
     assert "license: apache-2.0" in card
-    assert wheels.SMOLLM2.sha256 in card
+    assert SMOLLM2.sha256 in card
 
 
 # squad --------------------------------------------------------------------------------------------------------------
@@ -155,13 +156,13 @@ def test_texts_are_of_four_domains():
 
 def test_tiny_is_the_same_everywhere(tmp_path: Path):
     state = torch.random.get_rng_state()
-    first, second = wheels.tiny(tmp_path / "a"), wheels.tiny(tmp_path / "b")
-    assert digest(first) == digest(second) == digest(wheels.tiny())
+    first, second = tiny.tiny_model(tmp_path / "a"), tiny.tiny_model(tmp_path / "b")
+    assert digest(first) == digest(second) == digest(tiny.tiny_model())
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_tiny_round_trips_any_text():
-    tokenizer = AutoTokenizer.from_pretrained(wheels.tiny())
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
     assert len(tokenizer) == 259
     assert [tokenizer.decode(tokenizer(text).input_ids) for text in TEXTS] == TEXTS
     assert tokenizer("é").input_ids == tokenizer.convert_tokens_to_ids(["Ã", "©"])  # its two bytes
@@ -170,7 +171,7 @@ def test_tiny_round_trips_any_text():
 
 
 def test_tiny_generates_and_trains():
-    model = AutoModelForCausalLM.from_pretrained(wheels.tiny())
+    model = AutoModelForCausalLM.from_pretrained(tiny.tiny_model())
     assert model.config.hidden_size == 32
     assert model.config.num_hidden_layers == 2
     ids = torch.tensor([[1, 50, 60, 70]])
@@ -184,17 +185,17 @@ def test_tiny_generates_and_trains():
 
 def test_member_is_kept_and_the_wheel_is_not(offline: Path):
     wheel = make_wheel(offline, b"{}")
-    folder = wheels.cached("probe", lambda folder: wheels.fetch(wheel, folder))
+    folder = cache.cached("probe", lambda folder: wheels.fetch(wheel, folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"data.json": b"{}"}
     (offline / "posttrain_probe-1.0-py3-none-any.whl").unlink()
-    assert wheels.cached("probe", lambda folder: wheels.fetch(wheel, folder)) == folder  # from the cache
+    assert cache.cached("probe", lambda folder: wheels.fetch(wheel, folder)) == folder  # from the cache
 
 
 def test_hash_mismatch(offline: Path):
     wheel = replace(make_wheel(offline, b"{}"), sha256="0" * 64)
     with pytest.raises(PosttrainError, match=r"posttrain-probe==1\.0 .* sha256 should be 0000.*Nothing was kept"):
-        wheels.cached("probe", lambda folder: wheels.fetch(wheel, folder))
-    assert left(wheels.cache_dir()) == []
+        cache.cached("probe", lambda folder: wheels.fetch(wheel, folder))
+    assert left(cache.cache_dir()) == []
 
 
 def test_unreachable_index(tmp_path: Path):
@@ -229,24 +230,24 @@ def test_unwritable_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "file"))
     with pytest.raises(PosttrainError, match=r"cannot write the cache .*file.* Set POSTTRAIN_CACHE"):
-        wheels.tiny()
+        tiny.tiny_model()
 
 
 def test_a_killed_process_leaves_nothing_taken_for_whole(tmp_path: Path):
     environment = os.environ | {"POSTTRAIN_CACHE": str(tmp_path)}
     code = """
 import os, signal
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import cache
 def build(folder):
     (folder / "half").write_text("")
     os.kill(os.getpid(), signal.SIGKILL)
-wheels.cached("thing", build)
+cache.cached("thing", build)
 """
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -9
     assert left(tmp_path) == [".thing.partial"]
     code = """
-from posttrain.data.embedded import wheels
-print(sorted(path.name for path in wheels.cached("thing", lambda folder: (folder / "whole").write_text("")).iterdir()))
+from posttrain.data.embedded import cache
+print(sorted(path.name for path in cache.cached("thing", lambda folder: (folder / "whole").write_text("")).iterdir()))
 """
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "['whole']\n"
@@ -258,12 +259,12 @@ def test_two_processes_build_once(tmp_path: Path):
     code = f"""
 import time
 from pathlib import Path
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import cache
 def build(folder):
     with open({str(tmp_path / "log")!r}, "a") as log:
         log.write("built")
     time.sleep(1)
-wheels.cached("thing", build)
+cache.cached("thing", build)
 """
     both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
@@ -276,5 +277,5 @@ def test_a_failed_build_leaves_nothing(offline: Path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        wheels.cached("thing", build)
-    assert left(wheels.cache_dir()) == []
+        cache.cached("thing", build)
+    assert left(cache.cache_dir()) == []

@@ -54,10 +54,10 @@ def held_out(run):
 def test_a_turn_without_loss_is_not_measured():
     from transformers import AutoTokenizer
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
     from posttrain.probe import heldout
 
-    tokenizer = AutoTokenizer.from_pretrained(wheels.tiny())
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
     turns = [{"role": role, "content": role[0] * n} for n, role in enumerate(("user", "assistant") * 2, 1)]
     turns[-1]["weight"] = 0
     ((before, answer),) = heldout.encode(tokenizer, {"messages": turns}, None)
@@ -92,12 +92,12 @@ def test_dpo_accuracy_and_margin_by_hand(train, method):
     """The reference is the base with the adapter off, or the weights that full training started from."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
     options = (f"peft={method}", "trainer.args.beta=0.25", "probe=none")
     run = train("+recipe=dpo_smollm2", *LEARN, *options)
     record = train("+recipe=dpo_smollm2", *QUICK, *options, f"model.init_from={run.path}").record()
-    base = AutoModelForCausalLM.from_pretrained(wheels.tiny()).eval()
+    base = AutoModelForCausalLM.from_pretrained(tiny.tiny_model()).eval()
     if method == "lora":
         model, tokenizer = loaded(run)
     else:
@@ -215,9 +215,9 @@ def test_labelled_rows_text_and_messages(train, tmp_path):
     assert found["kto"].record()["metrics"].keys() == {"likelihood_margin"}
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
-    model, tokenizer = (auto.from_pretrained(wheels.tiny()) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    model, tokenizer = (auto.from_pretrained(tiny.tiny_model()) for auto in (AutoModelForCausalLM, AutoTokenizer))
     by_hand = sorted(log_p(model, tokenizer, line["messages"][:1], line["messages"][1:])[0] for line in forms["sft"])
     measured = sorted(row["log_p"][0] for row in rows(found["sft"].scores))
     assert all(min(abs(value - hand) for hand in by_hand) < 1e-4 for value in measured)

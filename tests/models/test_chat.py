@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import chat
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import tiny
 from posttrain.errors import PosttrainError
 from posttrain.models import dialogue, weights
 from posttrain.runs import lineage
@@ -185,7 +185,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_says_so(runs):
 
 
 def test_a_base_model_continues_text_and_says_so(monkeypatch, capsys):
-    shutil.copytree(wheels.tiny(), "base")
+    shutil.copytree(tiny.tiny_model(), "base")
     Path("base/chat_template.jinja").unlink()
     _, err = say(monkeypatch, capsys, "abc\n", "./base")
     assert err == "./base has no chat template: it continues your text\n"

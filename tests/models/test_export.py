@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import tiny
 from posttrain.errors import PosttrainError
 from posttrain.export import main
 from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows, weights, write_pairs
@@ -82,7 +82,7 @@ def test_a_merged_run_is_a_plain_model_that_answers_as_the_adapter_did(run, caps
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert torch.allclose(logits(model), logits(adapted(path)), atol=1e-5)
-    original = AutoModelForCausalLM.from_pretrained(wheels.tiny())
+    original = AutoModelForCausalLM.from_pretrained(tiny.tiny_model())
     assert not torch.allclose(logits(model), logits(original), atol=1e-2), "training has changed something"
     run_tokenizer = AutoTokenizer.from_pretrained(path / "model")
     chat = [{"role": "user", "content": "Hi"}]
@@ -127,7 +127,7 @@ def test_qlora_merges_into_the_weights_it_was_trained_on(run, capsys):
     import bitsandbytes.functional as bnb
 
     name = "model.layers.0.mlp.up_proj"
-    base = AutoModelForCausalLM.from_pretrained(wheels.tiny(), dtype="bfloat16").state_dict()[f"{name}.weight"]
+    base = AutoModelForCausalLM.from_pretrained(tiny.tiny_model(), dtype="bfloat16").state_dict()[f"{name}.weight"]
     packed, state = bnb.quantize_4bit(base.contiguous(), quant_type="nf4", compress_statistics=True)
     saved = weights(path / "model")
     a, b = (saved[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
@@ -180,7 +180,7 @@ def test_an_adapter_that_rounding_eats_is_refused_in_bfloat16_and_kept_in_float3
     from posttrain.runs import lineage
 
     path = run("lora")
-    base = AutoModelForCausalLM.from_pretrained(wheels.tiny())
+    base = AutoModelForCausalLM.from_pretrained(tiny.tiny_model())
     name = "model.layers.1.mlp.down_proj"
     with torch.no_grad():
         base.get_submodule(name).weight.sign_().mul_(300)
@@ -264,7 +264,7 @@ def test_an_adapter_export_names_a_base_that_means_something_elsewhere(run, caps
     record = json.loads((path / "run.json").read_text())
     record["base"] |= {"path": "ORG/NAME", "commit": "c" * 40, "revision": "main"}
     (path / "run.json").write_text(json.dumps(record))
-    monkey = str(wheels.tiny())
+    monkey = str(tiny.tiny_model())
     from posttrain import export
 
     export.plain(replace(lineage.source(str(path)), base=monkey, revision="c" * 40), Path("hub"))

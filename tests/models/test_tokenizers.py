@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posttrain.config.schema import ModelConfig, PeftConfig
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import tiny
 from posttrain.errors import PosttrainError
 from posttrain.models import hardware, tokenizers
 
@@ -16,7 +16,7 @@ CHAT = {"prompt": [{"role": "user", "content": "Hi"}]}
 @pytest.fixture
 def folder(tmp_path):
     """A copy of the tiny model to change."""
-    shutil.copytree(wheels.tiny(), tmp_path / "model")
+    shutil.copytree(tiny.tiny_model(), tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -205,9 +205,9 @@ def test_what_it_will_cost_is_said_early_where_it_is_too_much():
 def test_texts_and_prompts_are_read_and_cut(tmp_path):
     from transformers import AutoTokenizer
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
-    tokenizer = AutoTokenizer.from_pretrained(wheels.tiny())
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
     lines = [
         {"text": t, "domain": d} for t, d in (("abcdef", "a"), ("x", "a"), ("ghi", "a"), ("jkl", "a"), ("mn", "b"))
     ]

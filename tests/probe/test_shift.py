@@ -16,9 +16,9 @@ def turn(text):
 def tiny():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
-    folder = wheels.tiny()
+    folder = tiny.tiny_model()
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 

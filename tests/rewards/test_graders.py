@@ -127,7 +127,7 @@ def test_cosine_by_an_encoder_here_and_by_hand():
     pairs = [("a", "b"), ("a", "a"), ("a", "c"), ("a", "")]
     assert cosines(by_hand, pairs) == pytest.approx([24 / 25, 1, -1, 0])
     assert asked == ["a", "b", "c", ""], "each text once"
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
     grader = {
         "type": "text_similarity",
@@ -135,7 +135,7 @@ def test_cosine_by_an_encoder_here_and_by_hand():
         "reference": "x y",
         "evaluation_metric": "cosine",
     }
-    folder = str(wheels.tiny())
+    folder = str(tiny.tiny_model())
     same, other, empty = grade(grader, ["x y", "something else", ""], {"embeddings": folder})
     assert same == pytest.approx(1)
     assert -1 <= other < 0.999

@@ -11,7 +11,7 @@ from posttrain.jobs import preflight
 from posttrain.jobs.train import train as job
 from posttrain.rewards import calibration
 from posttrain.rewards.model import RewardModel
-from posttrain.training.online import schedule
+from posttrain.training.schedule import schedule
 from tests.helpers.runs import SMALL, compose, rows, weights
 
 LETTER = ("~reward", "+reward.letter.function=tests.helpers.rewards.letter")
@@ -42,11 +42,11 @@ def test_adapters_and_head_move_the_base_does_not_and_the_policy_is_saved(train,
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
     run = train(RECIPE, *LETTER, *SHORT, f"trainer.args.value_mode={mode}", "probe.prompts=2", "probe.max_new_tokens=4")
     (trainer,) = built
-    base = AutoModelForCausalLM.from_pretrained(wheels.tiny()).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(tiny.tiny_model()).state_dict()
     for name, value in trainer.model.state_dict().items():
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
         if plain in base:
@@ -94,10 +94,10 @@ def test_reward_rises(train):
 def test_full_fine_tuning_moves_every_weight(train):
     from transformers import AutoModelForCausalLM
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
     run = train(RECIPE, *LETTER, *SHORT, "peft=none")
-    before = AutoModelForCausalLM.from_pretrained(wheels.tiny()).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(tiny.tiny_model()).state_dict()
     after = AutoModelForCausalLM.from_pretrained(run.model).state_dict()
     assert before.keys() == after.keys()
     assert [name for name in before if torch.equal(before[name], after[name])] == []

@@ -33,12 +33,12 @@ def base_and_trained(run, kind):
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
     from transformers import AutoModelForCausalLM
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
     auto = AutoPeftModelForSequenceClassification if kind == "reward" else AutoPeftModelForCausalLM
     extra = {"num_labels": 1} if kind == "reward" else {}
     trained = auto.from_pretrained(str(run.model), **extra)
-    base = AutoModelForCausalLM.from_pretrained(wheels.tiny())
+    base = AutoModelForCausalLM.from_pretrained(tiny.tiny_model())
     return base.state_dict(), trained
 
 
@@ -46,10 +46,10 @@ def test_the_seed_orders_the_rows_of_kto(train, monkeypatch):
     """TRL reads them one after the other, so without this two seeds are one run."""
     from posttrain.training import build
 
-    build, orders = build.build, []
+    original, orders = build.build, []
 
     def built(kind, parts):
-        trainer = build(kind, parts)
+        trainer = original(kind, parts)
         orders.append([row["prompt"] for row in trainer.train_dataset])
         return trainer
 
@@ -99,10 +99,10 @@ def test_only_the_adapter_and_head_move_and_the_saved_model_loads(train, kind):
 def test_full_fine_tuning_moves_every_weight(train, kind):
     from transformers import AutoModelForCausalLM
 
-    from posttrain.data.embedded import wheels
+    from posttrain.data.embedded import tiny
 
     run = train(f"+recipe={kind}_smollm2", "peft=none", "trainer.args.learning_rate=1e-2")
-    before = AutoModelForCausalLM.from_pretrained(wheels.tiny()).state_dict()
+    before = AutoModelForCausalLM.from_pretrained(tiny.tiny_model()).state_dict()
     after = AutoModelForCausalLM.from_pretrained(run.model).state_dict()
     assert before.keys() == after.keys()
     same = [name for name in before if torch.equal(before[name], after[name])]

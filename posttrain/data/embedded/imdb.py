@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import cache, wheels
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -48,7 +48,7 @@ def load() -> DatasetDict:
     """
     from datasets import load_from_disk
 
-    return load_from_disk(str(wheels.cached(f"reviews-{VERSION}", _build)))
+    return load_from_disk(str(cache.cached(f"reviews-{VERSION}", _build)))
 
 
 def _build(folder: Path) -> None:

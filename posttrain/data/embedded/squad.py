@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.embedded import wheels
+from posttrain.data.embedded import cache, wheels
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -61,7 +61,7 @@ def load() -> "DatasetDict":
     """
     from datasets import load_from_disk
 
-    return load_from_disk(str(wheels.cached(f"squad-pairs-{VERSION}", _build)))
+    return load_from_disk(str(cache.cached(f"squad-pairs-{VERSION}", _build)))
 
 
 def _build(folder: Path) -> None:

@@ -1,0 +1,36 @@
+"""How many optimizer steps a run takes, and how many rows each sees."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
+
+
+def schedule(run: Run, rows: int) -> tuple[int, int, int]:
+    """Optimizer steps of the run, prompts of a step (PPO: of a rollout), and steps per rollout."""
+    args, kind = run.trainer.args, KINDS[run.trainer.kind]
+    batch, per_rollout = completions(args, ["per_device_train_batch_size", "gradient_accumulation_steps"]), 1
+    epochs = args.get("num_train_epochs", 3.0)
+    if run.trainer.kind == "ppo":
+        minibatches = args.get("num_mini_batches", 1)
+        batch, per_rollout = batch * minibatches, args.get("num_ppo_epochs", 4) * minibatches
+    if kind.generations is not None:
+        # A row is repeated num_generations times, so a step sees fewer of them.
+        batch = max(batch // args.get("num_generations", kind.generations), 1)
+    steps = args.get("max_steps", -1)
+    if steps <= 0:
+        # PPO drops an incomplete rollout.
+        steps = epochs * (rows // batch) * per_rollout if run.trainer.kind == "ppo" else epochs * rows / batch
+    return math.ceil(steps), batch, per_rollout
+
+
+def completions(args: dict[str, Any], factors: list[str]) -> int:
+    """The product of these options and the number of processes; 0 where one is no number, which is said elsewhere."""
+    values = [args.get(name, 8 if "batch_size" in name else 1) for name in factors]
+    if not all(isinstance(value, int) for value in values):
+        return 0
+    return math.prod(values) * int(os.environ.get("WORLD_SIZE", "1"))
