@@ -163,8 +163,8 @@ def unit_tests(
     assertion), run after the code in a limited subprocess of its own (`posttrain.rewards.sandbox`: `seconds`, `memory`
     in bytes, `packages`). Assertions of equality with a literal are compared out of the code's reach
     (`posttrain.rewards.sandbox.assertions`). HumanEval's tests define `check(candidate)`: `entry_point` is the column
-    with the name of the function to give it. None without tests. Raises `PosttrainError` without `execute`, and where the system
-    lacks a wall of the sandbox unless `walls` is `reduced`.
+    with the name of the function to give it. None without tests. Raises `PosttrainError` without `execute`,
+    and where the system lacks a wall of the sandbox unless `walls` is `reduced`.
     """
     if execute is not True:
         raise PosttrainError("reward unit_tests: runs code of completions; allow it with execute=true")

@@ -359,9 +359,7 @@ def test_a_missing_library_is_told_with_the_switch_that_does_without(train, pair
 
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rensa" else there(name))
-    with pytest.raises(
-        PosttrainError, match=r"rensa not installed; pip install .*doctor.*duplicates=false"
-    ):
+    with pytest.raises(PosttrainError, match=r"rensa not installed; pip install .*doctor.*duplicates=false"):
         train("trainer=dpo", "job=doctor")
 
 
