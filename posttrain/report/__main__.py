@@ -29,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
         description="Compare runs: reward against KL, over-optimisation, failure modes, and which is best.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run, sweep or pipeline folders, or above")
-    parser.add_argument("--metric", help="what counts, such as gold/rm (default: a gold reward, or else another)")
+    parser.add_argument(
+        "--metric",
+        help="what to compare by, such as gold/rm or eval_rewards/accuracies (default: a gold reward, else another "
+        "reward, else a held-out metric)",
+    )
     parser.add_argument("--lower-is-better", action="store_true", help="of the metric, where its name does not tell")
     parser.add_argument("--kl-budget", type=_budgets, default=[], metavar="NATS", help="one or several, as 2,5,10")
     parser.add_argument("--reference", metavar="RUN", help="the model KL is counted to (default: that of most runs)")

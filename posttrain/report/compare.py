@@ -9,11 +9,12 @@ from statistics import fmean
 
 from posttrain.config.objective import lower_is_better
 from posttrain.errors import PosttrainError
+from posttrain.report import heldout
 from posttrain.report.baseline import Baseline, baseline
 from posttrain.report.gold import chosen_on_gold, on_gold, trained_on
 from posttrain.report.groups import Group, Mean, differing, identity, pool
 from posttrain.report.maths import Fit, fit, pareto_front
-from posttrain.report.runs import Found, Run
+from posttrain.report.runs import SHARES, Found, Run
 from posttrain.report.verdict import Candidate, Verdict, judge, name
 
 START = "the starting policy"
@@ -56,6 +57,11 @@ class Comparison:
         return sorted(found, key=lambda m: (m != self.metric, not m.startswith("probe/gold/"), m))
 
     @property
+    def held_out(self) -> list[str]:
+        """The metrics on held-out rows that any run has."""
+        return [metric for metric in heldout.METRICS if any(group.mean(metric) for group in self.groups)]
+
+    @property
     def modes(self) -> list[str]:
         """What tells failure modes: everything else that the probe measures."""
         found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/")}
@@ -75,13 +81,15 @@ def compare(
     result = Comparison(found, groups, others, settings=differing(groups, names) if len(groups) > 1 else {})
     probed = [group for group in groups if group.mean("probe/kl")]
     chosen = _reference(probed, found, reference, result)
-    result.metric = _metric(chosen, metric)
-    result.compared = [group for group in chosen if result.metric in _metrics(group)]
+    result.metric = _metric(chosen, groups, metric)
+    if result.metric is not None and heldout.is_held_out(result.metric):
+        result.compared, notes = heldout.comparable(groups, result.metric)
+        result.notes += notes
+        result.compared = [g for g in result.compared if g in chosen or not g.mean("probe/kl")]
+    else:
+        result.compared = [group for group in chosen if result.metric in _metrics(group)]
+    result.notes += _no_frontier(result)
     if result.metric is None or not result.compared:
-        result.notes.append(
-            "no run has both probe/kl and a reward of the probe, so there is no frontier; set probe.prompts and "
-            "probe.rewards"
-        )
         return result
     result.minimise = lower or _minimise(result.metric, result.compared)
     _compare(result, budgets)
@@ -93,7 +101,8 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     metric = str(result.metric)
     for reward in result.rewards:
         values = [mean.value for group in result.compared if (mean := group.mean(reward, start=True))]
-        if values:
+        tied = any(heldout.starts_tied(reward, run.points.get(0, {})) for g in result.compared for run in g.counted)
+        if values and not tied:
             result.start[reward] = fmean(values)
     _baselines(result)
     _seen(result)
@@ -102,7 +111,8 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     # The start too: what has moved away from it and is no better is on no front.
     start = _start(result, metric)
     pool_ = [*start, *candidates]
-    best = [pool_[i] for i in pareto_front([(c.kl.value, c.reward.value) for c in pool_], result.minimise)]
+    placed = [c for c in pool_ if c.kl]
+    best = [placed[i] for i in pareto_front([(c.distance, c.reward.value) for c in placed], result.minimise)]
     steps = [c for c in best if c.group]
     result.front = [result.compared.index(c.group) for c in steps if c.group]
     result.fits = {reward: _fits(result, reward) for reward in result.rewards if is_reward(reward)}
@@ -110,13 +120,14 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         result.notes.append("no finished run to choose from")
         return
     # Without budgets: at the KL of each point of the front, and whatever the KL.
-    at = budgets or dict.fromkeys(_up(c.kl.value) for c in steps[:-1])
+    held_out = heldout.is_held_out(metric)
+    at = budgets or ({} if held_out else dict.fromkeys(_up(c.distance) for c in steps[:-1]))
     for budget in [*at, *([] if budgets else [None])]:
-        allowed = [c for c in pool_ if budget is None or c.kl.value <= budget]
+        allowed = [c for c in pool_ if budget is None or c.distance <= budget]
         if not allowed:
             result.notes.append(f"--kl-budget {budget:g}: no finished run has as little KL")
             continue
-        limit = budget if budget is not None else max(c.kl.value for c in allowed)
+        limit = budget if budget is not None else max(c.distance for c in allowed)
         blind = [one for one in result.best_of if not chosen_on_gold(one, metric)]
         verdict = judge(pool_, metric, budget, result.minimise)
         seen = verdict.best.group is not None and trained_on(verdict.best.group, metric)
@@ -139,7 +150,10 @@ def _up(kl: float) -> float:
 
 def _candidate(group: Group, metric: str) -> Candidate | None:
     kl, reward = group.mean("probe/kl"), group.mean(metric)
-    return Candidate(group.label, kl, reward, group.by_prompt(metric), group) if kl and reward else None
+    if reward is None or (kl is None and not heldout.is_held_out(metric)):
+        return None
+    rows = group.counted[0].held_out_rows if metric in SHARES else 0
+    return Candidate(group.label, kl, reward, group.by_prompt(metric), group, rows)
 
 
 def _start(result: Comparison, metric: str) -> list[Candidate]:
@@ -149,7 +163,8 @@ def _start(result: Comparison, metric: str) -> list[Candidate]:
     each = tuple(value for mean in starts for value in mean.each)
     prompts = next((p for group in result.compared if (p := group.by_prompt(metric, start=True))), {})
     reward = Mean(result.start[metric], None, "", each)
-    return [Candidate(START, Mean(0.0, None, "", (0.0,)), reward, prompts)]
+    rows = max((g.counted[0].held_out_rows for g in result.compared), default=0) if metric in SHARES else 0
+    return [Candidate(START, Mean(0.0, None, "", (0.0,)), reward, prompts, rows=rows)]
 
 
 def _beside(verdict: Verdict, metric: str, best_of: list[Baseline], limit: float) -> Verdict:
@@ -205,21 +220,41 @@ def reference(run: Run, found: Found) -> tuple[str, str]:
     return str(parent.get("content") or parent.get("name")), str(parent.get("name"))
 
 
-def _metric(groups: list[Group], wanted: str | None) -> str | None:
-    """`wanted` under its full name, or gold before any other reward, that of most groups first."""
+def _no_frontier(result: Comparison) -> list[str]:
+    """What the picture of reward against KL lacks, and how to get it."""
+    have_kl = any(group.mean("probe/kl") for group in result.compared or result.groups)
+    if result.metric and not heldout.is_held_out(result.metric):
+        return []
+    wanting = "neither a KL nor a reward" if not have_kl else "no reward"
+    kl = "" if have_kl else " and probe.prompts=32 (KL needs an adapter, or a method with a reference)"
+    return [
+        f"These runs measured {wanting}, so there is no picture of reward against KL. For one, train with a reward "
+        f"to compare by, such as +probe.rewards.NAME.function=MODULE.FUNCTION or +probe.gold.NAME.model=RUN{kl}."
+    ]
+
+
+def _metric(groups: list[Group], everyone: list[Group], wanted: str | None) -> str | None:
+    """`wanted` under its full name, or gold before any other reward, that of most groups first; without a reward the
+    held-out metric of most of `everyone`."""
     counts = Counter(
         metric
         for group in groups
         for metric in _metrics(group)
         if metric.startswith("probe/") and not _beside_another(metric)
     )
+    held_out = [metric for metric in heldout.METRICS if any(group.mean(metric) for group in everyone)]
     if wanted is not None:
+        if wanted in held_out:
+            return wanted
         for full in (wanted, f"probe/{wanted}", f"probe/rewards/{wanted}", f"probe/gold/{wanted}"):
             if full in counts:
                 return full
-        raise PosttrainError(f"--metric={wanted}: not probed; there are {', '.join(sorted(counts)) or 'none'}")
+        raise PosttrainError(
+            f"--metric={wanted}: not probed; there are {', '.join([*sorted(counts), *held_out]) or 'none'}"
+        )
     rewards = [m for m in counts if m.startswith(REWARDS)] or [m for m in counts if m == "probe/win_rate"]
-    return min(rewards, key=lambda m: (not m.startswith("probe/gold/"), -counts[m], m), default=None)
+    best = min(rewards, key=lambda m: (not m.startswith("probe/gold/"), -counts[m], m), default=None)
+    return best or heldout.choose(everyone)
 
 
 def _minimise(metric: str, groups: list[Group]) -> bool:
@@ -297,5 +332,9 @@ def _metrics(group: Group) -> set[str]:
 
 
 def title(metric: str) -> str:
-    """A metric as a column or axis names it."""
-    return name(metric).removeprefix("rewards/").replace("_", " ")
+    """A metric as a column or axis names it: "gold reward: sentiment", "reward: length", "preference accuracy"."""
+    said = name(metric)
+    for kind, word in (("gold/", "gold reward: "), ("rewards/", "reward: ")):
+        if metric.startswith(f"probe/{kind}"):
+            said = word + said.removeprefix(kind)
+    return said.replace("_", " ") if metric.startswith("probe/") else said

@@ -14,6 +14,7 @@ from typing import Any
 
 from posttrain.report.maths import standard_error
 from posttrain.report.runs import SEEDS, Run
+from posttrain.runs.metrics import figure as number
 
 # The order of methods in tables, legends and colours.
 METHODS = ("sft", "dpo", "kto", "ppo", "grpo", "rloo", "reward")
@@ -32,7 +33,7 @@ SEED = re.compile(r"[_-]seed[_-]?\d*$")
 @dataclass(frozen=True)
 class Mean:
     """A number over seeds: `error` is the standard deviation between seeds, or with one seed the standard error over
-    prompts; `over` says which of them, or "" where neither is known."""
+    prompts, or over held-out rows; `over` says which of them, or "" where neither is known."""
 
     value: float
     error: float | None
@@ -93,13 +94,17 @@ class Group:
                 continue
             step, point = found
             values.append(point[metric])
+            if metric.startswith("eval_"):
+                errors.append(run.row_error(metric, point[metric]))
+                continue
             logged = point.get(stderr(metric))
             errors.append(standard_error([*run.by_prompt(metric, step).values()]) if logged is None else logged)
         if not values:
             return None
         if len(values) > 1:
             return Mean(fmean(values), stdev(values), "seeds", tuple(values))
-        return Mean(values[0], errors[0], "prompts" if errors[0] is not None else "", tuple(values))
+        over = "rows" if metric.startswith("eval_") else "prompts"
+        return Mean(values[0], errors[0], over if errors[0] is not None else "", tuple(values))
 
     def path(self, *metrics: str) -> list[dict[str, float]]:
         """The points at which all of `metrics` were logged, means over seeds by step."""
@@ -267,12 +272,3 @@ def _natural(group: Group) -> tuple[Any, ...]:
 
 def _order(seed: Any) -> tuple[bool, float, str]:
     return (True, 0.0, str(seed)) if not isinstance(seed, (int, float)) else (False, float(seed), "")
-
-
-def number(value: float) -> str:
-    """Three decimals, fewer for large numbers."""
-    if value == 0:
-        return "0"
-    if 0.001 <= abs(value) < 1000:
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return f"{value:.3g}"

@@ -126,6 +126,30 @@ def welch(first: Sequence[float], second: Sequence[float], confidence: float = 0
     return _student(difference, error, freedom, confidence)
 
 
+def wilson(share: float, count: int, z: float) -> tuple[float, float]:
+    """The score interval of a share of `count` independent trials. Source: Wilson 1927."""
+    centre = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
+
+
+def newcombe(first: tuple[float, int], second: tuple[float, int], confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the difference of two shares, each (share, trials), taken as independent.
+
+    Source: Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10.
+    """
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + confidence) / 2))
+    (p, n), (q, m) = first, second
+    (low_p, high_p), (low_q, high_q) = wilson(p, n, z), wilson(q, m, z)
+    difference = p - q
+    return (
+        difference - math.hypot(p - low_p, high_q - q),
+        difference + math.hypot(high_p - p, q - low_q),
+    )
+
+
 @dataclass(frozen=True)
 class Spread:
     """The variance within groups, pooled over `groups` of them, and its degrees of freedom."""

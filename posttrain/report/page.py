@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import hashlib
 import io
 import re
@@ -21,6 +22,8 @@ HERE = Path(__file__).parent
 PROMPTS = 24
 LONGEST = 2000
 LINE = 140
+# Share of words that two completions must have in common to be shown as changes.
+ALIKE = 0.3
 # Pixels of the page for an inch of a picture.
 DOTS = 100
 PICTURES = {
@@ -62,7 +65,8 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         runs=_lines(c, tables.rows(c)),
         modes=_lines(c, tables.failure_modes(c)),
         alarms=tables.alarms(c),
-        settings=tables.turned(tables.settings(c)),
+        settings=tables.side_by_side(c),
+        held_out=_lines(c, tables.held_out(c)),
         of_group={group.label: group.method for group in c.groups},
         of_run={run.name: group.method for group in c.groups for run in group.runs},
         of_method=of_method,
@@ -100,12 +104,14 @@ def svg(figure: Figure) -> Any:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     # The same method in several pictures would be the same id, which a page may hold once.
+    # What stands behind the bar is said where a mark is pointed at.
+    text = re.sub(r'id="((?:method-[\w-]+)|best-of-n)\|([^"]*)"', r'class="\1" data-tip="\2" tabindex="0"', text)
     text = re.sub(r'id="((?:method-[\w-]+)|best-of-n)"', r'class="\1"', text)
     text = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
     )
     wide = round(figure.get_figwidth() * DOTS)
-    return Markup(text.replace("<svg", f'<svg aria-hidden="true" style="--natural: {wide}px"', 1))
+    return Markup(text.replace("<svg", f'<svg style="--natural: {wide}px"', 1))
 
 
 def fits(c: Comparison) -> list[list[str]]:
@@ -136,20 +142,42 @@ def samples(c: Comparison) -> list[dict[str, Any]]:
             for row in run.samples[0]:
                 told = prompts.setdefault(str(row.get("prompt", "")), [])
                 if not told:
-                    told.append(_said(START, "", row))
+                    told.append(_said(START, "", row, None))
         for row in run.samples[steps[-1]]:
             told = prompts.setdefault(str(row.get("prompt", "")), [])
             if all(one["who"] != group.label for one in told):
-                told.append(_said(group.label, group.method, row))
+                start = told[0]["text"] if told and told[0]["who"] == START else None
+                told.append(_said(group.label, group.method, row, start))
     # Those that most runs answered first.
     most = sorted(prompts.items(), key=lambda item: -len(item[1]))[:PROMPTS]
     return [{"prompt": _short(p), "short": _short(" ".join(p.split()), LINE), "answers": a} for p, a in most]
 
 
-def _said(who: str, method: str, row: dict[str, Any]) -> dict[str, Any]:
+def _said(who: str, method: str, row: dict[str, Any], start: str | None) -> dict[str, Any]:
+    """A completion with its scores; `pieces` tell what of it the completion of the start does not have."""
     scores = {k: v for k, v in row.items() if k not in ("step", "prompt", "completion") and isinstance(v, (int, float))}
     marks = [f"{name.replace('_', ' ')} {number(float(value))}" for name, value in scores.items()]
-    return {"who": who, "method": method, "text": _short(str(row.get("completion", ""))), "marks": marks}
+    text = _short(str(row.get("completion", "")))
+    pieces = [("same", text)] if start is None else changes(start, text)
+    return {"who": who, "method": method, "text": text, "pieces": pieces, "marks": marks}
+
+
+def changes(before: str, after: str) -> list[tuple[str, str]]:
+    """Words of `after` as (same, text) and (new, text), with those of `before` that are missing as (gone, text).
+
+    Texts that share little are not compared word by word, which would be a mosaic: all of `after` is new.
+    """
+    old, new = (re.findall(r"\S+\s*|\s+", text) for text in (before, after))
+    matcher = difflib.SequenceMatcher(None, [w.strip() for w in old], [w.strip() for w in new], autojunk=False)
+    if matcher.ratio() < ALIKE:
+        return [("new", after)]
+    found: list[tuple[str, str]] = []
+    for kind, i, j, k, m in matcher.get_opcodes():
+        if kind in ("replace", "delete"):
+            found.append(("gone", "".join(old[i:j])))
+        if kind != "delete":
+            found.append(("same" if kind == "equal" else "new", "".join(new[k:m])))
+    return found
 
 
 def _short(text: str, limit: int = LONGEST) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from posttrain.report import style
 from posttrain.report.compare import Comparison, is_reward, title
-from posttrain.report.groups import Group
+from posttrain.report.groups import Group, number
 from posttrain.runs.curves import smooth
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def draw(c: Comparison) -> dict[str, Figure]:
     matplotlib.use("Agg")
     with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}):
         pictures = {
-            "frontier": frontier(c) if c.compared else None,
+            "frontier": frontier(c) if any(group.mean("probe/kl") for group in c.compared) else None,
             "overoptimisation": overoptimisation(c),
             "failure_modes": failure_modes(c),
             "training": training(c),
@@ -70,7 +70,6 @@ def frontier(c: Comparison) -> Figure:
         axis.step(*zip(*line, strict=True), where="post", color="#444444", lw=7, alpha=0.15, zorder=0)
     if metric in c.start:
         axis.axhline(c.start[metric], color="#888888", lw=0.8, ls=(0, (1, 3)))
-    _names(axis, c, metric)
     axis.set_xlabel(style.plain(f"KL to {c.reference} (nats per sequence)"))
     axis.set_ylabel(style.plain(title(metric)) + (" (less is better)" if c.minimise else ""))
     axis.margins(x=0.12, y=0.12)
@@ -78,6 +77,7 @@ def frontier(c: Comparison) -> Figure:
     entries = [*style.methods(c.compared), *style.unfinished(c.compared), *style.best_of(c.best_of)]
     front_entry = [style.entry("Pareto front", lw=6, alpha=0.15)] if len(line) > 1 else []
     style.legend(figure, [*entries, *front_entry])
+    _names(axis, c, metric)
     return figure
 
 
@@ -86,19 +86,24 @@ def _names(axis: Any, c: Comparison, metric: str) -> None:
     from matplotlib.patheffects import withStroke
 
     front = [c.compared[i] for i in c.front][-NAMED:]
-    for group in c.compared if len(c.compared) <= MOST_NAMED else front:
+    others = [group for group in c.compared if group not in front] if len(c.compared) <= MOST_NAMED else []
+    labels = []
+    for group in [*front, *others]:
         whole = any(group is other for other in front)
         label = group.label if whole else group.label.removeprefix(group.method).strip()
         kl, reward = group.mean("probe/kl"), group.mean(metric)
         if label and kl and reward:
-            axis.annotate(
-                *(style.plain(style.short(label)), (kl.value, reward.value), (6, 6) if whole else (5, -9)),
-                textcoords="offset points",
-                fontsize=8 if whole else 6.5,
-                color="#000000" if whole else style.style(group)[0],
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                gid=style.gid(group.method),
+            labels.append(
+                axis.annotate(
+                    *(style.plain(style.short(label)), (kl.value, reward.value), (6, 6)),
+                    textcoords="offset points",
+                    fontsize=8 if whole else 7,
+                    color="#000000" if whole else style.style(group)[0],
+                    path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                    gid=style.gid(group.method),
+                )
             )
+    style.place(axis, labels)
 
 
 def overoptimisation(c: Comparison) -> Figure | None:
@@ -122,10 +127,8 @@ def overoptimisation(c: Comparison) -> Figure | None:
             axis.plot(d, fit(d), lw=1.5, ls="-" if rl else ":", **look)
             if fit.peak and fit.peak[0] <= fit.reach:
                 axis.plot([fit.peak[0] ** 0.5], [fit.peak[1]], marker="|", ms=16, mew=2, **look)
-        gold = metric.startswith("probe/gold/")
-        axis.set_title(
-            style.plain(f"{'gold' if gold else 'proxy'}: {title(metric).removeprefix('gold/')}"), fontsize=10
-        )
+        kind = "" if metric.startswith("probe/gold/") else "proxy "
+        axis.set_title(style.plain(f"{kind}{title(metric)}"), fontsize=10)
         axis.set_xlabel("√KL (nats$^{1/2}$)")
         axis.set_ylabel("reward gained over the start")
         axis.axhline(0, color="#888888", lw=0.8, ls=(0, (1, 3)))
@@ -174,7 +177,7 @@ def training(c: Comparison) -> Figure | None:
                 lw=1.2,
                 marker=style.style(group)[1] if len(values) < 8 else None,
                 ms=4,
-                gid=style.gid(group.method),
+                gid=style.tip(group, f"{heading}: {number(values[0])} at first, {number(values[-1])} at the end"),
             )
         axis.set_title(heading, fontsize=9)
         axis.set_xlabel("optimizer step", fontsize=8)
@@ -247,5 +250,7 @@ def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:
             **{"color": colour, "marker": marker, "ms": 7, "ls": "", "elinewidth": 1, "capsize": 2},
             mfc=colour if group.finished else "white",
         )
-        for artist in (*bars.lines[1], *bars.lines[2], bars.lines[0]):
+        for artist in (*bars.lines[1], *bars.lines[2]):
             artist.set_gid(style.gid(group.method))
+        seeds = ", ".join(map(str, group.seeds))
+        bars.lines[0].set_gid(style.tip(group, f"{title(metric)} {value}", f"KL {kl} nats", f"seed {seeds}"))

@@ -20,6 +20,8 @@ from posttrain.runs.metrics import by_step, read
 
 # How far below a given path runs are looked for: outputs/sweeps/DATE is three.
 DEPTH = 3
+# Held-out metrics that are shares of the rows, so that their standard error follows from the number of rows.
+SHARES = ("eval_rewards/accuracies", "eval_accuracy")
 SEEDS = ("trainer.args.seed", "trainer.args.data_seed", "sample.seed")
 
 
@@ -74,6 +76,18 @@ class Run:
             if isinstance(row.get("step"), int):
                 steps.setdefault(row["step"], []).append(row)
         return steps
+
+    @property
+    def held_out_rows(self) -> int:
+        """How many held-out rows it was measured on; 0 where its record does not say."""
+        data = self.record.get("data")
+        count = data.get("held_out_rows") if isinstance(data, dict) else None
+        return count if isinstance(count, int) else 0
+
+    def row_error(self, metric: str, value: float) -> float | None:
+        """The standard error over held-out rows of a share of them; `None` for other metrics."""
+        known = metric in SHARES and self.held_out_rows and 0 <= value <= 1
+        return math.sqrt(value * (1 - value) / self.held_out_rows) if known else None
 
     def last(self, *metrics: str) -> tuple[int, dict[str, float]] | None:
         """The last step at which all of `metrics` were logged, and what was logged there."""

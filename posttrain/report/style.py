@@ -27,6 +27,8 @@ MARKERS = ("<", ">", "p", "h")
 SHADES = (-0.45, 0.5)
 BEST_OF = ("#000000", "*")
 DASHES = ("-", "--", "-.", ":")
+# Where a label may stand from its mark, in points, best first.
+SPOTS = ((7, 5), (7, -10), (-7, 5), (-7, -10), (0, 10), (0, -16), (14, 14), (-14, 14), (14, -20), (-14, -20))
 # Entries of a legend, and the characters of one.
 MOST, LONGEST = 24, 40
 
@@ -105,6 +107,33 @@ def best_of(baselines: Sequence[Baseline]) -> list[Line2D]:
 def gid(method: str) -> str:
     """What the page's filter finds a method's marks by."""
     return "method-" + "".join(ch if ch.isalnum() else "-" for ch in method)
+
+
+def tip(group: Group, *lines: str) -> str:
+    """`gid` of a mark, with the lines that the page shows where it is pointed at."""
+    return f"{gid(group.method)}|" + "\n".join([group.label, *lines])
+
+
+def place(axis: Any, labels: Sequence[Any]) -> None:
+    """Move annotations to where they cover neither a mark nor each other; those for which there is no place go.
+
+    `labels` are annotations with offsets in points, the most important first; their marks are where they point to.
+    """
+    axis.figure.draw_without_rendering()
+    renderer = axis.figure.canvas.get_renderer()
+    marks = axis.transData.transform([label.xy for label in labels]) if labels else ()
+    taken: list[Any] = []
+    for label in labels:
+        for across, up in SPOTS:
+            label.set_position((across, up))
+            label.set_ha("left" if across > 0 else "right" if across < 0 else "center")
+            box = label.get_window_extent(renderer)
+            inside = axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 + 30 and axis.bbox.y0 <= box.y0 < axis.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken) and not any(box.contains(*m) for m in marks):
+                taken.append(box)
+                break
+        else:
+            label.remove()
 
 
 def plain(text: str) -> str:

@@ -31,7 +31,7 @@ LONGEST = 32
 
 def header(c: Comparison) -> list[str]:
     rewards = [title(metric) for metric in c.rewards[:REWARDS]]
-    return ["run", "status", "seeds", "steps", "KL (nats)", *rewards, "length", "front", "alarms"]
+    return ["run", "KL (nats)", *rewards, "length", "front", "status", "seeds", "steps", "alarms"]
 
 
 def cells(c: Comparison, group: Group) -> list[str]:
@@ -39,17 +39,28 @@ def cells(c: Comparison, group: Group) -> list[str]:
     means = [group.mean(metric) for metric in ("probe/kl", *c.rewards[:REWARDS], "probe/length")]
     return [
         group.label,
+        *("" if mean is None else str(mean) for mean in means),
+        "yes" if any(c.compared[i] is group for i in c.front) else "",
         group.status,
         ", ".join(map(str, group.seeds)),
         str(max((step for run in group.counted for step in run.points), default=0)),
-        *("" if mean is None else str(mean) for mean in means),
-        "yes" if any(c.compared[i] is group for i in c.front) else "",
         ", ".join(dict.fromkeys(str(alarm.get("name")) for alarm in group.alarms)),
     ]
 
 
 def rows(c: Comparison) -> list[list[str]]:
     return [header(c), *(cells(c, group) for group in c.groups)]
+
+
+def held_out(c: Comparison) -> list[list[str]]:
+    """What each run measured on its held-out rows."""
+    found = [["run", "rows", *map(title, c.held_out)]]
+    for group in c.groups:
+        means = [group.mean(metric) for metric in c.held_out]
+        if any(means):
+            counts = dict.fromkeys(str(run.held_out_rows or "") for run in group.counted)
+            found.append([group.label, ", ".join(counts), *("" if mean is None else str(mean) for mean in means)])
+    return found if len(found) > 1 else []
 
 
 def failure_modes(c: Comparison) -> list[list[str]]:
@@ -130,9 +141,10 @@ def show(c: Comparison) -> None:
     """Everything, to the terminal; the verdict last."""
     for heading, part in (
         ("Runs", rows(c)),
+        ("Held out", held_out(c)),
         ("Failure modes", failure_modes(c)),
         ("Alarms", alarms(c)),
-        ("Settings that differ", settings(c) if len(c.groups) <= SIDE_BY_SIDE else by_value(c)),
+        ("Settings that differ", side_by_side(c)),
         ("Other runs", others(c)),
     ):
         if len(part) > 1:
@@ -146,6 +158,11 @@ def show(c: Comparison) -> None:
         tell(verdict.sentence)
 
 
+def side_by_side(c: Comparison) -> list[list[str]]:
+    """The settings that differ, a line each: a column for each of a few runs, or the runs by value."""
+    return settings(c) if len(c.groups) <= SIDE_BY_SIDE else by_value(c)
+
+
 def by_value(c: Comparison) -> list[list[str]]:
     """The settings that differ, and which runs have which value: as narrow as a terminal."""
     lines = [["setting", "value: runs"]]
@@ -155,11 +172,6 @@ def by_value(c: Comparison) -> list[list[str]]:
             having.setdefault(value or "(none)", []).append(group.label)
         lines.append([key, "\n".join(f"{value}: {', '.join(labels)}" for value, labels in having.items())])
     return lines if len(lines) > 1 else []
-
-
-def turned(part: list[list[str]]) -> list[list[str]]:
-    """Runs as rows, settings as columns."""
-    return [list(column) for column in zip(["run", *part[0][1:]], *part[1:], strict=True)] if part else []
 
 
 def rich(heading: str, part: list[list[str]], width: int) -> list[Table]:
@@ -202,7 +214,7 @@ def _needed(column: list[str], name: bool) -> int:
 
 def as_csv(c: Comparison) -> str:
     """A line a group, numbers in columns of their own."""
-    metrics = ["probe/kl", *c.rewards, *c.modes]
+    metrics = list(dict.fromkeys(["probe/kl", *c.rewards, *c.held_out, *c.modes]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [name for metric in metrics for name in (metric, f"{metric} error")]
@@ -224,7 +236,9 @@ def _inert(text: str) -> str:
 
 def as_markdown(c: Comparison) -> str:
     parts = [
-        _markdown(part) for part in (rows(c), failure_modes(c), alarms(c), settings(c), others(c)) if len(part) > 1
+        _markdown(part)
+        for part in (rows(c), held_out(c), failure_modes(c), alarms(c), settings(c), others(c))
+        if len(part) > 1
     ]
     parts += ["\n".join(f"- {_cell(line)}" for line in remarks(c))] if remarks(c) else []
     parts += [_cell(verdict.sentence) for verdict in c.verdicts]
@@ -293,7 +307,7 @@ def record(comparison: Comparison) -> dict[str, Any]:
 
 
 def _record(c: Comparison, group: Group) -> dict[str, Any]:
-    metrics = ["probe/kl", *c.rewards, *c.modes]
+    metrics = list(dict.fromkeys(["probe/kl", *c.rewards, *c.held_out, *c.modes]))
     return {
         "label": group.label,
         "method": group.method,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from posttrain.probe import intervals
 from posttrain.report.groups import Group, Mean, number
-from posttrain.report.maths import Spread, spread, welch
+from posttrain.report.maths import Spread, newcombe, spread, welch
+from posttrain.runs import metrics
 
 CONFIDENCE = 0.95
 # Seeds from which the spread of a group is known from itself, and degrees of freedom from which a pooled one is.
@@ -19,13 +20,22 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Candidate:
-    """What can be chosen: a group's final model, or the starting policy (`group` None)."""
+    """What can be chosen: a group's final model, or the starting policy (`group` None).
+
+    `kl` is None where it was not measured. `rows` is the number of held-out rows of which `reward` is a share, or 0.
+    """
 
     label: str
-    kl: Mean
+    kl: Mean | None
     reward: Mean
     prompts: dict[str, float]
     group: Group | None = None
+    rows: int = 0
+
+    @property
+    def distance(self) -> float:
+        """Its KL in nats; infinite where that is not known."""
+        return self.kl.value if self.kl else math.inf
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,12 @@ def judge(
     The noise between seeds is that of `everyone` (`candidates`).
     """
     sign = -1.0 if minimise else 1.0
-    allowed = [c for c in candidates if budget is None or c.kl.value <= budget]
+    allowed = [c for c in candidates if budget is None or c.distance <= budget]
     # Of equals the one with the lower KL: the start before what gained nothing.
-    best, *others = sorted(allowed, key=lambda c: (-sign * c.reward.value, c.kl.value))
-    within = f"With at most {budget:g} nats of KL" if budget is not None else "At any KL"
-    sentence = f"{within}, {_named(best)} is best: {name(metric)} {best.reward} at a KL of {best.kl} nats"
+    best, *others = sorted(allowed, key=lambda c: (-sign * c.reward.value, c.distance))
+    within = f"With at most {budget:g} nats of KL" if budget is not None else "At any KL" if best.kl else "Held out"
+    sentence = f"{within}, {_named(best)} is best: {name(metric)} {best.reward}"
+    sentence += f" at a KL of {best.kl} nats" if best.kl else ""
     if not others:
         sentence += "; there is nothing to compare it with."
         return Verdict(budget, best, None, None, Noise(None, ""), (), sentence)
@@ -82,12 +93,13 @@ def judge(
     difference, noise = best.reward.value - second.reward.value, compare(best, second, pool)
     ties = _ties(best, others, pool) if noise.interval and not noise.exceeded else ()
     sentence += f", {number(abs(difference))} {'less' if minimise else 'more'} than {_named(second)} "
-    sentence += f"({second.reward} at {second.kl}). {_noise(noise, best, second)}{_tied(ties, best)}"
+    sentence += f"({second.reward}{f' at {second.kl}' if best.kl and second.kl else ''}). {_noise(noise, best, second)}{_tied(ties, best)}"
     return Verdict(budget, best, second, difference, noise, ties, sentence)
 
 
 def name(metric: str) -> str:
-    return metric.removeprefix("probe/")
+    """A metric as a sentence names it."""
+    return metrics.title(metric) if metric.startswith("eval_") else metric.removeprefix("probe/")
 
 
 def _named(candidate: Candidate) -> str:
@@ -114,6 +126,9 @@ def compare(
         both = len(own) > 1
         known = welch(own[0], own[1], confidence) if both else alone.interval(difference, seeds, confidence)
         return Noise(known, "seeds")
+    if first.rows and second.rows:
+        shares = [(c.reward.value, c.rows) for c in (first, second)]
+        return Noise(newcombe(shares[0], shares[1], confidence), "rows")
     return over_prompts(first, second, confidence)
 
 
@@ -149,20 +164,27 @@ def _tied(ties: Sequence[Candidate], best: Candidate) -> str:
     labels = [c.label for c in ties[1:]]
     named = labels if len(labels) <= NAMED else [*labels[: NAMED - 1], f"{len(labels) - NAMED + 1} more"]
     listed = f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
-    nearest = min((best, *ties), key=lambda c: c.kl.value)
-    return f" Nor can {listed} be told from it; of them all {nearest.label} has the least KL."
+    nearest = min((best, *ties), key=lambda c: c.distance)
+    least = f"; of them all {nearest.label} has the least KL" if nearest.kl else ""
+    return f" Nor can {listed} be told from it{least}."
 
 
 def _noise(noise: Noise, best: Candidate, second: Candidate) -> str:
     """Whether the difference is more than noise, and which noise."""
     if noise.interval is None:
-        return "Whether that is more than noise cannot be told from one seed without samples of the same prompts."
+        return (
+            "Whether that is more than noise cannot be told from one seed: train each with two seeds or more "
+            "(trainer.args.seed=1,2)."
+        )
     size = "larger" if noise.exceeded else "not larger"
     span = f"95% interval of the difference {number(noise.interval[0])} to {number(noise.interval[1])}"
     one = " and ".join(c.label for c in (best, second) if len(c.reward.each) < 2 and c.group is not None)
     if noise.over == "prompts":
         known = f"; with one seed of {one} the noise between seeds is not known" if one else ""
         return f"That is {size} than the noise over prompts ({span}, paired{known})."
+    if noise.over == "rows":
+        known = f"; with one seed of {one} the noise between seeds is not known" if one else ""
+        return f"That is {size} than the noise over the held-out rows ({span}, rows taken as independent{known})."
     if noise.spread:
         deviation = number(math.sqrt(noise.spread.variance))
         taken = f", and taken to hold for {one}" if one else ""

@@ -1,31 +1,33 @@
-"""The curves of a run as a PNG."""
+"""The curves of a run as a PNG: what the trainer logged as lines, what was measured on held-out data as points."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from posttrain.runs.metrics import read
+from posttrain.runs.metrics import read, title
 
-if TYPE_CHECKING:
-    pass
-
-# Panels of the curves picture: title, and the metrics that belong in it.
+# Panels of the picture: title, and the metrics that belong in it; one that ends in "/" stands for all that begin so.
 PANELS = {
     "loss": ("loss", "eval_loss"),
     "implicit reward, chosen and rejected": ("rewards/chosen", "rewards/rejected"),
-    "reward": ("reward", "eval_reward"),
+    "reward": ("reward", "eval_reward", "probe/reward"),
+    "rewards of held-out samples": ("probe/gold/", "probe/rewards/"),
     "margin": ("rewards/margins", "margin", "eval_rewards/margins", "eval_margin"),
     "accuracy": (
         *("rewards/accuracies", "accuracy", "mean_token_accuracy"),
         *("eval_rewards/accuracies", "eval_accuracy", "eval_mean_token_accuracy"),
     ),
-    "KL to the reference (nats)": ("kl", "objective/kl", "probe/kl"),
+    "KL to the reference (nats per sequence)": ("objective/kl", "probe/kl"),
+    "KL as the trainer logs it": ("kl",),
     "value function: explained variance": ("value/explained_variance",),
     "completion length (tokens)": ("completions/mean_length", "probe/length"),
     "gradient norm": ("grad_norm",),
 }
+HELD_OUT = ("eval_", "probe/")
+# Measurements from which points are joined: fewer are a before and an after, and nothing is known between.
+JOINED = 4
 
 
 def _without_tie(row: dict[str, Any]) -> dict[str, Any]:
@@ -40,47 +42,66 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - width) : i + 1])]
 
 
-def draw_curves(metrics: Path, target: Path, title: str) -> None:
+def series(metrics: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Panel -> metric -> (step, value): every panel with a metric that was logged at all."""
+    rows = [_without_tie(row) for row in read(metrics)]
+    logged = {key for row in rows for key, value in row.items() if isinstance(value, (int, float))}
+    panels = {}
+    for name, keys in PANELS.items():
+        found = [k for key in keys for k in (sorted(logged) if key.endswith("/") else [key]) if k.startswith(key)]
+        lines = {
+            key: [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and "step" in row]
+            for key in found
+            if key in logged
+        }
+        if any(lines.values()):
+            panels[name] = {key: points for key, points in lines.items() if points}
+    return panels
+
+
+def draw_curves(metrics: Path, target: Path, heading: str) -> None:
     """A PNG with a panel per kind of metric that the run logged, over optimizer steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [_without_tie(row) for row in read(metrics)]
-    series = {
-        key: [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
-        for keys in PANELS.values()
-        for key in keys
-    }
-    panels = {name: [k for k in keys if series[k]] for name, keys in PANELS.items()}
-    panels = {name: keys for name, keys in panels.items() if any(len(series[k]) > 1 for k in keys)}
+    panels = series(metrics)
     if not panels:
         return
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.9 * lines), squeeze=False)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4.4 * columns, 3.2 * lines), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    for axis, (name, keys) in zip(axes.flat, panels.items(), strict=False):
-        for key in keys:
-            held_out = key.startswith(("eval_", "probe/"))
-            label = ("held out: " if held_out else "") + key.removeprefix("eval_").removeprefix("probe/")
-            steps, values = zip(*series[key], strict=True)
-            if held_out or len(values) < 20:
-                axis.plot(steps, values, marker="o", ls=":" if held_out else "-", ms=4, lw=1.2, label=label)
-            else:
-                (line,) = axis.plot(steps, smooth(values), lw=1.6, label=label)
-                axis.plot(steps, values, lw=0.8, alpha=0.3, color=line.get_color())
+    for axis, (name, found) in zip(axes.flat, panels.items(), strict=False):
+        for key, points in found.items():
+            _line(axis, key, points)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("optimizer step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
-        if len(keys) > 1 or keys[0].startswith(("eval_", "probe/")):
-            axis.legend(fontsize=7, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
+        axis.margins(y=0.12)
+        if len(found) > 1 or next(iter(found)).startswith(HELD_OUT):
+            # Below the panel: inside, it would cover points.
+            axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
+    figure.suptitle(heading, fontsize=11)
     half = target.with_name("curves.incomplete.png")
     figure.savefig(half, dpi=130)
     plt.close(figure)
     half.replace(target)
+
+
+def _line(axis: Any, key: str, points: Sequence[tuple[float, float]]) -> None:
+    """One metric: points where it was measured now and then, a line where it was logged all along."""
+    steps, values = zip(*points, strict=True)
+    held_out = key.startswith(HELD_OUT)
+    label = f"held out: {title(key)}" if held_out else key
+    if held_out or len(values) < 20:
+        joined = len(values) >= JOINED
+        axis.plot(steps, values, marker="o", ls=(":" if held_out else "-") if joined else "", ms=5, lw=1.2, label=label)
+        return
+    (line,) = axis.plot(steps, smooth(values), lw=1.6, label=label)
+    axis.plot(steps, values, lw=0.8, alpha=0.3, color=line.get_color())

@@ -121,4 +121,9 @@ def title(metric: str) -> str:
 
 
 def figure(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    """A number of a table or a sentence: three decimals, fewer for large numbers."""
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1000:
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.3g}"

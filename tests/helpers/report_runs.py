@@ -59,6 +59,17 @@ def write_run(
     return folder
 
 
+def write_held_out(
+    folder: Path, kind: str, values: dict[str, tuple[float, float]], rows: int = 100, **more: Any
+) -> Path:
+    """A training run without a reward: held-out metrics as (before, after), measured on `rows` rows."""
+    data = {"path": "pairs.jsonl", "held_out": "split off", "held_out_rows": rows, "fingerprint": "f"}
+    write_run(folder, kind, [], parent=None, data=data, **more)
+    points = [{"step": step, **{m: v[i] for m, v in values.items()}} for i, step in enumerate((0, 10))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in points))
+    return folder
+
+
 def write_sample(
     folder: Path, rewards: dict[str, list[float | None]], n: int, parent: str = "sft-0", **sample: Any
 ) -> Path:

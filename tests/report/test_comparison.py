@@ -261,7 +261,7 @@ def test_the_sentence_with_one_seed_is_over_prompts_and_says_so(tmp_path, capsys
         (tmp_path / run / "samples.jsonl").unlink()
     (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "5")["verdicts"]
     assert verdict["interval"] is None
-    assert "cannot be told from one seed without samples" in verdict["sentence"]
+    assert "cannot be told from one seed: train each with two seeds" in verdict["sentence"]
 
 
 def test_the_sentence_with_two_seeds_each(tmp_path, capsys):
@@ -445,7 +445,7 @@ def test_the_formats_hold_the_same_numbers(tmp_path, capsys):
     assert [row["run"] for row in rows] == list(found)
     assert float(rows[2]["probe/gold/mood"]) == found["dpo beta=0.1"]["metrics"]["probe/gold/mood"]["mean"]
     markdown = report(capsys, "--format", "markdown", outputs)
-    assert "| dpo beta=0.1 | 2 finished | 1, 2 | 10 | 2.000 ± 0.000 | 0.510 ± 0.014 |" in markdown
+    assert "| dpo beta=0.1 | 2.000 ± 0.000 | 0.510 ± 0.014 | 1.020 ± 0.028 |" in markdown
     assert "<script" not in markdown
     assert not Path("report").exists(), "what is piped writes no page"
 
@@ -473,7 +473,8 @@ def test_the_table_and_its_files(tmp_path, capsys):
 def test_a_run_without_a_probe_is_listed_and_why_there_is_no_frontier(tmp_path, capsys):
     write_run(tmp_path / "sft-1", "sft", [], parent=None)
     out = report(capsys, tmp_path)
-    assert "no run has both probe/kl and a reward of the probe" in out
+    assert "no picture of reward against KL" in out
+    assert "+probe.rewards.NAME.function=MODULE.FUNCTION" in out
     assert not Path("report/frontier.png").exists()
 
 

@@ -1,0 +1,66 @@
+"""Held-out rows as the ruler of runs that have no reward: preference accuracy, margin and loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from posttrain.report.groups import Group
+from posttrain.report.runs import Run
+
+# Best known first: what the report compares by where there is no reward.
+METRICS = (
+    *("eval_rewards/accuracies", "eval_accuracy", "eval_rewards/margins", "eval_margin"),
+    *("eval_mean_token_accuracy", "eval_loss"),
+)
+
+
+def is_held_out(metric: str) -> bool:
+    return metric.startswith("eval_")
+
+
+def starts_tied(metric: str, point: dict[str, float]) -> bool:
+    """Whether policy and reference are one model at `point`: every pair ties, and TRL logs an accuracy of 0."""
+    return metric == "eval_rewards/accuracies" and point.get("eval_rewards/margins") == 0
+
+
+def choose(groups: Sequence[Group]) -> str | None:
+    """The metric to compare by: that of most groups, and of those the best known."""
+    counts = Counter(metric for group in groups for metric in METRICS if group.mean(metric))
+    # A loss and a token accuracy compare within one trainer; the preference metrics compare across trainers.
+    return max(counts, key=lambda m: (counts[m] if m != "eval_loss" else 0, -METRICS.index(m)), default=None)
+
+
+def comparable(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:
+    """Those of `groups` that `metric` compares, and a remark for each reason that others are left out."""
+    having = [group for group in groups if group.mean(metric)]
+    notes = []
+    if metric in ("eval_loss", "eval_margin", "eval_rewards/margins", "eval_mean_token_accuracy"):
+        having, left = _most(having, lambda group: group.kind)
+        if left:
+            notes.append(
+                f"{_labels(left)}: {metric} of another trainer is not on the same scale, so it is not compared"
+            )
+    having, left = _most(having, lambda group: _ruler(group.runs[0]))
+    if left:
+        notes.append(f"{_labels(left)}: measured on other held-out rows, so not compared with the rest")
+    return having, notes
+
+
+def _most(groups: list[Group], key: Callable[[Group], str]) -> tuple[list[Group], list[Group]]:
+    """The groups that share the most frequent key, and the others."""
+    counts = Counter(key(group) for group in groups)
+    if len(counts) < 2:
+        return groups, []
+    most = counts.most_common(1)[0][0]
+    return [group for group in groups if key(group) == most], [group for group in groups if key(group) != most]
+
+
+def _ruler(run: Run) -> str:
+    """What tells one set of held-out rows from another."""
+    data = run.record.get("data")
+    return str([data.get(key) for key in ("path", "held_out", "held_out_rows")]) if isinstance(data, dict) else ""
+
+
+def _labels(groups: Sequence[Group]) -> str:
+    return ", ".join(group.label for group in groups)
