@@ -93,7 +93,8 @@ def judge(
     difference, noise = best.reward.value - second.reward.value, compare(best, second, pool)
     ties = _ties(best, others, pool) if noise.interval and not noise.exceeded else ()
     sentence += f", {number(abs(difference))} {'less' if minimise else 'more'} than {_named(second)} "
-    sentence += f"({second.reward}{f' at {second.kl}' if best.kl and second.kl else ''}). {_noise(noise, best, second)}{_tied(ties, best)}"
+    there = f" at {second.kl}" if best.kl and second.kl else ""
+    sentence += f"({second.reward}{there}). {_noise(noise, best, second)}{_tied(ties, best)}"
     return Verdict(budget, best, second, difference, noise, ties, sentence)
 
 
