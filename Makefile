@@ -10,7 +10,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo doctor test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
-        rest rft sweep report overhead frontier clean
+        rest rft sweep report overhead frontier gpu gpu-tables clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ overhead: install  ## time and memory against a plain TRL script
 
 frontier: install  ## reward against KL for every method, several seeds (SIZE=tiny, small or full; docs/frontier.md)
 	$(VENV)/bin/python benchmarks/frontier.py --size $(patsubst smollm2,small,$(SIZE)) $(ARGS)
+
+gpu: install  ## all that only a GPU can show, within 8 minutes; goes on after a cut (docs/performance.md)
+	$(VENV)/bin/python benchmarks/gpu.py $(ARGS)
+
+gpu-tables: install  ## the tables of docs/performance.md and docs/memory.md from what `make gpu` measured
+	$(VENV)/bin/python benchmarks/gpu_tables.py
 
 clean:  ## remove the virtual environment (runs in outputs/ stay)
 	rm -rf $(VENV)

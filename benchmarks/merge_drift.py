@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from posttrain.jobs.train import quiet_libraries
 from posttrain.models import drift
@@ -23,24 +25,32 @@ NF4 = {
 }
 
 
-def main() -> None:
-    quiet_libraries()
-    source = lineage.source(sys.argv[1])
-    prompts = list(drift.BUILT_IN)
-    print("| adapter on | merged into | saved as | mean KL | largest | effect |\n|---|---|---|---|---|---|")
-    for name, quantization, dtype, into, output in (
-        ("bfloat16", {}, "bfloat16", "trained", "bfloat16"),
-        ("bfloat16", {}, "bfloat16", "trained", "float32"),
-        ("float32", {}, "float32", "trained", "bfloat16"),
-        ("float32", {}, "float32", "trained", "float32"),
-        ("NF4", NF4, "bfloat16", "trained", "bfloat16"),
-        ("NF4", NF4, "bfloat16", "original", "bfloat16"),
-    ):
+# The adapter's base, its quantization and type; the weights that it is merged into; the type that is saved.
+CASES = (
+    ("bfloat16", {}, "bfloat16", "trained", "bfloat16"),
+    ("bfloat16", {}, "bfloat16", "trained", "float32"),
+    ("float32", {}, "float32", "trained", "bfloat16"),
+    ("float32", {}, "float32", "trained", "float32"),
+    ("NF4", NF4, "bfloat16", "trained", "bfloat16"),
+    ("NF4", NF4, "bfloat16", "original", "bfloat16"),
+)
+
+
+def rows(source: lineage.Source, cases: Sequence[tuple[Any, ...]] = CASES) -> Iterator[dict[str, Any]]:
+    """The drift of `source` merged in each of the ways of `cases`."""
+    for name, quantization, dtype, into, output in cases:
         with tempfile.TemporaryDirectory() as folder:
             origin = replace(source, quantization=quantization, dtype=dtype)
-            found = merge(origin, Path(folder) / "merged", output, prompts, float("inf"), into)
-        figures = " | ".join(f"{x:.2g}" for x in (found.mean, found.largest, found.effect))
-        print(f"| {name} | {into} | {output} | {figures} |", flush=True)
+            found = merge(origin, Path(folder) / "merged", output, list(drift.BUILT_IN), float("inf"), into)
+        figures = {"mean": found.mean, "largest": found.largest, "effect": found.effect}
+        yield {"adapter_on": name, "merged_into": into, "saved_as": output, **figures}
+
+
+def main() -> None:
+    quiet_libraries()
+    print("| adapter on | merged into | saved as | mean KL | largest | effect |\n|---|---|---|---|---|---|")
+    for row in rows(lineage.source(sys.argv[1])):
+        print("| " + " | ".join(f"{x:.2g}" if isinstance(x, float) else x for x in row.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":

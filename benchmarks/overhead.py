@@ -74,7 +74,7 @@ def stopwatch() -> Any:
     return Stopwatch()
 
 
-def plain(kind: str, model: str, data: str, steps: int) -> None:
+def plain(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
     """A hand-written TRL script."""
     import torch
     from datasets import load_dataset
@@ -99,21 +99,21 @@ def plain(kind: str, model: str, data: str, steps: int) -> None:
     )  # fmt: skip
     trainer.train()
     trainer.save_model("plain/model")
-    tell(clock)
+    return figures(clock)
 
 
-def layered(kind: str, model: str, data: str, steps: int) -> None:
+def layered(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
     """The same by posttrain, as the command line would."""
     import torch
 
     from posttrain import __main__
     from posttrain.training import build
 
-    clock, build = stopwatch(), build.build
+    clock, original = stopwatch(), build.build
 
     def timed(kind: str, parts: build.Parts) -> Any:
         parts.callbacks.append(clock)
-        return build(kind, parts)
+        return original(kind, parts)
 
     build.build = timed
     options = [f"trainer.args.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in OPTIONS.items()]
@@ -122,13 +122,31 @@ def layered(kind: str, model: str, data: str, steps: int) -> None:
     sys.argv += ["data.eval_size=0", "probe=none", "tracking=none", f"trainer.args.max_steps={steps}", *options]
     if not torch.cuda.is_available():
         sys.argv.append("trainer.args.bf16=false")  # as the plain script, whatever the CPU could do
-    __main__.main()
-    tell(clock)
+    try:
+        __main__.main()
+    finally:
+        build.build = original
+    return figures(clock)
 
 
-def tell(clock: Any) -> None:
+def figures(clock: Any) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT", json.dumps({"step": statistics.median(clock.seconds[2:]), "peak_mb": peak}))
+    return {"step": statistics.median(clock.seconds[2:]), "peak_mb": peak}
+
+
+WAYS = {"plain": plain, "posttrain": layered}
+
+
+def inside(way: str, kind: str, model: Path, data: Path, steps: int) -> dict[str, float]:
+    """One way in this process, in a folder of its own, with the command line and the folder restored."""
+    here, argv = Path.cwd(), sys.argv
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            return WAYS[way](kind, str(model), str(data), steps)
+        finally:
+            os.chdir(here)
+            sys.argv = argv
 
 
 def measure(way: str, kind: str, model: str, data: str, steps: int) -> dict[str, float]:
@@ -151,7 +169,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.run:
         way, kind, model, data, steps = given.run
-        {"plain": plain, "posttrain": layered}[way](kind, model, data, int(steps))
+        print("RESULT", json.dumps(WAYS[way](kind, model, data, int(steps))))
         return
     with tempfile.TemporaryDirectory() as folder:
         model, data = Path(folder) / "model", Path(folder) / "pairs.jsonl"

@@ -1,0 +1,569 @@
+"""What `benchmarks/gpu.py` measures, one function a measurement; runs in a worker process.
+
+The Llama recipes are run as a user runs them, on a model of the shape of Llama 3.1 8B with random weights in NF4, made
+on the spot, and on random text that fills `max_length`. Their tokenizer has a token for each byte. A random model draws
+no EOS, so every answer is as long as the recipe allows: the most memory that it can need.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import recipes
+
+# What a card of 24 GB leaves to PyTorch: its 24 GiB less the CUDA context and the driver's share.
+CAP = 23 * 2**30
+# Of grpo_llama and ppo_llama.
+MICROBATCH = {"grpo": 8, "ppo": 2}
+NF4 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shapes of the model and of what is measured on it: `llama` keyword arguments of LlamaConfig.
+
+    `lengths`: tokens of a row, or of a prompt, by kind; `answer`: of a sampled answer; `rollout`: answers that are
+    sampled at a time; `most`: the largest microbatch that is tried; `shared`: (prompt, answer) tokens of the pairs
+    that share a prompt.
+    """
+
+    llama: dict[str, int]
+    lengths: dict[str, int]
+    answer: int
+    rollout: int
+    steps: int
+    most: int
+    shared: tuple[int, int]
+    overhead_hidden: int
+    extra: tuple[str, ...] = ()
+
+
+REAL = Size(
+    llama={
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+    },
+    lengths={"sft": 2048, "dpo": 1024, "reward": 2048, "grpo": 256, "ppo": 512},
+    answer=512,
+    rollout=32,
+    steps=4,
+    most=64,
+    shared=(768, 256),
+    overhead_hidden=1024,
+)
+REHEARSAL = Size(
+    llama={
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    },
+    lengths={"sft": 64, "dpo": 64, "reward": 64, "grpo": 16, "ppo": 16},
+    answer=4,
+    rollout=8,
+    steps=2,
+    most=4,
+    shared=(48, 8),
+    overhead_hidden=32,
+    # The optimizers of the recipes page their state to a GPU.
+    extra=("trainer.args.optim=adamw_torch", "trainer.args.bf16=true"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker works: `folder` keeps the model, the reward run and the demo's run for later measurements."""
+
+    folder: Path
+    size: Size
+
+    @property
+    def rehearsal(self) -> bool:
+        return self.size is REHEARSAL
+
+
+def measure(name: str, place: Place) -> dict[str, Any]:
+    """The figures of one measurement."""
+    return MEASUREMENTS[name](place)
+
+
+# The card
+
+
+def cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def start_counting(cap: int | None) -> None:
+    """Free what earlier measurements left, limit this process to `cap` bytes, and count the peak from here."""
+    if not cuda():
+        return
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (cap or total) / total))
+    torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib() -> float:
+    """The most that PyTorch has reserved since `start_counting`, in GiB; on a CPU the process's resident memory."""
+    if cuda():
+        import torch
+
+        return torch.cuda.max_memory_reserved() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+# Model and data
+
+
+def llama(place: Place) -> Path:
+    """A folder with a Llama of random weights in NF4, drawn once for each shape of matrix, and a byte tokenizer."""
+    folder = place.folder / "llama"
+    if (folder / "config.json").is_file():
+        return folder
+    import torch
+    from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+    from posttrain.data.embedded.tiny import tiny_model
+
+    config = LlamaConfig(**place.size.llama, rope_theta=5e5, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    torch.manual_seed(0)
+    drawn: dict[Any, torch.Tensor] = {}
+    state = {}
+    for name, shape in shapes.items():
+        # Quantizing makes a tensor of its own of each; all others would be saved as one, or not at all.
+        key = shape if "proj" in name else name
+        if key not in drawn:
+            one = torch.ones(shape) if "norm" in name else torch.empty(shape).normal_(0, 0.02)
+            drawn[key] = one.to(torch.bfloat16)
+        state[name] = drawn[key]
+    model = LlamaForCausalLM.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        quantization_config=BitsAndBytesConfig(**NF4),
+        dtype=torch.bfloat16,
+        device_map={"": 0} if cuda() else None,
+    )
+    half = folder.with_name("llama.half")
+    model.save_pretrained(half)
+    AutoTokenizer.from_pretrained(tiny_model()).save_pretrained(half)
+    half.rename(folder)
+    return folder
+
+
+def text(rng: random.Random, length: int) -> str:
+    """As many letters, each a token of the byte tokenizer."""
+    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=length))
+
+
+def pairs(place: Place, prompt: int, answer: int, rows: int = 256) -> Path:
+    """Preference pairs of one length."""
+    rng = random.Random(0)
+    path = place.folder / f"pairs-{prompt}-{answer}.jsonl"
+    with path.open("w") as file:
+        for _ in range(rows):
+            row = {"prompt": text(rng, prompt), "chosen": text(rng, answer), "rejected": text(rng, answer)}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+# Running a recipe
+
+
+class Watch:
+    """Keeps the trainer that a run builds, and the seconds of each of its optimizer steps."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.seconds: list[float] = []
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        watch = self
+
+        class Stopwatch(TrainerCallback):
+            def on_step_begin(self, *args: object, **kwargs: object) -> None:
+                watch.began = now()
+
+            def on_step_end(self, *args: object, **kwargs: object) -> None:
+                watch.seconds.append(now() - watch.began)
+
+        return Stopwatch()
+
+    @property
+    def step(self) -> float:
+        """Median seconds of a step; the first one, which warms up, is left out where there are others."""
+        return statistics.median(self.seconds[1:] or self.seconds)
+
+
+def now() -> float:
+    if cuda():
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def train(place: Place, name: str, recipe: str, *overrides: str) -> tuple[Path, Watch]:
+    """Run a recipe in this process, as the command does; returns its run directory and what was watched."""
+    from hydra import compose, initialize_config_dir
+
+    from posttrain.config import parse, schema
+    from posttrain.jobs import preflight
+    from posttrain.jobs import train as job
+    from posttrain.runs.directory import RunDirectory
+    from posttrain.training import build
+
+    watch, original = Watch(), build.build
+
+    def watched(kind: str, parts: Any) -> Any:
+        parts.callbacks.append(watch.callback())
+        watch.trainer = original(kind, parts)
+        return watch.trainer
+
+    recipes.register()
+    given = [f"+recipe={recipe}", *overrides, f"output_dir={place.folder / 'runs'}", f"name={name}"]
+    if recipe.endswith("_llama"):
+        given += place.size.extra
+    with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
+        run = parse.parse(compose("config", overrides=given))
+    origin = schema.Origin(recipe, tuple(given), None)
+    preflight.check(run)
+    build.build = watched
+    try:
+        job.train(run, origin)
+    finally:
+        build.build = original
+    return RunDirectory.of(run, origin).path, watch
+
+
+def common(place: Place, data: Path, length: int) -> list[str]:
+    return [
+        *(f"model.path={llama(place)}", "~data", f"data.path={data}", "data.eval_size=0"),
+        *("probe=none", "tracking=none", f"trainer.args.max_length={length}"),
+        *("trainer.args.save_strategy=no", "trainer.args.logging_steps=1"),
+    ]
+
+
+# Part 2: the Llama recipes
+
+
+def offline(kind: str) -> Callable[[Place], dict[str, Any]]:
+    """SFT, DPO or a reward model: the recipe's microbatch for some steps, then larger ones until memory is out."""
+
+    def figures(place: Place) -> dict[str, Any]:
+        length = place.size.lengths[kind]
+        answer = length // 2
+        data = pairs(place, length - answer - 1, answer)  # one for EOS
+        given = [*common(place, data, length), "trainer.args.gradient_accumulation_steps=1"]
+        start_counting(CAP)
+        path, watch = train(place, kind, f"{kind}_llama", *given, f"trainer.args.max_steps={place.size.steps}")
+        rows = watch.trainer.args.per_device_train_batch_size
+        sides = 1 if kind == "sft" else 2
+        found = {
+            "microbatch": rows,
+            "tokens_a_row": sides * length,
+            "seconds_a_step": watch.step,
+            "tokens_per_second": rows * sides * length / watch.step,
+            "peak_gib": peak_gib(),
+            "by_microbatch": larger(watch.trainer, place.size.most, _next_batch),
+        }
+        if kind == "reward":
+            found["run"] = str(path)
+        return found
+
+    return figures
+
+
+def online(kind: str, reward: Callable[[Place], list[str]], cap: int | None = CAP, copies: int = 0) -> Any:
+    """GRPO or PPO: one rollout at the recipe's shape, answers as long as it allows; `copies` of the base beside it."""
+
+    def figures(place: Place) -> dict[str, Any]:
+        size = place.size
+        data = pairs(place, size.lengths[kind], 8)
+        given = [o for o in common(place, data, 0) if "max_length" not in o]
+        given += [f"trainer.args.max_completion_length={size.answer}", "trainer.args.max_steps=1"]
+        given += [f"trainer.args.per_device_train_batch_size={MICROBATCH[kind]}"]
+        given += [f"trainer.args.gradient_accumulation_steps={size.rollout // MICROBATCH[kind]}"]
+        if kind == "ppo":
+            # A pass over the rollout in one step, where the recipe makes four, in four steps each.
+            given += ["trainer.args.num_ppo_epochs=1", "trainer.args.num_mini_batches=1"]
+        start_counting(cap)
+        held = [_base(place) for _ in range(copies)]
+        name = f"{kind}_{copies}" if copies else kind
+        _, watch = train(place, name, f"{kind}_llama", *given, *reward(place))
+        args = watch.trainer.args
+        log = watch.trainer.state.log_history
+        found = {
+            "microbatch": args.per_device_train_batch_size,
+            "answers": size.rollout,
+            "prompt_tokens": size.lengths[kind],
+            "answer_tokens": size.answer,
+            "seconds_a_step": watch.step,
+            "tokens_per_second": size.rollout * size.answer / watch.step,
+            "peak_gib": peak_gib(),
+            "bases": len(held) + 1 + sum("shared=false" in o for o in reward(place)),
+            "seconds": {k.removeprefix("time/"): v for row in log for k, v in row.items() if k.startswith("time/")},
+        }
+        if not copies:
+            take = _of_rollout if kind == "ppo" else _of_group
+            found["by_microbatch"] = larger(watch.trainer, size.most, take)
+        return found
+
+    return figures
+
+
+def _base(place: Place) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(llama(place), device_map={"": 0} if cuda() else None)
+
+
+def _reward_run(place: Place) -> str:
+    run = next((place.folder / "runs").glob("reward*/run.json"), None)
+    if run is None or json.loads(run.read_text())["status"] != "finished":
+        raise RuntimeError("needs the run of the measurement `reward`")
+    return str(run.parent)
+
+
+def _by_length(place: Place) -> list[str]:
+    return ["~reward", "+reward.length.function=posttrain.rewards.text.length"]
+
+
+def _by_adapter(place: Place) -> list[str]:
+    return [f"reward.rm.model={_reward_run(place)}"]
+
+
+def _by_model(place: Place) -> list[str]:
+    return [*_by_adapter(place), "+reward.rm.shared=false"]
+
+
+# How large may a microbatch be?
+
+
+def larger(trainer: Any, most: int, batch_of: Callable[[Any, int], Any]) -> dict[str, float | None]:
+    """Peak GiB of a forward and backward pass by microbatch, doubled from 1 on; None at the first that does not fit.
+
+    The weights, the adapters and their optimizer's state are in memory, as in training.
+    """
+    import torch
+
+    found: dict[str, float | None] = {}
+    rows = 1
+    trainer.model.train()
+    while rows <= most:
+        if cuda():
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            batch = batch_of(trainer, rows)
+            if batch is None:
+                break
+            with trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(trainer.model, batch)
+            trainer.accelerator.backward(loss)
+            found[str(rows)] = peak_gib()
+            del loss, batch
+        except torch.OutOfMemoryError:
+            found[str(rows)] = None
+            break
+        finally:
+            trainer.model.zero_grad(set_to_none=True)
+        rows *= 2
+    return found
+
+
+def _next_batch(trainer: Any, rows: int) -> Any:
+    trainer._train_batch_size = rows
+    for batch in trainer.get_train_dataloader():
+        return trainer._prepare_inputs(batch)
+    return None
+
+
+def _of_group(trainer: Any, rows: int) -> Any:
+    """Rows of the generation batch that GRPO keeps, as one microbatch."""
+    import torch
+
+    kept = trainer._buffered_inputs
+    size = len(kept[0]["completion_ids"])
+    if rows > size * len(kept):
+        return None
+    joined = {}
+    for key, value in kept[0].items():
+        by_row = torch.is_tensor(value) and value.ndim and len(value) == size
+        joined[key] = torch.cat([part[key] for part in kept])[:rows] if by_row else value
+    return joined
+
+
+def _of_rollout(trainer: Any, rows: int) -> Any:
+    import torch
+
+    from posttrain.ppo.rollout import take
+
+    rollout = trainer._rollout
+    if rows > len(rollout["completion_ids"]):
+        return None
+    batch = take(rollout, torch.arange(rows), trainer.pad_to_multiple_of)
+    return {**batch, "num_tokens": batch["loss_mask"].sum().clamp(min=1)}
+
+
+# Part 3: shared prompts
+
+
+def shared(share: bool, attention: str) -> Callable[[Place], dict[str, Any]]:
+    """DPO on pairs with a long prompt, with the prompt computed once or twice."""
+
+    def figures(place: Place) -> dict[str, Any]:
+        prompt, answer = place.size.shared
+        # FlexAttention has no backward pass on a CPU.
+        implementation = "sdpa" if place.rehearsal else attention
+        length = prompt + answer + 1
+        data = pairs(place, prompt, answer)
+        start_counting(None)
+        _, watch = train(
+            place,
+            f"dpo_{attention}_{'shared' if share else 'apart'}",
+            "dpo_llama",
+            *common(place, data, length),
+            *("trainer.args.gradient_accumulation_steps=1", f"trainer.args.max_steps={place.size.steps}"),
+            *(f"trainer.share_prompts={str(share).lower()}", f"model.attn_implementation={implementation}"),
+            *("trainer.args.learning_rate=1e-3", "trainer.args.warmup_steps=0"),
+            "peft.lora.lora_dropout=0.0",  # with dropout, answers to one prompt draw numbers of their own
+        )
+        log = watch.trainer.state.log_history
+        return {
+            "pairs_a_step": watch.trainer.args.per_device_train_batch_size,
+            "prompt_tokens": prompt,
+            "answer_tokens": answer,
+            "seconds_a_step": watch.step,
+            "peak_gib": peak_gib(),
+            "losses": [row["loss"] for row in log if "loss" in row],
+        }
+
+    return figures
+
+
+# Parts 1, 4, 5 and 6
+
+
+def tests(place: Place) -> dict[str, Any]:
+    """The tests marked `gpu`; a rehearsal only collects them."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--color=no"]
+    if place.rehearsal:
+        marked = [p for p in (recipes.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
+        command += ["--collect-only", *map(str, marked)]
+    done = subprocess.run(command, cwd=recipes.ROOT, capture_output=True, text=True)
+    last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode:
+        raise RuntimeError(f"{last}\n{done.stdout[-1500:]}")
+    return {"summary": last}
+
+
+def overhead(place: Place) -> dict[str, Any]:
+    """SFT and DPO by posttrain and by a plain TRL script, in turn: benchmarks/overhead.py in this process."""
+    import overhead as script
+
+    model, data = place.folder / "overhead-model", place.folder / "overhead.jsonl"
+    steps = 3 if place.rehearsal else 22
+    start_counting(None)
+    script.make_model(model, place.size.overhead_hidden)
+    script.make_data(data, 8 * steps)
+    found: dict[str, Any] = {"steps": steps, "hidden": place.size.overhead_hidden}
+    for kind in ("sft", "dpo"):
+        for way in script.WAYS:
+            start_counting(None)
+            one = script.inside(way, kind, model, data, steps)
+            found[f"{kind}_{way}"] = {"seconds_a_step": one["step"], "peak_gib": peak_gib()}
+    return found
+
+
+def demo(place: Place) -> dict[str, Any]:
+    """The demo in bfloat16, timed from its start to its end, with its held-out figures."""
+    given = ["tracking=none"]
+    if place.rehearsal:
+        given += ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=2", "probe.prompts=2"]
+        given += [
+            "probe.greedy_prompts=4",
+            "probe.shift_prompts=0",
+            "probe.max_new_tokens=4",
+            "trainer.args.bf16=false",
+        ]
+        given += ["trainer.args.learning_rate=1e-2", "trainer.args.max_length=1024"]
+    start_counting(None)
+    began = now()
+    path, _ = train(place, "demo", "dpo_smollm2", *given)
+    record = json.loads((path / "run.json").read_text())
+    return {
+        "seconds": now() - began,
+        "peak_gib": peak_gib(),
+        "precision": record["precision"],
+        "metrics": record["metrics"],
+        "run": str(path),
+    }
+
+
+def drift(place: Place) -> dict[str, Any]:
+    """How far merging the demo's adapter moves it: benchmarks/merge_drift.py on that run."""
+    import merge_drift
+
+    from posttrain.runs import lineage
+
+    run = next((place.folder / "runs").glob("demo*/run.json"), None)
+    if run is None:
+        raise RuntimeError("needs the run of the measurement `demo`")
+    start_counting(None)
+    cases = merge_drift.CASES[-1:] if place.rehearsal else merge_drift.CASES
+    return {"rows": list(merge_drift.rows(lineage.source(str(run.parent)), cases))}
+
+
+MEASUREMENTS: dict[str, Callable[[Place], dict[str, Any]]] = {
+    "tests": tests,
+    "sft": offline("sft"),
+    "dpo": offline("dpo"),
+    "reward": offline("reward"),
+    "grpo": online("grpo", _by_length),
+    "ppo": online("ppo", _by_adapter),
+    # Policy and reference in one base, value model and reward model each with a base of its own, as TRL 1.12 had it.
+    "ppo_separate": online("ppo", _by_model, cap=None, copies=1),
+    "dpo_apart_sdpa": shared(False, "sdpa"),
+    "dpo_shared_sdpa": shared(True, "sdpa"),
+    "dpo_shared_flex": shared(True, "flex_attention"),
+    "overhead": overhead,
+    "demo": demo,
+    "drift": drift,
+}

@@ -1,0 +1,176 @@
+"""The tables of docs/performance.md and docs/memory.md, from the results of `benchmarks/gpu.py`.
+
+    python benchmarks/gpu_tables.py [docs/gpu.json]
+
+A table stands between `<!-- gpu: NAME -->` and `<!-- /gpu -->`; what stands there is replaced. What the results do not
+have is shown as not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "gpu.json"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "memory.md")
+NONE = "not measured"
+REGION = re.compile(r"(<!-- gpu: (\w+) -->\n).*?(<!-- /gpu -->)", re.DOTALL)
+
+NAMES = {
+    "sft": "SFT, `sft_llama`",
+    "dpo": "DPO, `dpo_llama`",
+    "reward": "reward model, `reward_llama`",
+    "grpo": "GRPO, `grpo_llama`",
+    "ppo": "PPO, `ppo_llama`, policy, reference, value and reward on one base",
+    "ppo_separate": "PPO, the same with three bases: policy and reference, value, reward",
+    "dpo_apart_sdpa": "twice, sdpa",
+    "dpo_shared_sdpa": "once, sdpa",
+    "dpo_shared_flex": "once, FlexAttention",
+}
+
+
+class Found:
+    """Figures by measurement, `None` where there are none."""
+
+    def __init__(self, results: dict[str, Any]):
+        self.results = results
+        self.measurements = results.get("measurements", {})
+
+    def __call__(self, name: str, key: str | None = None) -> Any:
+        figures = self.measurements.get(name, {}).get("figures")
+        return figures if key is None or figures is None else figures.get(key)
+
+
+def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in lines) + "\n"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def source(found: Found) -> str:
+    """Where the figures come from."""
+    if not found.measurements:
+        return "No GPU has run `make gpu` yet: what stands in these tables until then is `not measured`.\n"
+    about = found.results
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return f"`make gpu`, {about['date']}, one {about['card']} of {about['memory_gib']} GiB; {versions}.\n"
+
+
+def gpu_tests(found: Found) -> str:
+    failed = found.measurements.get("tests", {}).get("status") == "failed"
+    return f"The tests marked `gpu`: {'failed' if failed else found('tests', 'summary') or NONE}.\n"
+
+
+def speed(found: Found) -> str:
+    rows = []
+    for name in ("sft", "dpo", "reward", "grpo", "ppo", "ppo_separate"):
+        size = NONE
+        if name in ("sft", "dpo", "reward") and found(name):
+            size = f"{found(name, 'microbatch')} x {found(name, 'tokens_a_row')} tokens read"
+        elif found(name):
+            size = f"{found(name, 'answers')} answers of {found(name, 'answer_tokens')} tokens"
+        rows.append(
+            (NAMES[name], size, number(found(name, "seconds_a_step"), 2), number(found(name, "tokens_per_second"), 0))
+        )
+    return table(("", "a step", "seconds", "tokens/s"), rows)
+
+
+def memory(found: Found) -> str:
+    rows = []
+    for name in ("sft", "dpo", "reward", "grpo", "ppo", "ppo_separate"):
+        rows.append((NAMES[name], number(found(name, "peak_gib")), largest(found(name, "by_microbatch"))))
+    return table(("", "peak, GiB", "largest microbatch within 24 GB"), rows)
+
+
+def largest(by_microbatch: dict[str, float | None] | None) -> str:
+    """The largest microbatch that fitted, with its peak; `or more` where none was tried that did not fit."""
+    if not by_microbatch:
+        return NONE
+    fits = {int(rows): peak for rows, peak in by_microbatch.items() if peak is not None}
+    if not fits:
+        return "none"
+    most = max(fits)
+    more = "" if None in by_microbatch.values() else " or more"
+    return f"{most}{more} ({number(fits[most])} GiB)"
+
+
+def shared(found: Found) -> str:
+    first = found("dpo_apart_sdpa", "seconds_a_step")
+    rows = []
+    for name in ("dpo_apart_sdpa", "dpo_shared_sdpa", "dpo_shared_flex"):
+        seconds = found(name, "seconds_a_step")
+        times = number(first / seconds, 2) if first and seconds else NONE
+        rows.append((NAMES[name], number(seconds, 2), times, number(found(name, "peak_gib"))))
+    return table(("prompt computed", "seconds a step", "times as fast", "peak, GiB"), rows)
+
+
+def overhead(found: Found) -> str:
+    rows = []
+    for kind in ("sft", "dpo"):
+        plain, ours = (found("overhead", f"{kind}_{way}") or {} for way in ("plain", "posttrain"))
+        a, b = plain.get("seconds_a_step"), ours.get("seconds_a_step")
+        ratio = number(b / a, 3) if a and b else NONE
+        peaks = (number(plain.get("peak_gib"), 2), number(ours.get("peak_gib"), 2))
+        rows.append((kind.upper(), number(a, 4), number(b, 4), ratio, *peaks))
+    head = ("", "plain TRL, s a step", "posttrain", "ratio", "plain TRL, GiB", "posttrain")
+    return table(head, rows)
+
+
+def demo(found: Found) -> str:
+    metrics = found("demo", "metrics") or {}
+    rows = [
+        ("seconds, from loading to saving", number(found("demo", "seconds"), 0)),
+        ("peak, GiB", number(found("demo", "peak_gib"))),
+        ("invented, after", number(metrics.get("probe/rewards/invented"), 3)),
+        ("answer F1, after", number(metrics.get("probe/rewards/answer_f1"), 3)),
+    ]
+    return table(("`+recipe=dpo_smollm2` in bfloat16", ""), rows)
+
+
+def drift(found: Found) -> str:
+    rows = [
+        (row["adapter_on"], row["merged_into"], row["saved_as"], *(f"{row[k]:.2g}" for k in ("mean", "largest")))
+        for row in found("drift", "rows") or []
+    ]
+    head = ("adapter on", "merged into", "saved as", "mean KL", "largest")
+    return table(head, rows or [(NONE,) * len(head)])
+
+
+TABLES: dict[str, Callable[[Found], str]] = {
+    "source": source,
+    "tests": gpu_tests,
+    "speed": speed,
+    "memory": memory,
+    "shared": shared,
+    "overhead": overhead,
+    "demo": demo,
+    "drift": drift,
+}
+
+
+def filled(page: str, results: dict[str, Any]) -> str:
+    """The page with its tables made from `results`. Raises `KeyError` for a table that there is none of."""
+    found = Found(results)
+    return REGION.sub(lambda match: f"{match[1]}{TABLES[match[2]](found)}{match[3]}", page)
+
+
+def main() -> None:
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if results.get("rehearsal"):
+        raise SystemExit(f"{path}: a rehearsal on a CPU; its figures say nothing of a GPU")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    print(f"{', '.join(page.name for page in PAGES)}: {'filled from ' + str(path) if results else NONE}")
+
+
+if __name__ == "__main__":
+    main()
