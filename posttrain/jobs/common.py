@@ -51,11 +51,9 @@ def once(
     shown.show_plan(run, plan, directory)
     if run.dry_run:
         return None
-    directory.claim()
-    try:
-        work(run, origin, plan, directory)
-    finally:
-        directory.release()
+    with directory.work() as needed:
+        if needed:
+            work(run, origin, plan, directory)
     shown.show(directory)
     return objective_of(run, directory)
 

@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,6 +31,8 @@ OUT_OF_MEMORY = (
     "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
     "max_length, keep gradient_checkpointing=true, or take peft=qlora"
 )
+# Checkpoints that are kept unless trainer.args.save_total_limit says otherwise: the last, and one should it be damaged.
+KEPT = 2
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
@@ -55,16 +58,11 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         train_plan.show_plan(run, plan, directory)
     if run.dry_run:
         return None
-    if main_process():
-        # Before the claim the checkpoints may be another process's, in the middle of writing one.
-        directory.claim()
-        directory.remove_incomplete()
-    try:
-        with _explained(directory):
+    with directory.work() if main_process() else nullcontext(True) as needed, _explained(directory):
+        if needed:
+            if stopped := refusal(directory.record(), run.alarms):  # by another process, meanwhile
+                raise PosttrainError(stopped)
             _train(run, origin, plan, directory)
-    finally:
-        if main_process():
-            directory.release()
     if main_process():
         summary.show(directory)
     return _objective(run, directory)
@@ -74,10 +72,14 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.interrupt import Interrupt
     from posttrain.training.progress import ProgressBar
+    from posttrain.training.signals import Interrupted
     from posttrain.training.tracking import Metrics, Tracker
 
     started = time.time()
+    damaged = directory.remove_damaged() if main_process() else []
     checkpoint = directory.last_checkpoint()
+    for line in damaged:
+        tell(f"{line}; going on from {checkpoint.name if checkpoint else 'the start'}")
     if main_process():
         _start(run, origin, plan, directory, checkpoint)
     group = origin.sweep_dir.name if origin.sweep_dir else None
@@ -92,19 +94,28 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         measures = [*_measures(run, plan, directory, tracker, functions, alarms), alarms]
         with console.status("Loading the model") if console.is_terminal else nullcontext():
             _merge(plan, directory)
-            trainer = _build(run, plan, directory, tracker, functions, [bar, interrupt, *measures])
+            trainer = _build(run, plan, directory, tracker, functions, [bar, *measures])
         for measure in measures:
             measure.trainer = trainer
             if name and name not in functions and hasattr(measure, "judge"):
                 measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
+        probes = [measure for measure in measures if hasattr(measure, "at_step")]
+        trainer.watch((directory.metrics, directory.samples), probes, interrupt)
         with interrupt:
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                if not alarms.ended:
+                    _evaluate_at_end(plan, trainer)
+            except Interrupted:
+                trainer.save_where_it_stands()
+                raise _stopped(interrupt, trainer, origin.command) from None
             finally:
                 bar.close()
-        _stopped(alarms, interrupt, trainer, origin.command)
+        if alarms.ended:
+            trainer.accelerator.wait_for_everyone()
+            raise PosttrainError(stop_message(alarms.end()))
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
@@ -145,20 +156,14 @@ def _measures(
     return measures
 
 
-def _stopped(alarms: Any, interrupt: Any, trainer: Any, command: str) -> None:
-    """Raise where an alarm or a signal has ended the training before its last step."""
-    by_signal = interrupt.signal and trainer.state.global_step < trainer.state.max_steps
-    if not alarms.ended and not by_signal:
-        return
+def _stopped(interrupt: Any, trainer: Any, command: str) -> SystemExit:
+    """Say where a signal has ended the training, and how to go on; the exit status is in what is returned."""
     trainer.accelerator.wait_for_everyone()
-    if alarms.ended:
-        raise PosttrainError(stop_message(alarms.end()))
+    step = trainer.state.global_step
     if main_process():
-        tell(
-            f"Stopped by {interrupt.signal} at step {trainer.state.global_step}; a checkpoint is saved. "
-            f"Continue with: {command}"
-        )
-    raise SystemExit(128 + interrupt.number)
+        where = f"at step {step}; a checkpoint is saved" if step else "before the first step"
+        tell(f"Stopped by {interrupt.signal or 'a signal'} {where}. Continue with: {command}")
+    return SystemExit(128 + (interrupt.number or signal.SIGTERM))
 
 
 def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
@@ -274,7 +279,7 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
         "model_init_kwargs": hardware.init_kwargs(run.model, plan.precision, plan.start.revision),
         "trust_remote_code": run.model.trust_remote_code,
         "disable_tqdm": True,
-        "save_total_limit": 1,
+        "save_total_limit": KEPT,
         "eval_strategy": "epoch" if plan.data.eval is not None else "no",
         "eval_on_start": plan.data.eval is not None,
         "logging_nan_inf_filter": False,  # it would log something else than the loss
@@ -299,7 +304,7 @@ def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             f"(fingerprint {before['data']['fingerprint']}, now {plan.data.source['fingerprint']}); "
             "set name=OTHER to begin a new run"
         )
-    directory.truncate_metrics(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
+    directory.rewind(checkpoint)
     directory.write_config(run)
     directory.write_prompts(plan.data.held_out_prompts())
     directory.write_skipped(plan.data.skipped_files)
@@ -338,13 +343,10 @@ def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
 def _finish(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float
 ) -> None:
-    """Last evaluation, model, curves, and then, when all is in place, `status: finished`."""
+    """Model, curves, and then, when all is in place, `status: finished`."""
     from posttrain.runs import curves, metrics
     from posttrain.runs.card import write_card
 
-    wanted = trainer.args.eval_strategy != "no" or trainer.args.eval_on_start
-    if plan.data.eval is not None and wanted and not _evaluated(trainer.state):
-        trainer.evaluate()
     half = directory.path / "model.incomplete"
     if main_process():
         shutil.rmtree(half, ignore_errors=True)
@@ -376,8 +378,12 @@ def _finish(
     directory.write(record)
 
 
-def _evaluated(state: Any) -> bool:
-    return any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
+def _evaluate_at_end(plan: train_plan.Plan, trainer: Any) -> None:
+    """Evaluate the trained model, unless that was done or no evaluation is wanted at all."""
+    state, wanted = trainer.state, trainer.args.eval_strategy != "no" or trainer.args.eval_on_start
+    done = any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
+    if plan.data.eval is not None and wanted and not done:
+        trainer.evaluate()
 
 
 def _objective(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:

@@ -180,15 +180,19 @@ def _check_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -
 
 
 def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> None:
-    """Checkpoints hold the trained weights and AdamW's two moments in float32, twice while one is replaced."""
-    needed = parameters[1] * 4 * 3 * 2
+    """Checkpoints hold the trained weights and AdamW's two moments in float32; three while the third is written."""
+    needed = parameters[1] * 4 * 3 * 3
     folder = next(p for p in (output_dir, *output_dir.parents) if p.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise PosttrainError(
-            f"output_dir={run.output_dir}: {free / 1e9:.1f} GB free, and checkpoints need {needed / 1e9:.1f} GB; "
+            f"output_dir={run.output_dir}: {_size(free)} free, and checkpoints need {_size(needed)}; "
             "free some space, or train an adapter (peft=lora)"
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -209,12 +211,26 @@ def _common(first: list[int], second: list[int]) -> int:
 
 
 @contextmanager
+def own_random_state(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` within, of torch, NumPy and Python; afterwards those go on that were interrupted."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
 def apart(trainer: Any, seed: int) -> Iterator[None]:
     """Measure in the midst of training: evaluation mode and a random state of one's own, all as before afterwards."""
     model, training = trainer.model, trainer.model.training
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), trainer.accelerator.autocast():
-        torch.manual_seed(seed)
+    with own_random_state(seed), torch.no_grad(), trainer.accelerator.autocast():
         model.eval()
         try:
             yield

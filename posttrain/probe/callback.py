@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from posttrain.models.tokens import as_text
 from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.scores import Judge, Scores
 from posttrain.probe.texts import ProbeTexts
+from posttrain.runs.metrics import read
 from posttrain.training.tracking import Tracker, append
 
 if TYPE_CHECKING:
@@ -131,9 +131,12 @@ class Probe(TrainerCallback):
         if state.global_step == 0:
             self.measure(args, state, control)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def at_step(self, args: Any, state: Any, control: Any) -> None:
+        """Called at the end of each step, behind its log."""
         if self.config.every and state.global_step % self.config.every == 0 and state.global_step < state.max_steps:
             self.measure(args, state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         early = state.global_step - self.cost.first == EARLY and state.max_steps - state.global_step > EARLY
         if early and (said := self.cost.expected(self.config, state.global_step, state.max_steps)):
             tell(f"probe    {said}")
@@ -154,10 +157,10 @@ class Probe(TrainerCallback):
             return  # nothing can be drawn from it
         metrics: dict[str, float] = {}
         if state.is_world_process_zero and state.global_step not in self.done:
-            self.done.add(state.global_step)
             began = time.perf_counter()
             with apart(self.trainer, SEED):
                 metrics, samples = self._run(state)
+            self.done.add(state.global_step)
             metrics |= self.cost.add(time.perf_counter() - began, state.global_step)
             append(self.metrics_path, {"step": state.global_step, **metrics})
             for sample in samples:
@@ -170,9 +173,9 @@ class Probe(TrainerCallback):
 
     def _recall(self) -> None:
         """Take up the measurements of before a stop: the start is what forgetting and wins are measured against."""
-        self.samples = _read(self.samples_path)
+        self.samples = read(self.samples_path)
         self.judge.recall(self.samples)
-        for row in _read(self.metrics_path):
+        for row in read(self.metrics_path):
             if "probe/length" in row:
                 self.done.add(row["step"])
             if row["step"] == 0:
@@ -224,6 +227,7 @@ class Probe(TrainerCallback):
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
             do_sample=do_sample,
+            progress=self.trainer.check_signal,
         )
 
 
@@ -248,7 +252,3 @@ def _by_prompt(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         places.setdefault(sample["prompt"], len(places))
     kept = [sample for sample in samples if places[sample["prompt"]] < SHOWN]
     return sorted(kept, key=lambda sample: (places[sample["prompt"]], sample["step"]))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from omegaconf import OmegaConf
 
 from posttrain.config.schema import Origin, Run
 from posttrain.errors import PosttrainError
+from posttrain.runs import checkpoint as checkpoints
 from posttrain.runs.identity import digest, files_digest
 
 
@@ -105,10 +106,42 @@ class RunDirectory:
         finally:
             queue.release()
 
+    @contextmanager
+    def work(self) -> Iterator[bool]:
+        """Claim the directory for a piece of work; gives whether it is needed: another process may have finished it.
+
+        What ends the work otherwise than by success is said in `run.json`: `interrupted` by a signal, or `failed`.
+        """
+        self.claim()
+        try:
+            yield not self.finished()
+        except BaseException as error:
+            record = self.record()
+            if record is not None and record["status"] == "running":
+                signal = isinstance(error, (SystemExit, KeyboardInterrupt))
+                why = {} if signal else {"error": (str(error).splitlines() or [type(error).__name__])[0]}
+                with suppress(OSError):  # a full disk: what is there already stays
+                    self.write({**record, "status": "interrupted" if signal else "failed", **why})
+            raise
+        finally:
+            self.release()
+
     def record(self) -> dict[str, Any] | None:
-        """`run.json`, or `None` before the first `write`."""
+        """`run.json`, or `None` before the first `write`; raises `PosttrainError` where it is damaged."""
         path = self.path / "run.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            record = error
+        if not isinstance(record, dict) or "status" not in record:
+            why = record if isinstance(record, ValueError) else "it lacks what posttrain writes"
+            raise PosttrainError(
+                f"{path}: is damaged ({why}); restore it, or remove it: the command of the run then writes it anew and "
+                "goes on from the last checkpoint"
+            )
+        return record
 
     def write(self, record: dict[str, Any]) -> None:
         write_json(self.path / "run.json", record)
@@ -145,21 +178,30 @@ class RunDirectory:
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
-        found = [(int(p.name.split("-")[1]), p) for p in self.checkpoints.glob("checkpoint-*") if _whole(p)]
-        return max(found)[1] if found else None
+        whole = (path for path in self._checkpoints() if checkpoints.damage(path) is None)
+        return next(whole, None)
 
-    def remove_incomplete(self) -> None:
-        """Remove checkpoints that a killed process left half-written; only for who has claimed the directory."""
-        for path in self.checkpoints.glob("checkpoint-*"):
-            if not _whole(path):
+    def remove_damaged(self) -> list[str]:
+        """Remove checkpoints that are not whole, and say why; only for who has claimed the directory."""
+        said = []
+        for path in self._checkpoints():
+            if why := checkpoints.damage(path):
                 shutil.rmtree(path)
+                said.append(f"{path.name} is not whole and is removed: {why}")
+        return said
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop points after `step`: a continued run logs them again."""
+    def _checkpoints(self) -> list[Path]:
+        """The newest first."""
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+        return sorted(found, key=checkpoints.step, reverse=True)
+
+    def rewind(self, checkpoint: Path | None) -> None:
+        """Take the records back to `checkpoint`: a continued run writes what came after it again."""
+        lengths = checkpoints.progress(checkpoint).get("records", {}) if checkpoint else {}
+        step = checkpoints.step(checkpoint) if checkpoint else -1
         for path in (self.metrics, self.samples):
-            if path.is_file():
-                rows = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-                write_atomic(path, "".join(f"{row}\n" for row in rows))
+            if path.is_file() or lengths.get(path.name):
+                write_atomic(path, _rows_until(path, step, lengths.get(path.name)))
 
     def made(self) -> str:
         """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
@@ -167,11 +209,13 @@ class RunDirectory:
 
     def put_model(self, half: Path) -> None:
         """Put a folder that is written to the end in place as `model/`."""
+        checkpoints.sync(half)
         shutil.rmtree(self.model, ignore_errors=True)
         os.replace(half, self.model)
 
     def put_data(self, half: Path) -> None:
         """The same for `data/`."""
+        checkpoints.sync(half)
         shutil.rmtree(self.data, ignore_errors=True)
         os.replace(half, self.data)
 
@@ -197,20 +241,27 @@ def _taken(lock: FileLock, seconds: float) -> bool:
     return True
 
 
-def _whole(checkpoint: Path) -> bool:
-    # Transformers writes trainer_state.json last, after weights, optimizer and random state.
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+def _rows_until(path: Path, step: int, length: int | None) -> str:
+    """The first `length` bytes of a JSON-lines file, or its rows up to `step`; raises where a row of them is damaged.
 
-
-def _step(line: str) -> int:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return 1 << 62  # a line cut short by a full disk or a kill
+    The last row may be cut short, by a full disk or a kill.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    lines, kept = data[:length].splitlines(keepends=True), []
+    if length is not None and len(data) < length:
+        lines.append(b"")  # rows that the checkpoint knows are gone
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if row["step"] <= step:
+                kept.append(line.decode("utf-8").rstrip("\n") + "\n")
+        except (ValueError, TypeError, KeyError):
+            if length is None and number == len(lines):
+                continue
+            raise PosttrainError(
+                f"{path}:{number}: is damaged; restore the file, or remove {path.parent} and train anew"
+            ) from None
+    return "".join(kept)
 
 
 @contextmanager
@@ -238,8 +289,12 @@ def lock(folder: Path) -> FileLock:
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` so that a reader, or a crash, sees the old file or the new one, never a part."""
     half = path.with_name(path.name + ".incomplete")
-    half.write_text(text, encoding="utf-8")
+    with half.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(half, path)
+    checkpoints.sync_folder(path.parent)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -14,15 +13,13 @@ from posttrain.config.alarms import AlarmsConfig, setting
 from posttrain.config.schema import main_process
 from posttrain.console import console
 from posttrain.runs.directory import RunDirectory
+from posttrain.runs.metrics import read
 from posttrain.training.alarms import Alarm, AlarmDetector
 from posttrain.training.tracking import Tracker, append
 
 
 class Alarms(TrainerCallback):
-    """Last in the callback chain, so that it can keep a broken model from being saved over a whole one.
-
-    `stopped` is the alarm that is to end the training, or None, and `ended` whether it did, before the last step.
-    """
+    """`stopped` is the alarm that is to end the training, or None, and `ended` whether it did, before the last step."""
 
     def __init__(self, config: AlarmsConfig, tracker: Tracker, directory: RunDirectory):
         self.config = config
@@ -31,13 +28,11 @@ class Alarms(TrainerCallback):
         self.detector = AlarmDetector(config)
         self.raised: list[dict[str, Any]] = []
         self.stopped: Alarm | None = None
-        self.ended = False
         self.trainer: Any = None
 
     def recall(self) -> None:
         """Take up what was logged before a stop."""
-        path = self.directory.metrics
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        rows = read(self.directory.metrics)
         self.detector.recall([row for row in rows if "alarm" not in row])
         self.raised = [row["alarm"] for row in rows if "alarm" in row]
 
@@ -50,8 +45,6 @@ class Alarms(TrainerCallback):
         self.see({"step": state.global_step, **(logs or {})}, args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stopped is not None:
-            self._stop(args, state, control)
         self.broken(args, state, control)
 
     def see(self, row: dict[str, Any], args: Any, state: Any, control: Any) -> None:
@@ -69,20 +62,13 @@ class Alarms(TrainerCallback):
         # A loss that is no number outweighs whatever else has been raised: the weights are lost.
         if alarm is not None and (self.stopped is None or alarm.name == "non_finite"):
             self.stopped = alarm
-            self._stop(args, state, control)
+            # With a checkpoint, unless that would put a broken model over a whole one.
+            self.trainer.stop(save=alarm.name != "non_finite")
 
-    def _stop(self, args: Any, state: Any, control: Any) -> None:
-        """End the training here, with a checkpoint unless the weights are broken.
-
-        PPO ends with its rollout: from within one it could not go on exactly.
-        """
-        assert self.stopped is not None
-        broken = self.stopped.name == "non_finite"
-        within = state.global_step % getattr(args, "steps_per_rollout", 1) != 0
-        if broken or (0 < state.global_step < state.max_steps and not within):
-            control.should_training_stop = self.ended = True
-            control.should_save = not broken
-            control.should_evaluate = False
+    @property
+    def ended(self) -> bool:
+        state = self.trainer.state
+        return self.stopped is not None and (self.stopped.name == "non_finite" or state.global_step < state.max_steps)
 
     def broken(self, args: Any, state: Any, control: Any) -> bool:
         """Whether a trained weight is no number any more, which raises the alarm; one pass over them."""

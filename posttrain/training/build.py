@@ -54,6 +54,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
+    from posttrain.training.resume import resumable
+
     chosen = KINDS[kind]
     if parts.labelled and kind == "sft":
         parts = _labelled(parts)
@@ -81,7 +83,7 @@ def build(kind: str, parts: Parts) -> Trainer:
     if kind == "kto":
         # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
         train = train.shuffle(seed=config.seed if config.data_seed is None else config.data_seed)
-    trainer = getattr(library, chosen.trainer)(
+    trainer = resumable(getattr(library, chosen.trainer))(
         model=_with_adapter(parts, init_kwargs) if ready else parts.model,
         args=config,
         processing_class=parts.tokenizer,

@@ -7,6 +7,10 @@ from types import FrameType
 from typing import Any
 
 
+class Interrupted(Exception):
+    """A measurement was left off because a signal has come; what it was for is saved where it can go on from."""
+
+
 class Signals:
     """While entered, SIGTERM and SIGINT are noted in `number` instead of ending the process."""
 

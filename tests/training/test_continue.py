@@ -52,24 +52,24 @@ def wait_for(path, process, timeout=120):
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo"])
 def test_interrupted_and_continued_equals_uninterrupted(kind, tmp_path, monkeypatch, pairs):
     """A run stopped after its third step, continued from there, ends with the very weights of one never stopped."""
-    from posttrain.training import interrupt
+    from posttrain.training.resume import Resumable
 
     whole = RunDirectory.of(*compose(*command(kind, "name=whole")))
     job(*compose(*command(kind, "name=whole")))
 
-    stop = interrupt.Interrupt.on_step_end
+    heed = Resumable.heed_signals
 
-    def at_three(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+    def at_three(self):
+        if self.state.global_step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-            while not self.number:
+            while not self.signals.number:
                 time.sleep(0.01)
-        stop(self, args, state, control, **kwargs)
+        heed(self)
 
     run, origin = compose(*command(kind, "name=parts"))
     parts = RunDirectory.of(run, origin)
     with monkeypatch.context() as patch:
-        patch.setattr(interrupt.Interrupt, "on_step_end", at_three)
+        patch.setattr(Resumable, "heed_signals", at_three)
         with pytest.raises(SystemExit) as stopped:
             job(run, origin)
     assert stopped.value.code == 128 + signal.SIGTERM

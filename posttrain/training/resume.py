@@ -1,0 +1,361 @@
+"""Exact continuation, for every trainer: a run that was stopped and goes on ends as one that was never stopped.
+
+`resumable` mixes it into a TRL trainer. Beside what Transformers keeps, a checkpoint holds what the trainer remembers
+between two logs, and what of its step was still to be done (`progress.json`). So a checkpoint may be taken at once when
+a signal comes, with the measurements of that step left to the process that goes on. The sequence at a step's end is
+
+    log, measure (the probe), evaluate, save; at an epoch's last step then once more: log, evaluate, save
+
+and each part that was begun and not ended is done again. Evaluation has random numbers of its own: it may be repeated,
+and training is the same with it and without.
+
+Trainers that sample hold a generation for several steps; what is left of one is not in a checkpoint, so they save and
+stop between two generations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+from trl.trainer.utils import RepeatSampler
+
+from posttrain.models.generate import own_random_state
+from posttrain.ppo.rollout import EpochSampler
+from posttrain.runs import checkpoint as checkpoints
+from posttrain.training.signals import Interrupted, Signals
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    _Trainer = Trainer
+else:
+    _Trainer = object
+
+REFERENCE = "reference.safetensors"
+
+
+@dataclass
+class Pending:
+    """What of a step's end is still to be done, and what its log needs: gradient norm and learning rate."""
+
+    measure: bool = False
+    evaluate: bool = False
+    epoch_end: bool = False
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+
+
+def resumable(trainer: type) -> Any:
+    """The class `trainer` with exact continuation, under its own name."""
+    return type(trainer.__name__, (Resumable, trainer), {"__module__": trainer.__module__})
+
+
+class Resumable(_Trainer):
+    """Mixed into a trainer; `watch` before `train`."""
+
+    # The trainer's own.
+    _step: int
+    _metrics: dict[str, dict[str, list[float]]]
+    ref_model: Any
+
+    records: Sequence[Path] = ()
+    measures: Sequence[Any] = ()
+    signals = Signals()
+    # Whether a stop has been asked for, and with a checkpoint (None: not asked).
+    stop_asked: bool | None = None
+    pending = Pending()
+    _sizes: dict[str, int]
+    _agreed = False
+    _order: EpochSampler | None = None
+    _before_the_end: dict[str, Any] | None = None
+    _at_epoch_end = False
+    _save_later = False
+    _saved_step = -1
+    _began = 0.0
+    _seconds_before = 0.0
+
+    def watch(self, records: Sequence[Path], measures: Sequence[Any], signals: Signals) -> None:
+        """Keep the files `records` in step with checkpoints, call `measures` at step ends, and obey `signals`."""
+        self.records, self.measures, self.signals = records, measures, signals
+        self.add_callback(_Boundaries(self))
+
+    def stop(self, save: bool = True) -> None:
+        """End training as soon as it can go on from there; with `save=False` at once, and nothing is saved any more."""
+        self.stop_asked = save and self.stop_asked is not False
+        self.control.should_training_stop |= self._stops_here
+
+    @property
+    def _stops_here(self) -> bool:
+        if self.stop_asked is None or self.state.global_step >= self.state.max_steps:
+            return False
+        return not self.stop_asked or (self.state.global_step > 0 and not self.within_generation)
+
+    @property
+    def _interrupted(self) -> bool:
+        """Whether a signal has come, as far as the other processes know too."""
+        return self._agreed if self.accelerator.num_processes > 1 else bool(self.signals.number)
+
+    @property
+    def within_generation(self) -> bool:
+        """Whether completions are left that later steps will learn from."""
+        args: Any = self.args
+        if not hasattr(args, "steps_per_generation") or self.state.global_step >= self.state.max_steps:
+            return False
+        return bool(self._step % (args.steps_per_generation * args.num_iterations))
+
+    def check_signal(self, *_: Any) -> None:
+        """Raise `Interrupted` where a signal has come; for measurements, which are then done again.
+
+        Not with several processes, which would wait for each other: they stop at the end of a step.
+        """
+        if self.signals.number and self.accelerator.num_processes == 1:
+            raise Interrupted
+
+    def heed_signals(self) -> None:
+        """Take a signal to any of the processes for a wish to stop."""
+        if self.accelerator.num_processes > 1:
+            import torch
+
+            flag = torch.tensor([float(bool(self.signals.number))], device=self.accelerator.device)
+            self._agreed = bool(self.accelerator.gather(flag).max() > 0)
+        if self._interrupted:
+            self.stop()
+
+    # The end of a step
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Any,
+        grad_norm: Any,
+        model: Any,
+        trial: Any,
+        epoch: Any,
+        ignore_keys_for_eval: Any,
+        start_time: Any,
+        learning_rate: Any = None,
+    ) -> None:
+        rest = (model, trial, epoch, ignore_keys_for_eval, start_time)
+        first, control = not self._at_epoch_end, self.control
+        evaluate, save = control.should_evaluate, control.should_save
+        if first:
+            norm = None if grad_norm is None else float(grad_norm)
+            last = float(self.state.epoch or 0).is_integer() or self.state.global_step >= self.state.max_steps
+            self.pending = Pending(True, evaluate, last, norm, learning_rate)
+        elif self._interrupted:
+            self.stop()
+            if self._stops_here:
+                self._save_checkpoint(model, trial)
+            return  # the epoch's end is left to the process that goes on
+        elif not (control.should_log or evaluate or save):
+            return
+        self._mark()
+        self.control.should_evaluate = self.control.should_save = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+        self._mark()
+        try:
+            self._measure_at_step()
+            if evaluate and not self._stops_here and not self._interrupted:
+                self.control.should_evaluate, self.control.should_save = True, save
+                super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+                save = False
+            if not first:
+                self.pending = replace(self.pending, epoch_end=False)
+        except Interrupted:
+            self._metrics["eval"].clear()
+            self.stop()
+            save = True
+        if self._stops_here or save:
+            self.control.should_training_stop |= self._stops_here
+            self.control.should_evaluate, self.control.should_save = False, self.stop_asked is not False
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+        self.control.should_save = False
+
+    def _measure_at_step(self) -> None:
+        if not self.pending.measure:
+            return
+        for measure in self.measures:
+            if not self._stops_here and not self._interrupted:
+                measure.at_step(self.args, self.state, self.control)
+        self.pending.measure = self._stops_here or self._interrupted
+        if not self.pending.measure:
+            self._mark()
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step > 0:
+            return {}  # `eval_on_start` of a run that goes on
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        self.pending.evaluate = False
+        if self._at_epoch_end:
+            self.pending.epoch_end = False
+        self._mark()
+        return metrics
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with own_random_state(self.args.seed + self.accelerator.process_index):
+            return super().evaluate(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Transformers looks for the end, and for a wish to stop, only after a step.
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            self._at_epoch_end = False
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
+        if self._interrupted:
+            raise Interrupted
+        self._mark()
+        self._before_the_end = self._progress()
+        return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
+
+    # Data
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        if type(sampler) is RepeatSampler:
+            # TRL's begins anew with the first epoch's order when a later epoch is resumed.
+            options = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+            sampler = EpochSampler(**{name: getattr(sampler, name) for name in options})
+        self._order = sampler if isinstance(sampler, EpochSampler) else None
+        return sampler
+
+    # Checkpoints
+
+    def save_where_it_stands(self) -> None:
+        """A checkpoint of here, where there is none yet, after a signal had ended a measurement after training."""
+        if self.state.global_step > 0 and self._saved_step < self.state.global_step:
+            self._save_checkpoint(self.model_wrapped, None)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._save_later = self.within_generation
+        if self._save_later or self.stop_asked is False or self._saved_step == self.state.global_step:
+            return
+        args = self.args
+        limit, args.save_total_limit = args.save_total_limit, None
+        folder = Path(str(args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            checkpoints.seal(folder)
+            # Not before the new one is whole, and by step: the clock of a machine may have been set back.
+            rotate_checkpoints(str(args.output_dir), limit, self.state.best_model_checkpoint)
+        self._saved_step = self.state.global_step
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # trainer_state.json is written after this: a checkpoint that has it has this file too.
+        path = Path(output_dir) / _progress_file(self.args.process_index)
+        path.write_text(json.dumps(self._before_the_end or self._progress()), encoding="utf-8")
+        if getattr(self.args, "sync_ref_model", False) and self.args.should_save:
+            from safetensors.torch import save_model
+
+            save_model(self.accelerator.unwrap_model(self.ref_model), str(Path(output_dir) / REFERENCE))
+
+    def _mark(self) -> None:
+        """Note how long the records are: what is written from here on is written again after a stop."""
+        self._sizes = {path.name: path.stat().st_size if path.is_file() else 0 for path in self.records}
+
+    def _progress(self) -> dict[str, Any]:
+        for path in self.records:
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        return {
+            "pending": asdict(self.pending),
+            "records": self._sizes,
+            "loss": self._tr_loss.item(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "metrics": {name: [float(v) for v in values] for name, values in self._metrics["train"].items()},
+            "tokens": self._total_train_tokens,
+            "seconds": self._seconds_before + time.time() - self._began,
+        }
+
+    def take_up(self) -> None:
+        """Remember what the process before knew, and end the step that it left unfinished."""
+        self._began = time.time()
+        source = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        path = source / _progress_file(self.args.process_index)
+        if self.state.global_step == 0 or not path.is_file():
+            self._mark()
+            return
+        known = json.loads(path.read_text(encoding="utf-8"))
+        self._saved_step = self.state.global_step
+        self._tr_loss.fill_(known["loss"])
+        self._total_loss_scalar = known["total_loss"]
+        self._globalstep_last_logged = known["last_logged"]
+        self._initial_global_step = 0
+        self._seconds_before = known["seconds"]
+        self._total_train_tokens = known["tokens"]
+        for name, values in known["metrics"].items():
+            self._metrics["train"][name] = list(values)
+        if (source / REFERENCE).is_file():
+            from safetensors.torch import load_model
+
+            load_model(self.accelerator.unwrap_model(self.ref_model), str(source / REFERENCE))
+        self.pending = Pending(**known["pending"])
+        self._mark()
+        self._end_step()
+
+    def _end_step(self) -> None:
+        pending, control = self.pending, self.control
+        try:
+            self._measure_at_step()
+            if pending.evaluate and not self._stops_here:
+                metrics = self._evaluate(None, None)
+                self._determine_best_metric(metrics=metrics, trial=None)
+        except Interrupted:
+            self._metrics["eval"].clear()
+            raise
+        if pending.epoch_end and not self._stops_here:
+            self._at_epoch_end = True
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, control)
+            self._maybe_log_save_evaluate(
+                *(self._tr_loss, pending.grad_norm, self.model_wrapped, None, int(self.state.epoch or 0)),
+                *(None, time.time(), pending.learning_rate),
+            )
+            self._at_epoch_end = False
+
+
+class _Boundaries(TrainerCallback):
+    """Last in the chain: tells a trainer where it is, and stops it between steps and not within a generation."""
+
+    def __init__(self, trainer: Resumable):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.take_up()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Accelerate does not reach the sampler of a resumed epoch when several processes share the batches.
+        if self.trainer._order is not None:
+            self.trainer._order.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._at_epoch_end = False
+        self.trainer.heed_signals()
+        if self.trainer._save_later and not self.trainer.within_generation:
+            control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._at_epoch_end = True
+        if control.should_training_stop and state.global_step < state.max_steps:
+            # Not the epoch's end, or one whose measurements are left to the process that goes on.
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.check_signal()
+
+
+def _progress_file(process: int) -> str:
+    return checkpoints.PROGRESS if process == 0 else f"progress_{process}.json"
