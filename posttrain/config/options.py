@@ -11,12 +11,13 @@ import difflib
 import importlib.util
 import json
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from posttrain.config import ranges
 
 # class -> (package, file inside it). Base classes and enumerations are looked up here too.
 SOURCES = {
@@ -97,9 +98,20 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
             near = difflib.get_close_matches(name, known, n=3)
             mend = f"; did you mean {' or '.join(near)}?" if near else ""
             errors.append(f"{path}.{name}: not an option of {cls}{mend}")
-        elif problem := _problem(known[name], value):
+        elif problem := _problem(known[name], value) or ranges.problem(cls, name, value):
             errors.append(f"{path}.{name}={value!r}: {problem}")
     return errors
+
+
+def as_typed(cls: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with whole numbers as floats where the library wants floats; it may refuse, or miscount, integers."""
+    known = options_of(cls)
+    return {
+        name: float(value)
+        if type(value) is int and name in known and known[name].type in (float, float | None)
+        else value
+        for name, value in options.items()
+    }
 
 
 # The losses of DPO that read `label_smoothing` in TRL 1.16; the others ignore it, conservative DPO's sigmoid too.
@@ -140,6 +152,13 @@ def _problem(option: Option, value: Any) -> str | None:
             mend = f"did you mean {near[0]}? " if near else ""
             return f"{mend}choose from {', '.join(map(str, option.choices))}"
         return None
+    return check_type(option, value)
+
+
+def check_type(option: Option, value: Any) -> str | None:
+    """What is wrong with the type of a value."""
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         # JSON mode: strict about types, yet a YAML list is fine for a tuple.
         TypeAdapter(option.type).validate_json(json.dumps(value), strict=True)

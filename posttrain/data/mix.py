@@ -53,7 +53,7 @@ def check(config: DataConfig) -> list[str]:
         if not entry.get("path"):
             errors.append(f"{where}.path: required, and not set")
         weight = entry.get("weight")
-        if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight <= 0):
+        if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool)):
             errors.append(f"{where}.weight={weight}: expected a number above 0")
     errors += _beside(config) if config.mix else []
     given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]

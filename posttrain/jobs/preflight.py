@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import checks, objective, options, trainers
+from posttrain.config import checks, combinations, objective, options, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.config.trainers import KINDS
 from posttrain.data import files, mix, stream
@@ -33,6 +33,7 @@ RESERVED = {
     "pad_token": "set model.pad_token",
     "do_eval": "set trainer.args.eval_strategy",
     "enable_jit_checkpoint": "posttrain saves at SIGTERM by itself",
+    "parallelism_config": "give it to accelerate launch",
     "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
 }
 SECRETS = {
@@ -78,6 +79,7 @@ def check(run: Run) -> None:
     errors += options.check_smoothing(run.trainer.kind, run.trainer.args) if run.trainer.kind in KINDS else []
     errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
     errors += options.check("LoraConfig", run.peft.value, "peft.value")
+    errors += combinations.check(run)
     errors += _initialisation(run)
     if run.peft.value and not trainers.value_adapter(run):
         errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
@@ -98,18 +100,7 @@ def check(run: Run) -> None:
         errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
     if run.data.streaming:
         errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
-    for key, value, least in (
-        ("probe.prompts", run.probe.prompts, 0),
-        ("probe.greedy_prompts", run.probe.greedy_prompts, 0),
-        ("probe.shift_prompts", run.probe.shift_prompts, 0),
-        ("probe.max_new_tokens", run.probe.max_new_tokens, 1),
-        ("probe.batch_size", run.probe.batch_size, 1),
-        ("data.eval_size", run.data.eval_size, 0),
-        ("data.max_train_rows", run.data.max_train_rows, 1),
-        ("data.max_eval_rows", run.data.max_eval_rows, 1),
-    ):
-        if value is not None and value < least:
-            errors.append(f"{key}={value}: expected at least {least}")
+    errors += ranges.check_schema(asdict(run))
     if errors:
         raise PosttrainError("\n".join(errors))
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import Run
 from posttrain.config.trainers import KINDS
@@ -104,6 +104,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
     from posttrain.data import load
     from posttrain.models import architecture, hardware, inherit, tokenizers
+    from posttrain.training import rehearsal
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
@@ -113,11 +114,13 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     tokenizers.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
     precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)
+    known = architecture.config(run.model, start.config, start.revision)
     if run.trainer.kind == "ppo":
         from posttrain.training import online
 
-        known = architecture.config(run.model, start.config, start.revision)
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
+    rehearsal.rehearse(run.trainer.kind, _options(run, data, precision))
+    _check_router(run, known)
     _reach_rewards(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
@@ -141,6 +144,22 @@ def _reach_rewards(run: Run) -> None:
 
     if errors := [error for path, entries in run.rewards.items() for error in rewards.reach(entries, path)]:
         raise PosttrainError("\n".join(errors))
+
+
+def _options(run: Run, data: Data, precision: Precision) -> dict[str, Any]:
+    """The trainer's options as far as they decide what the libraries refuse."""
+    own = {"eval_strategy": "epoch", **run.trainer.args} if data.eval is not None else dict(run.trainer.args)
+    if data.eval is None:
+        own |= {"eval_strategy": "no", "eval_on_start": False}
+    return {**own, "use_cpu": precision.device == "CPU", "bf16": precision.bf16, "fp16": precision.fp16}
+
+
+def _check_router(run: Run, known: Any) -> None:
+    coefficient = run.trainer.args.get("router_aux_loss_coef")
+    if coefficient and not hasattr(known.get_text_config(), "output_router_logits"):
+        raise PosttrainError(
+            f"trainer.args.router_aux_loss_coef={coefficient:g}: {run.model.path} has no experts to route to; leave it out"
+        )
 
 
 def _check_columns(run: Run, data: Data) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config.options import as_typed
 from posttrain.config.schema import PeftConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def quantization_config(peft: PeftConfig) -> BitsAndBytesConfig | None:
     # On CPUs with AVX512-BF16, a 4-bit layer repacks its weights at the first forward in eval mode, and from then on
     # passes no gradient back, silently. Layers ask this function when they are made.
     bnb.has_avx512bf16 = lambda: False
-    return BitsAndBytesConfig(**peft.quantization)
+    return BitsAndBytesConfig(**as_typed("BitsAndBytesConfig", peft.quantization))
 
 
 def keep_trained_in_float32(model: Any) -> None:

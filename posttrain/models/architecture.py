@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import ModelConfig, Run
@@ -35,12 +36,42 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
         auto, known.num_labels = AutoModelForSequenceClassification, 1
     with torch.device("meta"):
         model = auto.from_config(known, trust_remote_code=run.model.trust_remote_code)
-        if adapter := lora_config(run.peft, run.trainer.kind):
+        names = [name for name, _ in model.named_modules()]
+        if run.peft.method != "none":
+            if errors := _unmatched(run.peft.lora, names, getattr(known.get_text_config(), "num_hidden_layers", None)):
+                raise PosttrainError("\n".join(errors))
             try:
-                model = get_peft_model(model, adapter)
-            except ValueError as error:
-                raise PosttrainError(f"peft.lora: {error}") from error
+                # PEFT raises whatever its layers meet: a KeyError, a re.error, an ImportError.
+                model = get_peft_model(model, _without_start(lora_config(run.peft, run.trainer.kind)))
+            except Exception as error:
+                raise PosttrainError(f"peft.lora: {str(error) or type(error).__name__}") from error
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.
     unique = {id(p): p for p in model.parameters()}.values()
     counts = sum(p.numel() for p in unique), sum(p.numel() for p in unique if p.requires_grad)
     return counts, getattr(known.get_text_config(), "max_position_embeddings", None)
+
+
+def _without_start(adapter: Any) -> Any:
+    """The adapter with the usual initialisation: some others read the weights, and there are none here."""
+    adapter.init_lora_weights = True
+    return adapter
+
+
+def _unmatched(lora: dict[str, Any], names: list[str], layers: int | None) -> list[str]:
+    """Modules and layers that the model does not have: PEFT passes over them while it finds another."""
+    last = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})
+    errors = []
+    for option in ("target_modules", "modules_to_save", "exclude_modules"):
+        wanted = lora.get(option)
+        for module in wanted if isinstance(wanted, list) else []:
+            if not any(name == module or name.endswith(f".{module}") for name in names):
+                near = difflib.get_close_matches(str(module), last, n=1)
+                mend = f"did you mean {near[0]}? " if near else ""
+                errors.append(f"peft.lora.{option}={module}: no such module; {mend}there are {', '.join(last)}")
+    wanted = lora.get("layers_to_transform")
+    for layer in [] if wanted is None or layers is None else wanted if isinstance(wanted, list) else [wanted]:
+        if layer >= layers:
+            errors.append(
+                f"peft.lora.layers_to_transform={layer}: the model has {layers} layers, from 0 to {layers - 1}"
+            )
+    return errors

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import options
 from posttrain.config.trainers import KINDS
 from posttrain.models import inherit
 from posttrain.models.adapter import keep_trained_in_float32
@@ -74,6 +75,7 @@ def build(kind: str, parts: Parts) -> Trainer:
     # A reward model's adapter has a head beside it, so a new one is made, and gets the weights below.
     ready = parts.adapter is not None and kind != "reward"
     init_kwargs = args.pop("model_init_kwargs") if ready else {}
+    args = options.as_typed(chosen.config, args)
     config = getattr(library, chosen.config)(**args)  # before the model: it chooses this process's device
     if parts.weighted:
         from posttrain.training import pair_weights

@@ -419,7 +419,7 @@ def test_all_that_is_wrong_at_once(write):
         "graders.b.source",
         "calculate_output",
     ]
-    assert errors[0].startswith("reward.g.args.exec: a grader takes execute, seconds")
+    assert errors[0].startswith("reward.g.args.exec: a grader takes execute, walls, seconds")
 
 
 def test_one_of_function_model_and_grader(write):

@@ -1,0 +1,333 @@
+"""Options that exclude or need each other, and packages that options need; nothing heavy is imported.
+
+TRL, Transformers and PEFT check most of this after the weights are loaded. Each rule names the option to change.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.schema import PeftConfig, Run
+from posttrain.config.trainers import KINDS
+
+# Option -> (module it needs, what to install). Of `optim`, by the beginning of its value.
+PACKAGES = {
+    "use_vllm": ("vllm", "trl[vllm]"),
+    "use_liger_kernel": ("liger_kernel", "liger-kernel"),
+    "deepspeed": ("deepspeed", "deepspeed"),
+    "push_to_hub": ("huggingface_hub", "huggingface_hub"),
+}
+OPTIMIZERS = {
+    "galore_": ("galore_torch", "galore-torch"),
+    "apollo_": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "adalomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free_": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "adamw_anyprecision": ("torchdistx", "torchdistx"),
+    "adamw_torch_xla": ("torch_xla", "torch_xla"),
+    "adamw_torch_npu_fused": ("torch_npu", "torch_npu"),
+}
+LOW_RANK_GRADIENTS = ("galore_", "apollo_")
+
+# LoRA initialisations: those that need passes over data or gradients before training, which are not made here, and
+# those that do what they say.
+NOT_MADE = ("eva", "corda", "lora_ga")
+INITIALISATIONS = re.compile(r"gaussian|olora|pissa|pissa_niter_[1-9]\d*|orthogonal|mica")
+OF_INITIALISATION = {"eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga", "loftq_config": "loftq"}
+# The losses of DPO in TRL 1.16 that can have another divergence than the reverse KL.
+DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+
+
+def check(run: Run) -> list[str]:
+    """All that is wrong together, one message each."""
+    if run.trainer.kind not in KINDS:
+        return []
+    args, kind = run.trainer.args, run.trainer.kind
+    errors = _packages(args)
+    for rule in (_precision, _evaluation, _loading, _lengths, _losses, _reference, _generation, _parallel):
+        errors += [f"trainer.args.{line}" for line in rule(_Args(args), kind, run.peft)]
+    return errors + _lora("peft.lora", run.peft.lora, run.peft, kind) + _quantization(run.peft)
+
+
+class _Args(dict):
+    """Options with a default for those that are not given; a value of a wrong type counts as not given."""
+
+    def number(self, name: str, default: float) -> float:
+        value = self.get(name, default)
+        return default if isinstance(value, bool) or not isinstance(value, (int, float)) else value
+
+    def several(self, name: str, default: list[Any]) -> list[Any]:
+        value = self.get(name) or default
+        return value if isinstance(value, list) else [value]
+
+
+def _packages(args: Mapping[str, Any]) -> list[str]:
+    needed = [(name, *PACKAGES[name]) for name in PACKAGES if args.get(name)]
+    optim = str(args.get("optim") or "")
+    # The longest beginning decides: `adamw_torch_8bit` is no `adamw_torch`.
+    known = [start for start in OPTIMIZERS if (optim.startswith(start) if start.endswith("_") else optim == start)]
+    needed += [("optim", *OPTIMIZERS[start]) for start in known]
+    return [
+        f"trainer.args.{name}={args[name] if name != 'deepspeed' else '...'}: needs the package {package}, which is "
+        f"not installed; pip install '{package}'"
+        for name, module, package in needed
+        if importlib.util.find_spec(module) is None
+    ]
+
+
+def _precision(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    return [
+        f"{one}=true: {other}=true is set too; leave one of them out"
+        for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval"))
+        if args.get(one) is True and args.get(other) is True
+    ]
+
+
+def _evaluation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    errors = []
+    evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
+    if args.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and evaluated == "no":
+        errors.append(f"lr_scheduler_type={args['lr_scheduler_type']}: reads evaluations; set eval_strategy=epoch")
+    if args.get("load_best_model_at_end") is True and saved != "best":
+        if evaluated != saved:
+            errors.append(
+                f"load_best_model_at_end=true: eval_strategy={evaluated} and save_strategy={saved} must be the same; "
+                f"set trainer.args.save_strategy={evaluated if evaluated != 'no' else 'epoch'}"
+            )
+        elif evaluated == "steps":
+            every, kept = args.number("eval_steps", args.number("logging_steps", 10)), args.number("save_steps", 500)
+            if every > 0 and abs(kept / every - round(kept / every)) > 1e-9:
+                errors.append(f"save_steps={kept:g}: load_best_model_at_end needs a multiple of eval_steps={every:g}")
+    if args.get("save_strategy") == "best" and not args.get("metric_for_best_model"):
+        errors.append(
+            "save_strategy=best: by what? Set trainer.args.metric_for_best_model=eval_loss, or another metric"
+        )
+    return errors
+
+
+def _loading(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    errors = []
+    if not args.get("dataloader_num_workers"):
+        errors += [
+            f"{name}={args[name]}: only read with dataloader_num_workers above 0; leave it out, or set that"
+            for name in (
+                "dataloader_prefetch_factor",
+                "dataloader_persistent_workers",
+                "dataloader_multiprocessing_context",
+            )
+            if args.get(name)
+        ]
+    optim = str(args.get("optim") or "")
+    if optim.startswith(LOW_RANK_GRADIENTS):
+        if not args.get("optim_target_modules"):
+            errors.append(f"optim={optim}: set trainer.args.optim_target_modules, such as [attn,mlp]")
+        if optim.endswith("_layerwise") and args.number("gradient_accumulation_steps", 1) > 1:
+            errors.append(f"optim={optim}: a step in each layer's backward; set gradient_accumulation_steps=1")
+    for name in ("lr_scheduler_kwargs", "accelerator_config", "fsdp_config", "deepspeed"):
+        if (
+            isinstance(value := args.get(name), str)
+            and not value.lstrip().startswith("{")
+            and not Path(value).is_file()
+        ):
+            errors.append(f"{name}={value}: no such file")
+    return errors
+
+
+def _lengths(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    if kind != "sft":
+        return []
+    errors, limit = [], args.get("max_length", 1024)
+    if args.get("packing") is True and limit is None:
+        errors.append("packing=true: rows are packed up to max_length; set it")
+    if args.get("padding_free") is True and args.get("packing") is not True and limit is not None:
+        errors.append(f"padding_free=true: does not cut at max_length={limit}; set packing=true, or max_length=null")
+    return errors
+
+
+def _losses(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    errors = []
+    types = args.several("loss_type", ["sigmoid"] if kind == "dpo" else [])
+    weights = args.get("loss_weights")
+    if isinstance(weights, list) and len(weights) != len(types):
+        errors.append(
+            f"loss_weights={weights}: {len(weights)} for {len(types)} loss types ({', '.join(map(str, types))})"
+        )
+    if kind == "dpo":
+        if len(set(map(str, types))) < len(types):
+            errors.append(f"loss_type={types}: names a loss twice; use loss_weights")
+        alien = [loss for loss in types if loss not in DIVERGENCES]
+        if args.get("f_divergence_type", "reverse_kl") != "reverse_kl" and alien:
+            errors.append(f"f_divergence_type={args['f_divergence_type']}: loss_type={alien[0]} knows reverse_kl only")
+        if args.get("use_weighting") is True and {"aot", "aot_unpaired"} & set(map(str, types)):
+            errors.append("use_weighting=true: the aot losses sort their batch and cannot be weighted; leave it out")
+    if kind == "kto":
+        if args.get("loss_type", "kto") == "kto" and args.get("train_sampling_strategy", "sequential") != "sequential":
+            errors.append(
+                f"train_sampling_strategy={args['train_sampling_strategy']}: loss_type=kto estimates its KL from "
+                "neighbouring rows, which must stay together; leave it out"
+            )
+        if not args.number("desirable_weight", 1) and not args.number("undesirable_weight", 1):
+            errors.append(
+                "desirable_weight=0: undesirable_weight=0 is set too, so that no row counts; raise one of them"
+            )
+    return errors
+
+
+def _reference(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    errors = []
+    if args.get("sync_ref_model") is True:
+        if peft.method != "none":
+            errors.append(
+                "sync_ref_model=true: TRL synchronizes a reference model, and with an adapter the reference is the "
+                "base without it; leave it out, or choose peft=none"
+            )
+        if args.get("precompute_ref_log_probs") is True:
+            errors.append("sync_ref_model=true: precompute_ref_log_probs=true keeps the first reference; leave one out")
+        if kind in ("grpo", "rloo") and not args.number("beta", 0.0 if kind == "grpo" else 0.05):
+            errors.append(
+                "sync_ref_model=true: with beta=0 there is no reference; set trainer.args.beta, or leave it out"
+            )
+    liger = args.get("liger_kernel_config")
+    if isinstance(liger, Mapping) and liger.get("fused_linear_cross_entropy") and kind != "reward":
+        errors.append("liger_kernel_config.fused_linear_cross_entropy=true: TRL has a fused LM head; leave it out")
+    checkpointing = args.get("gradient_checkpointing_kwargs")
+    if isinstance(checkpointing, Mapping) and checkpointing.get("selective"):
+        if args.get("gradient_checkpointing") is False:
+            errors.append(
+                "gradient_checkpointing_kwargs.selective=true: needs trainer.args.gradient_checkpointing=true"
+            )
+        if checkpointing.get("use_reentrant"):
+            errors.append("gradient_checkpointing_kwargs.selective=true: needs use_reentrant=false")
+    return errors
+
+
+def _generation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    if not KINDS[kind].online:
+        return []
+    errors = []
+    if args.get("auto_find_batch_size") is True:
+        errors.append("auto_find_batch_size=true: would break groups of completions; lower per_device_train_batch_size")
+    if args.get("generation_batch_size") is not None and args.get("steps_per_generation") is not None:
+        errors.append("generation_batch_size: steps_per_generation is set too; leave one of them out")
+    elif kind != "ppo" and (whole := args.number("generation_batch_size", 0)):
+        batch = args.number("per_device_train_batch_size", 8)
+        if batch >= 1 and whole % batch:
+            errors.append(f"generation_batch_size={whole:g}: no multiple of per_device_train_batch_size={batch:g}")
+    if args.get("log_completions_hub_repo") and args.get("log_completions") is not True:
+        errors.append("log_completions_hub_repo: only read with log_completions=true; set that, or leave it out")
+    low, high = args.get("vllm_importance_sampling_clip_min"), args.number("vllm_importance_sampling_clip_max", 3.0)
+    if isinstance(low, (int, float)) and low >= high:
+        errors.append(f"vllm_importance_sampling_clip_min={low:g}: must be below the clip_max of {high:g}")
+    clip = args.get("reward_clip_range")
+    if isinstance(clip, (list, tuple)) and len(clip) == 2 and all(isinstance(v, (int, float)) for v in clip):
+        errors += [] if clip[0] < clip[1] else [f"reward_clip_range={list(clip)}: expected the lower end first"]
+    least, most = args.number("entropy_coef_min", 0.0), args.number("entropy_coef_max", 1.0)
+    errors += [f"entropy_coef_min={least:g}: above entropy_coef_max={most:g}"] if least > most else []
+    if kind == "ppo":
+        least = args.get("min_completion_length")
+        if isinstance(least, int) and least > (most := args.number("max_completion_length", 512)):
+            errors.append(f"min_completion_length={least}: above max_completion_length={most:g}")
+        if args.get("kl_target") is not None and not args.number("beta", 0.05):
+            errors.append("kl_target: adapts beta by factors, so that beta=0 would stay 0; set trainer.args.beta")
+        if args.get("value_init") == "reward" and args.get("value_mode") == "head":
+            errors.append("value_init=reward: copies an adapter; set trainer.args.value_mode=adapter")
+    return errors
+
+
+def _parallel(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+    if args.get("fsdp_config") and not args.get("fsdp"):
+        return ["fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out"]
+    return []
+
+
+def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: str) -> list[str]:
+    """What PEFT would refuse with an adapter in memory, or pass over."""
+    errors = _initialisation(path, lora, peft)
+    modules, layers = lora.get("target_modules"), lora.get("layers_to_transform")
+    if isinstance(modules, str):
+        for name in ("layers_to_transform", "layers_pattern"):
+            if lora.get(name) is not None:
+                errors.append(
+                    f"{path}.{name}: not together with target_modules={modules}, which is one text; name the "
+                    "modules as a list, such as [q_proj,v_proj]"
+                )
+        if modules != "all-linear" and (wrong := _pattern(modules)):
+            errors.append(
+                f"{path}.target_modules={modules}: no regular expression ({wrong}); a list names whole modules"
+            )
+    if lora.get("layers_pattern") and layers is None:
+        errors.append(f"{path}.layers_pattern: only read with layers_to_transform; set that, or leave it out")
+    if lora.get("lora_bias") is True and lora.get("use_dora") is True:
+        errors.append(f"{path}.lora_bias=true: not with use_dora=true; leave one of them out")
+    if lora.get("lora_bias") is True and isinstance(lora.get("init_lora_weights"), str):
+        errors.append(f"{path}.lora_bias=true: only with init_lora_weights=true or false")
+    if isinstance(modules, list) and "lm_head" in modules and kind != "reward":
+        errors.append(
+            f"{path}.target_modules=lm_head: TRL reads the head's own weights, so that an adapter on it would not be "
+            "trained; leave it out, or name it in modules_to_save"
+        )
+    if lora.get("megatron_config"):
+        errors.append(f"{path}.megatron_config: there is no Megatron here; leave it out")
+    return errors
+
+
+def _pattern(text: str) -> str | None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        return str(error)
+    return None
+
+
+def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> list[str]:
+    start = lora.get("init_lora_weights", True)
+    where = f"{path}.init_lora_weights={start}"
+    errors = [
+        f"{path}.{name}: only read with init_lora_weights={needs}, which is not made here; leave it out"
+        for name, needs in OF_INITIALISATION.items()
+        if lora.get(name)
+    ]
+    if isinstance(start, bool) or not isinstance(start, str):
+        return errors
+    if start.startswith(NOT_MADE):
+        errors.append(
+            f"{where}: begins with passes over data that are not made here, so that the adapter would begin otherwise; "
+            "leave it out, or choose gaussian, pissa or olora"
+        )
+    elif start == "loftq":
+        errors.append(
+            f"{where}: quantizes the weights it begins with, and a base that is loaded quantized has no others; leave "
+            "it out, or choose gaussian"
+        )
+    elif not INITIALISATIONS.fullmatch(start):
+        errors.append(f"{where}: choose from true, gaussian, pissa, pissa_niter_N, olora, orthogonal, mica")
+    elif peft.quantization and start not in ("gaussian", "olora"):
+        errors.append(f"{where}: needs weights that are not quantized; choose peft=lora, or gaussian")
+    if start == "orthogonal" and isinstance(rank := lora.get("r", 8), int) and rank % 2:
+        errors.append(f"{where}: needs an even rank, and {path}.r={rank}")
+    return errors
+
+
+def _quantization(peft: PeftConfig) -> list[str]:
+    options = peft.quantization
+    if not options:
+        return []
+    if options.get("load_in_4bit") is True and options.get("load_in_8bit") is True:
+        return ["peft.quantization.load_in_8bit=true: load_in_4bit=true is set too; set load_in_4bit=false"]
+    if not options.get("load_in_4bit") and not options.get("load_in_8bit"):
+        return [
+            "peft.quantization.load_in_4bit=false: load_in_8bit is not set either, so that nothing would be quantized; "
+            "choose peft=lora"
+        ]
+    skip = options.get("llm_int8_skip_modules")
+    if skip is not None and not (isinstance(skip, list) and all(isinstance(name, str) for name in skip)):
+        return [f"peft.quantization.llm_int8_skip_modules={skip}: expected a list of names of modules"]
+    return []

@@ -1,0 +1,93 @@
+"""What the libraries themselves refuse, asked before weights load and before a run directory is made.
+
+The checks in `posttrain.config` answer in a second and cover what is known of options. What is left (a combination, a
+later release, a hardware that lacks something) shows when the objects are built: the trainer's config, an optimizer and
+a scheduler on one parameter, the generation config. None of them needs a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from typing import Any
+
+from posttrain.config import options
+from posttrain.config.trainers import KINDS
+from posttrain.errors import PosttrainError
+
+
+def rehearse(kind: str, args: dict[str, Any]) -> None:
+    """Build what the trainer of `kind` builds from `args`; raises `PosttrainError` with what a library says of them."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = _said(kind, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"}))
+        _said(kind, lambda: _optimizer(config))
+        if KINDS[kind].online:
+            _said(kind, lambda: _generation(config))
+
+
+def _said(kind: str, build: Any) -> Any:
+    try:
+        return build()
+    except PosttrainError:
+        raise
+    except Exception as error:  # any of the libraries' own, whose classes are as many as they are
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise PosttrainError("\n".join(at_option(KINDS[kind].config, line, kind) for line in lines[:3])) from error
+
+
+def at_option(cls: str, line: str, kind: str) -> str:
+    """A library's message under the key of the option that it names first."""
+    known = options.options_of(cls)
+    named = [word for word in line.replace("`", " ").replace("=", " ").replace("--", " ").split() if word in known]
+    return f"trainer.args.{named[0]}: {line}" if named else f"trainer={kind}: {line}"
+
+
+def _config(kind: str, args: dict[str, Any]) -> Any:
+    cls = KINDS[kind].config
+    return getattr(importlib.import_module(KINDS[kind].package), cls)(**options.as_typed(cls, args))
+
+
+def _optimizer(config: Any) -> None:
+    """An optimizer and a scheduler as the trainer makes them, on one parameter, and a step of both."""
+    import torch
+    from transformers import Trainer
+    from transformers.optimization import get_scheduler
+
+    name = str(config.optim)
+    if config.optim_target_modules is not None or name.startswith(("lomo", "adalomo")):
+        return  # made for the layers of a model
+    parameter = torch.nn.Parameter(torch.ones(1))
+    made, kwargs = Trainer.get_optimizer_cls_and_kwargs(config)
+    optimizer = made([parameter], **kwargs)
+    scheduler: Any = get_scheduler(
+        config.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=config.get_warmup_steps(100),
+        num_training_steps=100,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+    )
+    if scheduler.__class__.__module__.startswith("torch") and "metrics" not in scheduler.step.__code__.co_varnames:
+        scheduler.step()
+
+
+def _generation(config: Any) -> None:
+    from transformers import GenerationConfig
+
+    if config.use_vllm:
+        return
+    made = GenerationConfig(
+        max_new_tokens=config.max_completion_length,
+        do_sample=True,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        cache_implementation=config.cache_implementation,
+    )
+    unknown = made.update(**(config.generation_kwargs or {}))
+    if unknown:
+        raise PosttrainError(f"trainer.args.generation_kwargs.{next(iter(unknown))}: not an option of GenerationConfig")
+    made.validate(strict=False)

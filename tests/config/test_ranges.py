@@ -1,0 +1,215 @@
+"""Ranges and combinations of options, held against what the libraries refuse themselves."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+
+from posttrain.config import combinations, options, ranges
+from posttrain.config.schema import Run
+from posttrain.config.trainers import KINDS
+from posttrain.errors import PosttrainError
+from posttrain.jobs import preflight
+from posttrain.training import online, rehearsal
+from tests.helpers.runs import compose
+
+CPU = {"use_cpu": True, "bf16": False}
+CLASSES = [kind.config for kind in KINDS.values()] + ["LoraConfig", "BitsAndBytesConfig"]
+VALUES = (-1, 0, 1, 2, -0.5, 0.3, 1.5, math.nan, math.inf, -math.inf, 2**40)
+
+
+def numeric(cls):
+    """The options of a class that take a number, with a number that fits their type."""
+    known = options.options_of(cls)
+    return [name for name, option in known.items() if any(options.check_type(option, v) is None for v in (3, 0.5))]
+
+
+def refused(kind, args):
+    run = Run()
+    run.trainer.kind, run.trainer.args = kind, args
+    errors = options.check(KINDS[kind].config, args, "trainer.args", preflight.RESERVED)
+    return errors + combinations.check(run) + (online.check(run) if KINDS[kind].online else [])
+
+
+def test_every_number_of_every_class_has_a_range():
+    skipped = {*ranges.FREE, "fsdp", "include_num_input_tokens_seen", "trackio_static_space_id", *preflight.RESERVED}
+    for cls in CLASSES:
+        without = [
+            name
+            for name in numeric(cls)
+            if ranges.of_option(cls, name) is None
+            and name not in skipped
+            and options.options_of(cls)[name].choices is None
+            and options.check_type(options.options_of(cls)[name], "text") is not None
+        ]
+        assert not without, f"{cls}: {without} have no range; add them to posttrain/config/ranges.py"
+
+
+def test_the_table_names_options_that_exist():
+    known = {name for cls in CLASSES for name in options.options_of(cls)}
+    assert {*ranges.RANGES, *ranges.FREE, *ranges.NOT_EMPTY, *ranges.WHOLE_ABOVE_1} <= known
+    assert {*combinations.PACKAGES} <= known
+    for cls, own in ranges.OF_CLASS.items():
+        assert {*own} <= {*options.options_of(cls)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_library_refuses_is_refused_before_it_loads(kind):
+    """Each number of the class that no class before had, with values at and beyond the ends."""
+    before = {name for other in list(KINDS)[: list(KINDS).index(kind)] for name in numeric(KINDS[other].config)}
+    missed = []
+    for name in numeric(KINDS[kind].config):
+        if name in before or name in preflight.RESERVED:
+            continue
+        for value in VALUES:
+            if refused(kind, {name: value}):
+                continue
+            try:
+                rehearsal.rehearse(kind, {**CPU, name: value})
+            except PosttrainError as error:
+                missed.append(f"{name}={value}: {error}")
+    assert not missed, "the library refuses what posttrain/config/ranges.py lets pass"
+
+
+@pytest.mark.parametrize("text", sorted({*ranges.RANGES.values(), *ranges.SCHEMA.values()}))
+def test_no_interval_holds_nan(text):
+    assert math.nan not in ranges.interval(text)
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "said"),
+    [
+        ("DPOConfig", {"beta": -1}, "beta=-1: expected above 0"),
+        ("DPOConfig", {"beta": 0.0}, "beta=0.0: expected above 0"),
+        ("GRPOConfig", {"beta": 0.0}, None),
+        ("DPOConfig", {"beta": math.nan}, "beta=nan: expected above 0"),
+        ("DPOConfig", {"loss_type": []}, "loss_type=[]: expected at least one"),
+        ("DPOConfig", {"loss_weights": [1.0, math.inf]}, "expected at least 0"),
+        ("SFTConfig", {"seed": 2**32}, "seed=4294967296: expected at least 0 and at most 4294967295"),
+        ("SFTConfig", {"seed": 2**32 - 1}, None),
+        ("SFTConfig", {"eval_steps": 0}, "eval_steps=0: expected above 0"),
+        ("SFTConfig", {"logging_steps": 2.5}, "expected a whole number of steps, or a share of the run below 1"),
+        ("SFTConfig", {"max_steps": 0}, "max_steps=0: expected -1, or at least 1"),
+        ("SFTConfig", {"max_steps": -1}, None),
+        ("SFTConfig", {"max_grad_norm": math.inf}, None),
+        ("SFTConfig", {"max_length": 10**12}, "expected at most 2147483647"),
+        ("SFTConfig", {"lr_scheduler_kwargs": {"power": math.nan}}, "expected a finite number"),
+        ("KTOConfig", {"desirable_weight": -1}, "expected at least 0"),
+        ("GRPOConfig", {"num_generations": 1}, "expected at least 2"),
+        ("PPOConfig", {"num_generations": 1}, None),
+        ("PPOConfig", {"gamma": 1.01}, "expected above 0 and at most 1"),
+        ("LoraConfig", {"r": 0}, "r=0: expected at least 1"),
+        ("LoraConfig", {"rank_pattern": {"q_proj": 0}}, "expected at least 1"),
+        ("BitsAndBytesConfig", {"llm_int8_threshold": -1.0}, "expected at least 0"),
+    ],
+)
+def test_a_number_out_of_range(cls, given, said):
+    errors = options.check(cls, given, "trainer.args")
+    assert len(errors) == (said is not None)
+    assert said is None or said in errors[0]
+
+
+def test_the_ranges_of_our_own_schema_hold_its_defaults_and_name_its_fields():
+    assert ranges.check_schema(asdict(compose("trainer=sft", "model=tiny", "data=squad")[0])) == []
+    flat = {path for path in ranges.SCHEMA if "*" not in path}
+    run = asdict(Run())
+    for path in flat:
+        group = run
+        for part in path.split("."):
+            assert part in group, f"{path} is no field of the schema"
+            group = group[part]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.eval_size=-1"], "data.eval_size=-1: expected at least 0"),
+        (["data.min_score=.inf"], "data.min_score=inf: expected a finite number"),
+        (["+reward.l.function=posttrain.rewards.text.length", "reward.l.weight=.nan"], "reward.l.weight=nan: expected a"),
+        (["data.mix={a: {path: a.jsonl, weight: .inf}}"], "data.mix.a.weight=inf: expected above 0"),
+        (["alarms.collapse.below=1.5"], "alarms.collapse.below=1.5: expected above 0 and below 1"),
+        (["alarms.forgetting.action=alert"], "alarms.forgetting.action=alert: nothing measures it; set probe.texts"),
+        (["alarms.over_optimisation.action=stop", "probe.every=2"], "nothing measures it; set probe.gold.NAME"),
+    ],
+)
+def test_our_own_numbers(overrides, said):
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(compose("trainer=dpo", "model=tiny", "data=squad", *overrides)[0])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "peft", "said"),
+    [
+        ("sft", {"bf16": True, "fp16": True}, {}, "bf16=true: fp16=true is set too"),
+        ("dpo", {"loss_weights": [1.0]}, {}, None),
+        ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, {}, "loss_weights=[1.0]: 1 for 2 loss types"),
+        ("dpo", {"sync_ref_model": True}, {}, None),
+        ("dpo", {"sync_ref_model": True}, {"method": "lora"}, "sync_ref_model=true: TRL synchronizes a reference model"),
+        ("dpo", {"f_divergence_type": "forward_kl", "loss_type": ["nca_pair"]}, {}, "nca_pair knows reverse_kl only"),
+        ("dpo", {"use_weighting": True, "loss_type": "aot"}, {}, "use_weighting=true"),
+        ("grpo", {"auto_find_batch_size": True}, {}, "auto_find_batch_size=true: would break groups"),
+        ("grpo", {"generation_batch_size": 8, "steps_per_generation": 1}, {}, "leave one of them out"),
+        ("grpo", {"use_vllm": True}, {}, "use_vllm=True: needs the package trl[vllm], which is not installed; pip"),
+        ("sft", {"use_liger_kernel": True}, {}, "pip install 'liger-kernel'"),
+        ("sft", {"optim": "galore_adamw", "optim_target_modules": ["attn"]}, {}, "pip install 'galore-torch'"),
+        ("sft", {"optim": "adamw_torch_8bit"}, {}, "pip install 'torchao'"),
+        ("sft", {"optim": "adamw_8bit"}, {}, None),
+        ("sft", {"deepspeed": "nowhere.json"}, {}, "deepspeed=nowhere.json: no such file"),
+        ("sft", {"load_best_model_at_end": True}, {}, "eval_strategy=epoch and save_strategy=steps must be the same"),
+        ("sft", {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"}, {}, "reads evaluations"),
+        ("sft", {"dataloader_prefetch_factor": 2}, {}, "only read with dataloader_num_workers above 0"),
+        ("sft", {"packing": True, "max_length": None}, {}, "packing=true: rows are packed up to max_length"),
+        ("sft", {"padding_free": True}, {}, "padding_free=true: does not cut"),
+        ("sft", {"fsdp_config": {"min_num_params": 1}}, {}, "fsdp_config: nothing reads it without fsdp"),
+        ("kto", {"train_sampling_strategy": "random"}, {}, "train_sampling_strategy=random: loss_type=kto"),
+        ("sft", {}, {"lora": {"init_lora_weights": "eva"}}, "init_lora_weights=eva: begins with passes over data"),
+        ("sft", {}, {"lora": {"init_lora_weights": "corda"}}, "init_lora_weights=corda"),
+        ("sft", {}, {"lora": {"init_lora_weights": "loftq"}}, "init_lora_weights=loftq: quantizes the weights"),
+        ("sft", {}, {"lora": {"init_lora_weights": "gausian"}}, "choose from true, gaussian"),
+        ("sft", {}, {"lora": {"target_modules": "q_proj("}}, "target_modules=q_proj(: no regular expression"),
+        ("sft", {}, {"lora": {"target_modules": "all-linear", "layers_to_transform": [1]}}, "layers_to_transform: not"),
+        ("sft", {}, {"quantization": {"load_in_4bit": True, "load_in_8bit": True}}, "load_in_4bit=true is set too"),
+        ("sft", {}, {"quantization": {"load_in_4bit": False}}, "nothing would be quantized; choose peft=lora"),
+    ],
+)
+def test_options_that_exclude_or_need_each_other(kind, args, peft, said):
+    run = Run()
+    run.trainer.kind, run.trainer.args = kind, args
+    for name, value in peft.items():
+        setattr(run.peft, name, value)
+    errors = combinations.check(run)
+    assert len(errors) == (said is not None), errors
+    assert said is None or said in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ("{target_modules: [q_proj, nope]}", "peft.lora.target_modules=nope: no such module; there are act_fn, "),
+        ("{modules_to_save: [lm_heat]}", "peft.lora.modules_to_save=lm_heat: no such module; did you mean lm_head?"),
+        ("{target_modules: [q_proj], layers_to_transform: [99]}", "peft.lora.layers_to_transform=99: the model has 2"),
+        ("{target_modules: nope}", "peft.lora: Target modules"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_at_plan_time(train, tmp_path, lora, said):
+    with pytest.raises(PosttrainError) as error:
+        train("+recipe=sft_smollm2", "peft=lora", f"peft.lora={lora}")
+    assert said in str(error.value)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("trainer.args.lr_scheduler_kwargs={colour: red}", "trainer.args.lr_scheduler_kwargs={'colour': 'red'}: "),
+        ("trainer.args.accelerator_config={nope: 1}", "trainer.args.accelerator_config"),
+        ("trainer.args.tf32=true", "trainer.args.tf32: --tf32 requires"),
+        ("trainer.args.router_aux_loss_coef=0.1", "router_aux_loss_coef=0.1: embedded:tiny has no experts"),
+    ],
+)
+def test_what_only_the_libraries_know_is_said_before_a_run_directory(train, tmp_path, args, said):
+    with pytest.raises(PosttrainError) as error:
+        train("+recipe=sft_smollm2", args)
+    assert said in str(error.value)
+    assert not (tmp_path / "outputs").exists()
