@@ -5,7 +5,6 @@ TRL, Transformers and PEFT check most of this after the weights are loaded. Each
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import KINDS
+from posttrain.extras import absent
 
 # Option -> (module it needs, what to install). Of `optim`, by the beginning of its value.
 PACKAGES = {
@@ -79,7 +79,7 @@ def _packages(args: Mapping[str, Any]) -> list[str]:
         f"trainer.args.{name}={args[name] if name != 'deepspeed' else '...'}: needs the package {package}, which is "
         f"not installed; pip install '{package}'"
         for name, module, package in needed
-        if importlib.util.find_spec(module) is None
+        if absent(module)
     ]
 
 

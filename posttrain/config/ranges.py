@@ -224,5 +224,6 @@ def check_schema(settings: Mapping[str, Any], path: str = "") -> list[str]:
 
 def _of_schema(path: str) -> str | None:
     for pattern, instead in NAMED:
-        path = pattern.sub(instead, path, count=1) if pattern.match(path) else path
+        if pattern.match(path):
+            return SCHEMA.get(pattern.sub(instead, path))
     return SCHEMA.get(path)

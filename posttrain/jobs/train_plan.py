@@ -158,7 +158,7 @@ def _check_router(run: Run, known: Any) -> None:
     coefficient = run.trainer.args.get("router_aux_loss_coef")
     if coefficient and not hasattr(known.get_text_config(), "output_router_logits"):
         raise PosttrainError(
-            f"trainer.args.router_aux_loss_coef={coefficient:g}: {run.model.path} has no experts to route to; leave it out"
+            f"trainer.args.router_aux_loss_coef={coefficient:g}: {run.model.path} has no experts; leave it out"
         )
 
 

@@ -8,6 +8,7 @@ a scheduler on one parameter, the generation config. None of them needs a model.
 from __future__ import annotations
 
 import importlib
+import re
 import tempfile
 import warnings
 from typing import Any
@@ -21,27 +22,31 @@ def rehearse(kind: str, args: dict[str, Any]) -> None:
     """Build what the trainer of `kind` builds from `args`; raises `PosttrainError` with what a library says of them."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = _said(kind, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"}))
-        _said(kind, lambda: _optimizer(config))
+        config = _said(kind, args, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"}))
+        _said(kind, args, lambda: _optimizer(config))
         if KINDS[kind].online:
-            _said(kind, lambda: _generation(config))
+            _said(kind, args, lambda: _generation(config))
 
 
-def _said(kind: str, build: Any) -> Any:
+def _said(kind: str, args: dict[str, Any], build: Any) -> Any:
     try:
         return build()
     except PosttrainError:
         raise
     except Exception as error:  # any of the libraries' own, whose classes are as many as they are
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise PosttrainError("\n".join(at_option(KINDS[kind].config, line, kind) for line in lines[:3])) from error
+        raise PosttrainError("\n".join(at_option(line, kind, args) for line in lines[:3])) from error
 
 
-def at_option(cls: str, line: str, kind: str) -> str:
-    """A library's message under the key of the option that it names first."""
-    known = options.options_of(cls)
-    named = [word for word in line.replace("`", " ").replace("=", " ").replace("--", " ").split() if word in known]
-    return f"trainer.args.{named[0]}: {line}" if named else f"trainer={kind}: {line}"
+def at_option(line: str, kind: str, args: dict[str, Any]) -> str:
+    """A library's message under the key of the option that it names first, itself or by a key inside its value."""
+    known = options.options_of(KINDS[kind].config)
+    words = re.findall(r"\w+", line)
+    inside = {key: name for name, value in args.items() if isinstance(value, dict) for key in value}
+    for name in [*(word for word in words if word in known), *(inside[word] for word in words if word in inside)]:
+        value = f"={args[name]}" if name in args else ""
+        return f"trainer.args.{name}{value}: {line}"
+    return f"trainer={kind}: {line}"
 
 
 def _config(kind: str, args: dict[str, Any]) -> Any:

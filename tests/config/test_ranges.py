@@ -15,7 +15,7 @@ from tests.helpers.runs import compose
 
 CPU = {"use_cpu": True, "bf16": False}
 CLASSES = [kind.config for kind in KINDS.values()] + ["LoraConfig", "BitsAndBytesConfig"]
-VALUES = (-1, 0, 1, 2, -0.5, 0.3, 1.5, math.nan, math.inf, -math.inf, 2**40)
+VALUES = (-1, 0, 2, 0.3, 1.5, math.nan, math.inf)
 
 
 def numeric(cls):
@@ -124,9 +124,12 @@ def test_the_ranges_of_our_own_schema_hold_its_defaults_and_name_its_fields():
     ("overrides", "said"),
     [
         (["data.eval_size=-1"], "data.eval_size=-1: expected at least 0"),
-        (["data.min_score=.inf"], "data.min_score=inf: expected a finite number"),
-        (["+reward.l.function=posttrain.rewards.text.length", "reward.l.weight=.nan"], "reward.l.weight=nan: expected a"),
-        (["data.mix={a: {path: a.jsonl, weight: .inf}}"], "data.mix.a.weight=inf: expected above 0"),
+        (["data.min_score=inf"], "data.min_score=inf: expected a finite number"),
+        (
+            ["+reward.l.function=posttrain.rewards.text.length", "reward.l.weight=nan"],
+            "reward.l.weight=nan: expected a",
+        ),
+        (["data.mix={a: {path: a.jsonl, weight: inf}}"], "data.mix.a.weight=inf: expected above 0"),
         (["alarms.collapse.below=1.5"], "alarms.collapse.below=1.5: expected above 0 and below 1"),
         (["alarms.forgetting.action=alert"], "alarms.forgetting.action=alert: nothing measures it; set probe.texts"),
         (["alarms.over_optimisation.action=stop", "probe.every=2"], "nothing measures it; set probe.gold.NAME"),
@@ -145,7 +148,12 @@ def test_our_own_numbers(overrides, said):
         ("dpo", {"loss_weights": [1.0]}, {}, None),
         ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, {}, "loss_weights=[1.0]: 1 for 2 loss types"),
         ("dpo", {"sync_ref_model": True}, {}, None),
-        ("dpo", {"sync_ref_model": True}, {"method": "lora"}, "sync_ref_model=true: TRL synchronizes a reference model"),
+        (
+            "dpo",
+            {"sync_ref_model": True},
+            {"method": "lora"},
+            "sync_ref_model=true: TRL synchronizes a reference model",
+        ),
         ("dpo", {"f_divergence_type": "forward_kl", "loss_type": ["nca_pair"]}, {}, "nca_pair knows reverse_kl only"),
         ("dpo", {"use_weighting": True, "loss_type": "aot"}, {}, "use_weighting=true"),
         ("grpo", {"auto_find_batch_size": True}, {}, "auto_find_batch_size=true: would break groups"),
@@ -155,7 +163,7 @@ def test_our_own_numbers(overrides, said):
         ("sft", {"optim": "galore_adamw", "optim_target_modules": ["attn"]}, {}, "pip install 'galore-torch'"),
         ("sft", {"optim": "adamw_torch_8bit"}, {}, "pip install 'torchao'"),
         ("sft", {"optim": "adamw_8bit"}, {}, None),
-        ("sft", {"deepspeed": "nowhere.json"}, {}, "deepspeed=nowhere.json: no such file"),
+        ("sft", {"deepspeed": {}, "accelerator_config": "no.json"}, {}, "accelerator_config=no.json: no such file"),
         ("sft", {"load_best_model_at_end": True}, {}, "eval_strategy=epoch and save_strategy=steps must be the same"),
         ("sft", {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"}, {}, "reads evaluations"),
         ("sft", {"dataloader_prefetch_factor": 2}, {}, "only read with dataloader_num_workers above 0"),
@@ -203,8 +211,8 @@ def test_an_adapter_that_does_not_fit_is_refused_at_plan_time(train, tmp_path, l
     ("args", "said"),
     [
         ("trainer.args.lr_scheduler_kwargs={colour: red}", "trainer.args.lr_scheduler_kwargs={'colour': 'red'}: "),
-        ("trainer.args.accelerator_config={nope: 1}", "trainer.args.accelerator_config"),
-        ("trainer.args.tf32=true", "trainer.args.tf32: --tf32 requires"),
+        ("trainer.args.accelerator_config={nope: 1}", "trainer.args.accelerator_config={'nope': 1}: "),
+        ("trainer.args.tf32=true", "trainer.args.tf32=True: --tf32 requires"),
         ("trainer.args.router_aux_loss_coef=0.1", "router_aux_loss_coef=0.1: embedded:tiny has no experts"),
     ],
 )

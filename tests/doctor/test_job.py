@@ -349,8 +349,8 @@ def test_bad_settings_are_told_together(pairs):
         preflight.check(run)
     assert str(raised.value).splitlines() == [
         "doctor.fail_on=errors: did you mean error? choose from error, warning, never",
-        "doctor.near=2: expected at least 0 and at most 1",
         "doctor.sample=0: expected at least 1",
+        "doctor.near=2: expected at least 0 and at most 1",
     ]
 
 
