@@ -232,9 +232,9 @@ def _generation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     least, most = args.number("entropy_coef_min", 0.0), args.number("entropy_coef_max", 1.0)
     errors += [f"entropy_coef_min={least:g}: above entropy_coef_max={most:g}"] if least > most else []
     if kind == "ppo":
-        least = args.get("min_completion_length")
-        if isinstance(least, int) and least > (most := args.number("max_completion_length", 512)):
-            errors.append(f"min_completion_length={least}: above max_completion_length={most:g}")
+        shortest = args.get("min_completion_length")
+        if isinstance(shortest, int) and shortest > (most := args.number("max_completion_length", 512)):
+            errors.append(f"min_completion_length={shortest}: above max_completion_length={most:g}")
         if args.get("kl_target") is not None and not args.number("beta", 0.05):
             errors.append("kl_target: adapts beta by factors, so that beta=0 would stay 0; set trainer.args.beta")
         if args.get("value_init") == "reward" and args.get("value_mode") == "head":

@@ -68,8 +68,10 @@ def _unmatched(lora: dict[str, Any], names: list[str], layers: int | None) -> li
                 near = difflib.get_close_matches(str(module), last, n=1)
                 mend = f"did you mean {near[0]}? " if near else ""
                 errors.append(f"peft.lora.{option}={module}: no such module; {mend}there are {', '.join(last)}")
+    if layers is None:
+        return errors
     wanted = lora.get("layers_to_transform")
-    for layer in [] if wanted is None or layers is None else wanted if isinstance(wanted, list) else [wanted]:
+    for layer in [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]:
         if layer >= layers:
             errors.append(
                 f"peft.lora.layers_to_transform={layer}: the model has {layers} layers, from 0 to {layers - 1}"
