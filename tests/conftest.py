@@ -1,7 +1,13 @@
-"""Shared by all tests: the real command in a subprocess, and the same thing in this process."""
+"""Shared by all tests: the command in a process of its own, and the same thing in this process.
+
+Commands are forked from a process that has imported torch, transformers, trl and the rest (`tests.helpers.command`):
+use `cli`, or `command.Popen` and `command.run` with `[sys.executable, "-m", ...]`, instead of `subprocess`. `train` and
+`compose` are cheaper still: they start no process.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -12,11 +18,25 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import command
 from tests.helpers.runs import ENVIRONMENT, SMALL, compose, write_pairs
 
 # Whether nothing may be skipped; kept apart, for the libraries are told CI everywhere, and xdist's workers inherit it.
 os.environ.setdefault("POSTTRAIN_TESTS_CI", os.environ.get("CI", ""))
 os.environ.update(ENVIRONMENT)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collections that trainers ask for need not look at it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no picture, which takes as long as a tiny run itself, but in tests marked `curves`."""
+    if request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr("posttrain.runs.curves.draw_curves", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +68,10 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `posttrain ARGS` in an empty folder; returns the finished process with its text."""
+    """Run `posttrain ARGS` in an empty folder, forked; returns the finished process with its text."""
 
     def run(*args: str, timeout: float = 240, env: dict[str, str] | None = None, cwd: Path | None = None) -> Any:
-        return subprocess.run(
+        return command.run(
             [sys.executable, "-m", "posttrain", *args],
             cwd=cwd or tmp_path,
             env={**os.environ, **ENVIRONMENT, **(env or {})},

@@ -17,6 +17,7 @@ import pytest
 from posttrain.annotate.items import Item
 from posttrain.annotate.session import Session
 from tests.annotate.test_page import HOSTILE
+from tests.helpers.command import Popen
 from tests.helpers.runs import ENVIRONMENT, rows
 
 pytestmark = pytest.mark.browser
@@ -36,7 +37,7 @@ def free_port():
 
 def start(port, tmp_path, *options):
     """The real command; returns when it answers."""
-    process = subprocess.Popen(
+    process = Popen(
         [sys.executable, "-m", "posttrain.annotate", "d.jsonl", "--out", "p.jsonl", "--port", str(port), *options],
         cwd=tmp_path,
         env={**os.environ, **ENVIRONMENT},

@@ -13,6 +13,7 @@ import torch
 
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
+from tests.helpers.command import Popen
 from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows
 
 QUICK = ("job=evaluate", "evaluate.resamples=200")
@@ -233,7 +234,7 @@ def test_killed_then_the_same_command(pairs, tmp_path):
     from posttrain.jobs.evaluate import evaluate
 
     args = ["+recipe=ppo_smollm2", *SMALL, *QUICK, *PROBE, "probe.max_new_tokens=200", "reward=length"]
-    process = subprocess.Popen(
+    process = Popen(
         [sys.executable, "-m", "posttrain", *args],
         cwd=tmp_path,
         env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},

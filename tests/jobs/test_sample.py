@@ -18,6 +18,7 @@ from posttrain.errors import PosttrainError
 from posttrain.models import generate, tokenizers, weights
 from posttrain.runs import lineage
 from posttrain.runs.directory import RunDirectory
+from tests.helpers.command import Popen
 from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows, write_pairs
 
 # Two prompts a batch, so 16 batches of the 32 prompts for training; the random model seldom ends an answer.
@@ -148,7 +149,7 @@ def test_killed_then_the_same_command(tmp_path):
     write_pairs(tmp_path / "pairs.jsonl", 100)
     args = [*SAMPLE[:1], *SMALL, *SAMPLE[1:], "sample.max_new_tokens=32"]
     path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
+    process = Popen(
         [sys.executable, "-m", "posttrain", *args],
         cwd=tmp_path,
         env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},

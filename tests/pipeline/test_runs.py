@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.helpers.command import Popen
 from tests.helpers.runs import ENVIRONMENT, rows, write_pairs
 
 SMALL = (
@@ -27,7 +28,7 @@ RLHF = (
 
 
 def start(folder, *args):
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, "-m", "posttrain", *args],
         cwd=folder,
         env={**os.environ, **ENVIRONMENT},

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from posttrain.errors import PosttrainError
 from posttrain.jobs.train import train as job
 from posttrain.runs.directory import RunDirectory
+from tests.helpers.command import Popen
 from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows, weights, write_pairs
 
 # Eight steps, a checkpoint at every second.
@@ -31,7 +32,7 @@ def command(kind, *more):
 
 def start(folder, *args):
     path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, "-m", "posttrain", *args],
         cwd=folder,
         env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},

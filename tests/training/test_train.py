@@ -193,6 +193,7 @@ def test_gradient_checkpointing_changes_memory_not_results(train):
     assert all(torch.allclose(first[n], second[n], atol=1e-6) for n in first)
 
 
+@pytest.mark.curves
 def test_the_run_directory_is_complete(train):
     run = train("+recipe=dpo_smollm2", "probe.prompts=2", "probe.greedy_prompts=2", "probe.max_new_tokens=4")
     record = json.loads((run.path / "run.json").read_text())
