@@ -37,10 +37,15 @@ from filelock import FileLock
 from tests.helpers.runs import ENVIRONMENT
 
 AT_IMPORT = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_", "BNB_", "ATEN_", "MKL_", "OMP_")
+# Of these, what `posttrain` itself sets when it starts.
+OWN = {"HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY"}
 # What the jobs import late.
 PRELOADED = (
     *("accelerate", "bitsandbytes", "datasets.packaged_modules.json.json", "matplotlib.pyplot", "peft", "wandb"),
-    *(f"posttrain.jobs.{job}" for job in ("command", "doctor", "evaluate", "pipeline", "preflight", "sample", "selection")),
+    *(
+        f"posttrain.jobs.{job}"
+        for job in ("command", "doctor", "evaluate", "pipeline", "preflight", "sample", "selection")
+    ),
     *("posttrain.annotate.serve", "posttrain.annotate.server", "posttrain.jobs.train", "posttrain.ppo"),
     *("posttrain.models.generate", "posttrain.models.merge", "posttrain.probe.callback", "posttrain.runs.curves"),
     *("posttrain.training.build", "posttrain.training.online", "posttrain.training.tracking"),
@@ -133,7 +138,7 @@ def run(
 def _forkable(args: Any, env: Mapping[str, str]) -> bool:
     if isinstance(args, str) or str(args[0]) != sys.executable or os.environ.get("POSTTRAIN_TESTS_REAL_COMMANDS"):
         return False
-    names = {name for name in (*env, *_environment) if name.startswith(AT_IMPORT)}
+    names = {name for name in (*env, *_environment) if name.startswith(AT_IMPORT)} - OWN
     same = all(env.get(name) == _environment.get(name) for name in names)
     return same and (str(args[1]) in ("-m", "-c") or str(args[1]).endswith(".py"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,43 @@ def write_pairs(path: Path, count: int = 40) -> None:
 
 def compose(*overrides: str) -> tuple[Any, Any]:
     """The `Run` and `Origin` that the command line `overrides` would give."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    from posttrain.config import parse, schema
 
-    from posttrain.config import parse, recipes, schema
+    recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
+    return parse.parse(_composed(overrides)), schema.Origin(recipe, tuple(overrides), None)
+
+
+def _composed(overrides: tuple[str, ...]) -> Any:
+    """What Hydra composes; the choices of groups among `overrides` once in a process, as they take Hydra longest."""
+    from copy import deepcopy
+
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    groups = tuple(o for o in overrides if _chooses(o))
+    cfg = deepcopy(_of_groups(groups))
+    # As `ConfigLoaderImpl._load_configuration_impl` does it after composing the groups.
+    settings = OverridesParser.create().parse_overrides([o for o in overrides if o not in groups])
+    ConfigLoaderImpl._apply_overrides_to_config(settings, cfg)
+    return cfg
+
+
+def _chooses(override: str) -> bool:
+    from posttrain.config import recipes
+
+    key = override.split("=")[0].lstrip("+~")
+    return key in ("recipe", "schema") or key.startswith("hydra") or (recipes.ROOT / "conf" / key).is_dir()
+
+
+@cache
+def _of_groups(groups: tuple[str, ...]) -> Any:
+    from hydra import compose, initialize_config_dir
+
+    from posttrain.config import recipes
 
     recipes.register()
     with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
-        cfg = hydra_compose("config", overrides=list(overrides))
-    recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
-    return parse.parse(cfg), schema.Origin(recipe, tuple(overrides), None)
+        return compose("config", overrides=list(groups))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
