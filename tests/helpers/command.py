@@ -78,8 +78,11 @@ class Popen(subprocess.Popen):
         if preexec_fn or pass_fds or rest[2] or not _forkable(args, env):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
+        words = [str(arg) for arg in args[1:]]
+        if words[0] == "-u":
+            words, env["PYTHONUNBUFFERED"] = words[1:], "1"
         command = {
-            "args": [str(arg) for arg in args[1:]],
+            "args": words,
             "cwd": str(cwd or os.getcwd()),
             "env": env,
             "new_session": new_session,
@@ -140,7 +143,8 @@ def _forkable(args: Any, env: Mapping[str, str]) -> bool:
         return False
     names = {name for name in (*env, *_environment) if name.startswith(AT_IMPORT)} - OWN
     same = all(env.get(name) == _environment.get(name) for name in names)
-    return same and (str(args[1]) in ("-m", "-c") or str(args[1]).endswith(".py"))
+    word = str(args[1 + (str(args[1]) == "-u")])
+    return same and (word in ("-m", "-c") or word.endswith(".py"))
 
 
 # The server ----------------------------------------------------------------------------------------------------------
@@ -218,9 +222,6 @@ def serve(folder: str, owner: int) -> None:
                 message, streams, *_ = socket.recv_fds(connection, 1 << 20, 3)
                 pid = os.fork()
                 if not pid:
-                    for other in list(waiting.get_map().values()):
-                        os.close(other.fd)
-                    os.close(connection.detach())
                     _become(json.loads(message), streams)
                 for stream in streams:
                     os.close(stream)
@@ -266,8 +267,8 @@ def _prepare(command: dict[str, Any], streams: Sequence[int]) -> None:
     high = [os.dup(stream) for stream in streams]
     for number, stream in enumerate(high):
         os.dup2(stream, number)
-    for stream in (*high, *(s for s in streams if s > 2)):
-        os.close(stream)
+    # As `subprocess` does it; the objects they belong to live in frames that this process never returns to.
+    os.closerange(3, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -282,6 +283,12 @@ def _prepare(command: dict[str, Any], streams: Sequence[int]) -> None:
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     import random
 
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    # Those of a pipeline that forks its stages.
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
     random.seed()
     sys.modules["numpy"].random.seed()
     _forks_itself = True

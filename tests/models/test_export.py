@@ -16,6 +16,7 @@ import torch
 from posttrain.data.embedded import tiny
 from posttrain.errors import PosttrainError
 from posttrain.export import main
+from tests.helpers import command
 from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows, weights, write_pairs
 
 TOKENS = torch.arange(3, 60)[None]
@@ -369,7 +370,7 @@ def test_a_kill_in_the_middle_leaves_no_half_folder(run):
         "def killed(*args): save(*args); os.kill(os.getpid(), signal.SIGKILL)\n"
         "merge.save = killed; export.main(sys.argv[1:])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path), "--merge"], env={**os.environ, **ENVIRONMENT})
+    done = command.run([sys.executable, "-c", code, str(path), "--merge"], env={**os.environ, **ENVIRONMENT})
     assert done.returncode == -signal.SIGKILL
     assert not (path / "merged").exists()
     assert (path / ".merged.incomplete").exists()

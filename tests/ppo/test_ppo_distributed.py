@@ -2,9 +2,10 @@
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.helpers import command
 
 
 def test_two_processes(model_dir, tmp_path):
@@ -13,7 +14,7 @@ def test_two_processes(model_dir, tmp_path):
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    run = subprocess.run(
+    run = command.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
          str(here / "distributed_run.py"), str(model_dir), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},

@@ -1,12 +1,11 @@
 """More than one process by `accelerate launch`: the run of one process with the same batch."""
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
+from tests.helpers import command
 from tests.helpers.runs import ENVIRONMENT, SMALL, rows, weights, write_pairs
 
 
@@ -14,9 +13,9 @@ def test_two_processes_agree_with_one(cli, tmp_path):
     write_pairs(tmp_path / "pairs.jsonl")
     options = ("+recipe=dpo_smollm2", *SMALL, "trainer.args.learning_rate=1e-2", "trainer.args.max_grad_norm=0")
     probe = ("probe.prompts=2", "probe.max_new_tokens=4")
-    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "posttrain"]
-    two = subprocess.run(
+    two = command.run(
         [*launch, *options, *probe, "name=two", "trainer.args.per_device_train_batch_size=4"],
         cwd=tmp_path,
         env={**os.environ, **ENVIRONMENT, "ACCELERATE_USE_CPU": "true"},
