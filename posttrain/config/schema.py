@@ -96,6 +96,7 @@ class RewardConfig:
 
     A reward model is a run directory or hub id, a grader a JSON file as OpenAI's API defines them.
     A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets a base of its own.
+    `timeout` is the most seconds that a call of a function may take; without one it may take for ever.
     """
 
     function: str | None = None
@@ -103,6 +104,7 @@ class RewardConfig:
     grader: str | None = None
     weight: float = 1.0
     shared: bool = True
+    timeout: float | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 
 import hydra
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from posttrain import extras
 from posttrain.config import parse, recipes
 from posttrain.jobs import preflight, sweep
+from posttrain.training.signals import Ending
 
 
 def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
@@ -35,7 +37,8 @@ def run(argv: list[str]) -> int:
     sys.path.append(os.getcwd())
     sys.argv[1:] = argv  # Hydra reads its overrides there
     try:
-        entry()
+        with Ending(shlex.join(["posttrain", *argv])):
+            entry()
     finally:
         sweep.report()
     return 0

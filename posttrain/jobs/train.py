@@ -69,6 +69,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
+    from posttrain.rewards.guard import RewardError
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.interrupt import Interrupt
     from posttrain.training.progress import ProgressBar
@@ -111,6 +112,9 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             except Interrupted:
                 trainer.save_where_it_stands()
                 raise _stopped(interrupt, trainer, origin.command) from None
+            except RewardError as error:
+                saved = trainer.save_where_it_stands()
+                raise PosttrainError(f"{error}\n{_go_on(trainer, saved, directory, origin.command)}") from error
             finally:
                 bar.close()
         if alarms.ended:
@@ -164,6 +168,18 @@ def _stopped(interrupt: Any, trainer: Any, command: str) -> SystemExit:
         where = f"at step {step}; a checkpoint is saved" if step else "before the first step"
         tell(f"Stopped by {interrupt.signal or 'a signal'} {where}. Continue with: {command}")
     return SystemExit(128 + (interrupt.number or signal.SIGTERM))
+
+
+def _go_on(trainer: Any, saved: bool, directory: RunDirectory, command: str) -> str:
+    """What to do once the reason for which the work ended is gone."""
+    last = directory.last_checkpoint()
+    if last is None:
+        return f"No checkpoint had been saved. Fixed, the command begins anew: {command}"
+    kept = f"checkpoint-{trainer.state.global_step} is saved" if saved else f"The last checkpoint is {last.name}"
+    return (
+        f"{kept}, and the same command goes on from it: {command}\n"
+        "(A reward function that was changed makes another run, which begins anew.)"
+    )
 
 
 def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from posttrain.config.schema import RewardConfig
 from posttrain.errors import PosttrainError
+from posttrain.rewards import guard
 
 if TYPE_CHECKING:
     from posttrain.models.generate import Drawn
@@ -36,6 +37,8 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
             errors.append(
                 f"{key}: give one of function=package.module.function, model=RUN_OR_HUB_ID or grader=FILE.json"
             )
+        elif entry.timeout is not None and (entry.function is None or entry.timeout <= 0):
+            errors.append(f"{key}.timeout={entry.timeout}: expected a positive number of seconds, for a function")
         elif entry.grader is not None:
             from posttrain.rewards import graders
 
@@ -153,7 +156,7 @@ def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict
             assert entry.function is not None
             function = _import(entry.function)
             bound = function(**entry.args) if isinstance(function, type) else functools.partial(function, **entry.args)
-            functions[name] = bound
+            functions[name] = guard.guard(name, entry.function, bound, entry.timeout)
     return functions
 
 

@@ -41,6 +41,7 @@ def digest(run: Run) -> str:
     rewards = [entry for entries in judges for entry in entries.values()]
     places += [(entry, ("model", "grader")) for entry in rewards]
     for entry in rewards:
+        del entry["timeout"]  # how long one waits for a reward does not change it
         entry["args"] = {**entry["args"], **_calibration(entry)}
         entry["source"] = entry["function"] and _source(entry["function"])
         places += [(entry["args"], REWARD_ARGS)]

@@ -80,12 +80,12 @@ class AlarmDetector:
 
     def _non_finite(self, row: dict[str, Any]) -> Finding:
         found = {key: row[key] for key in ("loss", "reward") if key in row}
-        broken = {key: value for key, value in found.items() if not math.isfinite(value)}
+        broken = {key: value for key, value in found.items() if not _finite(value)}
         self.lost = self.lost + 1 if broken else 0
         if not found or 0 < self.lost < (IN_A_ROW if self.float16 else 1):
             return None
         for key, value in broken.items():
-            return value, (
+            return math.nan if value is None else value, (
                 f"{key} is {value}, from which no run recovers; lower trainer.args.learning_rate, or look for a broken "
                 "row or reward just before"
             )
@@ -96,7 +96,7 @@ class AlarmDetector:
             return None
         usual = median(self.norms) if len(self.norms) >= KNOWN else None
         setting, message, patience = self.config.gradient, None, IN_A_ROW
-        if not math.isfinite(norm):
+        if not _finite(norm):
             message = f"grad_norm is {norm}; lower trainer.args.learning_rate"
         elif usual and norm > setting.above * usual:
             patience = 1
@@ -197,6 +197,11 @@ class AlarmDetector:
             f"measurements seldom gives {needed:.1f}); stop at the best, raise trainer.args.beta where there is one, "
             "or train the reward on more comparisons"
         )
+
+
+def _finite(value: Any) -> bool:
+    """A reward that no function gave is None, or NaN once it has been averaged."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def allowing(errors: float, measured: int) -> float:

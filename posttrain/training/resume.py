@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
@@ -53,6 +56,16 @@ class Pending:
     learning_rate: float | None = None
 
 
+@dataclass
+class _StepEnd:
+    """What a step's end was like, for a checkpoint of it after the next step has failed."""
+
+    progress: dict[str, Any]
+    random: list[Any]
+    tokens: int
+    whole: bool
+
+
 def resumable(trainer: type) -> Any:
     """The class `trainer` with exact continuation, under its own name."""
     return type(trainer.__name__, (Resumable, trainer), {"__module__": trainer.__module__})
@@ -76,6 +89,8 @@ class Resumable(_Trainer):
     _agreed = False
     _order: EpochSampler | None = None
     _before_the_end: dict[str, Any] | None = None
+    _step_begun: _StepEnd | None = None
+    _step_ended: _StepEnd | None = None
     _at_epoch_end = False
     _save_later = False
     _saved_step = -1
@@ -122,8 +137,6 @@ class Resumable(_Trainer):
     def heed_signals(self) -> None:
         """Take a signal to any of the processes for a wish to stop."""
         if self.accelerator.num_processes > 1:
-            import torch
-
             flag = torch.tensor([float(bool(self.signals.number))], device=self.accelerator.device)
             self._agreed = bool(self.accelerator.gather(flag).max() > 0)
         if self._interrupted:
@@ -177,6 +190,7 @@ class Resumable(_Trainer):
             self.control.should_evaluate, self.control.should_save = False, self.stop_asked is not False
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
         self.control.should_save = False
+        self.note_step_end()
 
     def _measure_at_step(self) -> None:
         if not self.pending.measure:
@@ -228,10 +242,29 @@ class Resumable(_Trainer):
 
     # Checkpoints
 
-    def save_where_it_stands(self) -> None:
-        """A checkpoint of here, where there is none yet, after a signal had ended a measurement after training."""
-        if self.state.global_step > 0 and self._saved_step < self.state.global_step:
-            self._save_checkpoint(self.model_wrapped, None)
+    def save_where_it_stands(self) -> bool:
+        """A checkpoint of the last step's end, after a signal or a reward ended what followed; whether there is one.
+
+        Of several processes none may save alone.
+        """
+        step, ended = self.state.global_step, self._step_begun
+        if step == 0 or self._saved_step == step or self.accelerator.num_processes > 1:
+            return self._saved_step == step
+        if ended is not None:
+            if not ended.whole:
+                return False
+            _set_random_state(ended.random)
+            self.state.num_input_tokens_seen = ended.tokens
+            self._before_the_end, self._step = ended.progress, 0
+        self._save_checkpoint(self.model_wrapped, None)
+        return self._saved_step == step
+
+    def note_step_end(self) -> None:
+        """Remember this moment: what follows it may fail."""
+        self._step_begun = None
+        if hasattr(self.args, "steps_per_generation"):
+            tokens, whole = self.state.num_input_tokens_seen, not self.within_generation
+            self._step_ended = _StepEnd(self._progress(), _random_state(), tokens, whole)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._save_later = self.within_generation
@@ -253,6 +286,10 @@ class Resumable(_Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        for record in self.records:
+            if record.is_file():
+                with record.open("rb") as file:
+                    os.fsync(file.fileno())
         # trainer_state.json is written after this: a checkpoint that has it has this file too.
         path = Path(output_dir) / _progress_file(self.args.process_index)
         path.write_text(json.dumps(self._before_the_end or self._progress()), encoding="utf-8")
@@ -266,10 +303,6 @@ class Resumable(_Trainer):
         self._sizes = {path.name: path.stat().st_size if path.is_file() else 0 for path in self.records}
 
     def _progress(self) -> dict[str, Any]:
-        for path in self.records:
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
         return {
             "pending": asdict(self.pending),
             "records": self._sizes,
@@ -335,13 +368,18 @@ class _Boundaries(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.take_up()
+        self.trainer.note_step_end()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Accelerate does not reach the sampler of a resumed epoch when several processes share the batches.
         if self.trainer._order is not None:
             self.trainer._order.set_epoch(int(state.epoch or 0))
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._step_begun = self.trainer._step_ended
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._step_begun = None
         self.trainer._at_epoch_end = False
         self.trainer.heed_signals()
         if self.trainer._save_later and not self.trainer.within_generation:
@@ -355,6 +393,19 @@ class _Boundaries(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.check_signal()
+
+
+def _random_state() -> list[Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return [random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda]
+
+
+def _set_random_state(state: list[Any]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state(state[3])
 
 
 def _progress_file(process: int) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
 
 class Interrupted(Exception):
     """A measurement was left off because a signal has come; what it was for is saved where it can go on from."""
+
+
+# Seconds after which a process that a signal has ended is gone, whatever still holds it: a library that swallowed the
+# end, or its work at the interpreter's exit.
+PATIENCE = 10.0
 
 
 class Signals:
@@ -36,3 +43,24 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class Ending(Signals):
+    """While entered, the first SIGTERM or SIGINT ends the process with one line and 143 or 130, a second one at once.
+
+    For everything but the work itself (importing, loading, saving), which notes signals in its own way.
+    """
+
+    def __init__(self, command: str) -> None:
+        super().__init__()
+        self.command = command
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            os._exit(128 + number)
+        super()._note(number, frame)
+        os.write(2, f"\n{self.signal}: stopped. The same command goes on: {self.command}\n".encode())
+        timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+        raise SystemExit(128 + number)

@@ -1,0 +1,141 @@
+"""Reward functions of users, called so that what goes wrong names the reward, the batch, and what to do.
+
+Every function named by `reward.NAME.function` (and `probe.rewards`, `probe.gold`) is guarded: one that raises, hangs
+beyond `timeout`, or returns something else than a number or None for each completion ends in a `RewardError`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from posttrain.errors import PosttrainError
+
+
+class RewardError(PosttrainError):
+    """A reward of the user's failed; the state of the work before it can be saved."""
+
+
+def guard(name: str, path: str, function: Callable[..., Any], timeout: float | None = None) -> Any:
+    """`function` as the reward `name`, whose source is `path`; at most `timeout` seconds a call."""
+    if inspect.iscoroutinefunction(function):
+        return _asynchronous(name, path, function, timeout)
+    return Guarded(name, path, function, timeout)
+
+
+class Guarded:
+    """A reward function that says what goes wrong in it; everything else about it is the function's own."""
+
+    def __init__(self, name: str, path: str, function: Callable[..., Any], timeout: float | None):
+        self.__name__ = name
+        self.name, self.path, self.function, self.timeout = name, path, function, timeout
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute == "function":  # while it is being copied
+            raise AttributeError(attribute)
+        return getattr(self.function, attribute)
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        where = _where(self.name, self.path, completions, columns.get("trainer_state"))
+        try:
+            if self.timeout is None:
+                result = self.function(completions=completions, **columns)
+            else:
+                result = _in_time(lambda: self.function(completions=completions, **columns), self.timeout, where)
+        except PosttrainError:
+            raise
+        except Exception as error:
+            raise RewardError(_raised(where, error)) from error
+        return _checked(where, result, len(completions))
+
+
+def _asynchronous(name: str, path: str, function: Callable[..., Any], timeout: float | None) -> Callable[..., Any]:
+    async def guarded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        import asyncio
+
+        where = _where(name, path, completions, columns.get("trainer_state"))
+        try:
+            result = await asyncio.wait_for(function(completions=completions, **columns), timeout)
+        except PosttrainError:
+            raise
+        except TimeoutError as error:
+            raise RewardError(_late(where, timeout) if timeout else _raised(where, error)) from error
+        except Exception as error:
+            raise RewardError(_raised(where, error)) from error
+        return _checked(where, result, len(completions))
+
+    guarded.__name__ = name
+    return guarded
+
+
+def _where(name: str, path: str, completions: Sequence[Any], state: Any) -> str:
+    step = "" if state is None else f" after step {state.global_step}"
+    return f"reward {name} ({path}){step}, on {len(completions)} completions"
+
+
+def _raised(where: str, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{where}: raised {said}{at}"
+
+
+def _late(where: str, timeout: float) -> str:
+    return f"{where}: did not answer within its timeout of {timeout:g} s; raise it, or see what the function waits for"
+
+
+def _in_time(work: Callable[[], Any], timeout: float, where: str) -> Any:
+    """In a thread, which nothing waits for when it hangs: Python cannot end one."""
+    outcome: dict[str, Any] = {}
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        import torch
+
+        try:
+            with torch.no_grad():  # a thread has a switch of its own
+                outcome["result"] = context.run(work)
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise RewardError(_late(where, timeout))
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
+
+
+def _checked(where: str, result: Any, count: int) -> list[float | None]:
+    """A float or None for each completion, whatever sequence they came in; raises `RewardError` for anything else."""
+    wanted = f"return a list with a number, or None where it does not apply, for each of the {count} completions"
+    if isinstance(result, (str, bytes, dict)) or not hasattr(result, "__iter__") or not _has_rows(result):
+        raise RewardError(f"{where}: returned {_shown(result)}; {wanted}")
+    values = list(result)
+    if len(values) != count:
+        raise RewardError(f"{where}: returned {len(values)} values; {wanted}")
+    numbers: list[float | None] = []
+    for i, value in enumerate(values):
+        try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError
+            numbers.append(None if value is None else float(value))
+        except (TypeError, ValueError):
+            raise RewardError(f"{where}: returned {_shown(value)} for completion {i}; {wanted}") from None
+    return numbers
+
+
+def _has_rows(result: Any) -> bool:
+    """A tensor or an array without dimensions is a scalar."""
+    return getattr(result, "ndim", 1) > 0
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 80 else text[:77] + '...'}"

@@ -1,0 +1,80 @@
+"""A reward of the user's that fails says which it is, on what, and how to go on; and the run goes on from there."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from posttrain.errors import PosttrainError
+from posttrain.rewards.guard import RewardError, guard
+from tests.faults.test_stops import command
+from tests.helpers import rewards as theirs
+from tests.helpers.faults import differences, run
+
+BAD = {
+    "a number": (lambda completions, **_: 1.0, "returned float 1.0; return a list with a number"),
+    "text": (lambda completions, **_: "ab", "returned str 'ab'; return a list"),
+    "nothing": (lambda completions, **_: None, "returned NoneType None; return a list"),
+    "too few": (lambda completions, **_: [1.0], "returned 1 values; return a list .* each of the 2 completions"),
+    "words": (lambda completions, **_: ["good", 1], "returned str 'good' for completion 0"),
+    "pairs": (lambda completions, **_: [(1, 2), 1], r"returned tuple \(1, 2\) for completion 0"),
+    "an error": (lambda completions, **_: 1 / 0, r"raised ZeroDivisionError: division by zero at .*test_rewards.py:\d"),
+    "an empty error": (lambda completions, **_: [][0], "raised IndexError"),
+    "an answer that never comes": (
+        lambda completions, **_: time.sleep(60),
+        "did not answer within its timeout of 0.05 s",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_wrong_is_named(kind):
+    function, said = BAD[kind]
+    with pytest.raises(RewardError, match=rf"reward mine \(my.module.f\), on 2 completions: {said}"):
+        guard("mine", "my.module.f", function, timeout=0.05)(completions=["a", "b"])
+
+
+def test_numbers_of_all_kinds_pass():
+    import numpy as np
+    import torch
+
+    for values in ([True, None], np.array([1, 2]), torch.tensor([1.0, 2.0]), (math.nan, -math.inf)):
+        found = guard("mine", "m.f", lambda completions, values=values, **_: values)(completions=["a", "b"])
+        assert [None if v is None else type(v) for v in found] == [None if v is None else float for v in list(values)]
+
+
+def test_a_function_that_waits_for_others_is_guarded_too():
+    import asyncio
+
+    async def broken(completions, **_):
+        raise KeyError("x")
+
+    with pytest.raises(RewardError, match=r"reward mine .*raised KeyError: 'x'"):
+        asyncio.run(guard("mine", "m.f", broken)(completions=["a"]))
+
+
+def test_a_reward_that_fails_in_the_fifth_step_costs_nothing(tmp_path, pairs, monkeypatch):
+    """A checkpoint of the step before is saved, the command is said, and the end is that of a run without the error."""
+    args = command("rloo", "name=a")
+    whole = run(*command("rloo", "name=b"))
+    letter = theirs.letter
+
+    def fails(completions, trainer_state=None, **columns):
+        if trainer_state is not None and trainer_state.global_step == 4 and fails.training():
+            raise ValueError("the judge is away")
+        return letter(completions, **columns)
+
+    import inspect
+
+    fails.training = lambda: any(f.function == "training_step" for f in inspect.stack(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(theirs, "letter", fails)
+        with pytest.raises(PosttrainError) as error:
+            run(*args)
+    assert "reward letter (tests.helpers.rewards.letter) after step 4, on 16 completions: raised ValueError" in str(
+        error.value
+    )
+    assert "checkpoint-4 is saved, and the same command goes on from it: posttrain +recipe=rloo" in str(error.value)
+    assert differences(whole, run(*args)) == []
