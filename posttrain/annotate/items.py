@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.annotate import selection
 from posttrain.annotate.candidates import Candidate, Group, choose, key, shown
 from posttrain.config.schema import DataConfig
-from posttrain.data.formats import PAIRS, SCORES, TRL_COLUMNS
+from posttrain.data.columns import PAIRS, SCORES, TRL_COLUMNS
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
     That is the order of the data, or `by_information` the most informative first. Raises `PosttrainError` where there
     is nothing to compare.
     """
-    from posttrain import data
-    from posttrain.data.ready import stored
+    from posttrain.data.loading import load
+    from posttrain.data.trainer_rows import stored
 
     rows = stored(config)
     columns = set(rows.column_names)
@@ -56,7 +56,7 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
     elif {"prompt", "completion"} <= columns and not set(PAIRS) <= columns:
         groups = _rows(rows, config.path)
     else:
-        groups = _pairs(data.load(replace(config, eval_size=0, eval_path=None, eval_split=None), "dpo").train)
+        groups = _pairs(load(replace(config, eval_size=0, eval_path=None, eval_split=None), "dpo").train)
     groups = [group for group in map(_distinct, groups) if len(group.candidates) > 1]
     if not groups:
         raise PosttrainError(

@@ -1,257 +1,417 @@
-"""From the columns a data set has to the columns a trainer needs, where the step loses nothing.
+"""The formats in which people have their data: told apart by columns and first rows; each a function to an `Example`.
 
-The column names are TRL's: `text`, `messages`, `prompt`, `completion`, `chosen`, `rejected`, `label`. All but `label`
-may be text or lists of messages.
+Sources: the data sets' cards and the documentation named in docs/data.md.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from posttrain.data import conversation as c
+from posttrain.data.conversation import Example, Message, Said, Turns
 from posttrain.data.files import Misfit
-from posttrain.errors import PosttrainError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 PAIRS = ("chosen", "rejected")
-# trainer -> the sets of columns it can be given, best first; the last ones are converted.
-ACCEPTS: dict[str, list[tuple[str, ...]]] = {
-    "sft": [("messages",), ("prompt", "completion"), ("text",), PAIRS],
-    "reward": [PAIRS],
-    "dpo": [PAIRS],
-    "kto": [("prompt", "completion", "label"), PAIRS],
-    "grpo": [("prompt",), PAIRS, ("messages",)],
-    "rloo": [("prompt",), PAIRS, ("messages",)],
-    "ppo": [("prompt",), PAIRS, ("messages",)],
-}
-ONLINE = ("grpo", "rloo", "ppo")
-TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
-# Those that learn by a pair's weight.
-WEIGHED = ("reward", "dpo")
-HEAVIEST = 1_000_000
-# What job=sample adds to a row.
-SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
-# Whose turn a text becomes in a conversation.
-ROLES = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+RATINGS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
+ANSWERS = ("completion", "response")
+# Where a question stands beside chosen and rejected, in Orca's pairs and their kind.
+QUESTIONS = ("question", "query", "input")
+UP = {"up": 1, "thumbs_up": 1, "👍": 1, "+1": 1, "good": 1, "like": 1}
+DOWN = {"down": 0, "thumbs_down": 0, "👎": 0, "-1": 0, "bad": 0, "dislike": 0}
+
+# The tones of a thumb's skin, and the mark that it is a picture.
+_TONES = re.compile(
+    "[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}\N{VARIATION SELECTOR-16}]"
+)
+
+Row = Mapping[str, Any]
 
 
-# What a row's prompt is known by.
-PROMPTED = ("prompt", "messages", *PAIRS)
+def detect(columns: Iterable[str], first: list[dict[str, Any]]) -> str:
+    """The name of the format in `FORMATS`; `trl` where no other is recognised."""
+    have, rows = set(columns), [row for row in first if isinstance(row, Mapping)]
+    if {"input", "preferred_output", "non_preferred_output"} <= have:
+        return "openai_preference"
+    if have & {"conversations", "conversation"}:
+        return "sharegpt"
+    if {"chosen_messages", "rejected_messages"} <= have or {"messages", "rejected_messages"} <= have:
+        return "message_pairs"
+    if "messages" in have and "rejected_response" in have:
+        return "ms_swift_preference"
+    if {"instruction", "completions"} <= have:
+        return "ultrafeedback"
+    if "instruction" in have and ({"output"} <= have or have >= set(PAIRS)):
+        return "alpaca"
+    if "prompt" not in have and "messages" not in have and have >= set(PAIRS) and have & set(QUESTIONS):
+        return "orca"
+    if have >= set(PAIRS):
+        return "hh" if any(_dialogue(row.get("chosen")) for row in rows) else "trl"
+    if "prompt" in have and _ranked(have, rows):
+        return "rankings"
+    if "prompt" in have and have & set(ANSWERS) and have & set(RATINGS) and "label" not in have:
+        return "ratings"
+    if {"messages", "label"} <= have and "completion" not in have:
+        return "labelled_messages"
+    if {"query", "response"} <= have and not have & {"prompt", "messages", "text"}:
+        return "ms_swift"
+    chats = [row["messages"] for row in rows if isinstance(row.get("messages"), list) and row["messages"]]
+    if chats and not {"prompt", "text"} & have:
+        asking = [isinstance(chat[-1], dict) and chat[-1].get("role") in ("user", "developer") for chat in chats]
+        if 2 * sum(asking) > len(chats):  # one row that does not fit leaves the others what they are
+            return "openai_rft"
+        if any(_openai(message) for chat in chats for message in chat):
+            return "openai"
+    return "trl"
 
 
-def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The prompt of a row: its own column, the turns before the last, what both answers begin with; or `None`.
-
-    Rows may not have been checked yet.
-    """
-    if "prompt" in row:
-        return row["prompt"]
-    if "messages" in row:
-        return row["messages"][:-1] if isinstance(row["messages"], list) else None
-    chosen, rejected = (row.get(side) for side in PAIRS)
-    if not isinstance(chosen, (str, list)) or not isinstance(rejected, (str, list)):
-        return None
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
-    return chosen[: sum(1 for _ in same)]
+def _dialogue(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
-def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
-    """The first set of columns in `ACCEPTS[kind]` that `columns` holds; raises `PosttrainError` when none does.
+def _ranked(have: set[str], rows: list[dict[str, Any]]) -> bool:
+    if "completions" in have and have & {"ranks", "scores"}:
+        return True
+    lists = (row["answers"] for row in rows if isinstance(row.get("answers"), list))
+    return any(isinstance(answer, dict) and "rank" in answer for answers in lists for answer in answers)
 
-    `columns` come from rows of the format `name`.
-    """
-    for needed in ACCEPTS[kind]:
-        if set(needed) <= set(columns):
-            return needed
-    if name != "trl":
-        able = [other for other, sets in ACCEPTS.items() if any(set(needed) <= set(columns) for needed in sets)]
-        raise PosttrainError(
-            f"trainer.kind={kind}: does not learn from rows of the format {name}; they serve {', '.join(able)} "
-            "(data.format=NAME, if that is not their format)"
-        )
-    wanted = " or ".join("+".join(c) for c in ACCEPTS[kind])
-    raise PosttrainError(
-        f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns)}; "
-        "map them, ours to theirs: 'data.columns={prompt: question, chosen: best, rejected: worst}'"
+
+def _openai(message: Any) -> bool:
+    """Whether a message is written as OpenAI's API has it, and TRL's documentation has not."""
+    if not isinstance(message, dict):
+        return False
+    calls = message.get("tool_calls") if isinstance(message.get("tool_calls"), list) else []
+    functions = [call.get("function") for call in calls or [] if isinstance(call, dict)]
+    as_text = any(isinstance(f, dict) and isinstance(f.get("arguments"), str) for f in functions)
+    return message.get("weight") is not None or isinstance(message.get("content"), list) or as_text
+
+
+def trl(row: Row, needed: tuple[str, ...], repeated: bool = False) -> Example:
+    """TRL's own columns, those of `needed`: text stays text, lists are conversations; `repeated` as in `ask`."""
+    shared, used = _with_tools(row)
+    if needed == ("messages",):
+        turns = c.conversation(row.get("messages"), "messages")
+        if turns[0].role != "system":
+            opening = c.system_turn(row.get("system")) if isinstance(row.get("system"), str) else []
+            turns, used = opening + turns, used + (("system",) if opening else ())
+        return Example(messages=turns, used=("messages", *used), **shared)
+    if needed == ("text",):
+        asked = row["prompt"] if isinstance(row.get("prompt"), str) else None  # for samples; the text is learnt
+        return Example(text=c.text(row.get("text"), "text"), prompt=asked, used=("text", "prompt"))
+    given = ("prompt", *needed) if row.get("prompt") is not None or "prompt" in needed else needed
+    prompt = c.said(row.get("prompt"), "prompt", empty=True) if "prompt" in given else None
+    if needed == ("prompt",):
+        return Example(prompt=_unmarked(prompt), used=("prompt", *used), **shared)
+    names = [name for name in needed if name not in ("prompt", "label")]
+    answers: dict[str, Any] = {name: c.said(row.get(name), name) for name in names}
+    label = _label(row.get("label")) if "label" in needed else None
+    asked, answers = c.ask(prompt, answers, repeated)
+    if isinstance(row.get("system"), str) and isinstance(asked, list) and asked[0].role != "system":
+        asked, used = c.system_turn(row["system"]) + asked, (*used, "system")
+    return Example(prompt=asked, label=label, used=(*given, *used), **answers, **shared)
+
+
+def _unmarked(prompt: Said | None) -> Said | None:
+    return c.unmarked(prompt) if isinstance(prompt, list) else prompt
+
+
+def _label(value: Any) -> bool:
+    number = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
+    if not isinstance(value, bool):
+        given = number if isinstance(value, (int, float)) else ""
+        raise Misfit("label", f"expected true or false, got {c.shortened(value)}{given}")
+    return value
+
+
+def _with_tools(row: Row, *more: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What any conversation may have beside its turns: tools and options of the template; and their columns."""
+    names = ("tools", "functions", *more)
+    name = next((name for name in names if row.get(name)), "tools")
+    found = {
+        "tools": c.tools(row.get(name), name),
+        "template_options": c.template_options(row.get("chat_template_kwargs")),
+    }
+    return found, (*(n for n in (*names, "parallel_tool_calls") if n in row), "chat_template_kwargs")
+
+
+def alpaca(row: Row) -> Example:
+    """`instruction`, `input`, `output` (or `chosen` and `rejected`); `system` and `history` as in LLaMA-Factory."""
+    asked = c.text(row.get("instruction"), "instruction")
+    if more := c.text(row.get("input") or "", "input", empty=True).strip():
+        asked = f"{asked}\n\n{more}"
+    prompt = [*c.system_turn(row.get("system")), *_history(row.get("history")), Message("user", asked)]
+    theirs = {"completion": "output"}
+    if row.get("chosen") is not None:
+        theirs = {side: side for side in PAIRS}
+    elif isinstance(row.get("output"), list) and len(row["output"]) == 2:  # LLaMA-Factory's older pairs
+        row = {**row, "chosen": row["output"][0], "rejected": row["output"][1]}
+        theirs = {side: side for side in PAIRS}
+    answers: dict[str, Any] = {
+        ours: [Message("assistant", c.text(row.get(name), name))] for ours, name in theirs.items()
+    }
+    # In the published file `text` is the same again, rendered.
+    used = ("instruction", "input", "output", "system", "history", "text", *theirs.values())
+    return Example(prompt=prompt, used=used, **answers)
+
+
+def _history(given: Any) -> Turns:
+    """Earlier questions with their answers, in pairs."""
+    turns: Turns = []
+    for index, pair in enumerate(given if isinstance(given, list) else [given] if given else []):
+        field = f"history[{index}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Misfit(field, f"expected a question and its answer, got {c.shortened(pair)}")
+        turns += [Message("user", c.text(pair[0], field)), Message("assistant", c.text(pair[1], field))]
+    return turns
+
+
+def sharegpt(row: Row) -> Example:
+    """`conversations` of `from` and `value`; with `chosen` and `rejected` turns, pairs; with `label`, KTO's rows."""
+    column = "conversations" if row.get("conversations") is not None else "conversation"
+    turns = c.conversation(row.get(column), column, "turns")
+    if turns[0].role != "system" and isinstance(row.get("system"), str):
+        turns = c.system_turn(row["system"]) + turns
+    shared, used = _with_tools(row)
+    used = ("conversations", "conversation", "system", *used)
+    if row.get("chosen") is not None:
+        pair = {side: _reply(row.get(side), side) for side in PAIRS}
+        prompt, answers = c.ask(turns, pair)
+        return Example(prompt=prompt, used=(*used, *PAIRS), **answers, **shared)
+    c.answered(turns, column)
+    if isinstance(row.get("label"), bool):
+        return _labelled(turns, row["label"], column, (*used, "label"), shared)
+    return Example(messages=turns, used=used, **shared)
+
+
+def _reply(given: Any, field: str) -> Turns:
+    """An answer as one turn of any writing, or a list of them, or text."""
+    if isinstance(given, Mapping):
+        return [c.message(given, field)]
+    return c.as_turns(c.said(given, field), "assistant")
+
+
+def _labelled(turns: Turns, label: bool, field: str, used: tuple[str, ...], shared: dict[str, Any]) -> Example:
+    prompt, answers = c.ask(turns[:-1], {"completion": c.answered(turns[-1:], field)})
+    return Example(prompt=prompt, completion=answers["completion"], label=label, used=used, **shared)
+
+
+def labelled_messages(row: Row) -> Example:
+    """`messages` whose last one is labelled good or bad, as LLaMA-Factory and ms-swift have KTO's rows."""
+    shared, used = _with_tools(row)
+    turns = c.answered(c.conversation(row.get("messages"), "messages"), "messages")
+    turns = c.system_turn(row.get("system")) + turns
+    return _labelled(turns, _label(row.get("label")), "messages", ("messages", "label", "system", *used), shared)
+
+
+def message_pairs(row: Row) -> Example:
+    """`chosen_messages` (or `messages`) and `rejected_messages`: whole conversations that part at an answer."""
+    shared, used = _with_tools(row)
+    better = "chosen_messages" if row.get("chosen_messages") is not None else "messages"
+    theirs = {"chosen": better, "rejected": "rejected_messages"}
+    prompt, answers = c.ask(None, {side: c.conversation(row.get(name), name) for side, name in theirs.items()})
+    return Example(prompt=prompt, used=(*theirs.values(), *used), **answers, **shared)
+
+
+def ms_swift_preference(row: Row) -> Example:
+    """ms-swift's pairs: `messages`, and `rejected_response`, the worse last answer."""
+    shared, used = _with_tools(row)
+    turns = c.answered(c.conversation(row.get("messages"), "messages"), "messages")
+    rejected = _reply(row.get("rejected_response"), "rejected_response")
+    prompt, answers = c.ask(turns[:-1], {"chosen": turns[-1:], "rejected": rejected})
+    return Example(prompt=prompt, used=("messages", "rejected_response", *used), **answers, **shared)
+
+
+def ms_swift(row: Row) -> Example:
+    """ms-swift's older rows: `query`, `response`, `history`, `system`; with `rejected_response`, pairs."""
+    prompt = [*c.system_turn(row.get("system")), *_history(row.get("history"))]
+    prompt.append(Message("user", c.text(row.get("query"), "query")))
+    said: Turns = [Message("assistant", c.text(row.get("response"), "response"))]
+    used = ("query", "response", "history", "system")
+    if row.get("rejected_response") is None:
+        return Example(prompt=prompt, completion=said, used=used)
+    rejected = [Message("assistant", c.text(row["rejected_response"], "rejected_response"))]
+    return Example(prompt=prompt, chosen=said, rejected=rejected, used=(*used, "rejected_response"))
+
+
+def orca(row: Row) -> Example:
+    """A question, `chosen`, `rejected`, and `system`, as in Orca's pairs: a conversation."""
+    column = next(name for name in (*QUESTIONS, "question") if name in row or name == "question")
+    asked = c.as_turns(c.said(row.get(column), column), "user")
+    if isinstance(row.get("system"), str) and asked[0].role != "system":
+        asked = c.system_turn(row["system"]) + asked
+    prompt, answers = c.ask(asked, {side: c.said(row.get(side), side) for side in PAIRS})
+    return Example(prompt=prompt, used=(column, "system", *PAIRS), **answers)
+
+
+def openai(row: Row) -> Example:
+    """Fine-tuning by OpenAI's API: `messages`, `tools`, and a `weight` of 0 or 1 on assistant messages."""
+    turns = c.answered(c.conversation(row.get("messages"), "messages"), "messages")
+    shared, used = _with_tools(row)
+    return Example(messages=turns, used=("messages", *used), **shared)
+
+
+def openai_preference(row: Row) -> Example:
+    """`input.messages` (and `input.tools`), `preferred_output` and `non_preferred_output`, lists of messages."""
+    given = row.get("input")
+    if not isinstance(given, Mapping):
+        raise Misfit("input", f"expected an object with messages, got {c.shortened(given)}")
+    asked = c.conversation(given.get("messages"), "input.messages")
+    theirs = {"chosen": "preferred_output", "rejected": "non_preferred_output"}
+    answers = {ours: c.answered(c.conversation(row.get(name), name), name) for ours, name in theirs.items()}
+    prompt, split = c.ask(asked, dict(answers))
+    return Example(prompt=prompt, tools=c.tools(given.get("tools")), used=("input", *theirs.values()), **split)
+
+
+def openai_rft(row: Row) -> Example:
+    """Reinforcement fine-tuning: `messages` that end with the user's, and any other fields, for the grader."""
+    turns = c.unmarked(c.conversation(row.get("messages"), "messages"))
+    if turns[-1].role not in ("user", "system"):
+        raise Misfit(f"messages[{len(turns) - 1}].role", "the last message must be the user's: the model answers it")
+    shared, used = _with_tools(row)
+    return Example(prompt=turns, used=("messages", *used), **shared)
+
+
+def hh(row: Row) -> Example:
+    """Anthropic's HH: `chosen` and `rejected` are whole dialogues, equal up to where they part."""
+    prompt, answers = c.ask(None, {side: c.answered(c.dialogue(row.get(side), side), side) for side in PAIRS})
+    return Example(prompt=prompt, used=PAIRS, **answers)
+
+
+def ultrafeedback(row: Row) -> Example:
+    """UltraFeedback as published: `instruction`, `completions` with `response` and `overall_score`."""
+    given = row.get("completions")
+    if not isinstance(given, list) or not given:
+        raise Misfit("completions", f"expected a list of completions, got {c.shortened(given)}")
+    said: list[Said] = []
+    scores = []
+    for index, one in enumerate(given):
+        field = f"completions[{index}]"
+        if not isinstance(one, Mapping):
+            raise Misfit(field, f"expected an object with response and overall_score, got {c.shortened(one)}")
+        said.append([Message("assistant", c.text(one.get("response"), f"{field}.response"))])
+        name = "overall_score" if one.get("overall_score") is not None else "fine-grained_score"
+        scores.append(number(one.get(name), f"{field}.{name}"))
+    prompt = [Message("user", c.text(row.get("instruction"), "instruction"))]
+    return Example(prompt=prompt, completions=said, scores=scores, used=("instruction", "completions"))
+
+
+def rankings(row: Row) -> Example:
+    """`completions` with `ranks` (1 is best) or `scores`; without either, best first; or Nectar's `answers`."""
+    given, ranks, scores = row.get("completions"), row.get("ranks"), row.get("scores")
+    where = "completions"
+    if given is None and isinstance(answers := row.get("answers"), list):
+        where = "answers"
+        if not all(isinstance(answer, Mapping) for answer in answers):
+            raise Misfit(where, f"expected objects with answer and rank, got {c.shortened(answers)}")
+        given, ranks = [answer.get("answer") for answer in answers], [answer.get("rank") for answer in answers]
+    elif given is None and "answers" in row:
+        where, given = "answers", row["answers"]
+    if not isinstance(given, list) or len(given) < 2:
+        raise Misfit(where, f"expected a list of at least two answers, got {c.shortened(given)}")
+    name, order = ("scores", scores) if scores is not None else ("ranks", ranks)
+    if order is None:
+        order = list(range(1, len(given) + 1))
+    if not isinstance(order, list) or len(order) != len(given):
+        raise Misfit(name, f"expected {len(given)} numbers, one per answer, got {c.shortened(order)}")
+    values = [number(value, f"{name}[{index}]") for index, value in enumerate(order)]
+    prompt = _asked(row.get("prompt"))
+    said = [_answer(value, prompt, f"{where}[{index}]") for index, value in enumerate(given)]
+    return Example(
+        prompt=prompt,
+        completions=said,
+        scores=values if name == "scores" else [-value for value in values],
+        used=("prompt", "completions", "answers", "ranks", "scores"),
     )
 
 
-def rename(dataset: Dataset, columns: dict[str, str]) -> Dataset:
-    """Rename columns from `{ours: theirs}`; a column of ours that is in the way is dropped."""
-    for ours, theirs in columns.items():
-        if theirs not in dataset.column_names:
-            raise PosttrainError(
-                f"data.columns.{ours}={theirs}: no such column; the data has {', '.join(dataset.column_names)}"
-            )
-    in_the_way = [ours for ours, theirs in columns.items() if ours != theirs and ours in dataset.column_names]
-    dataset = dataset.remove_columns([c for c in in_the_way if c not in columns.values()])
-    return dataset.rename_columns({theirs: ours for ours, theirs in columns.items() if ours != theirs})
+def ratings(row: Row) -> Example:
+    """`prompt`, `completion` (or `response`) and a number, a thumb, or true or false."""
+    column = next((name for name in RATINGS if name in row), RATINGS[0])
+    answer = next((name for name in ANSWERS if name in row), ANSWERS[0])
+    prompt = _asked(row.get("prompt"))
+    said = _answer(row.get(answer), prompt, answer)
+    return Example(
+        prompt=prompt, completion=said, rating=rating(row.get(column), column), used=("prompt", answer, column)
+    )
 
 
-def converse(dataset: Dataset) -> Dataset:
-    """Text as conversations of one turn each: the prompt is the user's, what answers it the assistant's.
-
-    An instruct model expects its chat template, which TRL applies to conversations only. The texts are stripped: the
-    space that joins a completion to its prompt would otherwise open the turn. Raises `PosttrainError` without a column
-    `prompt`, and for a value that is no text, such as a conversation.
-    """
-    columns = [column for column in ROLES if column in dataset.column_names]
-    if "prompt" not in columns:
-        raise PosttrainError(
-            f"data.conversational=true: needs a column prompt, and the data has {', '.join(dataset.column_names)}; "
-            "map it, ours to theirs: 'data.columns={prompt: question}'"
-        )
-
-    def turns(row: dict[str, Any], index: int) -> dict[str, Any]:
-        for column in columns:
-            if not isinstance(row[column], str):
-                raise PosttrainError(
-                    f"data.conversational=true: row {index}, column {column}: expected text, got "
-                    f"{row[column]!r:.80}; set it to false where the data holds conversations"
-                )
-        return {column: [{"role": ROLES[column], "content": row[column].strip()}] for column in columns}
-
-    return dataset.map(turns, with_indices=True, desc="Making conversations")
+def rating(value: Any, field: str) -> float | bool:
+    """A number, or whether it is good."""
+    if isinstance(value, str):
+        known = _TONES.sub("", value).strip().lower()
+        if known in UP or known in DOWN:
+            return known in UP
+        if known in ("true", "false"):
+            return known == "true"
+    return value if isinstance(value, bool) else number(value, field)
 
 
-def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
-    """The data as the trainer `kind` takes it; columns that are not TRL's stay, for reward functions.
-
-    Raises `PosttrainError` for the wrong columns, and `Misfit` for a value that has no prompt to be told from it.
-    """
-    found = form(dataset.column_names, kind, name)
-    if found == PAIRS:
-        dataset = _with_prompt(dataset)
-        found = ("prompt", *PAIRS)
-        if kind == "sft":
-            dataset = dataset.rename_column("chosen", "completion")
-            found = ("prompt", "completion")
-        elif kind == "kto":
-            from trl.data_utils import unpair_preference_dataset
-
-            dataset = unpair_preference_dataset(dataset)
-            found = ("prompt", "completion", "label")
-        elif kind in ONLINE:
-            found = ("prompt",)
-    elif found == ("messages",) and kind in ONLINE:
-        dataset = dataset.map(_asks, with_indices=True, desc="Taking prompts")
-        dataset = dataset.filter(lambda row: bool(row["prompt"]))
-        found = ("prompt",)
-    if kind == "kto":
-        # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
-        # different prompts, and a batch must hold both labels.
-        dataset = dataset.shuffle(seed=0)
-    return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
+def number(value: Any, field: str) -> float:
+    try:
+        found = float("nan") if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = float("nan")
+    if found != found or abs(found) == float("inf"):
+        raise Misfit(field, f"expected a number, got {value!r:.60}" if value is not None else "is missing")
+    return found
 
 
-def _asks(row: dict[str, Any], index: int) -> dict[str, Any]:
-    """The turns that a reply follows: all but the assistant's last ones."""
-    check_values(row, index, ("messages",))
-    turns = list(row["messages"])
-    while turns and turns[-1]["role"] == "assistant":
-        turns.pop()
-    return {"prompt": turns}
+def _asked(prompt: Any) -> Said:
+    if _opens(prompt):
+        turns = c.dialogue(prompt, "prompt")
+        return turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns
+    given = c.said(prompt, "prompt")
+    return c.unmarked(given) if isinstance(given, list) else given
 
 
-def _with_prompt(dataset: Dataset) -> Dataset:
-    """Pairs with an explicit prompt: the shared first turns, where it is not a column of the right kind."""
-    first = dataset[0]
-    if "prompt" in first and _repeated(first):
-        # UltraFeedback has the prompt as text beside conversations that begin with it.
-        dataset = dataset.remove_columns("prompt")
-    if "prompt" not in dataset.column_names:
-        dataset = dataset.map(_extracted, with_indices=True, desc="Extracting prompts")
-    return dataset
+def _opens(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("Human:")
 
 
-def _extracted(row: dict[str, Any], index: int) -> dict[str, Any]:
-    from trl.data_utils import extract_prompt
-
-    check_values(row, index, PAIRS)
-    return extract_prompt(row)
-
-
-def check_values(row: Mapping[str, Any], index: int, columns: tuple[str, ...]) -> None:
-    """Raise `Misfit` for the first of `columns` that is empty or of the wrong kind, before it is taken apart."""
-    for column in columns:
-        if problem := problem_of(column, row[column]):
-            raise Misfit(f"row {index}", f"column {column}: {problem}")
+def _answer(value: Any, prompt: Said, field: str) -> Said:
+    """An answer of the kind that its prompt is: a conversation's is an assistant turn."""
+    said = c.said(value, field)
+    if isinstance(said, list):
+        if isinstance(prompt, str):
+            raise Misfit(field, "is a conversation, and the prompt is text")
+        return c.learns_whole(c.answered(said, field), field)
+    return c.as_turns(said, "assistant") if isinstance(prompt, list) else said
 
 
-def check_rows(dataset: Dataset, split: str, path: str, most: int = 5) -> None:
-    """Raise `PosttrainError` for the first rows whose TRL columns are empty or of the wrong kind."""
-    columns = [c for c in dataset.column_names if c in TRL_COLUMNS]
-    found = []
-    for index, row in enumerate(dataset.select_columns(columns)):
-        for column in columns:
-            if problem := problem_of(column, row[column]):
-                found.append(f"data.path={path}: row {index} of {split}, column {column}: {problem}")
-        if len(found) >= most:
-            break
-    if found:
-        raise PosttrainError("\n".join(found))
-
-
-def check_row(row: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
-    """`row`, whose columns `needed` must hold what TRL takes; raises `Misfit`."""
-    columns = needed
-    if needed == PAIRS and "prompt" in row and not _repeated(row):
-        columns = ("prompt", *needed)
-    for column in columns:
-        if problem := problem_of(column, row.get(column)):
-            raise Misfit(column, problem)
-        if isinstance(row[column], list) and any(m.get("weight") is not None for m in row[column]):
-            raise Misfit(
-                column, "a message has a weight, and those of the first rows have none; set data.format=openai"
-            )
-    if needed == PAIRS and isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
-        raise Misfit("rejected", "one answer is text and the other a conversation")
-    return row
-
-
-def check_weight(row: Mapping[str, Any]) -> None:
-    """Raise `Misfit` for a pair whose weight is none (see `posttrain.training.pair_weights`)."""
-    value = row.get("weight")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (number and 0 <= value <= HEAVIEST):
-        raise Misfit(
-            "weight",
-            f"a pair's weight is a number from 0 to {HEAVIEST:,}, got {value!r:.120} (a column that means something "
-            "else gets another name: 'data.columns={OTHER: weight}')",
-        )
-
-
-def _repeated(row: Mapping[str, Any]) -> bool:
-    """Whether the prompt is text beside conversations that begin with it, as in UltraFeedback."""
-    return isinstance(row["prompt"], str) and not isinstance(row["chosen"], str)
-
-
-def problem_of(column: str, value: Any) -> str | None:
-    """What is wrong with a value of one of `TRL_COLUMNS`."""
-    if column == "label":
-        number = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
-        given = number if isinstance(value, (int, float)) else ""
-        return None if isinstance(value, bool) else f"expected true or false, got {value!r:.120}{given}"
-    if isinstance(value, str) and column != "messages":
-        return None if value or column == "prompt" else "is empty"
-    if not isinstance(value, list):
-        what = "a list of messages" if column == "messages" else "text or a list of messages"
-        return f"expected {what}, got {value!r:.120}"
-    if not value:
-        return "is an empty conversation"
-    for message in value:
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            turns = isinstance(message, dict) and {"from", "value"} <= message.keys()
-            hint = " (ShareGPT's turns: 'data.columns={conversations: messages}')" if turns else ""
-            return f"expected messages with role and content, got {message!r:.120}{hint}"
-        content, calls = message["content"], message.get("tool_calls")
-        if not isinstance(message["role"], str) or not isinstance(content, (str, list, type(None))):
-            return f"expected messages with role and content as text, got {message!r:.120}"
-        if message["role"] in ("human", "gpt"):
-            return f"templates know the roles system, user, assistant and tool, and one is {message['role']!r}"
-        if not content and not calls and (message["role"] == "assistant" or content is None):
-            return f"{'an assistant' if message['role'] == 'assistant' else 'a ' + message['role']} turn is empty"
-    return None
+# What makes an `Example` of a row of each format; `trl` also takes the columns that the trainer needs.
+FORMATS: dict[str, Callable[[Row], Example]] = {
+    "alpaca": alpaca,
+    "sharegpt": sharegpt,
+    "openai": openai,
+    "openai_preference": openai_preference,
+    "openai_rft": openai_rft,
+    "hh": hh,
+    "orca": orca,
+    "message_pairs": message_pairs,
+    "labelled_messages": labelled_messages,
+    "ms_swift": ms_swift,
+    "ms_swift_preference": ms_swift_preference,
+    "ultrafeedback": ultrafeedback,
+    "rankings": rankings,
+    "ratings": ratings,
+}
+NAMES = ("auto", "trl", *FORMATS)
+# What a row of each is, for a person.
+ABOUT = {
+    "trl": "TRL's columns",
+    "alpaca": "Alpaca: instruction, input, output",
+    "sharegpt": "ShareGPT: conversations of from and value",
+    "openai": "OpenAI chat: messages",
+    "openai_preference": "OpenAI preferences: input, preferred_output, non_preferred_output",
+    "openai_rft": "OpenAI reinforcement fine-tuning: messages to answer, other fields for the reward",
+    "hh": "Anthropic HH: dialogues as one string",
+    "orca": "Orca pairs: a question, chosen, rejected, and system",
+    "message_pairs": "pairs of whole conversations: chosen_messages and rejected_messages",
+    "labelled_messages": "messages whose last answer is labelled",
+    "ms_swift": "ms-swift: query, response, history",
+    "ms_swift_preference": "ms-swift: messages and rejected_response",
+    "ultrafeedback": "UltraFeedback: scored completions",
+    "rankings": "rankings of several answers",
+    "ratings": "rated answers",
+}

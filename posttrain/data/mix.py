@@ -9,14 +9,13 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.formats import TRL_COLUMNS
+from posttrain.data.columns import TRL_COLUMNS
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SEED = 0
-STOPPING = ("first_exhausted", "all_exhausted")
 # What a part takes from `data` where it does not say otherwise; the rest is about one source only.
 INHERITED = ("eval_size", "conversational", "on_error", "threshold", "pairs")
 # What says where one source is and how it is read: only in a part.
@@ -26,9 +25,7 @@ WHOLE = ("mix", "stopping_strategy", "streaming")
 
 
 def parts(config: DataConfig) -> dict[str, DataConfig]:
-    """The sources by name; without a mixture `data` itself, under an empty name."""
-    if not config.mix:
-        return {"": config}
+    """The sources by name."""
     common = {name: getattr(config, name) for name in INHERITED}
     return {
         name: DataConfig(**{**common, **{key: value for key, value in entry.items() if key != "weight"}})
@@ -55,12 +52,10 @@ def check(config: DataConfig) -> list[str]:
         weight = entry.get("weight")
         if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool)):
             errors.append(f"{where}.weight={weight}: expected a number above 0")
-    errors += _beside(config) if config.mix else []
+    errors += _beside(config)
     given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]
     if any(given) and not all(given):
         errors.append("data.mix: some parts have a weight and some have none; give all of them one, or none")
-    if config.stopping_strategy not in STOPPING:
-        errors.append(f"data.stopping_strategy={config.stopping_strategy}: choose from {', '.join(STOPPING)}")
     return errors
 
 
@@ -101,6 +96,23 @@ def order(sizes: list[int], wanted: list[int]) -> list[int]:
         start += size
     rng.shuffle(drawn)
     return drawn
+
+
+def drawn(config: DataConfig, rows: Dataset, sizes: list[int]) -> tuple[Dataset, list[int]]:
+    """Rows of the parts laid end to end, drawn by their weights; and how many of each part."""
+    weights = [entry["weight"] for entry in config.mix.values() if entry.get("weight") is not None]
+    numbers = order(sizes, counts(sizes, weights or None, config.stopping_strategy))[: config.max_train_rows]
+    taken, start = [], 0
+    for size in sizes:
+        taken.append(sum(start <= number < start + size for number in numbers))
+        start += size
+    return rows.select(numbers), taken
+
+
+def shuffled(rows: Mapping[str, Dataset]) -> Dataset:
+    """The parts as one, in an order drawn with a fixed seed; one part as it is."""
+    found = join(rows)
+    return found.shuffle(seed=SEED) if len(rows) > 1 else found
 
 
 def join(rows: Mapping[str, Dataset]) -> Dataset:
@@ -150,14 +162,18 @@ def _as_messages(part: Dataset, name: str, rows: Mapping[str, Dataset]) -> Datas
         return part
     if {"prompt", "completion"} <= columns and any("messages" in other.column_names for other in rows.values()):
         if isinstance(part[0]["prompt"], list):
-            return part.map(
-                lambda row: {"messages": row["prompt"] + row["completion"]}, remove_columns=["prompt", "completion"]
-            )
+            return part.map(_as_one, remove_columns=["prompt", "completion"])
         raise PosttrainError(
             f"data.mix.{name}: is text, and other parts are conversations; set its conversational=true"
         )
     every = "; ".join(f"{n}: {', '.join(sorted(TRL_COLUMNS & set(p.column_names)))}" for n, p in rows.items())
     raise PosttrainError(f"data.mix: the parts have different columns to learn from ({every})")
+
+
+def _as_one(row: dict[str, Any]) -> dict[str, Any]:
+    """Prompt and completion as a conversation of which the completion is learnt."""
+    asked = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in row["prompt"]]
+    return {"messages": asked + row["completion"]}
 
 
 def _json_messages(part: Dataset) -> Dataset:
@@ -175,4 +191,4 @@ def _json_messages(part: Dataset) -> Dataset:
 
 def first_rows(config: DataConfig, rows: Dataset, limit: int | None) -> Dataset:
     """The first `limit` rows of the mixture as a whole."""
-    return rows.select(range(min(limit, len(rows)))) if config.mix and limit is not None else rows
+    return rows.select(range(min(limit, len(rows)))) if limit is not None else rows

@@ -1,21 +1,23 @@
-"""From a data path to rows under our names: which format, which rows do not fit, what is converted."""
+"""From a data path to rows in our columns: which format, which rows do not fit, what is converted."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain.config.schema import DataConfig
+from posttrain.data import columns as col
 from posttrain.data import files as f
-from posttrain.data.formats import PAIRS, WEIGHED, check_row, check_weight, form, rename
-from posttrain.data.judged import is_judged
-from posttrain.data.shapes import FORMATS, detect
-from posttrain.data.store import Convert, Skipped, sift, store
+from posttrain.data import formats
+from posttrain.data.conversation import Example
+from posttrain.data.formats import FORMATS, PAIRS, detect
+from posttrain.data.scored_answers import is_scored
+from posttrain.data.store import INDEX, Skipped, store
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -23,18 +25,59 @@ if TYPE_CHECKING:
 
 # So many rows tell the format.
 FIRST = 200
-# Formats whose rows are conversations already.
-CHATS = ("alpaca", "sharegpt", "openai", "openai_preference", "openai_rft", "hh", "ultrafeedback")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows as read; `config` has no longer what is done already. `format` is that of the source."""
+class Template(Protocol):
+    """What the model's chat template makes of rows (`posttrain.data.rendering`)."""
 
-    rows: Dataset
-    config: DataConfig
-    format: str
-    skipped: Skipped | None = None
+    reasoning: str
+
+    def without_bos(self, text: str) -> str:
+        """Text that was rendered before, without the BOS that the tokenizer adds anew."""
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Raise `Misfit` for a row that it refuses."""
+
+
+@dataclass
+class Converter:
+    """Turns raw rows into our columns, and remembers which of theirs it used, left out and kept."""
+
+    make: Callable[[Mapping[str, Any]], Example]
+    kind: str | None
+    conversational: bool = False
+    template: Template | None = None
+    keep: bool = False
+    used: set[str] = field(default_factory=set)
+
+    def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What the row's `Example` makes; raises `Misfit`."""
+        col.check_media(row)
+        example = self.make(row)
+        col.check_learnable(example, self.kind)
+        if self.conversational:
+            example = example.conversational()
+        self.used.update(example.used)
+        made = example.columns(self.template.reasoning if self.template else "reasoning_content")
+        if self.template is not None:
+            for name in ("text", "prompt"):
+                if isinstance(made.get(name), str):
+                    made[name] = self.template.without_bos(made[name])
+        if self.kind in col.WEIGHED and made.keys() >= {*PAIRS}:
+            col.check_weight(row)
+        return made
+
+    def others(self, names: Any, used: Any) -> list[str]:
+        """The columns that stay beside them."""
+        return [n for n in names if n not in used] if self.keep else col.others(names, used, self.kind)
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        made = self.columns(row)
+        return {**made, **{name: row[name] for name in self.others(row, self.used) if name not in made}}
+
+    def check(self, made: Mapping[str, Any]) -> None:
+        if self.template is not None:
+            self.template.check(made)
 
 
 @dataclass(frozen=True)
@@ -43,35 +86,54 @@ class Source:
 
     rows: Callable[[], Iterator[f.Row]]
     format: str
-    convert: Convert
+    convert: Converter
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as read; `format` is that of the source, `read` counts its rows, `unused` are columns that are gone."""
+
+    rows: Dataset
+    format: str
+    read: int
+    skipped: Skipped | None = None
+    unused: tuple[str, ...] = ()
 
 
 def read(
-    config: DataConfig, path: Any, split: str, key: str, kind: str | None, needed: tuple[str, ...] | None = None
+    config: DataConfig,
+    path: Any,
+    split: str,
+    key: str,
+    kind: str | None,
+    needed: tuple[str, ...] | None = None,
+    template: Template | None = None,
 ) -> Rows:
     """The rows of `path` that trainer `kind` will learn from; with no `kind`, those that have prompts.
 
     `key` is the setting that names the path, `needed` the columns of TRL's form to check, if not those that `kind`
-    needs. Raises `PosttrainError` for what cannot be read, does not fit, or serves another trainer.
+    needs; all others are kept then. Raises `PosttrainError` for what cannot be read, does not fit, or serves another
+    trainer.
     """
     named = f"{key}={shown(path)}"
     local = f.resolve(path)
     if local and f.kind(local[0]) != ".parquet":
-        return _stored(open_files(config, local, kind, named, needed), config, named)
-    dataset = rename(load_arrow(config, path, local, split, key), config.columns)
-    config = replace(config, columns={})
-    if not len(dataset):
-        return Rows(dataset, config, "trl")
-    source = open_rows(functools.partial(_arrow_rows, dataset, path, local), config, kind, needed)
-    if source.format != "trl":
+        source = open_files(config, local, kind, named, needed, template)
         return _stored(source, config, named)
-    if local or config.on_error == "skip":
-        return _sifted(dataset, source, config, named)
-    return Rows(dataset, config, "trl")
+    dataset = rename(load_arrow(config, path, local, split, key), config.columns)
+    if not len(dataset):
+        raise PosttrainError(f"{named}: no rows")
+    source = open_rows(functools.partial(arrow_rows, dataset, path, local), config, kind, needed, template)
+    return _beside(dataset, source, config, named)
 
 
 def open_files(
-    config: DataConfig, paths: list[Path], kind: str | None, named: str, needed: tuple[str, ...] | None = None
+    config: DataConfig,
+    paths: list[Path],
+    kind: str | None,
+    named: str,
+    needed: tuple[str, ...] | None = None,
+    template: Template | None = None,
 ) -> Source:
     """The rows of text files, their columns renamed."""
 
@@ -83,7 +145,7 @@ def open_files(
     try:
         if config.columns:
             _check_columns(paths, config.columns)
-        return open_rows(rows, config, kind, needed)
+        return open_rows(rows, config, kind, needed, template)
     except PosttrainError as error:
         message = str(error)
         raise PosttrainError(message if message.startswith(("data.", "trainer.")) else f"{named}: {message}") from error
@@ -105,93 +167,148 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     return {**{name: value for name, value in row.items() if name not in gone}, **moved}
 
 
+def rename(dataset: Dataset, columns: dict[str, str]) -> Dataset:
+    """Rename columns from `{ours: theirs}`; a column of ours that is in the way is dropped."""
+    for ours, theirs in columns.items():
+        if theirs not in dataset.column_names:
+            raise PosttrainError(
+                f"data.columns.{ours}={theirs}: no such column; the data has {', '.join(dataset.column_names)}"
+            )
+    in_the_way = [ours for ours, theirs in columns.items() if ours != theirs and ours in dataset.column_names]
+    dataset = dataset.remove_columns([c for c in in_the_way if c not in columns.values()])
+    return dataset.rename_columns({theirs: ours for ours, theirs in columns.items() if ours != theirs})
+
+
 def open_rows(
-    rows: Callable[[], Iterator[f.Row]], config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None
+    rows: Callable[[], Iterator[f.Row]],
+    config: DataConfig,
+    kind: str | None,
+    needed: tuple[str, ...] | None = None,
+    template: Template | None = None,
 ) -> Source:
     """What the first rows say of all: the format, and whether `kind` can learn from it (see `read`)."""
     first = [row for _, row in itertools.islice(rows(), FIRST) if isinstance(row, dict)]
-    columns = list(dict.fromkeys(name for row in first for name in row))
+    columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX))
     name = detect(columns, first) if config.format == "auto" else config.format
+    more: dict[str, Any] = {
+        "kind": kind,
+        "conversational": config.conversational,
+        "template": template,
+        "keep": needed is not None,
+    }
     if name != "trl":
-        convert = FORMATS[name]
-        _check_serves(first, convert, name, kind)
-        return Source(rows, name, _weighing(convert, kind))
+        convert = Converter(FORMATS[name], **more)
+        _check_serves(first, convert.make, name, kind)
+        return Source(rows, name, convert)
     if not first:
-        return Source(rows, name, lambda row: row)
+        return Source(rows, name, Converter(lambda row: Example(), **more))
     if needed is not None:
         needed = tuple(name for name in needed if name in columns)
     elif kind is not None:
-        needed = form(columns, kind)
+        needed = col.form(columns, kind)
     else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
         needed = next((one for one in sets if set(one) <= set(columns)), ())
-    return Source(rows, name, _weighing(functools.partial(check_row, needed=needed), kind))
+    if config.conversational and "prompt" not in columns and needed == ("text",):
+        raise PosttrainError(
+            f"data.conversational=true: needs a column prompt, and the data has {', '.join(columns)}; "
+            "map it, ours to theirs: 'data.columns={prompt: question}'"
+        )
+    make = functools.partial(formats.trl, needed=needed, repeated=_repeats(first, needed)) if needed else _nothing
+    return Source(rows, name, Converter(make, **more))
 
 
-def _weighing(convert: Convert, kind: str | None) -> Convert:
-    """`convert`, and a look at the weights of pairs, where `kind` learns by them."""
-
-    def weighing(row: dict[str, Any]) -> dict[str, Any]:
-        made = convert(row)
-        if made.keys() >= {*PAIRS}:
-            check_weight(made)
-        return made
-
-    return weighing if kind in WEIGHED else convert
+def _nothing(row: Mapping[str, Any]) -> Example:
+    return Example()
 
 
-def _check_serves(first: list[dict[str, Any]], convert: Convert, name: str, kind: str | None) -> None:
+def _repeats(first: list[dict[str, Any]], needed: tuple[str, ...]) -> bool:
+    """Whether answers of text begin with their prompt: one may by chance, most do not."""
+    names = [name for name in needed if name in ("completion", *PAIRS)]
+    asked = [row for row in first if isinstance(row.get("prompt"), str) and row["prompt"].strip()]
+    if not names or not asked:
+        return False
+    return 2 * sum(all(str(row.get(name)).startswith(row["prompt"]) for name in names) for row in asked) > len(asked)
+
+
+def _check_serves(
+    first: list[dict[str, Any]], make: Callable[[Mapping[str, Any]], Example], name: str, kind: str | None
+) -> None:
     for row in first if kind else ():
         try:
-            columns = list(convert(row))
+            columns = list(make(row).columns())
         except f.Misfit:
             continue
-        if kind and not is_judged(columns, name):
-            form(columns, kind, name)
+        if kind and not is_scored(columns, name):
+            col.form(columns, kind, name)
         return
 
 
 def _stored(source: Source, config: DataConfig, named: str) -> Rows:
+    seen: dict[str, None] = {}
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        seen.update(dict.fromkeys(row))
+        return source.convert(row)
+
     try:
-        rows, skipped = store(source.rows, source.convert, named, config.on_error == "skip")
+        rows, skipped = store(source.rows, convert, named, config.on_error == "skip", source.convert.check)
     except RecursionError as error:
         raise PosttrainError(f"{named}: a row is nested too deeply") from error
-    chats = source.format in CHATS
-    return Rows(
-        rows,
-        replace(config, columns={}, conversational=config.conversational and not chats),
-        source.format,
-        skipped,
-    )
+    return _counted(rows, source, skipped, seen)
 
 
-def _sifted(dataset: Dataset, source: Source, config: DataConfig, named: str) -> Rows:
-    """Rows that need no conversion keep the types they were stored with; those that do not fit are left out."""
-    kept: list[int] = []
-    numbers = itertools.count()
+def _beside(dataset: Dataset, source: Source, config: DataConfig, named: str) -> Rows:
+    """As `_stored`; columns that need no conversion keep the types that they have."""
+    from datasets import concatenate_datasets
 
-    def see(row: dict[str, Any]) -> None:
-        number = next(numbers)
-        source.convert(row)
-        kept.append(number)
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        return {**source.convert.columns(row), INDEX: row[INDEX]}
 
-    skipped = sift(source.rows(), see, named, config.on_error == "skip")
-    return Rows(dataset.select(kept) if skipped else dataset, config, source.format, skipped)
+    stored, skipped = store(source.rows, convert, named, config.on_error == "skip", source.convert.check)
+    numbers = stored[INDEX][:]
+    stored = stored.remove_columns(INDEX)
+    used = {*source.convert.used, *stored.column_names}
+    rest = dataset.select_columns(source.convert.others(dataset.column_names, used))
+    if not stored.column_names:
+        stored = rest.select(numbers)
+    elif rest.column_names:
+        stored = concatenate_datasets([stored, rest if len(numbers) == len(rest) else rest.select(numbers)], axis=1)
+    return _counted(stored, source, skipped, dataset.column_names)
 
 
-def _arrow_rows(dataset: Dataset, path: Any, local: list[Path]) -> Iterator[f.Row]:
-    """Rows of a loaded data set; of local Parquet files each with its file and number in it."""
+def _counted(rows: Dataset, source: Source, skipped: Skipped | None, columns: Any) -> Rows:
+    gone = [name for name in columns if name not in source.convert.used and name not in rows.column_names]
+    read = len(rows) + (skipped.count if skipped else 0)
+    return Rows(rows, source.format, read, skipped, tuple(gone))
+
+
+def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
+    """Rows of a loaded data set; of local Parquet files each with its file and number in it.
+
+    Arrow gives every object all the keys that any has; those without a value are taken out again.
+    """
+    rows = iter({**_bare(row), INDEX: index} for index, row in enumerate(dataset))
     if not local:
-        for number, row in enumerate(dataset, 1):
+        for number, row in enumerate(rows, 1):
             yield f.Place(shown(path), "row", number), row
         return
     import pyarrow.parquet
 
-    rows = iter(dataset)
     for file in local:
         count = pyarrow.parquet.ParquetFile(file).metadata.num_rows
         for number, row in enumerate(itertools.islice(rows, count), 1):
             yield f.Place(str(file), "row", number), row
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _without_nulls(value) if isinstance(value, (list, dict)) else value for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def shown(path: Any) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.formats import PROMPTED, prompt_of
-from posttrain.data.reading import Rows, has_splits, held_out_split, read, shown
+from posttrain.data.columns import PROMPTED, prompt_of
+from posttrain.data.reading import Rows, Template, has_splits, held_out_split, read, shown
 from posttrain.data.sampled import data_file
 from posttrain.data.store import Skipped
 from posttrain.errors import PosttrainError
@@ -35,30 +34,37 @@ class Part:
 
 @dataclass(frozen=True)
 class Divided:
-    """Rows for training and, unless nothing is held out, held-out ones; how those were chosen; what was left out."""
+    """Rows for training and, unless nothing is held out, held-out ones; how those were chosen; what was left out.
+
+    `read` counts the rows of `data.path`, `unused` are its columns that are not kept.
+    """
 
     train: Part
     held_out: Part | None
     how: str
     skipped: list[Skipped]
+    read: int | None = None
+    unused: tuple[str, ...] = ()
 
 
-def divide(config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None) -> Divided:
-    """The rows of `data.path` (and `data.eval_path`), for trainer `kind`; `needed` as in `reading.read`."""
+def divide(
+    config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None, template: Template | None = None
+) -> Divided:
+    """The rows of `data.path` (and `data.eval_path`), for trainer `kind`; the rest as in `reading.read`."""
     own = reading(config, config.path)
-    train = read(own, own.path, own.split, "data.path", kind, needed)
+    train = read(own, own.path, own.split, "data.path", kind, needed, template)
     held_out: Rows | None = None
     if config.eval_path:
         other = reading(config, config.eval_path)
-        held_out, how = read(other, other.path, held_out_split(other), "data.eval_path", kind), "file"
+        held_out, how = read(other, other.path, held_out_split(other), "data.eval_path", kind, None, template), "file"
     elif own.eval_split and has_splits(own.path):
-        held_out, how = read(own, own.path, own.eval_split, "data.path", kind), own.eval_split
+        held_out, how = read(own, own.path, own.eval_split, "data.path", kind, None, template), own.eval_split
     elif config.eval_size:
         size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
         if len(train.rows) < 2:
             rows = len(train.rows)
             raise PosttrainError(f"data.path={shown(config.path)}: {rows} rows cannot be split; set data.eval_size=0")
-        rest, drawn = hold_out(train.rows, size, {})
+        rest, drawn = hold_out(train.rows, size)
         train, held_out = replace(train, rows=rest), replace(train, rows=drawn, skipped=None)
         how = f"{config.eval_size} of {config.split}"
     else:
@@ -71,9 +77,9 @@ def divide(config: DataConfig, kind: str | None, needed: tuple[str, ...] | None 
     skipped = [rows.skipped for rows in (train, held_out) if rows is not None and rows.skipped]
     other_part = None
     if held_out is not None:
-        other_part = Part(held_out.rows, held_out.config, config.max_eval_rows, "held-out", held_out.format)
-    own_part = Part(train.rows, train.config, config.max_train_rows, "train", train.format)
-    return Divided(own_part, other_part, how, skipped)
+        other_part = Part(held_out.rows, config, config.max_eval_rows, "held-out", held_out.format)
+    own_part = Part(train.rows, config, config.max_train_rows, "train", train.format)
+    return Divided(own_part, other_part, how, skipped, train.read, train.unused)
 
 
 def reading(config: DataConfig, path: Any) -> DataConfig:
@@ -85,22 +91,20 @@ def reading(config: DataConfig, path: Any) -> DataConfig:
     return replace(config, path=file, name=None, revision=None, split="train", eval_split=None, **own)
 
 
-def hold_out(rows: Dataset, size: float | int, columns: Mapping[str, str]) -> tuple[Dataset, Dataset]:
+def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
     """Rows for training and held-out ones: a share below 1 or a number, drawn with `SPLIT_SEED`.
 
     Where rows repeat their prompt, as sampled completions do, whole prompts are held out until there are `size` rows:
-    a prompt that was trained on says nothing about others. `columns` maps our names to those of `rows`. Raises
-    `PosttrainError` where nothing would be left for either.
+    a prompt that was trained on says nothing about others. Raises `PosttrainError` where nothing
+    would be left for either.
     """
     if not 0 < (size * len(rows) if size < 1 else size) <= len(rows) - 1:
         raise PosttrainError(
             f"data.eval_size={size:g}: of {len(rows)} rows that leaves none to train on; set a smaller share or number"
         )
-    theirs = [column for name in PROMPTED if (column := columns.get(name, name)) in rows.column_names]
     groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows.select_columns(theirs)):
-        ours = {name: row[column] for name in PROMPTED if (column := columns.get(name, name)) in row}
-        prompt = prompt_of(ours)
+    for index, row in enumerate(rows.select_columns([name for name in PROMPTED if name in rows.column_names])):
+        prompt = prompt_of(row)
         groups.setdefault(f"row {index}" if prompt is None else repr(prompt), []).append(index)
     if len(groups) < 2 or len(groups) == len(rows):
         parts = rows.train_test_split(test_size=size, seed=SPLIT_SEED)

@@ -29,6 +29,8 @@ ALIKE = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 # bool before int, which it is a kind of.
 SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
 ITEMS: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
+# Where a row of a loaded data set stands in it, on its way through the store.
+INDEX = "__index__"
 _files = itertools.count()
 _passing: list[str] = []
 
@@ -50,6 +52,8 @@ class Skipped:
         where = "line" if place.unit == "line" else "number"  # `row` is the row itself
         entry = {"file": place.file, where: place.number, "field": misfit.field or None, "reason": misfit.reason}
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            if isinstance(row, dict):
+                row = {name: value for name, value in row.items() if name != INDEX}
             file.write(json.dumps({**entry, "row": row}, ensure_ascii=False, default=str) + "\n")
 
     def first(self, most: int) -> list[tuple[str, int, str]]:
@@ -71,19 +75,36 @@ def message(place: Place, misfit: Misfit) -> str:
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def store(source: Callable[[], Iterator[Row]], convert: Convert, key: str, skip: bool = False) -> Stored:
+def store(
+    source: Callable[[], Iterator[Row]],
+    convert: Convert,
+    key: str,
+    skip: bool = False,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> Stored:
     """The rows of `source`, converted, in a file of this process; and those that were skipped, unless there are none.
 
-    `convert` raises `Misfit`. Raises `PosttrainError` with the first rows that do not fit, unless `skip`, and where
-    none is left. `key` begins a message, as in `data.path=rows.jsonl`.
+    `convert` raises `Misfit`, and so does `check`, which sees each converted row once. Raises `PosttrainError` with the
+    first rows that do not fit, unless `skip`, and where none is left. `key` begins a message, as in
+    `data.path=rows.jsonl`.
     """
-    kinds = Kinds()
+    kinds, failed = Kinds(), set()
+    numbers = itertools.count()
 
     def seen(row: dict[str, Any]) -> None:
-        kinds.see(convert(row))
+        number = next(numbers)
+        try:
+            made = convert(row)
+            kinds.fits(made)
+            if check is not None:
+                check(made)
+            kinds.see(made)
+        except Misfit:
+            failed.add(number)
+            raise
 
     skipped = sift(source(), seen, key, skip)
-    return _write(source, convert, kinds, key), skipped
+    return _write(source, convert, kinds, key, failed), skipped
 
 
 def sift(rows: Iterator[Row], see: Callable[[dict[str, Any]], None], key: str, skip: bool = False) -> Skipped | None:
@@ -122,7 +143,7 @@ def _report(key: str, first: list[str], count: int) -> str:
     return "\n".join([f"{key}: {what}; {mend}", *(f"  {line}" for line in first), *more])
 
 
-def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, key: str) -> Dataset:
+def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, key: str, failed: set[int]) -> Dataset:
     from datasets import Dataset
     from datasets.arrow_writer import ArrowWriter
 
@@ -131,14 +152,10 @@ def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, 
     numbers = {name for name, kind in kinds.found.items() if kind == "float"}
     try:
         with ArrowWriter(path=str(path), features=features, writer_batch_size=1000) as writer:
-            for _, row in source():
-                try:
-                    if isinstance(row, Misfit):
-                        continue
-                    converted = convert(row)
-                    kinds.fits(converted)
-                except Misfit:
+            for number, row in enumerate(row for _, row in source() if not isinstance(row, Misfit)):
+                if number in failed:
                     continue
+                converted = convert(row)
                 full = {name: converted.get(name) for name in features}
                 full.update({name: dump(full[name]) for name in encoded})
                 # Arrow refuses integers that no float equals.

@@ -14,11 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
 from posttrain.data import files as f
-from posttrain.data.formats import TRL_COLUMNS, rename
-from posttrain.data.reading import CHATS, Source, explain, held_out_split, open_files, open_rows, read, saved, shown
-from posttrain.data.ready import Ready, adapted, prompts_for
+from posttrain.data.columns import BESIDE, TRL_COLUMNS
+from posttrain.data.reading import (
+    Source,
+    Template,
+    arrow_rows,
+    explain,
+    held_out_split,
+    open_files,
+    open_rows,
+    read,
+    rename,
+    saved,
+    shown,
+)
 from posttrain.data.split import Divided, Part, reading
-from posttrain.data.store import Skipped, message, passing, scratch, store
+from posttrain.data.store import INDEX, Skipped, message, passing, scratch, store
+from posttrain.data.trainer_rows import TrainerRows, adapted, prompts_for
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -64,31 +76,31 @@ class Stream:
     kind: str
     held: int
     skipped: Skipped
+    template: Template | None = None
     columns: list[str] = field(default_factory=list)
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         self.skipped.clear()
-        source, after = self.opened()
+        source = self.opened()
         rest = itertools.islice(self.fitting(source), self.held, None)
         while batch := list(itertools.islice(rest, BATCH)):
             with passing():
-                rows = list(adapted(_part(batch, source, after, "train"), self.kind))
+                rows = list(adapted(_part(batch, source, self.config, "train"), self.kind))
             # Other columns serve reward functions, which no trainer here has; their types may change on the way.
             yield from ({name: row.get(name) for name in self.columns} for row in rows)
 
-    def opened(self) -> tuple[Source, DataConfig]:
-        """The source, and what the settings still say of its converted rows."""
-        own = reading(self.config, self.config.path)
-        source = _source(own, self.kind)
-        conversational = own.conversational and source.format not in CHATS
-        return source, replace(own, columns={}, conversational=conversational)
+    def opened(self) -> Source:
+        return _source(reading(self.config, self.config.path), self.kind, self.template)
 
     def fitting(self, source: Source) -> Iterator[dict[str, Any]]:
         for place, row in source.rows():
             try:
                 if isinstance(row, f.Misfit):
                     raise row
-                yield source.convert(row)
+                made = source.convert(row)
+                source.convert.check(made)
+                made.pop(INDEX, None)
+                yield made
             except f.Misfit as misfit:
                 if self.config.on_error == "stop":
                     mend = "mend it, or leave such rows out with data.on_error=skip"
@@ -97,13 +109,13 @@ class Stream:
                 self.skipped.add(place, misfit, None if isinstance(row, f.Misfit) else row)
 
 
-def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
-    """The stream of training rows; its first rows, and held-out ones, as `Ready`."""
+def load(config: DataConfig, kind: str, template: Template | None) -> tuple[IterableDataset, TrainerRows]:
+    """The stream of training rows; its first rows, and held-out ones."""
     from datasets import Features, IterableDataset, Value
 
     held = 0 if config.eval_path else int(config.eval_size)
-    stream = Stream(config, kind, held, Skipped(scratch("skipped.jsonl")))
-    source, after = stream.opened()
+    stream = Stream(config, kind, held, Skipped(scratch("skipped.jsonl")), template)
+    source = stream.opened()
     if source.format in COMPARED:
         raise PosttrainError(
             f"data.streaming=true: rows of the format {source.format} are compared with one another; set it to false"
@@ -113,37 +125,36 @@ def load(config: DataConfig, kind: str) -> tuple[IterableDataset, Ready]:
         raise PosttrainError(
             f"data.path={shown(config.path)}: {len(first)} rows, and data.eval_size={held} of them are to be held out"
         )
-    train = _part(first[held:], source, after, "train")
-    held_out = _held_out(config, kind) if config.eval_path else None
+    train = _part(first[held:], source, config, "train")
+    held_out = _held_out(config, kind, template) if config.eval_path else None
     if held:
-        held_out = replace(_part(first[:held], source, after, "held-out"), limit=config.max_eval_rows)
+        held_out = replace(_part(first[:held], source, config, "held-out"), limit=config.max_eval_rows)
     how = "file" if config.eval_path else f"the first {held} rows" if held else "none"
-    made = Ready(
+    made = TrainerRows(
         adapted(train, kind),
         adapted(held_out, kind) if held_out else None,
         prompts_for(held_out, kind) if held_out else None,
         Divided(train, held_out, how, [stream.skipped]),
     )
-    taken = {*TRL_COLUMNS, "tools", "weight"}
+    taken = {*TRL_COLUMNS, *BESIDE, "weight"}
     features = {name: feature for name, feature in made.train.features.items() if name in taken}
-    if source.format != "trl":
-        features["tools"] = Value("string")  # the first rows may have none
+    features["tools"] = Value("string")  # the first rows may have none
     stream.columns = list(features)
     rows = IterableDataset.from_generator(stream, features=Features(features))
     return rows.shuffle(seed=SEED, buffer_size=BUFFER), made
 
 
-def _held_out(config: DataConfig, kind: str) -> Part:
+def _held_out(config: DataConfig, kind: str, template: Template | None) -> Part:
     own = reading(config, config.eval_path)
-    rows = read(own, own.path, held_out_split(own), "data.eval_path", kind)
-    return Part(rows.rows, rows.config, config.max_eval_rows, "held-out", rows.format)
+    rows = read(own, own.path, held_out_split(own), "data.eval_path", kind, None, template)
+    return Part(rows.rows, config, config.max_eval_rows, "held-out", rows.format)
 
 
-def _source(config: DataConfig, kind: str) -> Source:
+def _source(config: DataConfig, kind: str, template: Template | None) -> Source:
     named = f"data.path={shown(config.path)}"
     local = f.resolve(config.path)
     if local and f.kind(local[0]) != ".parquet":
-        return open_files(config, local, kind, named)
+        return open_files(config, local, kind, named, None, template)
     import datasets
 
     try:
@@ -160,11 +171,7 @@ def _source(config: DataConfig, kind: str) -> Source:
     if config.columns:
         found = rename(found, config.columns)
 
-    def rows() -> Iterator[f.Row]:
-        for number, row in enumerate(found, 1):
-            yield f.Place(shown(config.path), "row", number), row
-
-    return open_rows(rows, config, kind)
+    return open_rows(lambda: arrow_rows(found, config.path, []), config, kind, None, template)
 
 
 def _part(rows: list[dict[str, Any]], source: Source, config: DataConfig, name: str) -> Part:

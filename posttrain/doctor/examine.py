@@ -18,7 +18,7 @@ from posttrain.doctor.texts import Texts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.data import Data
+    from posttrain.data.loading import Data
 
 SHOWN = 3
 
@@ -122,7 +122,7 @@ def _skipped(data: Data, settings: DoctorConfig) -> list[Finding]:
 def tokenize(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, own: Texts) -> Tokenized:
     characters = np.array([len(text) for text in own.whole()])
     sample, longest = sequences.choose(len(own), run.doctor.sample, characters)
-    first, others = (sequences.of(run, tokenizer, data.train, part, data.labelled) for part in (sample, longest))
+    first, others = (sequences.of(run, tokenizer, data.train, part) for part in (sample, longest))
     return Tokenized(first, others, len(own))
 
 

@@ -54,13 +54,8 @@ def choose(count: int, sample: int | None, lengths: np.ndarray) -> tuple[list[in
     return uniform.tolist(), others[np.argsort(-lengths[others], kind="stable")[:LONGEST]].tolist()
 
 
-def of(
-    run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: list[int], labelled: bool = False
-) -> list[list[Sequence]]:
-    """The sequences of each of `indices`, whole: nothing cut, nothing dropped.
-
-    `labelled` rows have their loss on assistant messages by `weight` (see `posttrain.data.labels`).
-    """
+def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: list[int]) -> list[list[Sequence]]:
+    """The sequences of each of `indices`, whole: nothing cut, nothing dropped."""
     if not indices:
         return []
     chosen = rows.select(indices)
@@ -68,10 +63,11 @@ def of(
         # The completion is sampled in training, so there is only the prompt, opened for the reply.
         found = [ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
         return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
-    if labelled and run.trainer.kind == "sft":
-        from posttrain.data.labels import label
+    if run.trainer.kind == "sft" and "messages" in chosen.column_names:
+        from posttrain.data import loss_mask
 
-        chosen = label(chosen, tokenizer)
+        only = run.trainer.args.get("assistant_only_loss")
+        chosen = loss_mask.label(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
     prepared = prepare(run, tokenizer, chosen, None)
     prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED])
     return [_sequences(run.trainer.kind, index, row) for index, row in zip(indices, prepared, strict=True)]

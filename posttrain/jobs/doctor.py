@@ -44,13 +44,14 @@ def doctor(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def prepare(run: Run) -> Plan:
     """Tokenizer and rows, found as training finds them; raises `PosttrainError` as it would."""
-    from posttrain.data import load
+    from posttrain.data.loading import load
+    from posttrain.data.rendering import Rendering
     from posttrain.models import inherit, tokenizers
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
-    data = load(run.data, run.trainer.kind)
+    data = load(run.data, run.trainer.kind, Rendering(tokenizer, run.trainer.kind, run.trainer.args))
     tokenizers.check_template(tokenizer, data.train[0], run.model)
     return Plan(tokenizer, data)
 

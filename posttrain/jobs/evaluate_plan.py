@@ -62,7 +62,7 @@ class Measurements:
 def prepare(run: Run) -> Plan:
     """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
     from posttrain import rewards
-    from posttrain.data import load_held_out
+    from posttrain.data.loading import load_held_out
 
     kind = run.trainer.kind
     data = load_held_out(run.data, kind)

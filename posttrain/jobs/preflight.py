@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import checks, combinations, objective, options, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.config.trainers import KINDS
-from posttrain.data import files, mix, stream
+from posttrain.data import files
+from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
-from posttrain.data.shapes import NAMES
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ CHOICES = {
     "data.format": NAMES,
     "data.on_error": ("stop", "skip"),
     "data.pairs": ("all", "one"),
+    "data.stopping_strategy": ("first_exhausted", "all_exhausted"),
 }
 
 
@@ -99,6 +100,8 @@ def check(run: Run) -> None:
         probed = run.probe.prompts > 0 and run.trainer.kind != "reward"
         errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
     if run.data.streaming:
+        from posttrain.data import stream
+
         errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
     errors += ranges.check_schema(asdict(run))
     if errors:
@@ -173,7 +176,11 @@ def _value(run: Run, key: str) -> Any:
 
 
 def _paths(run: Run) -> list[str]:
-    errors = mix.check(run.data)
+    errors = []
+    if run.data.mix:
+        from posttrain.data import mix
+
+        errors += mix.check(run.data)
     local = {"data.path": run.data.path, "data.eval_path": run.data.eval_path}
     for name, part in run.data.mix.items():
         local |= {f"data.mix.{name}.{key}": part.get(key) for key in ("path", "eval_path") if isinstance(part, dict)}

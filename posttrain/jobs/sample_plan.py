@@ -33,7 +33,7 @@ class Plan:
 def prepare(run: Run) -> Plan:
     """Find model, tokenizer and prompts; raises `PosttrainError` for what does not fit together."""
     from posttrain import rewards
-    from posttrain.data import load_prompts
+    from posttrain.data.loading import load_prompts
     from posttrain.jobs import common
     from posttrain.models import tokenizers, weights
     from posttrain.models.generate import encode_prompts

@@ -251,7 +251,6 @@ def _build(
         tokenizer=plan.tokenizer,
         train=plan.data.train,
         eval=plan.data.eval,
-        labelled=plan.data.labelled,
         weighted=plan.data.weighted,
         lora=adapter.lora_config(run.peft, run.trainer.kind),
         quantization=adapter.quantization_config(run.peft),

@@ -19,7 +19,7 @@ from posttrain.training.schedule import schedule
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.data import Data
+    from posttrain.data.loading import Data
     from posttrain.models.hardware import Precision
     from posttrain.models.inherit import Start
     from posttrain.probe.texts import ProbeTexts
@@ -102,14 +102,16 @@ class Plan:
 
 def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
-    from posttrain.data import load
+    from posttrain.data.loading import load
+    from posttrain.data.rendering import Rendering
     from posttrain.models import architecture, hardware, inherit, tokenizers
     from posttrain.training import rehearsal
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
-    data = load(run.data, run.trainer.kind)
+    rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
+    data = load(run.data, run.trainer.kind, rendering)
     first = data.first[0]
     tokenizers.check_template(tokenizer, first, run.model)
     _check_columns(run, data)

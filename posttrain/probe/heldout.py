@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.formats import prompt_of
+from posttrain.data.columns import prompt_of
 from posttrain.models.generate import encode_answer, log_probs
 from posttrain.models.tokens import ids as token_ids
 from posttrain.probe.intervals import Metric, exponential, mean, ratio

@@ -76,7 +76,8 @@ def _rows(path: str, key: str, columns: tuple[str, ...]) -> Any:
     from posttrain.data.reading import read
 
     file = str(wheels.texts()) if path == "embedded:texts" else path
-    rows = read(DataConfig(path=file, format="trl"), file, "train", key, None).rows
+    checked = tuple(name for name in columns if name == "prompt")  # texts are checked here
+    rows = read(DataConfig(path=file, format="trl"), file, "train", key, None, checked).rows
     if missing := [name for name in columns if name not in rows.column_names]:
         raise PosttrainError(
             f"{key}={path}: has no column {missing[0]!r}; it needs {' and '.join(columns)}, and has "

@@ -28,7 +28,7 @@ class Parts:
     `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
     args make of its scores; `reward_weights` has its weight
-    first, then those of `rewards`. `labelled` says that messages carry weights, `weighted` that pairs do.
+    first, then those of `rewards`. `weighted` says that pairs carry weights.
     """
 
     model: str
@@ -45,7 +45,6 @@ class Parts:
     reward_adapter: tuple[str, str] | None = None
     reward_adjustment: Adjustment | None = None
     value_lora: LoraConfig | None = None
-    labelled: bool = False
     weighted: bool = False
 
 
@@ -58,7 +57,7 @@ def build(kind: str, parts: Parts) -> Trainer:
     from posttrain.training.resume import resumable
 
     chosen = KINDS[kind]
-    if parts.labelled and kind == "sft":
+    if kind == "sft" and "messages" in (parts.train.column_names or []):
         parts = _labelled(parts)
     library = importlib.import_module(chosen.package)
     args: dict[str, Any] = dict(parts.args)
@@ -119,11 +118,15 @@ def build(kind: str, parts: Parts) -> Trainer:
 
 
 def _labelled(parts: Parts) -> Parts:
-    """The rows tokenized, with the loss on assistant messages by their `weight`."""
-    from posttrain.data.labels import label
+    """The rows tokenized, with the loss on assistant messages, or on all turns where `assistant_only_loss=false`."""
+    from posttrain.data import loss_mask
 
-    held_out = label(parts.eval, parts.tokenizer) if parts.eval is not None else None
-    return replace(parts, train=label(parts.train, parts.tokenizer), eval=held_out)
+    only = parts.args.get("assistant_only_loss")
+    how = (parts.tokenizer, loss_mask.training_template(parts.tokenizer, only), only is False)
+    held_out = loss_mask.label(parts.eval, *how) if parts.eval is not None else None
+    # The labels are made, so TRL need not look for marks in a template.
+    args = {**parts.args, "assistant_only_loss": False}
+    return replace(parts, train=loss_mask.label(parts.train, *how), eval=held_out, args=args)
 
 
 def _with_adapter(parts: Parts, init_kwargs: dict[str, Any]) -> PeftModel:

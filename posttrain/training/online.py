@@ -20,7 +20,7 @@ from posttrain.training.schedule import completions
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.data import Data
+    from posttrain.data.loading import Data
     from posttrain.models.hardware import Precision
 
 

@@ -15,7 +15,7 @@ from posttrain.annotate.answers import read
 from posttrain.annotate.candidates import Candidate, Group
 from posttrain.annotate.session import LEASE, Session, order
 from posttrain.config.schema import DataConfig
-from posttrain.data import load
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 from tests.helpers.runs import compose, rows
 

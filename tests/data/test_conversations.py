@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from datasets import Dataset
 
 from posttrain.config.schema import DataConfig
-from posttrain.data import load
-from posttrain.data.formats import converse
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 
 
@@ -28,36 +27,38 @@ def questions(tmp_path: Path) -> str:
     return str(path)
 
 
+def loaded(row: dict[str, Any], kind: str) -> dict[str, Any]:
+    Path("d.jsonl").write_text(json.dumps(row) + "\n")
+    return load(DataConfig(path="d.jsonl", eval_size=0, conversational=True), kind).train[0]
+
+
 def test_each_text_becomes_one_turn_and_other_columns_stay():
-    data = Dataset.from_list([{"prompt": "The sky is", "chosen": " blue.", "rejected": " green.\n", "score": 3}])
-    assert converse(data)[0] == {
+    assert loaded({"prompt": "The sky is", "chosen": " blue.", "rejected": " green.\n", "n": 3}, "dpo") == {
         "prompt": user("The sky is"),
         "chosen": assistant("blue."),
         "rejected": assistant("green."),
-        "score": 3,
+        "n": 3,
     }
 
 
 def test_unpaired_rows():
-    data = Dataset.from_list([{"prompt": "2 + 2?", "completion": "4", "label": True}])
-    assert converse(data)[0] == {"prompt": user("2 + 2?"), "completion": assistant("4"), "label": True}
+    row = {"prompt": "2 + 2?", "completion": "4", "label": True}
+    assert loaded(row, "kto") == {"prompt": user("2 + 2?"), "completion": assistant("4"), "label": True}
 
 
 def test_no_prompt_is_an_error():
     with pytest.raises(PosttrainError, match=r"needs a column prompt, and the data has text; map it"):
-        converse(Dataset.from_list([{"text": "The sky is blue."}]))
+        loaded({"text": "The sky is blue."}, "sft")
 
 
-def test_a_conversation_is_an_error_with_row_and_column():
-    data = Dataset.from_list([{"prompt": "a", "chosen": user("a") + assistant("b"), "rejected": assistant("c")}])
-    with pytest.raises(PosttrainError, match="row 0, column chosen: expected text, got"):
-        converse(data)
+def test_a_conversation_is_one_already():
+    pair = {"chosen": user("a") + assistant("b"), "rejected": user("a") + assistant("c")}
+    assert loaded(pair, "dpo") == {"prompt": user("a"), "chosen": assistant("b"), "rejected": assistant("c")}
 
 
-def test_a_missing_text_is_an_error_with_its_row():
-    data = Dataset.from_list([{"prompt": "a"}, {"prompt": None}])
-    with pytest.raises(PosttrainError, match="row 1, column prompt: expected text, got None"):
-        converse(data)
+def test_a_missing_text_is_an_error_with_its_line():
+    with pytest.raises(PosttrainError, match=r"d\.jsonl, line 1, prompt: expected text or a list"):
+        loaded({"prompt": None}, "grpo")
 
 
 def test_training_rows_and_probe_prompts_alike(questions: str):

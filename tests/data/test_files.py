@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from posttrain import extras
 from posttrain.config.schema import DataConfig
-from posttrain.data import files, load
-from posttrain.data.shapes import NAMES
+from posttrain.data import files
+from posttrain.data.formats import NAMES
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 from tests.helpers.runs import compose
 
@@ -130,7 +131,7 @@ BROKEN = [
     (b'{"text": "a", "n": 18446744073709551616}', "which does not fit 64 bits"),
     (b'{"text": "a"} {"text": "b"}', "is not JSON: more after the object at column 14"),
     (b'{"text": ' + b"[" * 100_000, "is nested too deeply"),
-    (b'{"text": null}', "text: expected text or a list of messages, got None"),
+    (b'{"text": null}', "text: is missing"),
 ]
 
 
@@ -193,7 +194,7 @@ def test_parquet_rows_have_a_number_and_keep_their_types(tmp_path: Path):
     table = {"text": ["a", None, "c"], "day": [datetime.date(2026, 1, n) for n in (1, 2, 3)]}
     for name in ("a", "b"):
         pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / f"{name}.parquet")
-    with pytest.raises(PosttrainError, match=r"b.parquet, row 2, text: expected text"):
+    with pytest.raises(PosttrainError, match=r"b.parquet, row 2, text: is missing"):
         texts("*.parquet")
     data = load(DataConfig(path="*.parquet", eval_size=0, on_error="skip"), "sft")
     (skipped,) = data.skipped

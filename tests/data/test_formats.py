@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from posttrain.config.schema import DataConfig
-from posttrain.data import load
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 from tests.helpers.runs import rows as json_rows
 
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
         "trl",
         "sft",
         [{"messages": [user("Hello, how are you?"), said("I'm doing great. How can I help you today?")]}],
-        "line 2, messages: expected messages with role and content, got {'speaker': 'user'",
+        "line 2, messages[0]: expected a message with role and content (or from and value), got {'speaker': 'user'",
     ),
     "alpaca": (
         "alpaca",
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
         "trl",
         "dpo",
         [{"prompt": [user("Name a fruit.")], "chosen": [said("Apple.")], "rejected": [said("A car.")]}],
-        "line 1, chosen: an assistant turn is empty",
+        "line 1, chosen[1].content: an assistant turn is empty",
     ),
     "rankings": (
         "rankings",
@@ -189,7 +189,7 @@ CASES: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
             {"prompt": "Name a colour.", "completion": "Red.", "label": True},
             {"prompt": "Name a colour.", "completion": "Two.", "label": False},
         ],
-        "line 2, completion: is missing",
+        "line 2, completion: expected text or a list of messages, got None",
     ),
 }
 
@@ -239,9 +239,8 @@ def test_a_row_that_does_not_fit_is_named(name: str):
 def test_the_format_can_be_named(tmp_path: Path):
     path = tmp_path / "d.jsonl"  # without a weight this is TRL's own
     path.write_text(json.dumps({"messages": [user("Hi"), said("Hello.")]}) + "\n")
-    assert not load(DataConfig(path=str(path), eval_size=0), "sft").labelled
+    assert load(DataConfig(path=str(path), eval_size=0), "sft").source["parts"][""]["format"] == "trl"
     named = load(DataConfig(path=str(path), eval_size=0, format="openai"), "sft")
-    assert named.labelled
     assert named.source["parts"][""]["detected"] is False
     assert named.lines()["format"].startswith("openai (data.format)")
 
@@ -336,6 +335,8 @@ def test_a_run_on_every_format(name: str, train: Any, tmp_path: Path, capsys: py
         "grpo": ("reward=length", "trainer.args.max_completion_length=4", "trainer.args.num_generations=2"),
         "kto": ("data.threshold=4",),
     }
+    if name in ("sharegpt", "openai"):
+        more["sft"] = ("data.on_error=skip",)  # calls of tools, which the template of the model leaves out
     directory = train(
         f"trainer={kind}",
         *("data.path=rows.jsonl", "data.eval_size=0", "trainer.args.max_steps=1", "peft=none"),
@@ -373,14 +374,13 @@ SAID = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 @pytest.mark.parametrize(
     ("file", "text", "kind", "said"),
     [
-        ("d.csv", 'messages\n"[{""role"": ""user""}]"\n', "sft", "messages: expected a list of messages, got '[{"),
+        ("d.csv", 'messages\n"[{""role"": ""user""}]"\n', "sft", "messages[0].content: is missing"),
         ("d.csv", "text;n\na;1\n", "sft", "columns are separated by commas; the header is 'text;n'"),
-        ("d.jsonl", {"messages": SAID}, "sft", "(ShareGPT's turns: 'data.columns={conversations: messages}')"),
         (
             "d.jsonl",
-            {"messages": [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}]},
+            {"messages": [{"role": "Human", "content": "a"}, {"role": "gpt", "content": "b"}]},
             "sft",
-            "messages: templates know the roles system, user, assistant and tool, and one is 'human'",
+            "messages[0].role: expected system, user, assistant or tool, got 'Human'",
         ),
         (
             "d.jsonl",

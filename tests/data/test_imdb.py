@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data import DataConfig, load
+from posttrain.config.schema import DataConfig
 from posttrain.data.embedded import imdb
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.rewards import reviews

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from posttrain.config.schema import DataConfig
-from posttrain.data import fingerprint, load
-from posttrain.data.formats import adapt
+from posttrain.data.columns import adapt
+from posttrain.data.loading import fingerprint, load
 from posttrain.errors import PosttrainError
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
@@ -66,10 +66,10 @@ def test_no_held_out_rows_on_request(tmp_path):
         ({"prompt": "p", "answer": "42"}, "rloo", ["prompt", "answer"]),
     ],
 )
-def test_each_form_reaches_the_trainers_that_can_use_it(row, kind, columns):
-    result = adapt(Dataset.from_list([row] * 4), kind)
+def test_each_form_reaches_the_trainers_that_can_use_it(row, kind, columns, tmp_path):
+    result = load(DataConfig(path=write(tmp_path / "d.jsonl", [row] * 4), eval_size=0), kind).train
     assert set(result.column_names) == set(columns)
-    if columns[:1] == ["chosen"]:
+    if "chosen" in columns:
         assert result[0]["prompt"] == [USER]
         assert result[0]["chosen"] == [ASSISTANT]
 
@@ -97,9 +97,9 @@ def test_columns_are_mapped_ours_to_theirs(tmp_path):
         ([{"a": "x"}] * 4, "dpo", {}, "dpo needs chosen+rejected, and the data has a"),
         ([PAIR] * 4, "dpo", {"columns": {"chosen": "best"}}, "data.columns.chosen=best: no such column"),
         ([{"text": "a"}, {"text": ""}] * 2, "sft", {"eval_size": 0}, "d.jsonl, line 2, text: is empty"),
-        ([{"text": None}] * 4, "sft", {"eval_size": 0}, "d.jsonl, line 1, text: expected text"),
+        ([{"text": None}] * 4, "sft", {"eval_size": 0}, "d.jsonl, line 1, text: is missing"),
         ([{"messages": []}] * 2, "sft", {"eval_size": 0}, "is an empty conversation"),
-        ([{"messages": [{"from": "x"}]}] * 2, "sft", {"eval_size": 0}, "expected messages with role and content"),
+        ([{"messages": [{"by": "x"}]}] * 2, "sft", {"eval_size": 0}, "expected a message with role and content"),
         ([{**PAIR, "chosen": [{"role": "assistant", "content": ""}]}] * 2, "dpo", {"eval_size": 0}, "turn is empty"),
         ([{"prompt": "p", "completion": "c", "label": "good"}] * 2, "kto", {"eval_size": 0}, "expected true or false"),
         ([{"text": "a"}], "sft", {}, "1 rows cannot be split; set data.eval_size=0"),
@@ -117,21 +117,19 @@ PARTED = {"chosen": [USER, ASSISTANT], "rejected": [USER, BAD]}
 
 @pytest.mark.parametrize("eval_size", [0, 4])
 @pytest.mark.parametrize(
-    ("row", "column", "kinds"),
+    ("row", "column", "kinds", "said"),
     [
-        (PARTED, "chosen", ("sft", "reward", "dpo", "kto", "grpo")),
-        ({"messages": [USER, ASSISTANT]}, "messages", ("sft", "grpo")),
-        ({"chosen": "Q A", "rejected": "Q B"}, "rejected", ("dpo",)),
+        (PARTED, "chosen", ("sft", "reward", "dpo", "kto", "grpo"), "expected text or a list of messages, got None"),
+        ({"messages": [USER, ASSISTANT]}, "messages", ("sft", "grpo"), "expected a list of messages, got None"),
+        ({"chosen": "Q A", "rejected": "Q B"}, "rejected", ("dpo",), "expected text or a list of messages, got None"),
     ],
 )
-def test_a_null_in_data_that_is_no_file_says_where(row, column, kinds, eval_size):
+def test_a_null_in_data_that_is_no_file_says_where(row, column, kinds, said, eval_size):
     Dataset.from_list([row] * 3 + [{**row, column: None}] + [row] * 4).save_to_disk("saved")
     for kind in kinds:
         with pytest.raises(PosttrainError) as error:
             load(DataConfig(path="saved", eval_size=eval_size), kind)
-        what = "a list of messages" if column == "messages" else "text or a list of messages"
-        assert f"column {column}: expected {what}, got None" in str(error.value)
-        assert "data.path=saved: row " in str(error.value)
+        assert f"saved, row 4, {column}: {said}" in str(error.value)
 
 
 def test_a_broken_file_is_named(tmp_path):

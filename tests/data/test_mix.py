@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from posttrain.config.schema import DataConfig
-from posttrain.data import load, load_held_out, mix
+from posttrain.data import mix
+from posttrain.data.loading import load, load_held_out
 from posttrain.errors import PosttrainError
 from tests.helpers.runs import compose
 

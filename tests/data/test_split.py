@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from posttrain.config.schema import DataConfig
-from posttrain.data import load
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 
 ROWS = [{"text": f"row {i}"} for i in range(20)]

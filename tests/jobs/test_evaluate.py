@@ -47,7 +47,7 @@ def loaded(run):
 def held_out(run):
     """The rows that the run held out, and their prompts as they are in the data."""
     from posttrain.config.schema import DataConfig
-    from posttrain.data import load
+    from posttrain.data.loading import load
 
     return list(load(DataConfig(path="pairs.jsonl", eval_size=8), run.record()["trainer"]).eval)
 

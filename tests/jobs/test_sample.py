@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, load_dataset
 
 from posttrain.config.schema import DataConfig, ModelConfig
-from posttrain.data import load
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 from posttrain.models import generate, tokenizers, weights
 from posttrain.runs import lineage

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from posttrain import rewards
 from posttrain.config.schema import DataConfig, RewardConfig
-from posttrain.data import load
 from posttrain.data.embedded import gym as tasks
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.rewards import gym, verify

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.config.schema import DataConfig
-from posttrain.data import load
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 
 WEIGHTS = [0.25, 2.0, 0.0, None]
@@ -125,7 +125,7 @@ def test_a_weight_that_is_none(train: Any, weight: Any, said: str):
     Dataset.from_list([{"prompt": "?", "chosen": "a", "rejected": "b", "weight": weight}]).save_to_disk("saved")
     with pytest.raises(PosttrainError) as error:
         load(DataConfig(path="saved", eval_size=0), "dpo")
-    assert f"row 0 of train, column {wrong}" in str(error.value)
+    assert f"saved, row 1, {wrong}" in str(error.value)
 
 
 def test_weights_that_leave_nothing_to_learn(train: Any):

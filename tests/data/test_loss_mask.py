@@ -61,7 +61,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
     from transformers import AutoTokenizer
 
     from posttrain.data.embedded import tiny
-    from posttrain.data.labels import labelled
+    from posttrain.data.loss_mask import labelled
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
     forgetful = "{% for m in messages %}{{ m.role }}{% if loop.last %}: {{ m.content }}{% endif %}\n{% endfor %}"

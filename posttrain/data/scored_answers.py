@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.columns import ONLINE
 from posttrain.data.files import Place
-from posttrain.data.formats import ONLINE
 from posttrain.data.store import store
 from posttrain.errors import PosttrainError
 
@@ -20,12 +20,12 @@ RATED = ("completion", "rating")
 SEED = 0
 
 
-def is_judged(columns: list[str], name: str) -> bool:
+def is_scored(columns: list[str], name: str) -> bool:
     """Whether rows of the format `name` have a form that the trainer decides on."""
     return name in ("ultrafeedback", "rankings", "ratings") and bool({"scores", "rating"} & set(columns))
 
 
-def judge(rows: Dataset, kind: str, pairs: str, threshold: float | None) -> Dataset:
+def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -> Dataset:
     """Answers as the trainer `kind` learns from them, in TRL's columns.
 
     - reward, dpo: pairs of answers whose scores differ; `weight` is 1 / (pairs of the prompt), so that a prompt's

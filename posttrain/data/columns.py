@@ -1,0 +1,185 @@
+"""From the columns that an `Example` makes to those that a trainer takes.
+
+The column names are TRL's: `text`, `messages`, `prompt`, `completion`, `chosen`, `rejected`, `label`. All but `label`
+and `text` may be text or lists of messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.conversation import Example, shared
+from posttrain.data.files import Misfit
+from posttrain.data.formats import PAIRS
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# trainer -> the sets of columns it can be given, best first; the last ones are converted.
+ACCEPTS: dict[str, list[tuple[str, ...]]] = {
+    "sft": [("messages",), ("prompt", "completion"), ("text",), PAIRS],
+    "reward": [PAIRS],
+    "dpo": [PAIRS],
+    "kto": [("prompt", "completion", "label"), PAIRS],
+    "grpo": [("prompt",), PAIRS, ("messages",)],
+    "rloo": [("prompt",), PAIRS, ("messages",)],
+    "ppo": [("prompt",), PAIRS, ("messages",)],
+}
+ONLINE = ("grpo", "rloo", "ppo")
+TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
+# What TRL's trainers would take for tokens made before, and train on in place of the rows.
+TOKENS = {
+    *("input_ids", "attention_mask", "labels", "completion_mask", "assistant_masks", "token_type_ids", "position_ids"),
+    *("seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids"),
+    *("chosen_input_ids", "rejected_input_ids", "ref_chosen_logps", "ref_rejected_logps", "ref_logps", "margin"),
+}
+# What a text model cannot read.
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+# What is the trainer's beside the texts.
+BESIDE = {"tools", "chat_template_kwargs"}
+# Those that learn by a pair's weight.
+WEIGHED = ("reward", "dpo")
+HEAVIEST = 1_000_000
+# What job=sample adds to a row.
+SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
+# What a row's prompt is known by.
+PROMPTED = ("prompt", "messages", *PAIRS)
+
+
+def prompt_of(row: Mapping[str, Any]) -> Any:
+    """The prompt of a row: its own column, the turns before the last, what both answers begin with; or `None`.
+
+    Rows may not have been checked yet.
+    """
+    if "prompt" in row:
+        return row["prompt"]
+    if "messages" in row:
+        return row["messages"][:-1] if isinstance(row["messages"], list) else None
+    chosen, rejected = (row.get(side) for side in PAIRS)
+    if not isinstance(chosen, (str, list)) or not isinstance(rejected, (str, list)):
+        return None
+    return chosen[: shared(chosen, rejected)]
+
+
+def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
+    """The first set of columns in `ACCEPTS[kind]` that `columns` holds; raises `PosttrainError` when none does.
+
+    `columns` come from rows of the format `name`.
+    """
+    for needed in ACCEPTS[kind]:
+        if set(needed) <= set(columns):
+            return needed
+    if name != "trl":
+        able = [other for other, sets in ACCEPTS.items() if any(set(needed) <= set(columns) for needed in sets)]
+        raise PosttrainError(
+            f"trainer.kind={kind}: does not learn from rows of the format {name}; they serve {', '.join(able)} "
+            "(data.format=NAME, if that is not their format)"
+        )
+    wanted = " or ".join("+".join(c) for c in ACCEPTS[kind])
+    raise PosttrainError(
+        f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns)}; "
+        "map them, ours to theirs: 'data.columns={prompt: question, chosen: best, rejected: worst}'"
+    )
+
+
+def check_learnable(example: Example, kind: str | None) -> None:
+    """Raise `Misfit` for a row that has the right columns, and from which trainer `kind` would learn nothing."""
+    turns = example.messages
+    if turns is not None and kind == "sft":
+        if not any(one.role == "assistant" for one in turns):
+            raise Misfit("messages", "no message is the assistant's, so nothing is learnt from it")
+        if not any(one.role == "assistant" and one.learn is not False for one in turns):
+            raise Misfit("messages", "every assistant message has weight 0; nothing is learned from it")
+    if turns is not None and kind in ONLINE and all(one.role in ("assistant", "system") for one in turns):
+        raise Misfit("messages", "no message is the user's, so there is no prompt")
+    if example.prompt == "" and "prompt" not in example.used and kind in ("dpo", "kto", "sft"):
+        raise Misfit(
+            "chosen",
+            "shares no beginning with rejected, and there is no prompt: the answers would be learnt without their "
+            "question; map its column: 'data.columns={prompt: THEIRS}'",
+        )
+
+
+def check_media(row: Mapping[str, Any]) -> None:
+    """Raise `Misfit` for what the model cannot see, and would learn as the text `<image>`."""
+    for name in MEDIA:
+        value = row.get(name)
+        if (
+            value is not None
+            and value != []
+            and value != ""
+            and not (isinstance(value, list) and all(one is None for one in value))
+        ):
+            raise Misfit(name, "is not empty, and the model reads text only; leave such rows out (data.on_error=skip)")
+
+
+def others(columns: Any, used: Any, kind: str | None) -> list[str]:
+    """The columns of a row that are kept beside what its example makes: for rewards, scores and weights."""
+    gone = {*used, *TRL_COLUMNS, *MEDIA}
+    if kind not in ONLINE and kind is not None:
+        gone |= TOKENS  # of the trainers that sample, none looks for tokens in the data
+    return [name for name in columns if name not in gone]
+
+
+def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
+    """Rows as the trainer `kind` takes them; columns that are not TRL's stay, for reward functions.
+
+    Raises `PosttrainError` for the wrong columns.
+    """
+    found = form(dataset.column_names, kind, name)
+    if found == PAIRS:
+        found = ("prompt", *PAIRS)
+        if kind == "sft":
+            dataset = dataset.rename_column("chosen", "completion")
+            found = ("prompt", "completion")
+        elif kind == "kto":
+            from trl.data_utils import unpair_preference_dataset
+
+            dataset = unpair_preference_dataset(dataset)
+            found = ("prompt", "completion", "label")
+        elif kind in ONLINE:
+            found = ("prompt",)
+    elif found == ("messages",) and kind in ONLINE:
+        dataset = dataset.map(_asks, desc="Taking prompts")
+        found = ("prompt",)
+    if kind == "kto":
+        # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
+        # different prompts, and a batch must hold both labels.
+        dataset = dataset.shuffle(seed=0)
+    return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
+
+
+def _asks(row: dict[str, Any]) -> dict[str, Any]:
+    """The turns that a reply follows: all but the assistant's last ones."""
+    turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in row["messages"]]
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    return {"prompt": turns}
+
+
+def prompts(rows: Dataset) -> Dataset | None:
+    """The prompts of rows, with their other columns, for sampling; `None` for plain text, which has no prompt."""
+    columns = set(rows.column_names)
+    if "prompt" not in columns and "messages" in columns:
+        rows = rows.map(_before, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
+    elif "prompt" not in columns:
+        return None
+    return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])
+
+
+def _before(row: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": row["messages"][:-1]}
+
+
+def check_weight(row: Mapping[str, Any]) -> None:
+    """Raise `Misfit` for a pair whose weight is none (see `posttrain.training.pair_weights`)."""
+    value = row.get("weight")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= HEAVIEST):
+        raise Misfit(
+            "weight",
+            f"a pair's weight is a number from 0 to {HEAVIEST:,}, got {value!r:.120} (a column that means something "
+            "else gets another name: 'data.columns={OTHER: weight}')",
+        )

@@ -1,0 +1,250 @@
+"""Training and held-out data of a run, in the columns its trainer needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config.schema import DataConfig
+from posttrain.data.columns import SCORES
+from posttrain.data.formats import ABOUT, PAIRS
+from posttrain.data.reading import Template, shown
+from posttrain.data.split import SPLIT_SEED, Divided
+from posttrain.data.store import Skipped
+from posttrain.data.trainer_rows import TrainerRows, ready, ready_held_out, ready_prompts
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+# The first rows, which stand for all where it would take long to look at every one.
+FIRST = 256
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows for training and, unless `eval_size` is 0, held-out rows; `prompts` are held-out rows for the probe.
+
+    `first` are the first rows of `train`, which may be a stream. `skipped` did not fit.
+    """
+
+    train: Dataset | IterableDataset
+    eval: Dataset | None
+    prompts: Dataset | None
+    source: dict[str, Any]
+    first: Dataset
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int | None:
+        """How many there are for training; `None` of a stream."""
+        return self.source["train_rows"]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether they are pairs with a weight each (see `posttrain.training.pair_weights`)."""
+        return {"weight", *PAIRS} <= {*self.first.column_names}
+
+    def held_out_prompts(self, count: int = 32) -> list[dict[str, Any]]:
+        """The first held-out prompts, of pairs with the better answer, to compare models on later."""
+        pairs = self.eval is not None and {"prompt", "chosen"} <= set(self.eval.column_names)
+        held_out = self.eval if pairs else self.prompts
+        if held_out is None:
+            return []
+        rows = held_out.select_columns(["prompt", "chosen"] if pairs else ["prompt"])
+        return [rows[i] for i in range(min(count, len(rows)))]
+
+    @property
+    def skipped_files(self) -> list[Path]:
+        """The files that name the rows which were left out."""
+        return [one.path for one in self.skipped if one.count]
+
+    def lines(self, kept: bool = True) -> dict[str, str]:
+        """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out.
+
+        `kept`: the job keeps what is left out in its run directory.
+        """
+        parts = self.source["parts"]
+        found = {"format": "; ".join(_named(name) + _format(part) for name, part in parts.items())}
+        if len(parts) > 1:
+            shares = (f"{name} {part['share']:.1%} ({part['train_rows']} rows)" for name, part in parts.items())
+            found["mixture"] = ", ".join(shares)
+        if self.weighted:
+            weights = [1.0 if weight is None else weight for weight in self.first["weight"]]
+            least, most = min(weights), max(weights)
+            found["pairs"] = f"weighted by their column weight, {least:.3g} to {most:.3g} in the first rows"
+        if count := sum(part["skipped"] for part in parts.values()):
+            where = ", kept in skipped.jsonl with the reasons" if kept else ""
+            found["skipped"] = f"{count} rows that do not fit{where}"
+        return found
+
+
+def load(config: DataConfig, kind: str, template: Template | None = None) -> Data:
+    """Load, split, adapt and mix the data of a run for the trainer `kind`; raises `PosttrainError` for bad input.
+
+    With a `template` rows that it refuses are bad input too.
+    """
+    if config.streaming:
+        from posttrain.data import stream
+
+        rows, made = stream.load(config, kind, template)
+        found = _gathered(config, {"": made})
+        source = {**found.source, "train_rows": None}
+        return Data(rows, found.eval, found.prompts, source, found.train, found.skipped)
+    return _gathered(config, _each(config, lambda part: ready(part, kind, template)))
+
+
+def load_held_out(config: DataConfig, kind: str) -> Data:
+    """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
+    made = _each(config, lambda part: ready_held_out(part, kind))
+    rows = _joined(config, {name: one.train for name, one in made.items()})
+    if rows is None:
+        raise PosttrainError("data.eval_size=0: nothing is held out; set it, or data.eval_split or data.eval_path")
+    prompts = _joined(config, {name: one.prompts for name, one in made.items()})
+    return Data(rows, rows, prompts, _source(config, made, rows, rows), rows)
+
+
+def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, dict[str, Any]]:
+    """The prompts of `split` (train, eval), as trainer `kind` and its probe see them, each row once; and their source.
+
+    Other columns stay, for reward functions. Raises `PosttrainError` where nothing is held out, or has a prompt.
+    """
+    made = _each(config, lambda part: ready_prompts(part, kind, split))
+    if not made:
+        raise PosttrainError(f"sample.split={split}: nothing is held out; set data.eval_size or data.eval_split")
+    found = _end_to_end({name: one.train for name, one in made.items()})
+    found = found.remove_columns([column for column in found.column_names if column in SCORES])
+    # Sampled rows repeat their prompt, and so do data sets with several answers to one.
+    first: dict[str, int] = {}
+    for index, row in enumerate(found):
+        first.setdefault(repr(row), index)
+    found = found.select(list(first.values()))
+    return found, _source(config, made, found, None)
+
+
+def _each(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) -> dict[str, TrainerRows]:
+    """The parts that have such rows, by name."""
+    if config.streaming:
+        raise PosttrainError("data.streaming=true: only for training; this job reads its rows as a whole")
+    made = {}
+    for name, part in _parts(config).items():
+        try:
+            if (found := make(part)) is not None:
+                made[name] = found
+        except PosttrainError as error:
+            # A part's settings stand in data.mix.NAME.
+            lines = str(error).splitlines()
+            raise PosttrainError(
+                "\n".join(
+                    f"data.mix.{name}.{line[5:]}" if name and line.startswith("data.") else line for line in lines
+                )
+            ) from error
+    return made
+
+
+def _parts(config: DataConfig) -> dict[str, DataConfig]:
+    """The sources by name; without a mixture `data` itself, under an empty name."""
+    if not config.mix:
+        return {"": config}
+    from posttrain.data import mix
+
+    return mix.parts(config)
+
+
+def _end_to_end(rows: dict[str, Dataset]) -> Dataset:
+    if len(rows) == 1:
+        return next(iter(rows.values()))
+    from posttrain.data import mix
+
+    return mix.join(rows)
+
+
+def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
+    train, wanted = _end_to_end({name: one.train for name, one in made.items()}), None
+    if config.mix:
+        from posttrain.data import mix
+
+        train, wanted = mix.drawn(config, train, [len(one.train) for one in made.values()])
+    held_out = _joined(config, {name: one.held_out for name, one in made.items()})
+    found = Data(
+        train,
+        held_out,
+        _joined(config, {name: one.prompts for name, one in made.items()}),
+        _source(config, made, train, held_out, wanted),
+        train.select(range(min(FIRST, len(train)))),
+        [skipped for one in made.values() for skipped in one.divided.skipped],
+    )
+    if found.weighted and not any(weight is None or weight for weight in train["weight"]):
+        raise PosttrainError(f"data.path={found.source['path']}: column weight: all are 0, so nothing is learned")
+    return found
+
+
+def _joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | None:
+    """Held-out rows of all parts that have some, shuffled, the first `max_eval_rows` of them."""
+    some = {name: one for name, one in rows.items() if one is not None and len(one)}
+    if not config.mix or not some:
+        return next(iter(rows.values()), None) if len(rows) < 2 else None
+    from posttrain.data import mix
+
+    return mix.first_rows(config, mix.shuffled(some), config.max_eval_rows)
+
+
+def _source(
+    config: DataConfig,
+    made: dict[str, TrainerRows],
+    train: Dataset,
+    held_out: Dataset | None,
+    wanted: list[int] | None = None,
+) -> dict[str, Any]:
+    counts = wanted or [len(one.train) for one in made.values()]
+    settings = _parts(config)
+    parts = {
+        name: {**_part(settings[name], one.divided), "train_rows": count, "share": count / max(sum(counts), 1)}
+        for (name, one), count in zip(made.items(), counts, strict=True)
+    }
+    hows = list(dict.fromkeys(one.divided.how for one in made.values()))
+    return {
+        "path": ", ".join(dict.fromkeys(part["path"] for part in parts.values())),
+        "name": config.name,
+        "revision": config.revision,
+        "split": config.split,
+        "held_out": ", ".join(hows),
+        "split_seed": SPLIT_SEED,
+        "train_rows": len(train),
+        "held_out_rows": len(held_out) if held_out is not None else 0,
+        "parts": parts,
+        "fingerprint": fingerprint(train),
+    }
+
+
+def _part(config: DataConfig, divided: Divided) -> dict[str, Any]:
+    return {
+        "path": shown(config.path),
+        "format": divided.train.format,
+        "detected": config.format == "auto",
+        "read": divided.read,
+        "skipped": sum(skipped.count for skipped in divided.skipped),
+        "unused": list(divided.unused),
+    }
+
+
+def _named(name: str) -> str:
+    return f"{name}: " if name else ""
+
+
+def _format(part: dict[str, Any]) -> str:
+    chosen = "" if part["detected"] else " (data.format)"
+    return f"{part['format']}{chosen}, {ABOUT[part['format']]}"
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A digest of the rows themselves (16 hex digits): equal data has it equal on every machine."""
+    import xxhash
+
+    digest = xxhash.xxh64()
+    for batch in dataset.select_columns(sorted(dataset.column_names)).with_format("arrow").iter(1000):
+        for column in batch.to_pydict().values():
+            digest.update(repr(column).encode())
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""Which tokens of a conversation carry the loss in SFT: those of assistant messages that are not marked otherwise.
+
+What is learnt of a message is what the model would generate: from the end of the generation prompt to the end of its
+turn. It is found in the text that the template renders of the row itself, and then in its tokens, so that nothing is
+rendered which the template may not know (tools, system turns). A token that reaches over a boundary belongs to what
+follows, as in TRL (`trl.data_utils.common_prefix_length`). With a template that TRL marks for training, the labels are
+those of `assistant_only_loss`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.conversation import shared
+from posttrain.data.files import Misfit
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+# Stands for a message's content: two characters of the private use area, which no text has side by side.
+MARK = "\ue0f0\ue0f1"
+
+Messages = list[dict[str, Any]]
+# Messages, and whether a reply is opened, as text.
+Render = Callable[[Messages, bool], str]
+
+
+def label(
+    rows: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
+    every_turn: bool = False,
+) -> Any:
+    """`rows` with `messages` (and `tools`) as `input_ids` and `labels`, which SFTTrainer takes as they are."""
+
+    def made(row: dict[str, Any]) -> dict[str, list[int]]:
+        options = row.get("chat_template_kwargs")
+        return labelled(tokenizer, row["messages"], row.get("tools"), template, options, every_turn)
+
+    return rows.map(made, remove_columns=rows.column_names)
+
+
+def labelled(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    tools: Any = None,
+    template: str | None = None,
+    options: dict[str, Any] | None = None,
+    every_turn: bool = False,
+) -> dict[str, list[int]]:
+    """`input_ids` of the conversation, and `labels`: the same, or -100 for tokens that carry no loss.
+
+    `every_turn` learns other turns too, all but messages of weight 0. Raises `PosttrainError` where the template writes
+    a message so that it cannot be told from the others.
+    """
+    try:
+        whole, spans = learnt(messages, renderer(tokenizer, tools, options, template))
+    except Misfit as misfit:
+        raise PosttrainError(f"{misfit.field}: {misfit.reason}") from None
+    ids, offsets = _tokens(tokenizer, whole)
+    left_out = [span for number, span in spans.items() if messages[number].get("weight") == 0]
+    learn = [span for span in spans.values() if span not in left_out]
+    if every_turn:
+        kept = [not any(_inside(offset, span) for span in left_out) for offset in offsets]
+    else:
+        kept = [any(_inside(offset, span) for span in learn) for offset in offsets]
+    return {"input_ids": ids, "labels": [one if keep else -100 for one, keep in zip(ids, kept, strict=True)]}
+
+
+def renderer(
+    tokenizer: PreTrainedTokenizerBase,
+    tools: Any = None,
+    options: dict[str, Any] | None = None,
+    template: str | None = None,
+) -> Render:
+    """What renders messages with these tools; a template's complaint becomes a `Misfit` in its own words."""
+    from jinja2 import TemplateError
+
+    given = json.loads(tools) if isinstance(tools, str) else tools
+
+    def render(turns: Messages, generation: bool) -> str:
+        plain = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    plain,
+                    tools=given or None,
+                    add_generation_prompt=generation,
+                    chat_template=template,
+                    tokenize=False,
+                    **(options or {}),
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise Misfit("", f"the chat template refuses it: {str(error) or type(error).__name__}") from None
+
+    return render
+
+
+def learnt(messages: Messages, render: Render) -> tuple[str, dict[int, tuple[int, int]]]:
+    """The rendered conversation, and from where to where in it each assistant message stands, by its number."""
+    whole = render(messages, False)
+    spans = {}
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        found = _as_prefix(messages, number, whole, render) or _by_mark(messages, number, whole, render)
+        if found is None:
+            raise Misfit(
+                f"messages[{number}]",
+                "the chat template writes it so that it cannot be told from the others; set "
+                "model.chat_template=FILE.jinja with one that does not",
+            )
+        spans[number] = found
+    return whole, spans
+
+
+def _as_prefix(messages: Messages, number: int, whole: str, render: Render) -> tuple[int, int] | None:
+    """Where the conversation up to the message is what the whole begins with: most templates."""
+    if not number:
+        return None
+    try:
+        before = render(messages[:number], True)
+        through = whole if number == len(messages) - 1 else render(messages[: number + 1], False)
+    except Misfit:
+        return None
+    if through.startswith(before) and whole.startswith(through):
+        return len(before), len(through)
+    return None
+
+
+def _by_mark(messages: Messages, number: int, whole: str, render: Render) -> tuple[int, int] | None:
+    """Where earlier turns are written otherwise once later ones follow: by what stays when the content is replaced."""
+    marked = {"role": "assistant", "content": MARK}
+    try:
+        head, found, tail = render([*messages[:number], marked, *messages[number + 1 :]], False).partition(MARK)
+        last = render([*messages[:number], marked], False).partition(MARK)[2]
+        opening = _opening(messages[:number], render) if number else ""
+    except Misfit:
+        return None
+    if not found or not whole.endswith(tail):
+        return None
+    same = shared(head, whole)
+    at = whole.rfind(opening, 0, same) if opening else -1
+    start = at + len(opening) if at >= 0 else same
+    end = len(whole) - len(tail) + shared(last, tail)
+    return (start, end) if start < end else None
+
+
+def _opening(before: Messages, render: Render) -> str:
+    """What opens a reply."""
+    closed, opened = render(before, False), render(before, True)
+    return opened[len(closed) :] if opened.startswith(closed) else ""
+
+
+def _inside(offset: tuple[int, int], span: tuple[int, int]) -> bool:
+    return offset[0] < span[1] and (offset[1] > span[0] or offset[0] >= span[0])
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, and the characters that each stands for."""
+    if tokenizer.is_fast:
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), list(found["offset_mapping"])
+    ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    # Without offsets: how far the text goes that the first tokens are decoded to.
+    ends = [len(tokenizer.decode(ids[: n + 1], clean_up_tokenization_spaces=False)) for n in range(len(ids))]
+    return ids, list(zip([0, *ends], ends, strict=False))
+
+
+def training_template(tokenizer: PreTrainedTokenizerBase, only_assistant: Any) -> str | None:
+    """The template that `assistant_only_loss=true` trains with in TRL; `None` for the tokenizer's own."""
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    if only_assistant is not True or has_generation_markers(tokenizer.chat_template):
+        return None
+    try:
+        return get_training_chat_template(tokenizer)
+    except ValueError:
+        return None

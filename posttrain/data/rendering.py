@@ -1,0 +1,127 @@
+"""Rows as the model's chat template writes them: what it refuses, and what it leaves out without a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data import loss_mask
+from posttrain.data.columns import ONLINE
+from posttrain.data.conversation import REASONING
+from posttrain.data.files import Misfit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+ANSWERS = ("completion", "chosen", "rejected")
+
+
+class Rendering:
+    """Looks at each row as trainer `kind` with `args` will render it; `posttrain.data.reading` calls `check`.
+
+    It goes with a run's tokenizer, whose template may have a place for reasoning, or none: then the reasoning stands in
+    the content, as a <think> block.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: str, args: Mapping[str, Any]):
+        self.tokenizer, self.kind = tokenizer, kind
+        only_assistant = args.get("assistant_only_loss")
+        self.template: str | None = None
+        if kind == "sft" and tokenizer.chat_template:
+            self.template = loss_mask.training_template(tokenizer, only_assistant)
+        written = self.template or tokenizer.chat_template or ""
+        self.reasoning = next((name for name in REASONING if name in str(written)), "inline")
+        self.every_turn = only_assistant is False
+        self.bos = _own_bos(tokenizer)
+        self.rows = self.inline = self.without_thoughts = self.without_tools = 0
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Raise `Misfit` for a row that the template refuses, or of which it leaves calls of tools out."""
+        self.rows += 1
+        if not self.tokenizer.chat_template or not any(isinstance(row.get(c), list) for c in ("messages", "prompt")):
+            return
+        render = loss_mask.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
+        if "messages" in row and self.kind == "sft":
+            whole = (
+                loss_mask.learnt(row["messages"], render)[0] if not self.every_turn else render(row["messages"], False)
+            )
+            self._look(row, "messages", row["messages"], whole)
+            return
+        if "messages" in row:
+            turns = list(row["messages"])
+            while turns and turns[-1]["role"] == "assistant":
+                turns.pop()
+            render(turns, True)
+            return
+        self._in("prompt", lambda: render(row["prompt"], True))
+        if self.kind in ONLINE:
+            return
+        several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
+        for name, said in [(name, row[name]) for name in ANSWERS if name in row] + several:
+            whole = self._in(name, lambda said=said: render(row["prompt"] + said, False))
+            self._look(row, name, said, whole)
+
+    def _in(self, field: str, render: Any) -> str:
+        try:
+            return str(render())
+        except Misfit as misfit:
+            raise Misfit(field, misfit.reason) from None
+
+    def _look(self, row: Mapping[str, Any], field: str, turns: list[dict[str, Any]], whole: str) -> None:
+        """What should be in the text, and is not."""
+        missing = False
+        for number, turn in enumerate(turns):
+            for call in turn.get("tool_calls") or []:
+                if call["function"]["name"] not in whole:
+                    raise Misfit(
+                        f"{field}[{number}].tool_calls",
+                        "the chat template leaves calls of tools out; set model.chat_template=FILE.jinja with one that "
+                        "writes them, or take a model that knows tools",
+                    )
+            if turn["role"] == "assistant":
+                given = turn.get(self.reasoning) or next(iter(_THOUGHT.findall(turn["content"])), "")
+                missing = missing or given.strip() not in whole
+        self.without_thoughts += missing
+        if row.get("tools") and not any(name in whole for name in _names(row["tools"])):
+            self.without_tools += 1
+
+    def without_bos(self, text: str) -> str:
+        """Text that was rendered before, without the BOS that the tokenizer adds anew."""
+        return text[len(self.bos) :] if self.bos and text.startswith(self.bos) else text
+
+    def notes(self) -> dict[str, str]:
+        """What a plan says of the rows that were read."""
+        found = {}
+        if self.without_thoughts:
+            keeps = self.kind == "sft" and not self.template and _can_keep(self.tokenizer)
+            option = (
+                "trainer.args.assistant_only_loss=true trains with TRL's template, which keeps it"
+                if keeps
+                else "model.chat_template=FILE.jinja sets one that keeps it"
+            )
+            found["thinking"] = (
+                f"{self.without_thoughts} of {self.rows} rows have reasoning in earlier turns, which the chat template "
+                f"leaves out, so it is not learnt; {option}"
+            )
+        if self.without_tools:
+            found["tools"] = (
+                f"{self.without_tools} of {self.rows} rows have tools, which the chat template does not show; "
+                "model.chat_template=FILE.jinja sets one that does"
+            )
+        return found
+
+
+def _names(tools: str) -> list[str]:
+    return re.findall(r'"name": "([^"]+)"', tools)
+
+
+def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The BOS that the tokenizer puts before every text, if it does."""
+    first = tokenizer("a")["input_ids"][:1]
+    return str(tokenizer.bos_token) if tokenizer.bos_token and first == [tokenizer.bos_token_id] else None
+
+
+def _can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return loss_mask.training_template(tokenizer, True) is not None
