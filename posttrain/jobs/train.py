@@ -101,6 +101,7 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             if name and name not in functions and hasattr(measure, "judge"):
                 measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
         beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
+        tracker.guard(trainer)
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         probes = [measure for measure in measures if hasattr(measure, "at_step")]
         trainer.watch((directory.metrics, directory.samples), probes, interrupt)
@@ -291,6 +292,7 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
         "output_dir": str(directory.checkpoints),
         "report_to": report_to,
         "run_name": directory.name,
+        "project": run.tracking.project,
         "model_init_kwargs": hardware.init_kwargs(run.model, plan.precision, plan.start.revision),
         "trust_remote_code": run.model.trust_remote_code,
         "disable_tqdm": True,

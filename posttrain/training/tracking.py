@@ -16,11 +16,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from posttrain.config.schema import TrackingConfig
+from posttrain.runs.metrics import read
+from posttrain.training import wandb_file
 
 logger = logging.getLogger(__name__)
 
-# Seconds until W&B counts as out of reach.
-INIT_TIMEOUT = 30
+# Seconds until W&B counts as out of reach, and at most that its end may take.
+INIT_TIMEOUT = 8
+FINISH_TIMEOUT = 30
 
 
 class Tracker:
@@ -29,6 +32,7 @@ class Tracker:
     def __init__(self, config: TrackingConfig, run_dir: Path, run_config: dict[str, Any], group: str | None):
         self.backend = config.backend
         self.where = "metrics.jsonl"
+        self.project = config.project
         self._run_dir = run_dir
         self._writer: Any = None
         start = {"wandb": self._start_wandb, "trackio": self._start_trackio, "tensorboard": self._start_tensorboard}
@@ -121,7 +125,9 @@ class Tracker:
             "config": run_config,
             "resume": "allow",
             # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
-            "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=120, silent=True, console="off"),
+            "settings": wandb.Settings(
+                init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, silent=True, console="off"
+            ),
         }
         # Transformers' callback would otherwise ask for another project when W&B is restarted.
         os.environ["WANDB_PROJECT"] = config.project
@@ -137,6 +143,15 @@ class Tracker:
         assert wandb.run is not None
         offline = f"{Path(wandb.run.dir).parent} (offline; `wandb sync` sends it)"
         self.where = (wandb.run.url or offline) if mode == "online" else offline
+        for point in wandb_file.missing(self._run_dir, read(self._run_dir / "metrics.jsonl")):
+            wandb.log(point)
+
+    def guard(self, trainer: Any) -> None:
+        """Keep what goes wrong in Transformers' callback of the backend from ending the training."""
+        chain = trainer.callback_handler.callbacks
+        for i, callback in enumerate(chain):
+            if type(callback).__name__ in ("WandbCallback", "TrackioCallback", "TensorBoardCallback"):
+                chain[i] = _Guarded(callback, self)
 
     def _start_trackio(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
         import trackio
@@ -154,13 +169,42 @@ class Tracker:
 
 
 def _wandb_mode() -> str:
-    """Online when there is a key for W&B on this machine, offline otherwise: never a question at the terminal."""
+    """Online when there is a key for W&B on this machine, offline otherwise: never a question at the terminal.
+
+    Nor one to the server, which `wandb.login` would wait for.
+    """
     import wandb
 
     try:
-        return "online" if wandb.login(prompt=False) else "offline"
+        return "online" if wandb.api.api_key else "offline"
     except Exception:  # a malformed key
         return "offline"
+
+
+class _Guarded(TrainerCallback):
+    """Transformers' callback of a tracker, until the tracker fails.
+
+    `Tracker` starts and ends a Trackio run: the callback would start it anew, in a project of its own choice, and end
+    it before the last measurements.
+    """
+
+    def __init__(self, callback: TrainerCallback, tracker: Tracker):
+        self.callback, self.tracker = callback, tracker
+        if type(callback).__name__ == "TrackioCallback":
+            vars(callback)["_initialized"] = True
+
+
+def _guarded(event: str) -> Callable[..., None]:
+    def call(self: _Guarded, *args: Any, **kwargs: Any) -> None:
+        trackio = type(self.callback).__name__ == "TrackioCallback"
+        if self.tracker.backend != "none" and not (trackio and event == "on_train_end"):
+            self.tracker._guard(lambda: getattr(self.callback, event)(*args, **kwargs))
+
+    return call
+
+
+for _event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
+    setattr(_Guarded, _event, _guarded(_event))
 
 
 class Metrics(TrainerCallback):

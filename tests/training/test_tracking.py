@@ -6,33 +6,15 @@ import time
 import pytest
 
 from posttrain.training.tracking import Tracker
+from posttrain.training.wandb_file import records
 from tests.helpers.runs import rows
-
-
-def log_records(file):
-    """The records of a W&B transaction log: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    data, block, position, parts = file.read_bytes(), 32768, 7, b""
-    while position + 7 <= len(data):
-        if block - position % block < 7:
-            position += block - position % block
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield parts
-            parts = b""
 
 
 def wandb_records(run):
     """What the run's offline file holds: (config, history rows, run records)."""
-    from wandb.proto import wandb_internal_pb2
-
     history, config, started = [], {}, []
     for file in sorted((run.path / "wandb").glob("offline-run-*/*.wandb")):
-        for data in log_records(file):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for record in records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 started.append(record.run)

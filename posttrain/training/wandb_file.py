@@ -1,0 +1,82 @@
+"""What W&B has of a run on this machine, read from its own files, and what of `metrics.jsonl` is missing there.
+
+W&B's service writes its files in blocks: what it had not written when the process was killed is lost to W&B, and is
+sent again when the run goes on. The format is LevelDB's log (a header of 7 bytes, then records in blocks of 32 KiB)
+around W&B's protocol buffers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK, HEADER = 32768, 7
+WHOLE, LAST = 1, 4
+STEP = "train/global_step"
+# Transformers' callback leaves these to the summary.
+SUMMARY = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+
+
+def records(file: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file as protocol buffers, up to the first that was cut short."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    for data in _log_records(file):
+        record = wandb_internal_pb2.Record()
+        try:
+            record.ParseFromString(data)
+        except DecodeError:
+            return
+        yield record
+
+
+def _log_records(file: Path) -> Iterator[bytes]:
+    data, position, parts = file.read_bytes(), HEADER, b""
+    while position + HEADER <= len(data):
+        if BLOCK - position % BLOCK < HEADER:
+            position += BLOCK - position % BLOCK
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        if not kind or position + HEADER + length > len(data):
+            return
+        parts += data[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        if kind in (WHOLE, LAST):
+            yield parts
+            parts = b""
+
+
+def history(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The points of a run that are in W&B's files, of all its parts."""
+    for file in sorted((run_dir / "wandb").glob("*run-*/*.wandb")):
+        for record in records(file):
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                yield {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def missing(run_dir: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, under W&B's names, that no part of the run has in W&B's files."""
+    known: dict[int, set[str]] = {}
+    for point in history(run_dir):
+        if STEP in point:
+            known.setdefault(int(point[STEP]), set()).update(point)
+    found = []
+    for row in rows:
+        if "alarm" in row:
+            continue
+        step = int(row["step"])
+        named = {_name(key): value for key, value in row.items() if key != "step" and key not in SUMMARY}
+        if named and not named.keys() <= known.get(step, set()):
+            found.append({**named, STEP: step})
+    return found
+
+
+def _name(metric: str) -> str:
+    """As Transformers' callback names what a trainer logs; the probe's metrics go under their own names."""
+    if metric.startswith(("probe/", "shift/")):
+        return metric
+    return "eval/" + metric.removeprefix("eval_") if metric.startswith("eval_") else "train/" + metric
