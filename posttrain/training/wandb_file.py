@@ -24,8 +24,9 @@ def records(file: Path) -> Iterator[Any]:
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
+    new: Any = vars(wandb_internal_pb2)["Record"]
     for data in _log_records(file):
-        record = wandb_internal_pb2.Record()
+        record = new()
         try:
             record.ParseFromString(data)
         except DecodeError:
