@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sysconfig
@@ -20,7 +21,6 @@ from posttrain.rewards import sandbox, verify
 from posttrain.rewards.sandbox import Limits, run, run_all
 
 SHORT = Limits(seconds=2, memory=1 << 28, disk=1 << 20, output=10_000)
-JAILS = (str(sandbox.ISOLATION), "jail_without.py")
 IN_FORCE = set(run("def f(): return 1", "f", []).isolation)
 
 
@@ -28,22 +28,36 @@ def needs(*parts: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not {*parts} <= IN_FORCE, reason=f"this system refuses one of {', '.join(parts)}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own():
+    """A folder for the sandbox's program and its folders: what it leaves behind is told from what others do now."""
+    with tempfile.TemporaryDirectory(prefix="posttrain-tests-") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        folder.chmod(0o755)
+        program = Path(shutil.copy(sandbox.ISOLATION, folder))
+        patch.setattr(sandbox, "ISOLATION", program)
+        patch.setattr(tempfile, "tempdir", name)
+        sandbox._python.cache_clear()
+        yield folder
+    sandbox._python.cache_clear()
+
+
 @pytest.fixture(autouse=True)
-def _nothing_left():
+def _nothing_left(own):
     """No folder and no process stays."""
-    before = set(_left())
+    before = set(_left(own))
     yield
-    assert set(_left()) <= before
+    assert set(_left(own)) <= before
 
 
-def _left():
-    yield from Path(tempfile.gettempdir()).glob("posttrain-sandbox-*")
+def _left(own):
+    yield from own.glob("posttrain-sandbox-*")
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if any(jail in command for jail in JAILS):
+        if str(own) in command:
             yield folder
 
 
