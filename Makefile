@@ -28,7 +28,7 @@ doctor: install  ## what is wrong with a recipe's data: make doctor ARGS="+recip
 	$(RUN) doctor $(if $(ARGS),$(ARGS),+recipe=dpo_smollm2)
 
 test: install  ## the test suite (under 12 minutes on 2 CPU cores)
-	$(TEST_ENV) $(VENV)/bin/python -m pytest -q -n auto $(ARGS)
+	$(TEST_ENV) $(VENV)/bin/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 test-slow: install  ## tests on the real embedded model
 	$(VENV)/bin/python -m pytest -q -m slow $(ARGS)

@@ -263,7 +263,8 @@ def test_a_quantized_parent_is_merged_as_it_was_trained(train):
     parent = train("+recipe=sft_smollm2", "peft=qlora", "peft.lora.r=4", "trainer.args.learning_rate=0.05")
     child = train("+recipe=dpo_smollm2", *LORA, f"model.init_from={parent.path}", "trainer.args.max_steps=1")
     merge = child.record()["merge"]
-    assert merge["mean"] < 1e-4 < merge["original"]
+    # A merge into the unquantized weights is the wrong one; what rounding leaves is far below what it gets wrong.
+    assert merge["mean"] < merge["original"] / 10
 
 
 def test_adapters_that_change_their_base_are_refused_where_it_is_the_reference():
