@@ -3,8 +3,10 @@
 import logging
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +14,33 @@ from rich.table import Table
 
 # A log file has no width of its own; tables need some.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+# Seconds of silence after which a log file is told what takes so long.
+PATIENCE = 3.0
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Say what is being done: a spinner on a terminal; in a log file one line, if it takes a while."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+        return
+    with waiting(lambda: tell(f"{text} ...")):
+        yield
+
+
+@contextmanager
+def waiting(say: Callable[[], None]) -> Iterator[None]:
+    """Call `say` once, from another thread, if the block lasts longer than `PATIENCE`."""
+    timer = threading.Timer(PATIENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def tell(text: str) -> None:

@@ -18,10 +18,14 @@ from posttrain.config.alarms import AlarmsConfig
 
 @dataclass
 class TrainerConfig:
-    """Which TRL trainer, and its own options under their own names (`trainer.args`)."""
+    """Which TRL trainer, and its own options under their own names (`trainer.args`).
+
+    With `share_prompts` a prompt is computed once for all answers to it in a batch, where that is exact.
+    """
 
     kind: str = MISSING
     args: dict[str, Any] = field(default_factory=dict)
+    share_prompts: bool = True
 
 
 @dataclass

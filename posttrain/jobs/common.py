@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain import __version__
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console
+from posttrain.console import console, working
 from posttrain.data.sampled import sampled
 from posttrain.errors import PosttrainError
 from posttrain.runs import lineage, objective_value
@@ -46,7 +46,7 @@ def once(
         console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
         shown.show(directory)
         return objective_of(run, directory)
-    with console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext():
+    with working("Loading libraries, data and tokenizer"):
         plan = prepare(run)
     shown.show_plan(run, plan, directory)
     if run.dry_run:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, quiet_libraries
+from posttrain.console import quiet_libraries, working
 from posttrain.jobs.evaluate_plan import Candidate, Measurements, Plan, prepare
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.lineage import Source
@@ -71,7 +70,7 @@ def _ask(run: Run, plan: Plan, judged: Candidate) -> Measurements:
         said.scores, said.lengths = _reward_scores(judged, plan.rows)
         common.release()
         return said
-    with console.status("Loading the model") if console.is_terminal else nullcontext():
+    with working("Loading the model"):
         model = weights.load(judged.source)
     if plan.rows:
         said.answers, said.reference = _likelihoods(plan, judged, model)
@@ -129,8 +128,9 @@ def _reward_scores(judged: Candidate, rows: list[dict[str, Any]]) -> tuple[list[
     lengths = [[model.length(row["prompt"], ids) for ids in pair] for row, pair in zip(rows, tokens, strict=True)]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
     prompts = [row["prompt"] for row in kept]
-    sides = [model(completions=[row[side] for row in kept], prompts=prompts) for side in SIDES]
-    scored = iter(zip(*sides, strict=True))
+    # Both sides in one call: their prompt is computed once.
+    scores = model(completions=[row[side] for side in SIDES for row in kept], prompts=prompts * len(SIDES))
+    scored = iter(zip(scores[: len(kept)], scores[len(kept) :], strict=True))
     return [list(next(scored)) if fit else [None, None] for fit in fits], lengths
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, quiet_libraries, tell
+from posttrain.console import console, quiet_libraries, tell, working
 from posttrain.errors import PosttrainError
 from posttrain.jobs.sample_plan import Plan, prepare
 from posttrain.runs.directory import RunDirectory
@@ -73,7 +72,7 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     if len(journal.done) == len(plan.batches):
         return
     settings = run.sample
-    with console.status("Loading the model") if console.is_terminal else nullcontext():
+    with working("Loading the model"):
         model = weights.load(plan.source)
     done, tokens, ended, count = len(journal.done), 0, 0, 0
     if done:

@@ -19,7 +19,7 @@ from posttrain import __version__, hub
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run, main_process
 from posttrain.config.trainers import KINDS
-from posttrain.console import console, quiet_libraries, tell
+from posttrain.console import console, quiet_libraries, tell, working
 from posttrain.errors import PosttrainError
 from posttrain.jobs import train_plan
 from posttrain.models import inherit
@@ -51,8 +51,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
             console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
             summary.show(directory)
         return _objective(run, directory)
-    working = console.status("Loading libraries, data and tokenizer") if console.is_terminal else nullcontext()
-    with working:
+    with working("Loading libraries, data and tokenizer"):
         plan = train_plan.prepare(run, directory.path)
     if main_process():
         train_plan.show_plan(run, plan, directory)
@@ -93,9 +92,10 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         if main_process():
             alarms.recall()
         measures = [*_measures(run, plan, directory, tracker, functions, alarms), alarms]
-        with console.status("Loading the model") if console.is_terminal else nullcontext():
+        with working("Loading the model"):
             _merge(plan, directory)
             trainer = _build(run, plan, directory, tracker, functions, [bar, *measures])
+        bar.watch(trainer)
         for measure in measures:
             measure.trainer = trainer
             if name and name not in functions and hasattr(measure, "judge"):
@@ -157,7 +157,9 @@ def _measures(
         from posttrain.probe.shift import ShiftCheck
 
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
-        measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics))
+        measures.append(
+            ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics, next(iter(measures), None))
+        )
     return measures
 
 
@@ -253,6 +255,7 @@ def _build(
         train=plan.data.train,
         eval=plan.data.eval,
         weighted=plan.data.weighted,
+        share_prompts=run.trainer.share_prompts,
         lora=adapter.lora_config(run.peft, run.trainer.kind),
         quantization=adapter.quantization_config(run.peft),
         callbacks=callbacks,

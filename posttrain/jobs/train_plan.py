@@ -52,6 +52,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
         if plan.steps_per_rollout == 1
         else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
+        **({"prompts": plan.prompts} if plan.prompts else {}),
         "device": str(plan.precision),
         "directory": str(directory.path),
     }
@@ -98,6 +99,7 @@ class Plan:
     steps: int
     rows_per_step: int
     steps_per_rollout: int
+    prompts: str | None
 
 
 def prepare(run: Run, output_dir: Path) -> Plan:
@@ -105,7 +107,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     from posttrain.data.loading import load
     from posttrain.data.rendering import Rendering
     from posttrain.models import architecture, hardware, inherit, tokenizers
-    from posttrain.training import rehearsal
+    from posttrain.training import rehearsal, shared_prompts
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
@@ -135,7 +137,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
 
         probe_texts = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
     steps = schedule(run, data.rows or 0)
-    return Plan(start, data, tokenizer, precision, parameters, lengths, probe_texts, *steps)
+    prompts = shared_prompts.plan(run, known, precision.attn_implementation)
+    return Plan(start, data, tokenizer, precision, parameters, lengths, probe_texts, *steps, prompts)
 
 
 def _reach_rewards(run: Run) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from posttrain.models.shared_prompt import prefilling_once, sharing
 from posttrain.models.tokens import ids as token_ids
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 TOKENS, POSITIONS = 8192, 1024
 
 
-# Generation configs of models may reshape the distribution (Qwen's do), while what is measured is the model's own; with
-# the cache switched off there, a prefilled prompt would be read twice.
+# Generation configs of models may reshape the distribution (Qwen's do), while what is measured is the model's own; some
+# switch the cache off.
 OWN_DISTRIBUTION: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -55,12 +55,13 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     progress: Callable[[list[Drawn]], None] | None = None,
+    step: Callable[[int], None] | None = None,
 ) -> list[Drawn]:
     """One completion for each of the prompts `encoded` (lists of token ids), in their order.
 
     `batch_size` sequences are drawn at a time, of similar length, so that little is padding; a prompt that stands in
     a batch several times is read once. Greedy without `do_sample`. Random numbers come from torch's global generator;
-    `progress` gets each batch as it is drawn.
+    `progress` gets each batch as it is drawn, `step` how many of the batches x `max_new_tokens` passes are done.
     """
     eos = eos_ids(model, tokenizer)
     drawn: dict[int, Drawn] = {}
@@ -69,18 +70,21 @@ def generate(
         part = order[start : start + batch_size]
         prompts = {"input_ids": [encoded[i] for i in part]}
         batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
-        output = model.generate(
-            **batch,
-            **_prefilled(model, tokenizer, prompts["input_ids"]),
-            do_sample=do_sample,
-            temperature=temperature if do_sample else None,
-            top_p=top_p if do_sample else None,
-            top_k=0 if do_sample else None,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=list(eos),
-            **OWN_DISTRIBUTION,
-        )
+        with prefilling_once(model):
+            output = model.generate(
+                **batch,
+                do_sample=do_sample,
+                temperature=temperature if do_sample else None,
+                top_p=top_p if do_sample else None,
+                top_k=0 if do_sample else None,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=list(eos),
+                stopping_criteria=None if step is None else [_never(step)],
+                **OWN_DISTRIBUTION,
+            )
+        if step is not None:  # those that all ended early have passes to spare
+            step(max_new_tokens - (output.shape[1] - batch["input_ids"].shape[1]))
         for i, row in zip(part, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             end = next((n + 1 for n, token in enumerate(row) if token in eos), None)
             ids = row[:end]
@@ -91,21 +95,14 @@ def generate(
     return [drawn[i] for i in range(len(encoded))]
 
 
-def _prefilled(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> dict[str, Any]:
-    """Keys and values of the prompts but for their last token, where that saves reading repeated ones."""
-    places: dict[tuple[int, ...], int] = {}
-    rows = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-    if len(places) == len(rows) or max(map(len, places)) < 2 or model.generation_config.cache_implementation:
-        return {}
-    batch = tokenizer.pad({"input_ids": list(map(list, places))}, padding_side="left", return_tensors="pt")
-    ids, mask = (batch[name][:, :-1].to(model.device) for name in ("input_ids", "attention_mask"))
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    read = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache = read.past_key_values
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None])):
-        return {}  # linear attention keeps a state of another kind
-    cache.batch_select_indices(torch.tensor(rows, device=model.device))
-    return {"past_key_values": cache}
+def _never(step: Callable[[int], None]) -> Callable[..., torch.Tensor]:
+    """A criterion of Transformers' that stops nothing, and counts the passes."""
+
+    def stop(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        step(1)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return stop
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -140,7 +137,9 @@ def align(
 def completion_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, completion: int) -> torch.Tensor:
     """Logits (batch, completion, vocabulary) that predict the last `completion` positions."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=completion + 1)
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=completion + 1, use_cache=False
+    )
     return out.logits[:, :-1]
 
 
@@ -153,19 +152,23 @@ def log_probs(
 ) -> list[float]:
     """log p(completion | prompt) in nats of each (prompt ids, completion ids), summed over the completion's tokens.
 
-    Batches are of similar length and bounded by `TOKENS` and `POSITIONS`; `progress` gets the number of sequences of
-    each as it is done.
+    Batches are of similar length and bounded by `TOKENS` and `POSITIONS`, and answers to one prompt are together, so
+    that it is computed once; `progress` gets the number of sequences of each batch as it is done.
     """
     result = [0.0] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt, answer in sequences:
+        longest[tuple(prompt)] = max(longest.get(tuple(prompt), 0), len(prompt) + len(answer))
+    order = sorted(range(len(sequences)), key=lambda i: (longest[tuple(sequences[i][0])], sequences[i]))
     while order:
         part = _fitting(order, sequences)
         ids, mask, completion = align([sequences[i] for i in part], pad, model.device)
-        logits = completion_logits(model, ids, mask, completion)
+        with sharing(model):
+            logits = completion_logits(model, ids, mask, completion)
         for row, i in enumerate(part):
-            answer = torch.tensor(sequences[i][1], device=model.device)
-            log_p = logits[row, : len(answer)].float().log_softmax(-1)
-            result[i] = float(log_p.gather(-1, answer[:, None]).double().sum())
+            tokens = torch.tensor(sequences[i][1], device=model.device)
+            log_p = logits[row, : len(tokens)].float().log_softmax(-1)
+            result[i] = float(log_p.gather(-1, tokens[:, None]).double().sum())
         if progress is not None:
             progress(len(part))
     return result

@@ -19,6 +19,7 @@ from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.scores import Judge, Scores
 from posttrain.probe.texts import ProbeTexts
 from posttrain.runs.metrics import read
+from posttrain.training.progress import Phase
 from posttrain.training.tracking import Tracker, append
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 SEED = 0
 # What the probe may cost, as a share of the time that training takes without it.
 SHARE = 0.05
+# Seconds from which on a run is long enough to be worth advice about that.
+LONG = 600.0
 # Steps after which the cost of the whole run is reckoned, and said where it will be more.
 EARLY = 10
 # Prompts in the tracker's table, which is sent whole each time; samples.jsonl has them all.
@@ -62,10 +65,12 @@ class Cost:
     def told(self, config: ProbeConfig, step: int) -> str:
         """The cost as a sentence, with the mend where it is more than `SHARE`."""
         text = f"{self.times} measurements took {self.seconds:.0f} s, {self.share:.1%} of the training time"
-        return text if self.share <= SHARE else f"{text}; {self._mend(config, self.trained, step - self.first)}"
+        if self.share <= SHARE or self.trained < LONG:
+            return text
+        return f"{text}; {self._mend(config, self.trained, step - self.first)}"
 
     def expected(self, config: ProbeConfig, step: int, steps: int) -> str | None:
-        """What is to be said after `step` of `steps` steps: the cost of the whole run, where it will be above `SHARE`.
+        """What is to be said after `step` of `steps` steps: the cost of a long run, where it will be above `SHARE`.
 
         At least the cost: evaluations to come, at which `config.during` measures, are not known.
         """
@@ -75,7 +80,7 @@ class Cost:
         planned = self.times + sum(1 for at in range(step + 1, steps) if config.every and at % config.every == 0) + 1
         each = self.seconds / self.times
         share = planned * each / whole
-        if share <= SHARE:
+        if share <= SHARE or whole < LONG:
             return None
         text = f"{planned} measurements of {each:.1f} s will be about {share:.0%} of the training time"
         return f"{text}; {self._mend(config, whole, steps - self.first)}"
@@ -121,6 +126,8 @@ class Probe(TrainerCallback):
         self.trainer: Any = None
         self.cost = Cost()
         self.start: dict[str, float] = {}
+        # What was drawn before the first step, by prompt.
+        self.said: dict[tuple[int, ...], Drawn] = {}
         self.samples: list[dict[str, Any]] = []
         self.done: set[int] = set()
 
@@ -184,9 +191,13 @@ class Probe(TrainerCallback):
     def _run(self, state: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         drawn = self._generate(model, self.rows, do_sample=True)
+        if state.global_step == 0:
+            self.said = {tuple(d.prompt_ids): d for d in drawn}
         # Without EOS, which every completion that ends would share with all others.
         said = [d.ids[:-1] if d.ended else d.ids for d in drawn]
-        entropy, kl = distance.of_samples(self.trainer, model, drawn, self.tokenizer.pad_token_id)
+        with Phase(f"probe    entropy and KL of {len(drawn)} samples", len(drawn)) as phase:
+            parts = (model, drawn, self.tokenizer.pad_token_id, phase.advance)
+            entropy, kl = distance.of_samples(self.trainer, *parts)
         metrics = {
             "probe/length": fmean(len(d.ids) for d in drawn),
             "probe/ended": fmean(d.ended for d in drawn),
@@ -220,15 +231,19 @@ class Probe(TrainerCallback):
 
     def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[Drawn]:
         """One completion per prompt."""
-        return generate(
-            model,
-            self.tokenizer,
-            encode_prompts(self.tokenizer, rows),
-            max_new_tokens=self.config.max_new_tokens,
-            batch_size=self.config.batch_size,
-            do_sample=do_sample,
-            progress=self.trainer.check_signal,
-        )
+        limit, batches = self.config.max_new_tokens, math.ceil(len(rows) / self.config.batch_size)
+        what = "samples" if do_sample else "greedy answers"
+        with Phase(f"probe    {len(rows)} {what} of up to {limit} tokens", batches * limit) as phase:
+            return generate(
+                model,
+                self.tokenizer,
+                encode_prompts(self.tokenizer, rows),
+                max_new_tokens=limit,
+                batch_size=self.config.batch_size,
+                do_sample=do_sample,
+                progress=self.trainer.check_signal,
+                step=phase.advance,
+            )
 
 
 def _samples(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from posttrain.models.generate import Drawn, align, completion_logits
+from posttrain.training.reference import is_policy
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Logits of two models over the whole vocabulary: a few sequences at a time.
@@ -43,10 +44,17 @@ def sequence_kl(policy: Logits, reference: Logits, ids: torch.Tensor, mask: torc
     return entropy_and_kl(policy, reference, ids, mask, completion)[1]
 
 
-def of_samples(trainer: Any, model: Any, drawn: list[Drawn], pad: int) -> tuple[float, list[float]]:
-    """Entropy per token of what the policy drew, and the KL of each sample; none without a reference in memory."""
+def of_samples(
+    trainer: Any, model: Any, drawn: list[Drawn], pad: int, progress: Callable[[int], None] | None = None
+) -> tuple[float, list[float]]:
+    """Entropy per token of what the policy drew, and the KL of each sample; none without a reference in memory.
+
+    Before the first step the reference is the policy, and the KL is 0 without being computed.
+    """
     reference = _reference(trainer, model)
-    entropy, divergences = 0.0, []
+    same = reference is not None and is_policy(trainer)
+    entropy = 0.0
+    divergences: list[float] = []
     order = sorted(drawn, key=lambda d: len(d.prompt_ids) + len(d.ids))
     for start in range(0, len(order), SEQUENCES):
         part = order[start : start + SEQUENCES]
@@ -59,9 +67,11 @@ def of_samples(trainer: Any, model: Any, drawn: list[Drawn], pad: int) -> tuple[
             with reference() as net:
                 return completion_logits(net, ids, mask, n)
 
-        spread, kl = entropy_and_kl(policy, behind if reference else None, ids, mask, completion)
+        spread, kl = entropy_and_kl(policy, behind if reference and not same else None, ids, mask, completion)
         entropy += float(spread.sum())
-        divergences += [] if kl is None else kl.tolist()
+        divergences += [0.0] * len(part) if same else [] if kl is None else kl.tolist()
+        if progress is not None:
+            progress(len(part))
     return entropy / sum(len(d.ids) for d in drawn), divergences
 
 

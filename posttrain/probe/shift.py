@@ -7,7 +7,7 @@ its own answers may stay as they were (docs/dpo.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,7 +17,9 @@ from transformers import TrainerCallback
 
 from posttrain.config.schema import ProbeConfig
 from posttrain.console import console
-from posttrain.models.generate import apart, encode_answer, encode_prompts, generate, log_probs
+from posttrain.models.generate import Drawn, apart, encode_answer, encode_prompts, generate, log_probs
+from posttrain.probe.callback import Probe
+from posttrain.training.progress import Phase
 from posttrain.training.tracking import Tracker, append
 
 if TYPE_CHECKING:
@@ -60,20 +62,29 @@ def measure(
     rows: Sequence[dict[str, Any]],
     max_new_tokens: int = 64,
     batch_size: int = 32,
+    said: Mapping[tuple[int, ...], Drawn] | None = None,
 ) -> Shift:
     """Compare the pairs `rows` (prompt, chosen, rejected) with one sample each at temperature 1.
+
+    `said` has samples that are there already, by prompt.
 
     Only the first `max_new_tokens` tokens of an answer count, of all three alike: later ones are easier to predict.
     Random numbers come from torch's global generator.
     """
     encoded = encode_prompts(tokenizer, rows)
-    drawn = generate(model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    sequences = [(d.prompt_ids, d.ids) for d in drawn]
+    known, limit = dict(said or {}), max_new_tokens
+    missing = [prompt for prompt in encoded if tuple(prompt) not in known]
+    passes = math.ceil(len(missing) / batch_size) * limit
+    with Phase(f"pairs      {len(missing)} samples to compare with", passes) as phase:
+        drawn = generate(model, tokenizer, missing, max_new_tokens=limit, batch_size=batch_size, step=phase.advance)
+    known |= {tuple(d.prompt_ids): d for d in drawn}
+    sequences = [(prompt, known[tuple(prompt)].ids) for prompt in encoded]
     for row in rows:
         for prompt, answer in encode_answer(tokenizer, row["prompt"], [row["chosen"], row["rejected"]]):
             sequences.append((prompt, answer[:max_new_tokens]))
     # An answer that is the beginning of the other has no tokens of its own.
-    totals = log_probs(model, sequences, tokenizer.pad_token_id)
+    with Phase(f"pairs      how likely {len(sequences)} answers are", len(sequences)) as phase:
+        totals = log_probs(model, sequences, tokenizer.pad_token_id, phase.advance)
     each = [total / max(len(answer), 1) for total, (_, answer) in zip(totals, sequences, strict=True)]
     own, pairs = each[: len(rows)], each[len(rows) :]
     chosen, rejected = pairs[::2], pairs[1::2]
@@ -83,7 +94,10 @@ def measure(
 
 
 class ShiftCheck(TrainerCallback):
-    """Measures when training begins, not when it goes on; logs `shift/*` at step 0 and says what it means."""
+    """Measures when training begins, not when it goes on; logs `shift/*` at step 0 and says what it means.
+
+    `probe` comes before it, and has samples of the prompts that both have.
+    """
 
     def __init__(
         self,
@@ -92,8 +106,10 @@ class ShiftCheck(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         tracker: Tracker,
         metrics_path: Path,
+        probe: Probe | None = None,
     ):
         self.config = config
+        self.probe = probe
         self.rows = [pairs[i] for i in range(min(config.shift_prompts, len(pairs)))]
         self.tokenizer = tokenizer
         self.tracker = tracker
@@ -106,7 +122,8 @@ class ShiftCheck(TrainerCallback):
         if state.is_world_process_zero:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             with apart(self.trainer, SEED):
-                shift = measure(model, self.tokenizer, self.rows, self.config.max_new_tokens, self.config.batch_size)
+                limits = (self.config.max_new_tokens, self.config.batch_size)
+                shift = measure(model, self.tokenizer, self.rows, *limits, self.probe.said if self.probe else None)
             metrics = {f"shift/{name}": getattr(shift, name) for name in ("chosen", "rejected", "own")}
             append(self.metrics_path, {"step": 0, **metrics})
             self.tracker.log(metrics, 0)

@@ -10,6 +10,7 @@ import torch
 
 from posttrain.errors import PosttrainError
 from posttrain.models import weights
+from posttrain.models.shared_prompt import sharing
 from posttrain.models.tokens import ids as token_ids
 from posttrain.rewards import calibration as calibrations
 from posttrain.rewards.text import Completion
@@ -68,22 +69,27 @@ class RewardModel:
         lengths = [0] * len(tokens)
         if self.adjust.penalty is not None:
             lengths = [self.length(prompt, whole) for prompt, whole in zip(prompts, tokens, strict=True)]
-        return list(self.adjust(self._scores(tokens), lengths))
+        return list(self.adjust(self._scores(tokens, [repr(prompt) for prompt in prompts]), lengths))
 
     @torch.no_grad()
-    def _scores(self, tokens: list[list[int]]) -> list[float]:
-        """The model's own score of each sequence of token ids, in batches of similar length."""
+    def _scores(self, tokens: list[list[int]], prompts: list[str] | None = None) -> list[float]:
+        """The model's own score of each sequence of token ids, in batches of similar length, a prompt's together."""
         if self.adapter is not None:  # others on its base may have another token to pad with, too
             self.model.set_adapter(self.adapter, inference_mode=True)
             self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        prompts = prompts or [""] * len(tokens)
+        longest: dict[str, int] = {}
+        for prompt, ids in zip(prompts, tokens, strict=True):
+            longest[prompt] = max(longest.get(prompt, 0), len(ids))
+        order = sorted(range(len(tokens)), key=lambda i: (longest[prompts[i]], prompts[i], len(tokens[i])))
         scores = [0.0] * len(tokens)
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
             batch = self.tokenizer.pad(
                 {"input_ids": [tokens[i] for i in part]}, padding_side="right", return_tensors="pt"
             ).to(self.model.device)
-            logits = self.model(**batch).logits[:, 0].float().tolist()
+            with sharing(self.model):
+                logits = self.model(**batch, use_cache=False).logits[:, 0].float().tolist()
             for i, score in zip(part, logits, strict=True):
                 scores[i] = score
         return scores
@@ -137,7 +143,7 @@ class _OnBase:
     def device(self) -> Any:
         return self.policy.device
 
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
         from transformers.modeling_outputs import SequenceClassifierOutput
         from trl.trainer.utils import use_adapter
 

@@ -35,6 +35,8 @@ def digest(run: Run) -> str:
     """
     unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
+    if settings["trainer"]["share_prompts"]:  # the same result but for rounding; without it the rounding is wanted
+        del settings["trainer"]["share_prompts"]
     probe = settings.get("probe", {"rewards": {}, "gold": {}})
     places: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings["model"], ("path", "init_from", "chat_template"))]
     judges = (settings["reward"], probe["rewards"], probe["gold"])

@@ -29,6 +29,7 @@ class Alarms(TrainerCallback):
         self.raised: list[dict[str, Any]] = []
         self.stopped: Alarm | None = None
         self.trainer: Any = None
+        self.trained: list[torch.Tensor] | None = None
 
     def recall(self) -> None:
         """Take up what was logged before a stop."""
@@ -73,10 +74,10 @@ class Alarms(TrainerCallback):
     def broken(self, args: Any, state: Any, control: Any) -> bool:
         """Whether a trained weight is no number any more, which raises the alarm; one pass over them."""
         accelerator = self.trainer.accelerator
-        sums = [
-            p.detach().sum().float().to(accelerator.device) for p in self.trainer.model.parameters() if p.requires_grad
-        ]
-        found = not accelerator.gather(torch.stack(sums).sum()).isfinite().all()
+        if self.trained is None:  # to look for them among a model's modules takes longer than the pass
+            self.trained = [p for p in self.trainer.model.parameters() if p.requires_grad]
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.trained])
+        found = not accelerator.gather(norm.float().to(accelerator.device)).isfinite().all()
         if found and self.config.non_finite.action != "off" and "non_finite" not in self.detector.ringing:
             self.detector.ringing.add("non_finite")
             message = (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import options
 from posttrain.config.trainers import KINDS
+from posttrain.console import tell
 from posttrain.models import inherit
 from posttrain.models.adapter import keep_trained_in_float32
 
@@ -28,7 +29,8 @@ class Parts:
     `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
     args make of its scores; `reward_weights` has its weight
-    first, then those of `rewards`. `weighted` says that pairs carry weights.
+    first, then those of `rewards`. `weighted` says that pairs carry weights. With `share_prompts` several answers to a
+    prompt compute it once, where that is exact.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Parts:
     reward_adjustment: Adjustment | None = None
     value_lora: LoraConfig | None = None
     weighted: bool = False
+    share_prompts: bool = True
 
 
 def build(kind: str, parts: Parts) -> Trainer:
@@ -54,6 +57,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
+    from posttrain.training import labelled_positions, shared_prompts
+    from posttrain.training.reference import know_reference
     from posttrain.training.resume import resumable
 
     chosen = KINDS[kind]
@@ -80,6 +85,7 @@ def build(kind: str, parts: Parts) -> Trainer:
         from posttrain.training import pair_weights
 
         pair_weights.check(config)
+    labelled_positions.score_only_labels()
     train = parts.train
     if kind == "kto":
         # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
@@ -110,6 +116,10 @@ def build(kind: str, parts: Parts) -> Trainer:
         if kind != "reward":
             inherit.add_reference(trainer.model)
         inherit.put_adapter(trainer.model, parts.adapter)
+    if parts.share_prompts and kind in shared_prompts.KINDS and (reason := shared_prompts.share(trainer)):
+        tell(f"prompts  computed for each answer: {reason}")
+    if kind == "dpo":
+        know_reference(trainer)
     for function in parts.rewards.values():
         # A reward model without weights of its own scores on the policy's base.
         if getattr(function, "model", ...) is None and (share := getattr(function, "share", None)):

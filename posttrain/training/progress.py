@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 
-from posttrain.console import console
+from posttrain.console import console, tell, waiting
 
 # What is worth a place on the bar, in this order: trainer metric -> short name.
 SHOWN = {
@@ -23,6 +25,10 @@ SHOWN = {
 }
 
 
+# The bar of a run, while it is shown.
+_shown: list[Progress] = []
+
+
 class ProgressBar(TrainerCallback):
     """Steps, loss, reward, KL, tokens per second and time left. Off a terminal: about twenty lines in all."""
 
@@ -33,6 +39,7 @@ class ProgressBar(TrainerCallback):
         self.latest: dict[str, float] = {}
         self.started: tuple[float, int, float] | None = None  # time, step, tokens at the first step from here
         self.printed = 0.0
+        self.phase: Phase | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -41,6 +48,7 @@ class ProgressBar(TrainerCallback):
         self.printed = time.monotonic()
         if console.is_terminal:
             self.bar = _bar()
+            _shown.append(self.bar)
             self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, figures="")
             self.bar.start()
 
@@ -70,7 +78,23 @@ class ProgressBar(TrainerCallback):
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
+            _shown.remove(self.bar)
             self.bar = None
+
+    def watch(self, trainer: Any) -> None:
+        """Show evaluations of `trainer`, too."""
+        evaluate = trainer.evaluation_loop
+
+        def shown(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+            batches = len(dataloader) if has_length(dataloader) else 1
+            with Phase("eval     the held-out rows", batches) as self.phase:
+                return evaluate(dataloader, *args, **kwargs)
+
+        trainer.evaluation_loop = shown
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.phase is not None:
+            self.phase.advance()
 
     def _due(self, state: Any) -> bool:
         """A line at each twentieth of the steps, and at least one a minute."""
@@ -96,6 +120,39 @@ class ProgressBar(TrainerCallback):
         assert self.started is not None
         done = state.global_step - self.started[1]
         return _duration((time.monotonic() - self.started[0]) / max(done, 1) * (state.max_steps - state.global_step))
+
+
+class Phase:
+    """A short piece of work within a run, in `total` parts: a bar on a terminal; in a log file one line, if it takes
+    a while, with the time that is left by then."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total, self.done = label, total, 0
+        self.started = time.monotonic()
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Phase:
+        if not console.is_terminal:
+            self.stack.enter_context(waiting(self._say))
+            return self
+        # A run's own bar is shown already, and there is one live display at a time.
+        self.bar = _shown[-1] if _shown else self.stack.enter_context(_bar(transient=True))
+        self.task = self.bar.add_task(self.label, total=self.total, figures="")
+        self.stack.callback(self.bar.remove_task, self.task)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stack.close()
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        if console.is_terminal:
+            self.bar.update(self.task, completed=self.done)
+
+    def _say(self) -> None:
+        each = (time.monotonic() - self.started) / max(self.done, 1)
+        left = f", about {_duration(each * (self.total - self.done))} left" if self.done else ""
+        tell(f"{self.label} ...{left}")
 
 
 class Counter:
@@ -132,7 +189,7 @@ class Counter:
         console.print("  ".join(filter(None, [f"{self.label} {self.done}/{self.total}", figures, f"{left} left"])))
 
 
-def _bar() -> Progress:
+def _bar(transient: bool = False) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -142,6 +199,7 @@ def _bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
+        transient=transient,
     )
 
 

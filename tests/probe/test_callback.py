@@ -116,11 +116,19 @@ def test_kl_grows_with_training(train):
     assert kl[-1] > 0.01
 
 
-def test_a_probe_that_costs_much_says_so_early_and_at_the_end(train, capsys):
+@pytest.mark.parametrize("long", [True, False])
+def test_a_probe_that_costs_much_says_so_in_a_long_run_early_and_at_the_end(train, capsys, monkeypatch, long):
+    monkeypatch.setattr("posttrain.probe.callback.LONG", 0.0 if long else 600.0)
     train(
         *("+recipe=sft_smollm2", "probe.prompts=2", "probe.greedy_prompts=0", "probe.max_new_tokens=4"),
         *("probe.every=4", "~probe.rewards.invented", "trainer.args.max_steps=21", "trainer.args.eval_strategy=no"),
     )
-    early, end = [line for line in capsys.readouterr().out.splitlines() if line.startswith("probe    ")]
+    said = [line for line in capsys.readouterr().out.splitlines() if re.match("probe    7 measurements", line)]
+    if not long:
+        assert [re.sub(r"[\d.]+", "N", line) for line in said] == [
+            "probe    N measurements took N s, N% of the training time"
+        ]
+        return
+    early, end = said
     assert re.match(r"probe    7 measurements of \d+\.\d s will be about \d+% of the training time; ", early)
     assert re.match(r"probe    7 measurements took \d+ s, \d+\.\d% of the training time; ", end)

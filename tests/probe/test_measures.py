@@ -61,7 +61,7 @@ class Even(torch.nn.Module):
         super().__init__()
         self.size, self.right = size, right
 
-    def forward(self, input_ids, attention_mask, position_ids, logits_to_keep):
+    def forward(self, input_ids, attention_mask, position_ids, logits_to_keep, use_cache):
         logits = torch.zeros(*input_ids.shape, self.size)
         if self.right:
             following = input_ids.roll(-1, 1)
@@ -160,7 +160,21 @@ def test_length_explains_nothing_where_all_is_alike():
     assert length_explains([1.0, None, 2.0, 2.0], [1, 9, 2, 3])["probe/length_correlation"] == pytest.approx(0.75**0.5)
 
 
-def test_the_cost_is_a_share_of_the_time_without_it():
+@pytest.fixture
+def long(monkeypatch):
+    """A run of any time is long enough for advice."""
+    monkeypatch.setattr("posttrain.probe.callback.LONG", 0.0)
+
+
+def test_a_run_of_minutes_gets_no_advice_on_what_its_probe_costs():
+    cost = Cost(seconds=20.0, times=2)
+    cost.began -= 120
+    assert cost.told(ProbeConfig(every=5), 10) == "2 measurements took 20 s, 20.0% of the training time"
+    assert cost.expected(ProbeConfig(every=5), 10, 50) is None, "500 s in all"
+    assert cost.expected(ProbeConfig(every=5), 10, 100) is not None, "1000 s"
+
+
+def test_the_cost_is_a_share_of_the_time_without_it(long):
     cost = Cost()
     cost.began -= 11
     assert "probe/share" not in cost.add(0.5, 0)
@@ -172,7 +186,7 @@ def test_the_cost_is_a_share_of_the_time_without_it():
     assert cost.told(ProbeConfig(every=5), 10).endswith("of the training time")
 
 
-def test_the_mend_keeps_the_cost_below_the_limit():
+def test_the_mend_keeps_the_cost_below_the_limit(long):
     """Six measurements of 1 s in 60 s of training are 10%; 5% pay for three: at 0, 50 and 100 of 100 steps."""
     cost = Cost(seconds=6.0, times=6)
     cost.began -= 66.01
@@ -188,7 +202,7 @@ def test_the_mend_keeps_the_cost_below_the_limit():
     assert cost.told(config, 100).endswith("; probe.every=20 brings it below 5%")
 
 
-def test_what_it_will_cost_is_said_early_where_it_is_too_much():
+def test_what_it_will_cost_is_said_early_where_it_is_too_much(long):
     """A measurement of 2 s, 10 steps of 1 s: of 100 steps 4% with the one at the end, more with every 20th."""
     cost = Cost(seconds=2.0, times=1)
     cost.began -= 12

@@ -1,0 +1,308 @@
+"""A prompt that several rows of a batch begin with is computed once.
+
+`share_prompts` wraps the forward of a backbone, the module under the language-model head or the score head. Called
+with rows that begin alike (both answers of a pair, a group of samples), it computes them as `prompt_tree` lays them
+out, and returns the hidden states of the rows that it was called with: heads, losses and metrics see what they always
+saw. The idea is Wang and Hegde 2024 (arXiv:2410.20305). Prompts that are read before generation are read once, too.
+
+Whatever it cannot do exactly goes through the backbone as it is: caches, custom masks, embeddings, packed rows, and
+batches that would save little.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from posttrain.models.prompt_tree import Layout, Row, arrange
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# Attention that takes any mask.
+ATTENTION = ("sdpa", "eager", "flex_attention")
+# What a backbone may be called with for rows to be put together; `margin` is data, of reward models, that it ignores.
+KNOWN = {"input_ids", "attention_mask", "position_ids", "use_cache", "return_dict", "output_router_logits", "margin"}
+# Largest difference of hidden states, relative to their own size, that counts as rounding.
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+HALF = 0.1
+
+
+def obstacle(config: PretrainedConfig, attention: str | None) -> str | None:
+    """Why prompts of a model with this config and attention are not shared; `None` where they are."""
+    text = config.get_text_config()
+    if attention not in ATTENTION:
+        return f"attention {attention} takes no mask for it; model.attn_implementation=sdpa does"
+    if config.is_encoder_decoder or text is not config:
+        return "the model reads more than one text"
+    if not getattr(text, "num_attention_heads", None):
+        return "the model has no attention"
+    if others := set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        return f"the model has layers of {', '.join(sorted(others))}"
+    return None
+
+
+def dropout(model: nn.Module) -> bool:
+    """Whether training draws random numbers within the model, which answers to one prompt would then share."""
+    config: Any = getattr(model, "config", None)
+    return bool(getattr(config, "attention_dropout", 0)) or any(
+        isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
+    )
+
+
+def share_prompts(model: Any) -> str | None:
+    """Make `model`, a causal language model or a sequence classifier, compute common beginnings of rows once.
+
+    Returns `None`, or why the model is left as it is. Under PEFT, give it the model within. A small batch is computed
+    both ways first, so that an architecture that reads masks or positions in a way of its own is found and left alone.
+    """
+    backbone = model.base_model
+    if is_shared(model):
+        return None
+    if reason := obstacle(model.config, backbone.config._attn_implementation):
+        return reason
+    if "position_ids" not in inspect.signature(backbone.forward).parameters:
+        return "the model takes no positions"
+    if _window(backbone.config.get_text_config()) and not hasattr(
+        sys.modules[type(backbone).__module__], "create_sliding_window_causal_mask"
+    ):
+        return "the model has a sliding window that is not in its mask"
+    shared = SharedPrompts(backbone)
+    if reason := shared.differs():
+        return reason
+    _wrap(shared)
+    return None
+
+
+def is_shared(model: Any) -> bool:
+    return isinstance(getattr(model.base_model.forward, "__self__", None), SharedPrompts)
+
+
+def release(model: Any) -> None:
+    """Undo `share_prompts`."""
+    if is_shared(model):
+        model.base_model.forward = model.base_model.forward.__self__.inner
+
+
+def _wrap(shared: SharedPrompts) -> None:
+    shared.backbone.forward = shared.forward
+
+
+@contextmanager
+def sharing(model: Any, share: Callable[[Any], object] = share_prompts) -> Iterator[None]:
+    """`share` for as long as the block lasts, where it was not done before; `model` may be PEFT's.
+
+    What only looks like a model from outside is called as it is.
+    """
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inside, PreTrainedModel):
+        yield
+        return
+    before = is_shared(inside)
+    if not before:
+        share(inside)
+    try:
+        yield
+    finally:
+        if not before:
+            release(inside)
+
+
+def prefilling_once(model: Any) -> AbstractContextManager[None]:
+    """Within, prompts that stand in a batch several times are read once before generation, whatever the attention."""
+    return sharing(model, lambda inside: _wrap(SharedPrompts(inside.base_model)))
+
+
+class SharedPrompts:
+    """The forward of `backbone` that puts rows together; `inner` is the one that it had."""
+
+    def __init__(self, backbone: Any):
+        self.backbone = backbone
+        self.inner = backbone.forward
+        self.config = backbone.config.get_text_config()
+        self.random = dropout(backbone)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and "input_ids" not in kwargs:
+            kwargs["input_ids"], args = args[0], ()
+        given = {name for name, value in kwargs.items() if value is not None and value is not False}
+        if args or "input_ids" not in given or (self.random and self.backbone.training):
+            return self.inner(*args, **kwargs)
+        if "past_key_values" in given:
+            return self._prefill(kwargs, given) if _opens(kwargs) else self.inner(**kwargs)
+        if given <= KNOWN and kwargs.get("use_cache") is False and kwargs.get("return_dict") is not False:
+            layout = self.layout(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs.get("position_ids"))
+            if layout is not None:
+                return self._together(layout, kwargs)
+        return self.inner(**kwargs)
+
+    def layout(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None = None
+    ) -> Layout | None:
+        """How the rows are put together; `None` where they are not."""
+        rows = _rows(ids, mask, positions) if len(ids) > 1 else None
+        return None if rows is None else arrange(ids, rows, self.config.hidden_size)
+
+    def _together(self, layout: Layout, kwargs: dict[str, Any]) -> Any:
+        ids = kwargs["input_ids"]
+        output = self.inner(
+            **{
+                **kwargs,
+                "input_ids": ids.flatten()[layout.source],
+                "attention_mask": self._mask(layout),
+                "position_ids": layout.position,
+            }
+        )
+        output.last_hidden_state = layout.scatter(output.last_hidden_state, *ids.shape)
+        if getattr(output, "router_logits", None) is not None:
+            # (tokens, experts) of every layer.
+            output.router_logits = tuple(
+                layout.scatter(logits.view(*layout.source.shape, -1), *ids.shape).flatten(0, 1)
+                for logits in output.router_logits
+            )
+        return output
+
+    def _mask(self, layout: Layout) -> Any:
+        """The mask as the backbone takes it: one, or one for each type of its layers."""
+        window = _window(self.config)
+        if window is None or not getattr(self.config, "layer_types", None):
+            return self._as_attention_takes_it(layout, window)
+        return {
+            "full_attention": self._as_attention_takes_it(layout, None),
+            "sliding_attention": self._as_attention_takes_it(layout, window),
+        }
+
+    def _as_attention_takes_it(self, layout: Layout, window: int | None) -> Any:
+        kind = self.config._attn_implementation
+        if kind == "flex_attention":
+            return _block_mask(layout, window)
+        seen = layout.sees(window)
+        if kind == "sdpa":
+            return seen
+        dtype = self.backbone.dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+    def _prefill(self, kwargs: dict[str, Any], given: set[str]) -> Any:
+        """Read each of the prompts before generation once, and repeat their keys and values."""
+        if not given <= {*KNOWN, "past_key_values", "cache_position"}:
+            return self.inner(**kwargs)
+        ids, mask, positions = (kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+        assert ids is not None
+        keys = [tuple(row) for row in _columns(ids, mask, positions).tolist()]
+        places: dict[tuple[int, ...], int] = {}
+        rows = [places.setdefault(key, len(places)) for key in keys]
+        if len(places) == len(rows):
+            return self.inner(**kwargs)
+        once = torch.tensor([rows.index(n) for n in range(len(places))], device=ids.device)
+        again = torch.tensor(rows, device=ids.device)
+        read = {
+            name: value[once] if torch.is_tensor(value) and value.dim() > 1 and len(value) == len(rows) else value
+            for name, value in kwargs.items()
+        }
+        output = self.inner(**read)
+        kwargs["past_key_values"].batch_select_indices(again)
+        output.last_hidden_state = output.last_hidden_state[again]
+        return output
+
+    @torch.no_grad()
+    def differs(self) -> str | None:
+        """Why the backbone does not give the same when rows are put together, tried on four short ones."""
+        device, training = self.backbone.device, self.backbone.training
+        if device.type == "meta":
+            return "the model has no weights yet"
+        size = self.config.vocab_size
+        ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3], [3, 1, 4, 1, 5, 9, 2, 7, 8, 0]] * 2, device=device) % size
+        ids[2:] = ids[2:].roll(1, dims=1)  # a row padded on the left, as before generation, with tokens of its own
+        ids[2:, 1:5] = (ids[2:, 1:5] + 11) % size
+        mask = torch.ones_like(ids)
+        mask[1, -1] = mask[2:, 0] = 0
+        self.backbone.eval()
+        try:
+            layout = self.layout(ids, mask)
+            assert layout is not None
+            kwargs = {"attention_mask": mask, "use_cache": False}
+            apart = self.inner(input_ids=ids, **kwargs).last_hidden_state
+            together = self._together(layout, {"input_ids": ids, **kwargs}).last_hidden_state
+        except Exception as error:  # whatever an architecture makes of a mask that it does not know
+            return f"{type(self.backbone).__name__} does not take the mask ({type(error).__name__})"
+        finally:
+            self.backbone.train(training)
+        apart = apart * mask[..., None]
+        limit = ROUNDING.get(apart.dtype, HALF)
+        if not (together - apart).norm() <= limit * apart.norm():
+            return f"{type(self.backbone).__name__} gives other results for rows that are put together"
+        return None
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window of a model's layers, or of some of them."""
+    types = getattr(config, "layer_types", None)
+    return None if types and "sliding_attention" not in types else getattr(config, "sliding_window", None)
+
+
+def _opens(kwargs: dict[str, Any]) -> bool:
+    """Whether this call reads prompts into an empty cache that rows can be selected from."""
+    cache, ids = kwargs["past_key_values"], kwargs["input_ids"]
+    return (
+        type(cache) is DynamicCache
+        and ids.size(1) > 1
+        and len(ids) > 1
+        and not torch.is_grad_enabled()
+        and cache.get_seq_length() == 0
+        # Linear attention keeps a state of another kind.
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        and all(kwargs.get(name) is None or kwargs[name].shape == ids.shape for name in ("attention_mask",))
+    )
+
+
+def _columns(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
+    """All that tells rows apart, side by side."""
+    return torch.cat([part.expand_as(ids) for part in (ids, mask, positions) if part is not None], dim=1)
+
+
+def _rows(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> list[Row] | None:
+    """The real tokens of each row; `None` where they do not stand in one piece, with positions that count up."""
+    if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
+        return None
+    real = torch.ones_like(ids) if mask is None else (mask != 0).long()
+    first, lengths = real.argmax(1), real.sum(1)
+    place = torch.arange(ids.size(1), device=ids.device)
+    piece = (place >= first[:, None]) & (place < (first + lengths)[:, None])
+    # Without positions of their own, models count columns.
+    given = place.expand_as(ids) if positions is None else positions.expand_as(ids)
+    begin = given.gather(1, first[:, None])
+    counts = (given - begin == place - first[:, None]) | ~piece
+    sound, starts, counted, opened = torch.cat(
+        [((piece == (real == 1)) & counts).all(1)[:, None].long(), first[:, None], lengths[:, None], begin], dim=1
+    ).T.tolist()
+    if not all(sound):
+        return None
+    tokens = ids.tolist()
+    return [
+        Row(row[start : start + length], start, position)
+        for row, start, length, position in zip(tokens, starts, counted, opened, strict=True)
+    ]
+
+
+def _block_mask(layout: Layout, window: int | None) -> Any:
+    """What FlexAttention takes: the same as a function, so that blocks nobody sees are skipped."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    group, branch, position = layout.group, layout.branch, layout.position
+
+    def sees(b: Any, _head: Any, q: Any, k: Any) -> Any:
+        own = (branch[b, q] == branch[b, k]) | (branch[b, k] == 0)
+        seen = (group[b, q] == group[b, k]) & own & (q >= k)
+        if window is not None:
+            seen = seen & (position[b, q] - position[b, k] < window)
+        return seen | (q == k)
+
+    return create_block_mask(sees, len(group), None, group.size(1), group.size(1), device=str(group.device))

@@ -1,0 +1,106 @@
+"""What is known of the reference is not computed again: before the first step it is the policy, and it never changes.
+
+Only measurements rest on it; training steps compute the reference that they compare with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+
+def is_policy(trainer: Any) -> bool:
+    """Whether policy and reference give the same, bit for bit: no step was taken from equal weights."""
+    import torch
+    from peft import LoraConfig, PeftModel
+
+    if trainer.state.global_step > 0:
+        return False
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(model, PeftModel):
+        return True  # TRL loads the reference from where it loaded the policy
+    config = model.peft_config["default"]
+    if not isinstance(config, LoraConfig) or config.use_dora:
+        return False
+    weights = dict(model.named_parameters())
+    if "ref" in model.peft_config:
+        own = {name: weight for name, weight in weights.items() if ".default" in name}
+        return all(torch.equal(weight, weights[name.replace(".default", ".ref")]) for name, weight in own.items())
+    # B A x is nothing where B is nothing; some kinds of initialisation take what B A adds from the base.
+    ends = [weights[name] for name in weights if "lora_B.default" in name or "lora_embedding_B.default" in name]
+    return bool(ends) and config.lora_bias is False and not any(weight.any() for weight in ends)
+
+
+class KnownReference:
+    """Makes the evaluations of a DPO trainer compute the reference of each batch once, at the first of them.
+
+    Where it is the policy, even that is the policy's own pass.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.loss = trainer.compute_loss
+        self.known: dict[bytes, tuple[Any, Any]] = {}
+        trainer.compute_loss = self.compute_loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        trainer = self.trainer
+        if trainer.model.training or trainer.precompute_ref_logps:
+            return self.loss(model, inputs, *args, **kwargs)
+        key = hashlib.sha256()
+        for name in ("input_ids", "completion_mask"):
+            key.update(str(tuple(inputs[name].shape)).encode() + inputs[name].cpu().numpy().tobytes())
+        with _computed_once(_backbones(trainer)) if is_policy(trainer) else nullcontext():
+            if key.digest() not in self.known:
+                self.known[key.digest()] = trainer.compute_ref_log_probs(trainer.ref_model or model, inputs)
+            chosen, rejected = self.known[key.digest()]
+            trainer.precompute_ref_logps = True
+            try:
+                known = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+                return self.loss(model, {**inputs, **known}, *args, **kwargs)
+            finally:
+                trainer.precompute_ref_logps = False
+
+
+def know_reference(trainer: Any) -> None:
+    """Apply `KnownReference`, unless the reference follows the policy (`sync_ref_model`)."""
+    if not trainer.args.sync_ref_model:
+        KnownReference(trainer)
+
+
+def _backbones(trainer: Any) -> list[Any]:
+    found = []
+    for model in (trainer.model, getattr(trainer, "ref_model", None)):
+        if model is not None:
+            inside = trainer.accelerator.unwrap_model(model)
+            inside = inside.get_base_model() if hasattr(inside, "get_base_model") else inside
+            found.append(inside.base_model)
+    return found
+
+
+@contextmanager
+def _computed_once(backbones: list[Any]) -> Iterator[None]:
+    """Within, these backbones, of equal weights, answer the same tensor of token ids with what the first answered."""
+    known: dict[int, tuple[Any, Any]] = {}
+    forwards = [backbone.forward for backbone in backbones]
+
+    def remembering(forward: Any) -> Any:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            ids = kwargs.get("input_ids")
+            if args or ids is None or kwargs.get("output_router_logits"):
+                return forward(*args, **kwargs)
+            if id(ids) not in known:
+                known[id(ids)] = (ids, forward(**kwargs))  # the ids are kept, so that no other gets their number
+            return known[id(ids)][1]
+
+        return answer
+
+    for backbone, forward in zip(backbones, forwards, strict=True):
+        backbone.forward = remembering(forward)
+    try:
+        yield
+    finally:
+        for backbone, forward in zip(backbones, forwards, strict=True):
+            backbone.forward = forward
