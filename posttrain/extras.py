@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 # What is chosen on Hydra's command line -> the extra that brings it, and the module to look for.
@@ -22,6 +21,8 @@ def install(extra: str) -> str:
     A checkout names itself. A wheel has no index to be installed from again before a release, so there the libraries
     themselves are named, as its metadata lists them.
     """
+    from importlib.metadata import PackageNotFoundError, requires
+
     checkout = Path(__file__).parents[1]
     if (checkout / "pyproject.toml").is_file():
         where = "." if checkout == Path.cwd() else str(checkout)

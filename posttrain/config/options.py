@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import ranges
+from posttrain.config import hints, ranges
 
 # class -> (package, file inside it). Base classes and enumerations are looked up here too.
 SOURCES = {
@@ -96,8 +96,8 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
             errors.append(f"{path}.{name}: set by posttrain; {reserved[name]}")
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=3)
-            mend = f"; did you mean {' or '.join(near)}?" if near else ""
-            errors.append(f"{path}.{name}: not an option of {cls}{mend}")
+            mend = hints.of_option(cls, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
+            errors.append(f"{path}.{name}: not an option of {cls}{'; ' if mend else ''}{mend}")
         elif problem := _problem(known[name], value) or ranges.problem(cls, name, value):
             errors.append(f"{path}.{name}={value!r}: {problem}")
     return errors

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
+from posttrain.config import hints
 from posttrain.config.schema import Origin, RewardConfig, Run
 from posttrain.errors import PosttrainError
+
+# The types of the schema in words.
+KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "settings, {KEY: VALUE}",
+}
 
 
 def parse(cfg: DictConfig) -> Run:
     """Hydra's config as a `Run`; raises `PosttrainError` for unknown keys, wrong types and missing values."""
+    run, errors = read(cfg)
+    if errors or run is None:
+        raise PosttrainError("\n".join(errors))
+    return run
+
+
+def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
+    """A `Run` from what of Hydra's config can be read, and everything that cannot; None where required values lack."""
     plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    errors: list[str] = []
     schema = OmegaConf.structured(Run)
     try:
-        # `+key=value` on the command line bypasses the schema, so merge once more from plain values.
         merged = OmegaConf.merge(schema, plain)
+    except OmegaConfBaseException:
+        merged = OmegaConf.merge(schema, _fitting(Run, plain, "", errors))
+    try:
         OmegaConf.resolve(merged)
-        missing = sorted(OmegaConf.missing_keys(merged))
-    except ConfigKeyError as error:
-        raise PosttrainError(unknown_key(str(error.full_key))) from None
     except OmegaConfBaseException as error:
-        raise PosttrainError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+        return None, [*errors, f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
+    missing = sorted(OmegaConf.missing_keys(merged))
     if merged.data.mix and not OmegaConf.select(merged, "data.path", throw_on_missing=False):
         merged.data.path = ""  # the parts have one each
         missing = [key for key in missing if key != "data.path"]
@@ -34,35 +54,75 @@ def parse(cfg: DictConfig) -> Run:
         for key in missing:  # trainer, model and data stand in its stages
             OmegaConf.update(merged, key, "")
     elif missing and merged.stages:
-        raise PosttrainError(_pipeline(merged))
+        return None, [*errors, _pipeline(merged)]
     elif missing:
-        lines = [f"{key}: required, and not set; {_mend_missing(key)}" for key in missing]
-        raise PosttrainError("\n".join(lines))
+        return None, [*errors, *(f"{key}: required, and not set; {_mend_missing(key)}" for key in missing)]
     run = OmegaConf.to_object(merged)
     assert isinstance(run, Run)
-    run.reward = _rewards(run.reward, "reward")
-    run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards")
-    run.probe.gold = _rewards(run.probe.gold, "probe.gold")
-    return run
+    run.reward = _rewards(run.reward, "reward", errors)
+    run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards", errors)
+    run.probe.gold = _rewards(run.probe.gold, "probe.gold", errors)
+    return run, errors
 
 
-def _rewards(entries: dict[str, Any], path: str) -> dict[str, RewardConfig]:
+def _fitting(cls: Any, plain: dict[Any, Any], path: str, errors: list[str]) -> dict[Any, Any]:
+    """What of `plain` the dataclass `cls` takes; a message for everything else."""
+    try:
+        OmegaConf.merge(OmegaConf.structured(cls), plain)
+        return plain
+    except OmegaConfBaseException:
+        pass
+    known = {f.name: f for f in fields(cls)}
+    fit = {}
+    for key, value in plain.items():
+        where = f"{path}{key}"
+        if key not in known:
+            errors.append(unknown_key(where))
+        elif (group := _group(known[key])) is not None:
+            if isinstance(value, dict):
+                fit[key] = _fitting(group, value, f"{where}.", errors)
+            elif value is not None:  # a group that is left out: peft=null
+                errors.append(f"{where}={value}: expected settings below it, such as {where}.{fields(group)[0].name}")
+        elif _fits(cls, key, value):
+            fit[key] = value
+        else:
+            errors.append(f"{where}={value}: expected {_kind(known[key])}")
+    return fit
+
+
+def _group(f: Any) -> Any:
+    """The dataclass that a field holds, where it holds one."""
+    return f.default_factory if isinstance(f.default_factory, type) and is_dataclass(f.default_factory) else None
+
+
+def _fits(cls: Any, key: str, value: Any) -> bool:
+    try:
+        OmegaConf.merge(OmegaConf.structured(cls), {key: value})
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
+def _kind(f: Any) -> str:
+    base, _, none = str(f.type).partition(" | ")
+    name = next((text for start, text in KINDS.items() if base.startswith(start)), base)
+    return f"{name}, or null" if none else name
+
+
+def _rewards(entries: dict[str, Any], path: str, errors: list[str]) -> dict[str, RewardConfig]:
     """Reward entries as `RewardConfig`s: OmegaConf cannot override a key of a dict of dataclasses that is not there."""
     result: dict[str, RewardConfig] = {}
-    known = [f.name for f in fields(RewardConfig)]
     for name, entry in entries.items():
         if entry is None:  # taken out of what a group has: probe.gold.NAME=null
             continue
         if not isinstance(entry, dict):
-            raise PosttrainError(f"{path}.{name}={entry!r}: expected keys {', '.join(known)}")
-        if unknown := [key for key in entry if key not in known]:
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise PosttrainError(f"{path}.{name}.{unknown[0]}: unknown key; {mend}")
-        try:
-            result[name] = RewardConfig(**OmegaConf.to_container(OmegaConf.merge(RewardConfig, entry)))  # type: ignore
-        except OmegaConfBaseException as error:
-            raise PosttrainError(f"{path}.{name}.{error.full_key}: {str(error).splitlines()[0]}") from None
+            known = ", ".join(f.name for f in fields(RewardConfig))
+            errors.append(f"{path}.{name}={entry!r}: expected keys {known}")
+            continue
+        before = len(errors)
+        fit = _fitting(RewardConfig, entry, f"{path}.{name}.", errors)
+        if len(errors) == before:
+            result[name] = RewardConfig(**OmegaConf.to_container(OmegaConf.merge(RewardConfig, fit)))  # type: ignore
     return result
 
 
@@ -81,11 +141,22 @@ def unknown_key(key: str) -> str:
     parent, _, name = key.rpartition(".")
     cls: Any = Run
     for part in filter(None, parent.split(".")):
-        cls = next((f.default_factory for f in fields(cls) if f.name == part), None)
-    known = [f.name for f in fields(cls)] if isinstance(cls, type) and cls is not dict else []
-    near = difflib.get_close_matches(name, known, n=2)
-    mend = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
-    return f"{key}: unknown key; {mend}"
+        cls = next((_group(f) for f in fields(cls) if f.name == part), None) if cls else None
+    if parent.partition(".")[0] == "reward" or parent.startswith(("probe.rewards.", "probe.gold.")):
+        cls = RewardConfig
+    known = [f.name for f in fields(cls)] if cls else []
+    if parent in ("", "trainer", "peft") and (hint := hints.of_key(name, _options(parent))):
+        return f"{key}: unknown key; {hint}"
+    return f"{key}: unknown key; {hints.nearest(name, known)}"
+
+
+def _options(parent: str) -> dict[str, set[str]]:
+    """The options that somebody may mean who leaves their place out."""
+    from posttrain.config import options
+
+    trainer = {"trainer.args": {n for cls in ("PPOConfig", "DPOConfig", "GRPOConfig") for n in options.options_of(cls)}}
+    lora = {"peft.lora": {*options.options_of("LoraConfig")}}
+    return {"trainer": trainer, "peft": lora}.get(parent, trainer | lora)
 
 
 def _pipeline(merged: Any) -> str:

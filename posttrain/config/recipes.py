@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,28 +14,44 @@ PACKAGE = Path(__file__).parents[1]
 # A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 
-# Options of a library are open-ended: `trainer.args.beta=0.1` needs no `+`. They are checked in preflight.
-OPEN = (
-    *("trainer.args", "model.kwargs", "peft.lora", "peft.quantization", "peft.value", "data.columns", "data.args"),
-    *("data.mix", "reward", "probe.rewards", "probe.gold", "stages", "common"),
-)
-
 
 @cache
-def register() -> None:
-    """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`; once."""
+def register(words: tuple[str, ...] | None = None) -> None:
+    """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`.
+
+    Of a command line, `words`, only the recipes that it names are read, and those that they name; others stand there
+    empty, to be listed.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     from posttrain.config.schema import Run
 
     store = ConfigStore.instance()
-    schema = OmegaConf.structured(Run)
-    for path in OPEN:
-        OmegaConf.set_struct(OmegaConf.select(schema, path), False)
+    # Without types: Hydra would stop at the first wrong one. `parse` holds all of them against the schema, at once.
+    schema = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Run)))
+    for group in schema.values():
+        if OmegaConf.is_config(group):
+            OmegaConf.set_struct(group, False)
     store.store(name="schema", node=schema)
+    wanted = None if words is None else _named(" ".join(words))
     for file in recipe_files():
-        store.store(group="recipe", name=file.stem, node=OmegaConf.load(file), package="_global_")
+        node = OmegaConf.load(file) if wanted is None or file.stem in wanted else {}
+        store.store(group="recipe", name=file.stem, node=node, package="_global_")
+
+
+def _named(text: str) -> set[str] | None:
+    """The recipes whose names stand in the words of a command line, and in those recipes; None: any may be meant."""
+    if re.search(r"recipe\S*(?:glob|\$)", text):
+        return None
+    files = {file.stem: file for file in recipe_files()}
+    named: set[str] = set()
+    queue = [text]
+    while queue:
+        new = {*re.findall(r"[\w-]+", queue.pop())} & {*files} - named
+        named |= new
+        queue += [files[name].read_text(encoding="utf-8") for name in new]
+    return named
 
 
 def recipe_files() -> list[Path]:

@@ -6,21 +6,37 @@ import importlib
 import os
 import shlex
 import sys
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import hydra
+from hydra._internal import utils as hydra_utils
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from posttrain import extras
-from posttrain.config import parse, recipes
+from posttrain.config import composition, parse, recipes
+from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight, sweep
 from posttrain.training.signals import Ending
 
 
-def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """One run: what Hydra calls, once, or once per job of a sweep."""
-    run = parse.parse(cfg)
-    preflight.check(run)
+def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, ...] | None:
+    """One run: what Hydra calls, once, or once per job of a sweep; `errors` are those of the command line."""
+    run, wrong = parse.read(cfg)
+    found = [*errors, *wrong]
+    try:
+        if run is not None:
+            preflight.check(run)
+    except PosttrainError as error:
+        found += str(error).splitlines()
+    if found or run is None:
+        raise PosttrainError("\n".join(dict.fromkeys(found)))
     # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
     start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
     return start(run, parse.origin(HydraConfig.get()))
@@ -31,14 +47,86 @@ def run(argv: list[str]) -> int:
     if missing := extras.missing_plugin(argv):
         print(missing, file=sys.stderr)
         return 1
-    recipes.register()
-    entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(job)
+    stray = composition.stray(argv)
+    recipes.register(tuple(argv))
+    words = [word for word in argv if word not in stray]
+    if {"-m", "--multirun"} & set(words) and (wrong := _hopeless([w for w in words if not w.startswith("-")])):
+        print("\n".join(dict.fromkeys([*stray.values(), *wrong])), file=sys.stderr)
+        return 1
+    task = partial(job, errors=tuple(stray.values()))
+    entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(task)
     # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
     sys.path.append(os.getcwd())
-    sys.argv[1:] = argv  # Hydra reads its overrides there
+    sys.argv[1:] = words  # Hydra reads its overrides there
     try:
-        with Ending(shlex.join(["posttrain", *argv])):
+        with Ending(shlex.join(["posttrain", *argv])), our_words(tuple(stray.values())):
             entry()
     finally:
         sweep.report()
     return 0
+
+
+def _hopeless(words: list[str]) -> list[str]:
+    """All that is wrong with the jobs of a grid where none would start; Hydra makes a folder before it asks them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from posttrain.pipeline import overrides
+
+    if any(word.lstrip("+").startswith("hydra") for word in words):
+        return []  # another sweeper draws its jobs as it goes
+    try:
+        jobs = [
+            job
+            for batch in BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+            for job in batch
+        ]
+    except HydraException:
+        return []  # said when Hydra reads them
+    found: list[str] = []
+    for job in jobs:
+        try:
+            preflight.check(overrides.run_of(tuple(job)))
+        except PosttrainError as error:
+            found += str(error).splitlines()
+        else:
+            return []
+    return found
+
+
+@contextmanager
+def our_words(errors: tuple[str, ...] = ()):  # type: ignore[no-untyped-def]
+    """Let errors reach the terminal as one message, without the lines that Hydra puts around them."""
+    hydra_utils.run_and_report = partial(_report, errors)
+    if not any("hydra.mode" in word for word in sys.argv):  # Hydra would compose everything once more to find it
+        Hydra.get_mode = lambda self, **_: None  # type: ignore[method-assign]
+    frames = JobReturn.return_value
+    JobReturn.return_value = property(_value, frames.fset)  # type: ignore[assignment, attr-defined]
+    try:
+        yield
+    finally:
+        hydra_utils.run_and_report = RUN_AND_REPORT
+        Hydra.get_mode = GET_MODE  # type: ignore[method-assign]
+        JobReturn.return_value = frames  # type: ignore[method-assign]
+
+
+RUN_AND_REPORT, GET_MODE = hydra_utils.run_and_report, Hydra.get_mode
+
+
+def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except Exception as error:
+        said = str(error) if isinstance(error, PosttrainError) else composition.explain(error)
+        if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or said is None:
+            traceback.print_exc()
+        else:
+            print("\n".join(dict.fromkeys([*errors, *said.splitlines()])), file=sys.stderr)
+        sys.exit(1)
+
+
+def _value(self: JobReturn) -> Any:
+    if self.status is JobStatus.COMPLETED:
+        return self._return_value
+    raise self._return_value

@@ -12,9 +12,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 
-from posttrain.config import parse, recipes
+from posttrain.config import composition, parse, recipes
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
@@ -83,19 +83,8 @@ def run_of(overrides: tuple[str, ...]) -> Run:
             return parse.parse(compose("config", overrides=list(overrides)))
         except PosttrainError:
             raise
-        except ConfigCompositionException as error:
-            raise PosttrainError(_explain(error)) from None
         except (HydraException, ValueError) as error:
-            raise PosttrainError(str(error).splitlines()[0]) from None
-
-
-def _explain(error: ConfigCompositionException) -> str:
-    first = str(error).splitlines()[0]
-    if unknown := re.match(r"Could not override '(.+)'\.$", first):
-        return parse.unknown_key(unknown[1])
-    return first.removeprefix("Error merging override ") + (
-        f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
-    )
+            raise PosttrainError(composition.explain(error) or str(error).splitlines()[0]) from None
 
 
 def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:

@@ -3,9 +3,11 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from trl import RLOOConfig
+
+from . import names
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,11 @@ class PPOConfig(RLOOConfig):
     min_completion_length: int | None = field(
         default=None, metadata={"help": "Minimum length of the generated completion, in tokens."}
     )
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        """Raises `TypeError` for the options of older PPO trainers, with their names of now."""
+        names.check(kwargs, cls.__dataclass_fields__, names.OPTIONS, cls.__name__)
+        return super().__new__(cls)
 
     @property
     def steps_per_rollout(self) -> int:

@@ -1,5 +1,6 @@
 """PPO on TRL's RLOO trainer: generation, rewards, logging and checkpoints are TRL's, the algorithm is here."""
 
+import inspect
 import logging
 import textwrap
 import time
@@ -15,7 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.trainer_callback import ProgressCallback
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
-from . import maths
+from . import maths, names
 from .callbacks import RolloutCallback, RolloutProgress
 from .config import PPOConfig
 from .experience import ExperienceTrainer
@@ -94,6 +95,11 @@ class PPOTrainer(ExperienceTrainer):
                 eprint       = {arXiv:1909.08593}
             }"""),  # noqa: E501
     }
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        """Raises `TypeError` for the arguments of older PPO trainers, with their names of now."""
+        names.check(kwargs, inspect.signature(cls.__init__).parameters, names.ARGUMENTS, cls.__name__)
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -1,0 +1,72 @@
+"""What is wrong with a command line before it is a config: Hydra's own errors in our words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import fields
+
+from posttrain.config import parse, recipes
+from posttrain.config.schema import Run
+
+
+def stray(words: Iterable[str]) -> dict[str, str]:
+    """Words that set a key which no config has at its top -> what to say; Hydra would stop at the first."""
+    known = {f.name for f in fields(Run)} | {*recipes.groups(), "hydra"}
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[\w.]+", key) or key.partition(".")[0] in known:
+            continue
+        if key == "recipe":
+            found[word] = f"recipe={value}: a recipe is added; write +recipe={value}"
+        else:
+            found[word] = parse.unknown_key(key)
+    return found
+
+
+def explain(error: BaseException) -> str | None:
+    """An error of Hydra's composition in one message; None for another error."""
+    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and (wanted := re.search(r"'(\w+)/([^']+)'", str(error))):
+        group, option = wanted.groups()
+        known = recipes.purposes() if group == "recipe" else recipes.groups().get(group, [])
+        near = difflib.get_close_matches(option, known, n=1)
+        mend = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={option}: no such option; {mend}choose from {', '.join(known)}"
+    if isinstance(error, ConfigCompositionException):
+        first = str(error).splitlines()[0]
+        if unknown := re.match(r"Could not override '([\w.]+)'\.$", first):
+            return parse.unknown_key(unknown[1])
+        cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+        if "Got NoneType" in first or "Multiple values" in first:
+            return f"{first}; a group is left out with '~GROUP', and chosen once with GROUP=OPTION"
+        return first.removeprefix("Error merging override ") + cause
+    return str(error).splitlines()[0] if isinstance(error, HydraException) else None
+
+
+def _unreadable(word: str) -> str:
+    """How to write an argument that Hydra cannot parse."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word}: cannot be read; expected KEY=VALUE"
+    if not re.fullmatch(r"(?:[~]|[+]{0,2})[\w./@:$-]+", key):
+        return f"{word}: cannot be read; {key!r} is no key, which has letters, digits, _ and dots"
+    quoted = f"{key}={QuotedString(text=value.strip(chr(39) + chr(34)), quote=Quote.double).with_quotes()}"
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        return f"{word}: cannot be read; check brackets, commas and quotes of the value"
+    return (
+        f"{word}: cannot be read; if the value is text, quote it for Hydra and for the shell: {shlex.quote(quoted)}; "
+        "if it is a list or settings, check its brackets and commas"
+    )

@@ -1,0 +1,61 @@
+"""Options and arguments of older PPO trainers (TRL up to 1.12, and 0.11) -> what they are called now.
+
+`posttrain.ppo` raises a TypeError with these hints; the command line gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+OPTIONS = {
+    "kl_coef": "beta",
+    "init_kl_coef": "beta, which kl_target adapts",
+    "adap_kl_ctrl": "kl_target: a number adapts beta, null keeps it",
+    "target": "kl_target, in nats per completion",
+    "horizon": "kl_horizon, in completions",
+    "kl_penalty": "kl_estimator: k1, k2 or k3",
+    "cliprange": "epsilon",
+    "clip_range": "epsilon",
+    "response_length": "max_completion_length",
+    "total_episodes": "max_steps, or num_train_epochs: an episode is a prompt of the data",
+    "ppo_epochs": "num_ppo_epochs",
+    "batch_size": "per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches: a rollout",
+    "mini_batch_size": "per_device_train_batch_size, with gradient_accumulation_steps",
+    "local_batch_size": "per_device_train_batch_size",
+    "local_rollout_forward_batch_size": "per_device_train_batch_size, which forward passes follow",
+    "backward_batch_size": "per_device_train_batch_size",
+    "num_total_batches": "max_steps",
+    "stop_token": "missing_eos_penalty: a completion ends with the tokenizer's EOS token",
+    "stop_token_id": "missing_eos_penalty: a completion ends with the tokenizer's EOS token",
+    "penalty_reward_value": "missing_eos_penalty",
+    "non_eos_penalty": "missing_eos_penalty",
+    "reward_model_path": "reward_adapter of PPOTrainer, or a model among its reward_funcs",
+    "sft_model_path": "model of PPOTrainer: the policy starts there, and the reference is the same",
+    "num_sample_generations": "log_completions",
+    "sample_generations": "log_completions",
+    "whiten_advantage": "whiten_advantages",
+    "use_score_scaling": "whiten_rewards",
+    "score_clip": "reward_clip_range",
+    "early_stopping": "target_kl",
+    "exp_name": "run_name",
+}
+ARGUMENTS = {
+    "config": "args, a PPOConfig",
+    "policy": "model",
+    "policy_model": "model",
+    "tokenizer": "processing_class",
+    "ref_model": "nothing: the reference is the base without the adapter, or a copy of the adapter it starts from",
+    "ref_policy": "nothing: the reference is the base without the adapter, or a copy of the adapter it starts from",
+    "value_model": "value_peft_config: the value function is an adapter on the policy's base, or value_mode='head'",
+    "reward_model": "reward_adapter, a folder of RewardTrainer, or reward_funcs, models or functions",
+    "dataset": "train_dataset",
+    "data_collator": "nothing: prompts are tokenized here",
+}
+
+
+def check(given: Iterable[str], known: Iterable[str], hints: dict[str, str], what: str) -> None:
+    """Raise `TypeError` for a keyword that has another name now; others are left to the signature."""
+    known = set(known)
+    lines = [f"{name} is now {hints[name]}" for name in given if name not in known and name in hints]
+    if lines:
+        raise TypeError(f"{what}: " + "; ".join(lines))
