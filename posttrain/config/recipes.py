@@ -36,7 +36,7 @@ def register(words: tuple[str, ...] | None = None) -> None:
     store.store(name="schema", node=schema)
     wanted = None if words is None else _named(" ".join(words))
     for file in recipe_files():
-        node = OmegaConf.load(file) if wanted is None or file.stem in wanted else {}
+        node: Any = OmegaConf.load(file) if wanted is None or file.stem in wanted else {}
         store.store(group="recipe", name=file.stem, node=node, package="_global_")
 
 

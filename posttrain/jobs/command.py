@@ -96,7 +96,7 @@ def _hopeless(words: list[str]) -> list[str]:
 
 
 @contextmanager
-def our_words(errors: tuple[str, ...] = ()):  # type: ignore[no-untyped-def]
+def our_words(errors: tuple[str, ...] = ()):
     """Let errors reach the terminal as one message, without the lines that Hydra puts around them."""
     hydra_utils.run_and_report = partial(_report, errors)
     if not any("hydra.mode" in word for word in sys.argv):  # Hydra would compose everything once more to find it

@@ -175,7 +175,7 @@ def test_a_gate_is_no_code(text):
         ({"a": {**SFT, "trainer": {"args": {"betta": 1}}}}, "stages.a.trainer.args.betta: not an option of SFTConfig"),
         ({"a": {**SFT, "trainer": {"kidn": 1}}}, "stages.a.trainer.kidn: unknown key; did you mean kind?"),
         ({"a": {**SFT, "gaet": "x >= 1"}}, "stages.a.gaet: unknown key"),
-        ({"a": {**SFT, "data": {"eval_size": "lots"}}}, "stages.a.data.eval_size=lots: Value 'lots'"),
+        ({"a": {**SFT, "data": {"eval_size": "lots"}}}, "stages.a.data.eval_size=lots: expected a number"),
         ({"a": {**SFT, "from": {"model.init_form": "b"}}, "b": SFT}, "stages.a.model.init_form: unknown key; did you"),
         (
             {"a": {**SFT, "from": {"data.path": "sfd"}}, "sft": SFT},
