@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posttrain.config import hints
+from posttrain.config import hints, trainers
 from posttrain.config.schema import Origin, RewardConfig, Run
 from posttrain.errors import PosttrainError
 
@@ -62,6 +62,8 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     run.reward = _rewards(run.reward, "reward", errors)
     run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards", errors)
     run.probe.gold = _rewards(run.probe.gold, "probe.gold", errors)
+    if run.job == "train" and run.peft.method == "lora" and run.trainer.kind in trainers.KINDS:
+        run.trainer.args.setdefault("learning_rate", trainers.KINDS[run.trainer.kind].lora_rate)
     return run, errors
 
 

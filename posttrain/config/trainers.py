@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 class Kind:
     """A trainer: its class, its config class, and the package that has both.
 
+    `lora_rate` is the learning rate of an adapter where none is set. TRL's defaults are rates of full fine-tuning, and
+    an adapter takes about ten times as much (Schulman et al. 2025, "LoRA Without Regret"; TRL's documentation of PEFT).
+    A reward model's default in TRL, 1e-4, is one for adapters already.
     `generations` is the default of `num_generations` for those that sample, and so need rewards from outside.
     """
 
     trainer: str
     config: str
+    lora_rate: float
     generations: int | None = None
     package: str = "trl"
 
@@ -29,13 +33,13 @@ class Kind:
 
 
 KINDS = {
-    "sft": Kind("SFTTrainer", "SFTConfig"),
-    "reward": Kind("RewardTrainer", "RewardConfig"),
-    "dpo": Kind("DPOTrainer", "DPOConfig"),
-    "kto": Kind("KTOTrainer", "KTOConfig"),
-    "grpo": Kind("GRPOTrainer", "GRPOConfig", generations=8),
-    "rloo": Kind("RLOOTrainer", "RLOOConfig", generations=2),
-    "ppo": Kind("PPOTrainer", "PPOConfig", generations=1, package="posttrain.ppo"),
+    "sft": Kind("SFTTrainer", "SFTConfig", 2e-4),
+    "reward": Kind("RewardTrainer", "RewardConfig", 1e-4),
+    "dpo": Kind("DPOTrainer", "DPOConfig", 1e-5),
+    "kto": Kind("KTOTrainer", "KTOConfig", 1e-5),
+    "grpo": Kind("GRPOTrainer", "GRPOConfig", 1e-5, generations=8),
+    "rloo": Kind("RLOOTrainer", "RLOOConfig", 1e-5, generations=2),
+    "ppo": Kind("PPOTrainer", "PPOConfig", 3e-5, generations=1, package="posttrain.ppo"),
 }
 # Options of PPOConfig that follow from others.
 DERIVED = {

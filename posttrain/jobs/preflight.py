@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain import extras
 from posttrain.config import checks, combinations, objective, options, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.config.trainers import KINDS
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # Options of TRL's config classes that this layer decides.
 RESERVED = {
     "output_dir": "set output_dir (the run directory is made inside it)",
-    "report_to": "choose tracking=wandb|trackio|tensorboard|none",
+    "report_to": "choose tracking=wandb|trackio|tensorboard|mlflow|comet|none",
     "run_name": "set name",
     "project": "set tracking.project",
     "disable_tqdm": "posttrain draws the progress bar",
@@ -48,7 +49,7 @@ CHOICES = {
     "trainer.kind": tuple(KINDS),
     "peft.method": ("none", "lora"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "tracking.backend": ("wandb", "trackio", "tensorboard", "none"),
+    "tracking.backend": ("wandb", "trackio", "tensorboard", "mlflow", "comet", "none"),
     "tracking.mode": ("auto", "online", "offline", "disabled"),
     "data.format": NAMES,
     "data.on_error": ("stop", "skip"),
@@ -87,7 +88,7 @@ def check(run: Run) -> None:
     errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
-    errors += _paths(run) + _secrets(asdict(run))
+    errors += _paths(run) + _secrets(asdict(run)) + _tracker(run.tracking.backend)
     errors += _rewards(run)
     errors += (
         _check_comparisons(run)
@@ -156,6 +157,13 @@ def _initialisation(run: Run) -> list[str]:
         f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "
         f"{run.trainer.kind} and of what goes on from it; leave it out, or choose gaussian"
     ]
+
+
+def _tracker(backend: str) -> list[str]:
+    """Trackers that are extras, and not installed."""
+    module = {"trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml"}.get(backend)
+    missing = bool(module) and extras.absent(str(module))
+    return [f"tracking.backend={backend}: not installed; {extras.install(backend)}"] if missing else []
 
 
 def _secrets(settings: Any, path: str = "") -> list[str]:

@@ -84,7 +84,7 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         _start(run, origin, plan, directory, checkpoint)
     group = origin.sweep_dir.name if origin.sweep_dir else None
     settings = run.tracking if main_process() else schema.TrackingConfig(backend="none")
-    tracker = Tracker(settings, directory.path, asdict(run), group)
+    tracker = Tracker(settings, directory.path, schema.used(asdict(run)), group)
     try:
         functions, name = _reward_functions(run)
         bar, interrupt = ProgressBar(directory.name), Interrupt()
@@ -389,7 +389,7 @@ def _finish(
     for name in ("value", "ref", "reward"):
         shutil.rmtree(half / name, ignore_errors=True)
     plan.tokenizer.save_pretrained(half)
-    write_card(half, run, record)
+    write_card(half, run, record, directory.metrics)
     directory.put_model(half)
     record["content"] = directory.made()
     curves.draw_curves(directory.metrics, directory.curves, directory.name)

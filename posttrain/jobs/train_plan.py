@@ -53,6 +53,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         if plan.steps_per_rollout == 1
         else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
         **({"prompts": plan.prompts} if plan.prompts else {}),
+        **({"rate": f"{rate:g}"} if isinstance(rate := run.trainer.args.get("learning_rate"), float) else {}),
         "device": str(plan.precision),
         "directory": str(directory.path),
     }

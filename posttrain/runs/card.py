@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import Run
 from posttrain.data.files import built_in, resolve
+from posttrain.runs import metrics
 
 if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
 
+# Licences of bases that come with posttrain; another base's stands on its page.
+LICENCES = {"embedded:smollm2": "apache-2.0"}
 # The hub's model that an embedded one was made from. Its weights are not quite the same.
 HUB_IDS = {"embedded:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
@@ -34,9 +37,12 @@ def about(base: str) -> str | None:
     return None
 
 
-def write_card(folder: Path, run: Run, record: dict[str, Any]) -> None:
-    """`README.md`: what the model is, from what, on which data, with which metrics, and how to load it."""
-    _save(folder, run, record, "adapter" if run.peft.method == "lora" else "full")
+def write_card(folder: Path, run: Run, record: dict[str, Any], logged: Path) -> None:
+    """`README.md`: base, data, method, hyperparameters, held-out metrics before and after, and usage that generates.
+
+    `logged` is the run's `metrics.jsonl`.
+    """
+    _save(folder, run, record, "adapter" if run.peft.method == "lora" else "full", logged)
 
 
 def describe(folder: Path, source: Source, drift: list[str] | None = None) -> None:
@@ -56,10 +62,12 @@ def describe(folder: Path, source: Source, drift: list[str] | None = None) -> No
     composed = OmegaConf.load(source.run.path / "config.yaml")
     assert isinstance(composed, DictConfig)
     run = parse(composed)
-    _save(folder, run, source.record, form, drift)
+    _save(folder, run, source.record, form, source.run.metrics, drift)
 
 
-def _save(folder: Path, run: Run, record: dict[str, Any], form: str, drift: list[str] | None = None) -> None:
+def _save(
+    folder: Path, run: Run, record: dict[str, Any], form: str, logged: Path, drift: list[str] | None = None
+) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     base = record.get("base", {}).get("path", run.model.path)
@@ -67,12 +75,13 @@ def _save(folder: Path, run: Run, record: dict[str, Any], form: str, drift: list
     local = bool(run.data.mix) or not isinstance(run.data.path, str) or bool(resolve(data)) or Path(data).exists()
     card = ModelCardData(
         base_model=hub_id(base),
+        base_model_relation={"adapter": "adapter", "full": "finetune", "merged": "finetune"}[form],
+        license=LICENCES.get(base),
         datasets=None if local or built_in(data) else [data],
         library_name="peft" if form == "adapter" else "transformers",
         pipeline_tag="text-classification" if run.trainer.kind == "reward" else "text-generation",
         tags=["posttrain", "trl", run.trainer.kind],
     )
-    rows = [f"| {name} | {value:.4g} |" for name, value in sorted(record["metrics"].items())]
     what = {"adapter": "A LoRA adapter on", "full": "Fine-tuned from", "merged": "A LoRA adapter merged into"}[form]
     note = about(base) if form == "adapter" else None
     source = record["data"]
@@ -90,18 +99,47 @@ trained by `{run.trainer.kind}` with [TRL](https://github.com/huggingface/trl) {
 ({source["held_out"]}).
 - Steps: {record["steps"]}, seed {record["seed"]}; {record["precision"]}.
 - Command: `{record["command"]}`
+- Licence: {f"`{LICENCES[base]}`, that of the base" if base in LICENCES else "that of the base; see its page"}.
 
-## Metrics at the end
+## Hyperparameters
 
-| metric | value |
+| option | value |
 |---|---|
-{chr(10).join(rows)}
+{_options(run)}
+
+All others are the defaults of TRL {record["versions"]["trl"]}.
+
+## Held out, before and after
+
+{_before_after(logged)}
 {_drift(drift)}
 ## Use
 
 {_usage(run.trainer.kind == "reward", form, folder, record.get("quantization") or {})}
 """
     ModelCard(text).save(folder / "README.md")
+
+
+def _options(run: Run) -> str:
+    """The options of the trainer and of LoRA that the run sets."""
+    given = {**run.trainer.args, **{f"peft.{key}": value for key, value in run.peft.lora.items()}}
+    if run.peft.method == "none":
+        given = dict(run.trainer.args)
+    given |= {f"quantization.{key}": value for key, value in run.peft.quantization.items()}
+    return "\n".join(f"| {key} | {value} |" for key, value in sorted(given.items()) if value is not None)
+
+
+def _before_after(logged: Path) -> str:
+    """The held-out metrics as a table, without what tells of the run and nothing of the model."""
+    first, last, counts = metrics.held_out(logged)
+    shown = [*(k for k in metrics.TITLES if k in last), *sorted(k for k in last if k.startswith(metrics.ASKED))]
+    if not shown:
+        return "No rows were held out."
+    rows = [
+        f"| {metrics.title(k)} | {metrics.before(k, first) if counts[k] > 1 else ''} | {metrics.figure(last[k])} |"
+        for k in shown
+    ]
+    return "\n".join(["| metric | before | after |", "|---|---|---|", *rows])
 
 
 def _drift(drift: list[str] | None) -> str:
@@ -130,4 +168,24 @@ from transformers import {imports}
 
 model = {auto}.from_pretrained("path/to/this/folder"{labels}{options})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"){after}
+{_call(scores, folder)}
 ```"""
+
+
+def _call(scores: bool, folder: Path) -> str:
+    """The lines that score an answer, or generate one: with the chat template where the tokenizer has one."""
+    chat = (folder / "chat_template.jinja").is_file()
+    asked = '{"role": "user", "content": "What is the capital of France?"}'
+    if scores:
+        said = f"[{asked}, " + '{"role": "assistant", "content": "Paris."}]'
+        text = f"tokenizer.apply_chat_template({said}, tokenize=False)" if chat else '"The capital of France is Paris."'
+        return f"""
+inputs = tokenizer({text}, return_tensors="pt")
+print(model(**inputs).logits.item())"""
+    text = f"tokenizer.apply_chat_template([{asked}], tokenize=False, add_generation_prompt=True)"
+    extra = ", add_special_tokens=False" if chat else ""
+    return f"""
+prompt = {text if chat else '"The capital of France is"'}
+inputs = tokenizer(prompt, return_tensors="pt"{extra})
+output = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""

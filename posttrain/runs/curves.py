@@ -98,7 +98,8 @@ def _line(axis: Any, key: str, points: Sequence[tuple[float, float]]) -> None:
     """One metric: points where it was measured now and then, a line where it was logged all along."""
     steps, values = zip(*points, strict=True)
     held_out = key.startswith(HELD_OUT)
-    label = f"held out: {title(key)}" if held_out else key
+    named = title(key)
+    label = key if not held_out else named if named.startswith("held-out") else f"held out: {named}"
     if held_out or len(values) < 20:
         joined = len(values) >= JOINED
         axis.plot(steps, values, marker="o", ls=(":" if held_out else "-") if joined else "", ms=5, lw=1.2, label=label)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import shlex
+from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,9 +12,6 @@ from rich.table import Table
 from posttrain.console import console, tell
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import ASKED, TITLES, before, figure, held_out, read, title
-
-if TYPE_CHECKING:
-    pass
 
 
 def show(directory: RunDirectory) -> None:
@@ -23,18 +22,39 @@ def show(directory: RunDirectory) -> None:
         console.print(table)
     if (samples := side_by_side(directory)) is not None:
         console.print(samples)
-    tell(f"curves   {directory.curves}")
-    tell(f"model    {directory.model}")
-    tell(f"run      {directory.path}")
+    tell(f"curves   {_short_path(directory.curves)}")
+    tell(f"model    {_short_path(directory.model)}")
     if record.get("tracking"):
         tell(f"tracking {record['tracking']}")
-    if command := record.get("command"):
-        tell(f"next     {command} {_next(record)}")
+    for line in next_steps(directory, record):
+        tell(line)
 
 
-def _next(record: dict[str, Any]) -> str:
-    beta = {"dpo": "0.05", "kto": "0.05", "grpo": "0.04", "rloo": "0.1", "ppo": "0.2"}.get(record["trainer"])
-    return f"trainer.args.beta={beta}" if beta else "trainer.args.learning_rate=5e-5"
+def next_steps(directory: RunDirectory, record: dict[str, Any]) -> list[str]:
+    """Commands that fit this run, short enough to copy: talk to it, compare it, use it, go on from it."""
+    run = _short_path(directory.path)
+    kind, family = record.get("trainer"), "llama" if str(record.get("recipe") or "").endswith("_llama") else "smollm2"
+    if kind == "reward":
+        known = record.get("recipe")
+        base = f"+recipe=ppo_{family}" if known else f"trainer=ppo peft=lora model.path={record['model']['path']}"
+        data = "" if known else " data.path=PROMPTS"
+        return [f"next     posttrain {base}{data} reward=rm reward.rm.model={run}"]
+    lines = [f"talk     posttrain chat {run}"]
+    siblings = [p for p in directory.path.parent.iterdir() if p != directory.path and (p / "run.json").is_file()]
+    if siblings:
+        lines.append(f"compare  posttrain report {_short_path(directory.path.parent)}")
+    lines.append(f"use      posttrain export {run}{' --merge' if record.get('adapter') else ''}")
+    if kind == "sft":
+        known = str(record.get("recipe") or "") in ("sft_smollm2", "sft_llama")
+        setting = f"+recipe=dpo_{family}" if known else "trainer=dpo peft=lora data.path=PAIRS"
+        model = "" if known else f" model.path={record['model']['path']}"
+        lines.append(f"next     posttrain {setting}{model} model.init_from={run}")
+    return lines
+
+
+def _short_path(path: Path) -> str:
+    """Relative to the current folder where the path lies in it."""
+    return shlex.quote(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 def before_after(directory: RunDirectory) -> Table:

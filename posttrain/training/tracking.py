@@ -16,11 +16,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from posttrain.config.schema import TrackingConfig
+from posttrain.console import tell
 from posttrain.runs.metrics import read
 from posttrain.training import wandb_file
 
 logger = logging.getLogger(__name__)
 
+# Transformers' callbacks of the backends.
+TRACKERS = ("WandbCallback", "TrackioCallback", "TensorBoardCallback", "MLflowCallback", "CometCallback")
 # Seconds until W&B counts as out of reach, and at most that its end may take.
 INIT_TIMEOUT = 8
 FINISH_TIMEOUT = 30
@@ -35,14 +38,20 @@ class Tracker:
         self.project = config.project
         self._run_dir = run_dir
         self._writer: Any = None
-        start = {"wandb": self._start_wandb, "trackio": self._start_trackio, "tensorboard": self._start_tensorboard}
+        start = {
+            "wandb": self._start_wandb,
+            "trackio": self._start_trackio,
+            "tensorboard": self._start_tensorboard,
+            "mlflow": self._start_mlflow,
+            "comet": self._start_comet,
+        }
         if config.backend != "none":
             self._guard(lambda: start[config.backend](config, run_config, config.group or group))
 
     @property
     def report_to(self) -> str:
         """The value for Transformers' `report_to`."""
-        return self.backend
+        return "comet_ml" if self.backend == "comet" else self.backend
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         def send() -> None:
@@ -57,6 +66,8 @@ class Tracker:
             elif self.backend == "tensorboard":
                 for name, value in metrics.items():
                     self._writer.add_scalar(name, value, step)
+            elif self.backend == "mlflow" or self.backend == "comet":
+                self._writer.log_metrics(metrics, step=step)
 
         self._guard(send)
 
@@ -100,6 +111,10 @@ class Tracker:
                 trackio.finish()
             elif self.backend == "tensorboard":
                 self._writer.close()
+            elif self.backend == "mlflow":
+                self._writer.end_run()
+            elif self.backend == "comet":
+                self._writer.end()
 
         self._guard(end)
 
@@ -118,7 +133,8 @@ class Tracker:
             "project": config.project,
             "entity": config.entity,
             "group": group,
-            "tags": config.tags,
+            "job_type": run_config.get("trainer", {}).get("kind"),
+            "tags": [*config.tags, *_tags(run_config)],
             "name": self._run_dir.name,
             "id": self._run_dir.name[-64:],
             "dir": self._run_dir,
@@ -126,7 +142,7 @@ class Tracker:
             "resume": "allow",
             # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
             "settings": wandb.Settings(
-                init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, silent=True, console="off"
+                init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, silent=True, console="wrap"
             ),
         }
         # Transformers' callback would otherwise ask for another project when W&B is restarted.
@@ -141,6 +157,8 @@ class Tracker:
             wandb.teardown()  # its service would keep the run's id in use
             wandb.init(mode=mode, **options)
         assert wandb.run is not None
+        if mode == "online" and wandb.run.url:
+            tell(f"tracking {wandb.run.url}")
         offline = f"{Path(wandb.run.dir).parent} (offline; `wandb sync` sends it)"
         self.where = (wandb.run.url or offline) if mode == "online" else offline
         for point in wandb_file.missing(self._run_dir, read(self._run_dir / "metrics.jsonl")):
@@ -150,7 +168,7 @@ class Tracker:
         """Keep what goes wrong in Transformers' callback of the backend from ending the training."""
         chain = trainer.callback_handler.callbacks
         for i, callback in enumerate(chain):
-            if type(callback).__name__ in ("WandbCallback", "TrackioCallback", "TensorBoardCallback"):
+            if type(callback).__name__ in TRACKERS:
                 chain[i] = _Guarded(callback, self)
 
     def _start_trackio(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
@@ -166,6 +184,28 @@ class Tracker:
         os.environ["TENSORBOARD_LOGGING_DIR"] = folder
         self._writer = SummaryWriter(folder)
         self.where = f"`tensorboard --logdir {folder}`"
+
+    def _start_mlflow(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
+        import mlflow
+
+        self._writer = mlflow
+        mlflow.set_experiment(config.project)
+        run = mlflow.start_run(
+            run_name=self._run_dir.name, tags=dict.fromkeys(config.tags, "") | {"group": group or ""}
+        )
+        self.where = f"MLflow run {run.info.run_id} of experiment {config.project}, {mlflow.get_tracking_uri()}"
+
+    def _start_comet(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
+        import comet_ml
+
+        mode = {"auto": None, "online": "online", "offline": "offline", "disabled": "disabled"}[config.mode]
+        online = None if mode is None else mode == "online"
+        # Transformers' callback takes the experiment that is running.
+        self._writer = comet_ml.start(project_name=config.project, workspace=config.entity, online=online)
+        self._writer.set_name(self._run_dir.name)
+        self._writer.add_tags([*config.tags, *([group] if group else [])])
+        self._writer.log_parameters(run_config)
+        self.where = self._writer.url or "Comet, offline"
 
 
 def _wandb_mode() -> str:
@@ -205,6 +245,13 @@ def _guarded(event: str) -> Callable[..., None]:
 
 for _event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
     setattr(_Guarded, _event, _guarded(_event))
+
+
+def _tags(run_config: dict[str, Any]) -> list[str]:
+    """What runs are filtered by: the method, and how it was trained."""
+    peft = run_config.get("peft", {})
+    how = "full" if peft.get("method") == "none" else "qlora" if peft.get("quantization") else peft.get("method")
+    return [str(tag) for tag in (run_config.get("trainer", {}).get("kind"), how) if tag]
 
 
 class Metrics(TrainerCallback):

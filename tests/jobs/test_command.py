@@ -87,7 +87,10 @@ def test_cfg_job_shows_the_composed_config(cli):
         (["+recipe=dpo_smollm2", "model.path=./nowhere"], ["model.path=./nowhere: no such folder"]),
         (["+recipe=dpo_smollm2", "model.path=embedded:big"], ["choose from embedded:smollm2, embedded:tiny"]),
         (["+recipe=dpo_smollm2", "peft.method=qlora"], ["peft.method=qlora: did you mean lora?"]),
-        (["+recipe=dpo_smollm2", "tracking.backend=mlflow"], ["choose from wandb, trackio, tensorboard, none"]),
+        (
+            ["+recipe=dpo_smollm2", "tracking.backend=neptune"],
+            ["choose from wandb, trackio, tensorboard, mlflow, comet, none"],
+        ),
         (["+recipe=dpo_smollm2", "model.kwargs.token=hf_x"], ["model.kwargs.token: a secret does not belong"]),
         (["+recipe=kto_smollm2", "trainer.args.per_device_train_batch_size=1"], ["set at least 2"]),
         (["+recipe=grpo_smollm2", "~reward"], ["reward: grpo needs one"]),

@@ -45,8 +45,9 @@ def test_wandb_gets_loss_rewards_kl_samples_and_config(train):
     assert config["trainer"]["kind"] == "dpo"
     assert config["trainer"]["args"]["beta"] == 0.1
     (record,) = started
-    assert (record.project, record.run_group, list(record.tags)) == ("posttrain", "g", ["a", "b"])
-    assert record.run_id == run.name
+    assert (record.project, record.run_group, list(record.tags)) == ("posttrain", "g", ["a", "b", "dpo", "lora"])
+    assert (record.run_id, record.job_type) == (run.name, "dpo")
+    assert not {"doctor", "sample", "evaluate", "stages", "reward"} & set(config), "what the run does not read"
 
 
 def test_reward_and_kl_of_an_online_trainer(train):
@@ -92,3 +93,44 @@ def test_a_tracker_that_fails_midway_is_left_behind(tmp_path, monkeypatch, caplo
     assert tracker.backend == "none"
     assert "metrics.jsonl has everything" in caplog.text
     wandb.finish()
+
+
+@pytest.mark.parametrize("backend", ["mlflow", "comet"])
+def test_other_trackers_get_the_probes_metrics_and_are_ended(backend, tmp_path, monkeypatch):
+    """Transformers' own callbacks log the rest, to the run that is begun here. The libraries are stood in for."""
+    import sys
+    from unittest.mock import MagicMock
+
+    from posttrain.config.schema import TrackingConfig
+
+    library = MagicMock()
+    monkeypatch.setitem(sys.modules, {"mlflow": "mlflow", "comet": "comet_ml"}[backend], library)
+    tracker = Tracker(TrackingConfig(backend=backend, project="p"), tmp_path / "run", {"trainer": {"kind": "dpo"}}, "g")
+    tracker.log({"probe/kl": 1.0}, 3)
+    tracker.finish()
+    writer = library if backend == "mlflow" else library.start.return_value
+    writer.log_metrics.assert_called_once_with({"probe/kl": 1.0}, step=3)
+    (writer.end_run if backend == "mlflow" else writer.end).assert_called_once_with()
+    assert tracker.report_to == {"mlflow": "mlflow", "comet": "comet_ml"}[backend]
+
+
+def test_a_tracker_that_is_not_installed_is_answered_before_anything_loads(pairs, monkeypatch):
+    from posttrain import extras
+    from posttrain.errors import PosttrainError
+    from posttrain.jobs import preflight
+    from tests.helpers.runs import compose
+
+    monkeypatch.setattr(extras, "absent", lambda *modules: list(modules))
+    run, _ = compose("trainer=dpo", "model=tiny", "data.path=pairs.jsonl", "tracking=mlflow")
+    with pytest.raises(PosttrainError, match="tracking.backend=mlflow: not installed; pip install .*mlflow"):
+        preflight.check(run)
+
+
+def test_an_adapter_trains_at_a_rate_for_adapters(pairs):
+    from tests.helpers.runs import compose
+
+    common = ("model=tiny", "data.path=pairs.jsonl")
+    assert compose("trainer=sft", "peft=lora", *common)[0].trainer.args["learning_rate"] == 2e-4
+    assert "learning_rate" not in compose("trainer=sft", "peft=none", *common)[0].trainer.args
+    own = compose("trainer=sft", "peft=lora", "trainer.args.learning_rate=1e-5", *common)[0]
+    assert own.trainer.args["learning_rate"] == 1e-5

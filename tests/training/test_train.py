@@ -206,8 +206,20 @@ def test_the_run_directory_is_complete(train):
         p.name for p in run.path.iterdir()
     }
     card = (run.model / "README.md").read_text()
-    for part in ("embedded:tiny", "pairs.jsonl", record["data"]["fingerprint"], "eval_loss", record["command"]):
+    for part in (
+        "embedded:tiny",
+        "pairs.jsonl",
+        record["data"]["fingerprint"],
+        "| held-out loss |",
+        record["command"],
+        "| beta | 0.1 |",
+        "model.generate(",
+    ):
         assert part in card
+    assert "runtime" not in card, "bookkeeping tells nothing of the model"
+    assert "base_model_relation: adapter" in card
+    code = card.split("```python")[1].split("```")[0].replace("path/to/this/folder", str(run.model))
+    exec(compile(code, "card", "exec"), {})  # our own card: it loads, and generates
     assert (run.model / "chat_template.jinja").is_file()
     first = next(row for row in rows(run.metrics) if "probe/kl" in row)
     assert first["probe/kl"] == 0, "before a step the policy is the reference"
