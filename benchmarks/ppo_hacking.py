@@ -1,6 +1,6 @@
 """The picture of reward hacking in docs/ppo.md: the recipe at three strengths of the KL penalty.
 
-    python benchmarks/ppo_hacking.py [docs/ppo_hacking.png]
+    python benchmarks/ppo_hacking.py [docs/images/ppo_hacking.png]
 
 Runs `ppo_hacking` three times (some 15 seconds each on a CPU), or takes the finished runs from outputs/.
 """
@@ -29,7 +29,7 @@ def rows(beta: float) -> list[dict[str, float]]:
     return [json.loads(line) for line in (newest / "metrics.jsonl").read_text().splitlines()]
 
 
-def main(target: str = "docs/ppo_hacking.png") -> None:
+def main(target: str = "docs/images/ppo_hacking.png") -> None:
     import matplotlib
 
     matplotlib.use("Agg")

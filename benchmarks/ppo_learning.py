@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("docs/ppo_learning.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/ppo_learning.png"))
     options = parser.parse_args()
     size = SIZES[options.size]
     prompts = write_prompts(Path("outputs/ppo_learning_prompts"))

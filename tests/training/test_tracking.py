@@ -122,7 +122,7 @@ def test_a_tracker_that_is_not_installed_is_answered_before_anything_loads(pairs
 
     monkeypatch.setattr(extras, "absent", lambda *modules: list(modules))
     run, _ = compose("trainer=dpo", "model=tiny", "data.path=pairs.jsonl", "tracking=mlflow")
-    with pytest.raises(PosttrainError, match="tracking.backend=mlflow: not installed; pip install .*mlflow"):
+    with pytest.raises(PosttrainError, match=r"tracking.backend=mlflow: not installed; pip install .*mlflow"):
         preflight.check(run)
 
 
