@@ -1,4 +1,4 @@
-"""Reward against KL for every method, on one picture: the study in docs/studies/frontier.md, all of it, two runs at a time.
+"""Reward against KL for every method, on one picture: the study in docs/studies/frontier.md, two runs at a time.
 
     python benchmarks/frontier.py --size small --dry-run       # what would run, and how long each takes
     python benchmarks/frontier.py --size small                 # within 90 minutes on 2 CPU cores

@@ -3,8 +3,8 @@
     python benchmarks/memory.py
 
 Counted: weights, gradients and AdamW's moments, the activations that gradient checkpointing keeps and those of the one
-layer that is computed again, the key-value cache while sampling, CUDA itself (1 GB), PPO's value adapter, and full fine-tuning's reference.
-Not counted: the logits of a pass, which TRL computes piece by piece. A GPU fits with 10 percent to spare.
+layer that is computed again, the key-value cache while sampling, PPO's value adapter, full fine-tuning's reference, and
+CUDA itself (1 GB). Not counted: the logits of a pass, which TRL computes piece by piece. A GPU fits with 10% to spare.
 """
 
 from __future__ import annotations
