@@ -83,7 +83,8 @@ REQUIRED = {
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
-def test_every_group_option_composes(path: Path, tmp_path: Path):
+def test_every_group_option_composes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("posttrain.extras.absent", lambda *modules: [])  # not every tracker is installed here
     (tmp_path / "grader.json").write_text(
         '{"type": "string_check", "operation": "like", "input": "{{ sample.output_text }}", "reference": "yes"}'
     )

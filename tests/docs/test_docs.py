@@ -73,9 +73,9 @@ def commands(page: Path) -> list[str]:
             line = line.strip()
             with contextlib.suppress(ValueError):  # no shell: a sample of output
                 words = shlex.split(line, comments=True)
-                if words and (
-                    words[0] in (*COMMANDS, *OTHERS, "posttrain", "make", "echo", "python") or SETTING.match(line)
-                ):
+                if not words or words[0].endswith(":"):  # a message
+                    continue
+                if words[0] in (*COMMANDS, *OTHERS, "posttrain", "make", "echo", "python") or SETTING.match(line):
                     found.append(line)
     return found
 
