@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import command
-from tests.helpers.runs import ENVIRONMENT, SMALL, compose, write_pairs
+from tests.helpers.runs import ENVIRONMENT, SMALL, compose, composed, write_pairs
 
 # Whether nothing may be skipped; kept apart, for the libraries are told CI everywhere, and xdist's workers inherit it.
 os.environ.setdefault("POSTTRAIN_TESTS_CI", os.environ.get("CI", ""))
@@ -37,6 +37,12 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Runs draw no picture, which takes as long as a tiny run itself, but in tests marked `curves`."""
     if request.node.get_closest_marker("curves") is None:
         monkeypatch.setattr("posttrain.runs.curves.draw_curves", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages of pipelines, too, are composed by `tests.helpers.runs.composed`."""
+    monkeypatch.setattr("posttrain.pipeline.overrides.compose", lambda _, overrides: composed(tuple(overrides)))
 
 
 @pytest.fixture(autouse=True)

@@ -53,10 +53,10 @@ def compose(*overrides: str) -> tuple[Any, Any]:
     from posttrain.config import parse, schema
 
     recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
-    return parse.parse(_composed(overrides)), schema.Origin(recipe, tuple(overrides), None)
+    return parse.parse(composed(overrides)), schema.Origin(recipe, tuple(overrides), None)
 
 
-def _composed(overrides: tuple[str, ...]) -> Any:
+def composed(overrides: tuple[str, ...]) -> Any:
     """What Hydra composes; the choices of groups among `overrides` once in a process, as they take Hydra longest."""
     from copy import deepcopy
 
@@ -81,10 +81,13 @@ def _chooses(override: str) -> bool:
 @cache
 def _of_groups(groups: tuple[str, ...]) -> Any:
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     from posttrain.config import recipes
 
     recipes.register()
+    if GlobalHydra.instance().is_initialized():  # as it is where a pipeline composes a stage
+        return compose("config", overrides=list(groups))
     with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides=list(groups))
 
