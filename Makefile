@@ -5,12 +5,13 @@ RUN    := $(VENV)/bin/posttrain
 # Options for any recipe target: make dpo ARGS="trainer.args.beta=0.05"
 ARGS   ?=
 SIZE   ?= smollm2
+KILLS  ?= 50
 # Keeps BLAS from starting more threads than there are cores when tests run in parallel.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo doctor test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
-        rest rft sweep report overhead frontier gpu gpu-tables clean
+        rest rft sweep report overhead frontier faults gpu gpu-tables clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ test-slow: install  ## tests on the real embedded model
 
 test-gpu: install  ## tests that need a CUDA GPU
 	$(VENV)/bin/python -m pytest -q -m gpu $(ARGS)
+
+faults: install  ## a campaign of kills at random moments, every trainer: make faults KILLS=50
+	$(TEST_ENV) $(VENV)/bin/python -m tests.faults.campaign --kills $(KILLS) $(ARGS)
 
 check: install  ## ruff, mypy, and which room imports which
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(task)
     # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
     sys.path.append(os.getcwd())
-    sys.argv[1:] = words  # Hydra reads its overrides there
+    sys.argv[1:] = sweep.arguments(words)  # Hydra reads its overrides there
     try:
         with Ending(shlex.join(["posttrain", *argv])), our_words(tuple(stray.values())):
             entry()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain import __version__
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, working
+from posttrain.console import console, tell, working
 from posttrain.data.sampled import sampled
 from posttrain.errors import PosttrainError
 from posttrain.runs import lineage, objective_value
@@ -51,7 +53,8 @@ def once(
     shown.show_plan(run, plan, directory)
     if run.dry_run:
         return None
-    with directory.work() as needed:
+    mend = "set a smaller probe.batch_size, sample.batch_size or reward.NAME.args.batch_size"
+    with explained(directory, mend, origin.command), in_turn(directory, origin), directory.work() as needed:
         if needed:
             work(run, origin, plan, directory)
     shown.show(directory)
@@ -117,12 +120,61 @@ def release() -> None:
 
 @contextmanager
 def enough_memory(mend: str) -> Iterator[None]:
-    import torch
+    """Say in one message what a failure to get memory means."""
+    from posttrain.training import memory
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise PosttrainError(f"out of memory ({str(error).splitlines()[0]}); {mend}") from error
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise PosttrainError(memory.explained(error, mend)) from error
+
+
+@contextmanager
+def explained(directory: RunDirectory, mend: str, command: str) -> Iterator[None]:
+    """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how it goes on."""
+    from safetensors import SafetensorError
+
+    from posttrain.rewards.guard import RewardError
+
+    try:
+        with enough_memory(mend):
+            yield
+    except RewardError as error:
+        raise PosttrainError(
+            f"{error}\nWhat was done before is kept, and the same command goes on: {command}"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_full(error, directory.path):
+            raise
+        last = directory.last_checkpoint()
+        raise PosttrainError(
+            f"{directory.path}: No space left on device; the last whole checkpoint is {last.name if last else 'none'}. "
+            "Free some space, and the same command goes on from there"
+        ) from error
+
+
+def _disk_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of space; safetensors and torch raise errors of their own, without a number."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return "No space left" in str(error) or (not isinstance(error, OSError) and shutil.disk_usage(there).free < 1 << 20)
+
+
+def in_turn(directory: RunDirectory, origin: Origin) -> AbstractContextManager[None]:
+    """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
+    if origin.sweep_dir is None or not schema.main_process():
+        return nullcontext()
+    said: list[str] = []
+
+    def waiting() -> None:
+        if not said:
+            said.append(f"{directory.name}: another process is running it; waiting for it")
+            tell(said[0])
+
+    return directory.turn(waiting)
 
 
 def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source], data: dict[str, Any]) -> None:

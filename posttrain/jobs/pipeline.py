@@ -87,6 +87,9 @@ class Job:
         except PosttrainError as error:
             self._write(status="failed", error=str(error))
             raise
+        except SystemExit:  # a signal
+            self._write(status="interrupted")
+            raise
         rounds = {name: self.progress.ended(name) for name in self.stages.rounds}
         results = {
             name: {"result": self.progress.resolve(name), "ended": ended[1] if ended else None}
@@ -138,9 +141,10 @@ class Job:
             return
         entry["status"] = "failed"
         why = f"killed by {signal.Signals(-status).name}; " if status < 0 else ""
-        memory = "out of memory, most likely; " if -status == signal.SIGKILL else ""
+        if -status == signal.SIGKILL:
+            why += "by the system for want of memory, or by someone; its last output: "
         raise PosttrainError(
-            f"stages.{step.stage.name}: {why}{memory}{process.last_error(log)}\n"
+            f"stages.{step.stage.name}: {why}{process.last_error(log)}\n"
             f"command  {step.command}\nlog      {log}\n"
             f"When it is mended, the same command goes on from there: {self.origin.command}"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from omegaconf import DictConfig
 from posttrain.config.parse import origin, parse
 from posttrain.config.schema import Origin
 from posttrain.runs.directory import RunDirectory
+from posttrain.runs.metrics import read
 
 # Where this process's sweep keeps its record; `None` outside a sweep.
 current: Path | None = None
@@ -26,6 +29,11 @@ class Record(Callback):
         global current
         current = Path(config.hydra.sweep.dir).absolute()
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        job = origin(config.hydra)
+        if job.sweep_dir is not None:
+            _append(job.sweep_dir / "started.jsonl", {"command": job.command})
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         job = origin(config.hydra)
         if job.sweep_dir is None:
@@ -35,12 +43,23 @@ class Record(Callback):
             "command": job.command,
             "status": "failed" if failed else "finished",
             "objective": None if failed else job_return.return_value,
-            "error": f"{job_return._return_value}".splitlines()[0] if failed else None,
+            "error": _first_line(job_return._return_value) if failed else None,
             "run": None if failed else _directory(job_return.cfg, job),
         }
-        job.sweep_dir.mkdir(parents=True, exist_ok=True)
-        with (job.sweep_dir / "jobs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        _append(job.sweep_dir / "jobs.jsonl", row)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """One write, so that the lines of several processes do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(row) + "\n").encode())
+
+
+def _first_line(error: object) -> str:
+    """The first line of an error's words; an error without words is named by its type."""
+    words = str(error).strip().splitlines()
+    return words[0] if words else type(error).__name__
 
 
 def _directory(cfg: Any, job: Origin) -> str:
@@ -50,10 +69,37 @@ def _directory(cfg: Any, job: Origin) -> str:
 
 def report() -> None:
     """Name the failed jobs of the sweep that has just ended, each with the command that repeats it alone."""
-    if current is None or not (current / "jobs.jsonl").is_file():
+    if current is None:
         return
-    rows = [json.loads(line) for line in (current / "jobs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows, started = (read(current / name) for name in ("jobs.jsonl", "started.jsonl"))
     failed = [row for row in rows if row["status"] == "failed"]
-    print(f"sweep    {len(rows) - len(failed)} of {len(rows)} jobs finished: {current}", file=sys.stderr)
+    # A job that was killed, or stopped by a signal, has begun and not ended.
+    ended = Counter(row["command"] for row in rows)
+    unfinished = list((Counter(row["command"] for row in started) - ended).elements())
+    if not rows and not unfinished:
+        return
+    known = len(rows) + len(unfinished)
+    print(f"sweep    {len(rows) - len(failed)} of {known} jobs finished: {current}", file=sys.stderr)
     for row in failed:
         print(f"failed   {row['command']}\n         {row['error']}", file=sys.stderr)
+    for command in unfinished:
+        print(f"stopped  {command}", file=sys.stderr)
+    if unfinished:
+        print(
+            "The sweep's own command goes on: what is finished is used again, what was stopped continues",
+            file=sys.stderr,
+        )
+
+
+def arguments(argv: list[str]) -> list[str]:
+    """`argv` with what a sweep needs beside: a folder of its own, and an Optuna search that outlives a failed trial."""
+    if not {"-m", "--multirun"} & set(argv):
+        return argv
+    more = []
+    if not any(word.startswith("hydra.sweep.dir=") for word in argv):
+        # Two sweeps may begin in one second.
+        more.append("hydra.sweep.dir=${output_dir}/sweeps/${now:%Y-%m-%d_%H-%M-%S}-" + str(os.getpid()))
+    optuna = any(word.startswith("hydra/sweeper=optuna") for word in argv)
+    if optuna and not any("max_failure_rate" in word for word in argv):
+        more.append("hydra.sweeper.max_failure_rate=0.99")
+    return [*argv, *more]

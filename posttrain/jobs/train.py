@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +19,17 @@ from posttrain.config.schema import Origin, Run, main_process
 from posttrain.config.trainers import KINDS
 from posttrain.console import console, quiet_libraries, tell, working
 from posttrain.errors import PosttrainError
-from posttrain.jobs import train_plan
+from posttrain.jobs import common, train_plan
 from posttrain.models import inherit
 from posttrain.runs import objective_value
 from posttrain.runs.directory import RunDirectory
 from posttrain.training.alarms import refusal, stop_message
 
-OUT_OF_MEMORY = (
-    "out of memory ({}); halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower "
-    "max_length, keep gradient_checkpointing=true, or take peft=qlora"
+MEMORY = (
+    "halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower max_length, keep "
+    "gradient_checkpointing=true, or take peft=qlora"
 )
+MEASURE = "set a smaller trainer.args.per_device_eval_batch_size, or probe.batch_size"
 # Checkpoints that are kept unless trainer.args.save_total_limit says otherwise: the last, and one should it be damaged.
 KEPT = 2
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
@@ -57,7 +56,8 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         train_plan.show_plan(run, plan, directory)
     if run.dry_run:
         return None
-    with directory.work() if main_process() else nullcontext(True) as needed, _explained(directory):
+    work = directory.work() if main_process() else nullcontext(True)
+    with common.explained(directory, MEMORY, origin.command), common.in_turn(directory, origin), work as needed:
         if needed:
             if stopped := refusal(directory.record(), run.alarms):  # by another process, meanwhile
                 raise PosttrainError(stopped)
@@ -69,6 +69,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
     from posttrain.rewards.guard import RewardError
+    from posttrain.training import memory
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.interrupt import Interrupt
     from posttrain.training.progress import ProgressBar
@@ -113,6 +114,12 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             except Interrupted:
                 trainer.save_where_it_stands()
                 raise _stopped(interrupt, trainer, origin.command) from None
+            except (MemoryError, RuntimeError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                mend = MEMORY if "training" in trainer.doing else MEASURE
+                rest = _go_on(trainer, False, directory, origin.command)
+                raise PosttrainError(f"{memory.explained(error, mend, trainer.doing)}\n{rest}") from error
             except RewardError as error:
                 saved = trainer.save_where_it_stands()
                 raise PosttrainError(f"{error}\n{_go_on(trainer, saved, directory, origin.command)}") from error
@@ -201,35 +208,6 @@ def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
     if main_process():
         console.print("merged   " + "; ".join(drift.lines()))
         directory.write({**(directory.record() or {}), "merge": asdict(drift)})
-
-
-@contextmanager
-def _explained(directory: RunDirectory) -> Iterator[None]:
-    """Say what a full disk or full memory means for the run."""
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise PosttrainError(OUT_OF_MEMORY.format(str(error).splitlines()[0])) from error
-        if not _disk_full(error, directory.path):
-            raise
-        last = directory.last_checkpoint()
-        raise PosttrainError(
-            f"{directory.path}: No space left on device; the last whole checkpoint is {last.name if last else 'none'}. "
-            "Free some space, and the same command goes on from there"
-        ) from error
-
-
-def _disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of space; safetensors and torch raise errors of their own, without a number."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left" in str(error) or (
-        not isinstance(error, OSError) and shutil.disk_usage(folder).free < 1 << 20
-    )
 
 
 def _build(

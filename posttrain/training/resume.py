@@ -33,6 +33,7 @@ from trl.trainer.utils import RepeatSampler
 from posttrain.models.generate import own_random_state
 from posttrain.ppo.rollout import EpochSampler
 from posttrain.runs import checkpoint as checkpoints
+from posttrain.training import memory
 from posttrain.training.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Resumable(_Trainer):
     # Whether a stop has been asked for, and with a checkpoint (None: not asked).
     stop_asked: bool | None = None
     pending = Pending()
+    # What was being done, on what, for who has to say that memory ran out.
+    doing = "loading"
     _sizes: dict[str, int]
     _agreed = False
     _order: EpochSampler | None = None
@@ -196,6 +199,7 @@ class Resumable(_Trainer):
         if not self.pending.measure:
             return
         for measure in self.measures:
+            self.doing = f"the probe, after step {self.state.global_step}"
             if not self._stops_here and not self._interrupted:
                 measure.at_step(self.args, self.state, self.control)
         self.pending.measure = self._stops_here or self._interrupted
@@ -215,6 +219,14 @@ class Resumable(_Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with own_random_state(self.args.seed + self.accelerator.process_index):
             return super().evaluate(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.doing = f"training, after step {self.state.global_step}{memory.batch(inputs)}"
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.doing = f"the evaluation, after step {self.state.global_step}{memory.batch(inputs)}"
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Transformers looks for the end, and for a wish to stop, only after a step.

@@ -51,9 +51,12 @@ def start(work: Callable[[], Any], log: Path) -> int:
         os.dup2(output, 2)
         # A console that was captured before the fork would write into the parent's buffers.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        from datasets import fingerprint
+
         from posttrain.console import console
 
         console.file = sys.stdout
+        fingerprint.fingerprint_rng.seed()  # it names cache files, and parent and child may work at the same time
         work()
         status = 0
     except SystemExit as stop:

@@ -1,0 +1,58 @@
+"""Memory that is not there: one message with what was asked for, what there is, the batch, and what to change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from posttrain.errors import PosttrainError
+from posttrain.training import memory
+from tests.faults.test_stops import command
+from tests.helpers.faults import run
+
+GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB")
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (MemoryError(), None),
+        (OSError(12, "Cannot allocate memory"), None),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), None),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4000000000 bytes."), "4.0 GB"),
+        (GPU, "2.7 GB"),
+    ],
+)
+def test_every_way_to_say_it_is_known(error, asked):
+    assert memory.is_out_of_memory(error)
+    said = memory.explained(error, "take less", "training")
+    assert said.startswith("out of memory in training: ")
+    assert said.endswith("are free on this machine; take less")
+    assert (f"{asked} were asked for" in said) == (asked is not None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("out of memory"), OSError(2, "gone")])
+def test_other_errors_are_left_alone(error):
+    assert not memory.is_out_of_memory(error)
+
+
+def test_memory_that_the_machine_does_not_have_is_asked_for_in_training(tmp_path, pairs, monkeypatch):
+    """The error is torch's own, for 2^50 numbers, in the third step and in an evaluation."""
+    from trl import SFTTrainer
+
+    loss = SFTTrainer.compute_loss
+
+    def greedy(self, model, *args, **kwargs):
+        if self.state.global_step == 2 and model.training:
+            torch.empty(1 << 50)
+        return loss(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", greedy)
+    with pytest.raises(PosttrainError) as error:
+        run(*command("sft"))
+    said = str(error.value)
+    assert said.startswith("out of memory in training, after step 2, a batch of 8 rows of ")
+    assert "4503.6 TB" not in said
+    assert "4503599.6 GB were asked for" in said
+    assert "halve trainer.args.per_device_train_batch_size" in said
+    assert "checkpoint-2" in said
