@@ -14,6 +14,7 @@ from typing import Any
 from tests.helpers.runs import compose, rows, weights
 
 KILLED = 137
+HELD: list[Any] = []
 # What depends on the clock, and on which of two runs is looked at.
 TIMES = ("runtime", "per_second", "seconds", "share", "step_time", "time/", "started", "finished", "command", "name")
 # Weights are compared themselves: a digest of the file would say the same.
@@ -54,9 +55,14 @@ def start(work: Callable[[], Any], log: Path) -> int:
         from datasets import fingerprint
 
         from posttrain.console import console
+        from posttrain.data import store
 
         console.file = sys.stdout
-        fingerprint.fingerprint_rng.seed()  # it names cache files, and parent and child may work at the same time
+        # Parent and child may work at the same time, with files of their own.
+        fingerprint.fingerprint_rng.seed()
+        if store._folder.cache_info().currsize:
+            HELD.append(store._folder())  # or it would be removed
+        store._folder.cache_clear()
         work()
         status = 0
     except SystemExit as stop:

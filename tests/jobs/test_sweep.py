@@ -18,7 +18,7 @@ def test_a_sweep_trains_each_job_and_names_the_one_that_failed(cli, tmp_path):
     assert done.returncode == 1
     assert "2 of 3 jobs finished" in done.stderr
     (failed,) = [line for line in done.stderr.splitlines() if line.startswith("failed ")]
-    assert failed.split()[1:5] == ["python", "-m", "posttrain", "+recipe=dpo_smollm2"]
+    assert failed.split()[1:3] == ["posttrain", "+recipe=dpo_smollm2"]
     assert "trainer.args.max_length=999999" in failed
     assert "the model's context is 2048" in done.stderr
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
