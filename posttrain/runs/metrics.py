@@ -122,8 +122,6 @@ def title(metric: str) -> str:
 
 def figure(value: float) -> str:
     """A number of a table or a sentence: three decimals, fewer for large numbers."""
-    if value == 0:
-        return "0"
-    if 0.001 <= abs(value) < 1000:
+    if value == 0 or 0.001 <= abs(value) < 1000:
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     return f"{value:.3g}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from posttrain.config import recipes
+from posttrain.config import help_pages, recipes
 from posttrain.config.schema import Origin
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
@@ -24,6 +24,7 @@ from posttrain.pipeline import overrides, process
 from posttrain.pipeline.gates import Gate
 from posttrain.pipeline.plan import Progress
 from posttrain.pipeline.stages import read
+from posttrain.runs import checkpoint
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import digest
 from tests.helpers.runs import compose, write_pairs
@@ -231,7 +232,7 @@ def test_a_pipeline_is_not_launched_as_many_processes(monkeypatch):
 
 
 def test_help_names_pipelines():
-    assert "job=pipeline" in recipes.help_text()
+    assert "job=pipeline" in help_pages.overview({"train": "train a model"})
 
 
 def test_mistakes_of_all_stages_come_together():
@@ -352,7 +353,8 @@ def test_an_interrupted_stage_is_named_with_its_checkpoint(stand):
     assert states(run)["sft"] == ("continue", "the start of an interrupted run")
     whole = only("sft-*") / "checkpoints/checkpoint-40"
     whole.mkdir(parents=True)
-    (whole / "trainer_state.json").write_text("{}")
+    (whole / "trainer_state.json").write_text('{"global_step": 40, "log_history": []}')
+    checkpoint.seal(whole)
     assert states(run)["sft"] == ("continue", "checkpoint-40 of an interrupted run")
     with FileLock(only("sft-*") / ".lock"):
         assert states(run)["sft"] == ("continue", "another process is running it")
@@ -364,7 +366,7 @@ def test_dry_run_shows_stages_reasons_and_commands_and_writes_nothing(stand, cap
     assert "eval_accuracy >= 0.6" in out
     lines = out.splitlines()
     words = shlex.split(lines[lines.index("# ppo") + 1])
-    assert words[:4] == ["python", "-m", "posttrain", "+recipe=ppo_smollm2"]
+    assert words[:2] == ["posttrain", "+recipe=ppo_smollm2"]
     assert any(word.startswith("reward.rm.model=outputs/reward-") for word in words)
     assert not stand.commands
     assert not Path("outputs").exists()
