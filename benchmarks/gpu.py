@@ -137,9 +137,9 @@ def environment() -> dict[str, str]:
 
 def work(names: Sequence[str], folder: Path, rehearse: bool) -> None:
     """Measure in this process and print each result; a failure is a result too."""
-    import gpu_measure
+    import gpu_model
 
-    place = gpu_measure.Place(folder, gpu_measure.REHEARSAL if rehearse else gpu_measure.REAL)
+    place = gpu_model.Place(folder, gpu_model.REHEARSAL if rehearse else gpu_model.REAL)
     # What libraries print must not be taken for a result.
     out, sys.stdout = sys.stdout, sys.stderr
     for name in names:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import gc
 import json
-import random
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gpu_model import Place, llama, pairs, peak_gib, start_counting
+from in_process import Watch, cuda, now, run
 
 from posttrain.config import recipes
 
@@ -25,84 +24,6 @@ from posttrain.config import recipes
 CAP = 23 * 2**30
 # Of grpo_llama and ppo_llama.
 MICROBATCH = {"grpo": 8, "ppo": 2}
-NF4 = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-    "bnb_4bit_compute_dtype": "bfloat16",
-}
-
-
-@dataclass(frozen=True)
-class Size:
-    """Shapes of the model and of what is measured on it: `llama` keyword arguments of LlamaConfig.
-
-    `lengths`: tokens of a row, or of a prompt, by kind; `answer`: of a sampled answer; `rollout`: answers that are
-    sampled at a time; `most`: the largest microbatch that is tried; `shared`: (prompt, answer) tokens of the pairs
-    that share a prompt.
-    """
-
-    llama: dict[str, int]
-    lengths: dict[str, int]
-    answer: int
-    rollout: int
-    steps: int
-    most: int
-    shared: tuple[int, int]
-    overhead_hidden: int
-    extra: tuple[str, ...] = ()
-
-
-REAL = Size(
-    llama={
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-    },
-    lengths={"sft": 2048, "dpo": 1024, "reward": 2048, "grpo": 256, "ppo": 512},
-    answer=512,
-    rollout=32,
-    steps=4,
-    most=64,
-    shared=(768, 256),
-    overhead_hidden=1024,
-)
-REHEARSAL = Size(
-    llama={
-        "vocab_size": 300,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    },
-    lengths={"sft": 64, "dpo": 64, "reward": 64, "grpo": 16, "ppo": 16},
-    answer=4,
-    rollout=8,
-    steps=2,
-    most=4,
-    shared=(48, 8),
-    overhead_hidden=32,
-    # The optimizers of the recipes page their state to a GPU.
-    extra=("trainer.args.optim=adamw_torch", "trainer.args.bf16=true"),
-)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker works: `folder` keeps the model, the reward run and the demo's run for later measurements."""
-
-    folder: Path
-    size: Size
-
-    @property
-    def rehearsal(self) -> bool:
-        return self.size is REHEARSAL
 
 
 def measure(name: str, place: Place) -> dict[str, Any]:
@@ -110,165 +31,13 @@ def measure(name: str, place: Place) -> dict[str, Any]:
     return MEASUREMENTS[name](place)
 
 
-# The card
-
-
-def cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def start_counting(cap: int | None) -> None:
-    """Free what earlier measurements left, limit this process to `cap` bytes, and count the peak from here."""
-    if not cuda():
-        return
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (cap or total) / total))
-    torch.cuda.reset_peak_memory_stats()
-
-
-def peak_gib() -> float:
-    """The most that PyTorch has reserved since `start_counting`, in GiB; on a CPU the process's resident memory."""
-    if cuda():
-        import torch
-
-        return torch.cuda.max_memory_reserved() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-# Model and data
-
-
-def llama(place: Place) -> Path:
-    """A folder with a Llama of random weights in NF4, drawn once for each shape of matrix, and a byte tokenizer."""
-    folder = place.folder / "llama"
-    if (folder / "config.json").is_file():
-        return folder
-    import torch
-    from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
-
-    from posttrain.data.embedded.tiny import tiny_model
-
-    config = LlamaConfig(**place.size.llama, rope_theta=5e5, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    torch.manual_seed(0)
-    drawn: dict[Any, torch.Tensor] = {}
-    state = {}
-    for name, shape in shapes.items():
-        # Quantizing makes a tensor of its own of each; all others would be saved as one, or not at all.
-        key = shape if "proj" in name else name
-        if key not in drawn:
-            one = torch.ones(shape) if "norm" in name else torch.empty(shape).normal_(0, 0.02)
-            drawn[key] = one.to(torch.bfloat16)
-        state[name] = drawn[key]
-    model = LlamaForCausalLM.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        quantization_config=BitsAndBytesConfig(**NF4),
-        dtype=torch.bfloat16,
-        device_map={"": 0} if cuda() else None,
-    )
-    half = folder.with_name("llama.half")
-    model.save_pretrained(half)
-    AutoTokenizer.from_pretrained(tiny_model()).save_pretrained(half)
-    half.rename(folder)
-    return folder
-
-
-def text(rng: random.Random, length: int) -> str:
-    """As many letters, each a token of the byte tokenizer."""
-    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=length))
-
-
-def pairs(place: Place, prompt: int, answer: int, rows: int = 256) -> Path:
-    """Preference pairs of one length."""
-    rng = random.Random(0)
-    path = place.folder / f"pairs-{prompt}-{answer}.jsonl"
-    with path.open("w") as file:
-        for _ in range(rows):
-            row = {"prompt": text(rng, prompt), "chosen": text(rng, answer), "rejected": text(rng, answer)}
-            file.write(json.dumps(row) + "\n")
-    return path
-
-
 # Running a recipe
 
 
-class Watch:
-    """Keeps the trainer that a run builds, and the seconds of each of its optimizer steps."""
-
-    def __init__(self) -> None:
-        self.trainer: Any = None
-        self.seconds: list[float] = []
-
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
-
-        watch = self
-
-        class Stopwatch(TrainerCallback):
-            def on_step_begin(self, *args: object, **kwargs: object) -> None:
-                watch.began = now()
-
-            def on_step_end(self, *args: object, **kwargs: object) -> None:
-                watch.seconds.append(now() - watch.began)
-
-        return Stopwatch()
-
-    @property
-    def step(self) -> float:
-        """Median seconds of a step; the first one, which warms up, is left out where there are others."""
-        return statistics.median(self.seconds[1:] or self.seconds)
-
-
-def now() -> float:
-    if cuda():
-        import torch
-
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def train(place: Place, name: str, recipe: str, *overrides: str) -> tuple[Path, Watch]:
-    """Run a recipe in this process, as the command does; returns its run directory and what was watched."""
-    from hydra import compose, initialize_config_dir
-
-    from posttrain.config import parse, schema
-    from posttrain.jobs import preflight
-    from posttrain.jobs import train as job
-    from posttrain.runs.directory import RunDirectory
-    from posttrain.training import build
-
-    watch, original = Watch(), build.build
-
-    def watched(kind: str, parts: Any) -> Any:
-        parts.callbacks.append(watch.callback())
-        watch.trainer = original(kind, parts)
-        return watch.trainer
-
-    recipes.register()
+    """Run a recipe; its run directory is kept under `name`, for later measurements."""
     given = [f"+recipe={recipe}", *overrides, f"output_dir={place.folder / 'runs'}", f"name={name}"]
-    if recipe.endswith("_llama"):
-        given += place.size.extra
-    with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
-        run = parse.parse(compose("config", overrides=given))
-    origin = schema.Origin(recipe, tuple(given), None)
-    preflight.check(run)
-    build.build = watched
-    try:
-        job.train(run, origin)
-    finally:
-        build.build = original
-    return RunDirectory.of(run, origin).path, watch
+    return run([*given, *(place.size.extra if recipe.endswith("_llama") else ())])
 
 
 def common(place: Place, data: Path, length: int) -> list[str]:

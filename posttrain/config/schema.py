@@ -68,7 +68,7 @@ class DataConfig:
     name, each with a `weight`. `format` is told from the rows, unless it is named. `threshold` is the lowest good
     rating, `pairs` which ones several answers make (all, one). `on_error` is stop or skip.
     `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
-    `path` may also be `reasoning_gym:TASK`, whose options are `args`.
+    `path` may also be `reasoning_gym:TASK`; `args` are its options, or those of `embedded:squad`.
     `min_score` leaves rows of `path` out whose column `score` is lower. `path` may be a finished run of job=sample.
     """
 

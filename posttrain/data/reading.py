@@ -328,7 +328,8 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
         if path.startswith("embedded:"):
             from posttrain.data.embedded import imdb, squad
 
-            return _pick((imdb if path == "embedded:imdb" else squad).load(), split, key, path)
+            found = imdb.load() if path == "embedded:imdb" else squad.load(config.args)
+            return _pick(found, split, key, path)
         if path.startswith("reasoning_gym:"):
             from posttrain.data.embedded import gym
 

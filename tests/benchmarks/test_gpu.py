@@ -17,13 +17,14 @@ if not (recipes.ROOT / "benchmarks").is_dir():
 sys.path.insert(0, str(recipes.ROOT / "benchmarks"))
 import gpu
 import gpu_measure
+import gpu_model
 import gpu_tables
 
 ABOUT = {"card": "H100", "memory_gib": 80.0, "rehearsal": False, "date": "2026-01-02", "versions": {"torch": "2.9"}}
 
 
 def test_every_part_is_rehearsed(tmp_path: Path):
-    place = gpu_measure.Place(tmp_path, gpu_measure.REHEARSAL)
+    place = gpu_model.Place(tmp_path, gpu_model.REHEARSAL)
     found: dict[str, Any] = {}
     for part in gpu.PARTS.values():
         for name in part:

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from posttrain.data.embedded import squad, wheels
+from posttrain.errors import PosttrainError
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_the_crop_keeps_the_answer(data, questions):
         for row in split:
             context, question = context_of(row), questions[row["id"]]
             assert context in question["context"]  # one piece of the paragraph, nothing added
-            assert len(context.split()) <= squad.MOST
+            assert len(context.split()) <= squad.DEFAULT.most
             assert all(answer in context for answer in row["answers"])
             assert set(row["answers"]) <= {span["text"] for span in question["answers"]}
             if not row["answerable"]:
@@ -87,36 +88,32 @@ def test_the_crop_tells_nothing_about_the_kind(data):
     assert abs(means[True] - means[False]) < 2  # of some 43
 
 
-def test_crop_by_hand(monkeypatch):
+def test_crop_by_hand():
     text = "One two. Three four five. Six (A. Smith) seven! Eight nine."
-    monkeypatch.setattr(squad, "LEAST", 0)
-    monkeypatch.setattr(squad, "MOST", 9)
 
-    def cropped(answer: str) -> str:
-        start, end = squad.crop(text, text.index(answer), text.index(answer) + len(answer))
+    def cropped(answer: str, least: int = 0, most: int = 9) -> str:
+        at = text.index(answer)
+        start, end = squad.crop(text, at, at + len(answer), squad.Contexts(least, most))
         return text[start:end].strip()
 
     assert cropped("four") == "Three four five."
     assert cropped("One two.") == "One two."
     assert cropped("Smith) seven") == "Six (A. Smith) seven!"  # an initial ends no sentence
     assert cropped("five. Six") == "Three four five. Six (A. Smith) seven!"  # a span over two sentences
-    monkeypatch.setattr(squad, "LEAST", 5)
-    assert cropped("four") == "One two. Three four five."  # grows backwards first
-    monkeypatch.setattr(squad, "LEAST", 9)
-    assert cropped("nine") == "Three four five. Six (A. Smith) seven! Eight nine."
-    assert cropped("One") == "One two. Three four five. Six (A. Smith) seven!"  # then forwards
-    monkeypatch.setattr(squad, "MOST", 4)
-    assert cropped("seven") == "Six (A. Smith) seven!"  # nothing fits beside it
+    assert cropped("four", 5) == "One two. Three four five."  # grows backwards first
+    assert cropped("nine", 9) == "Three four five. Six (A. Smith) seven! Eight nine."
+    assert cropped("One", 9) == "One two. Three four five. Six (A. Smith) seven!"  # then forwards
+    assert cropped("seven", 9, 4) == "Six (A. Smith) seven!"  # nothing fits beside it
 
 
-def test_elsewhere_avoids_the_plausible_answer(monkeypatch):
+def test_elsewhere_avoids_the_plausible_answer():
     text = "Ann sings in May. Bob dances in June. Eve reads in July. The end comes soon after that."
-    monkeypatch.setattr(squad, "LEAST", 0)
+    sentence = squad.Contexts(least=0)
     for key in map(str, range(20)):
-        start, end = squad.elsewhere(text, ["june"], key)
+        start, end = squad.elsewhere(text, ["june"], key, sentence)
         assert "June" not in text[start:end]
-    assert squad.elsewhere(text, ["June"], "a") == squad.elsewhere(text, ["June"], "a")
-    assert squad.elsewhere("One. Two one.", ["one"], "a") is None
+    assert squad.elsewhere(text, ["June"], "a", sentence) == squad.elsewhere(text, ["June"], "a", sentence)
+    assert squad.elsewhere("One. Two one.", ["one"], "a", sentence) is None
 
 
 def test_sentence():
@@ -124,7 +121,7 @@ def test_sentence():
     assert squad.sentence(" Washington D.C.") == "Washington D.C."
 
 
-def test_most_common_answer_and_answers_inside_the_crop(monkeypatch):
+def test_most_common_answer_and_answers_inside_the_crop():
     context = "Ann sings. " + "Word " * 40 + "ends. Bob the tall dances in May."
     spans = [
         ("Ann", 0),
@@ -133,8 +130,8 @@ def test_most_common_answer_and_answers_inside_the_crop(monkeypatch):
         ("Bob the tall", context.index("Bob")),
     ]
     question = {"id": "1", "question": " Who? ", "answers": [{"text": t, "answer_start": s} for t, s in spans]}
-    monkeypatch.setattr(squad, "LEAST", 5)
-    (row,) = squad.pairs([{"title": "T", "paragraphs": [{"context": context, "qas": [question]}]}])
+    articles = [{"title": "T", "paragraphs": [{"context": context, "qas": [question]}]}]
+    (row,) = squad.pairs(articles, squad.Contexts(least=5))
     assert row["chosen"][0]["content"] == "Bob."
     assert row["answers"] == ["Bob", "Bob the tall"]  # Ann's sentence is not in the crop
     assert row["prompt"][1]["content"] == "Context: Bob the tall dances in May.\n\nQuestion: Who?"
@@ -161,3 +158,32 @@ def test_building_is_deterministic(data, tmp_path):
         assert fresh[name]["id"][:] == data[name]["id"][:]
         assert fresh[name]["prompt"][:] == data[name]["prompt"][:]
     assert Counter(fresh["train"]["answerable"][:]) == {True: 3587, False: 3587}
+
+
+def test_short_contexts_of_another_paragraph(questions):
+    """`data.args` of the demo's study: fewer words, and a context of the article in which retrieval has missed."""
+    data = squad.load({"words": [15, 35], "missed": "article"})
+    assert {name: len(split) for name, split in data.items()} != {n: len(s) for n, s in squad.load().items()}
+    for row in data["test"]:
+        context, question = context_of(row), questions[row["id"]]
+        assert len(context.split()) <= 35
+        if row["answerable"]:
+            assert context in question["context"]
+            assert all(answer in context for answer in row["answers"])
+        else:
+            assert context not in question["context"]
+            assert not any(span["text"].lower() in context.lower() for span in question["plausible_answers"])
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"word": [15, 35]}, "data.args.word: not an option of embedded:squad; did you mean words?"),
+        ({"words": 35}, r"data.args.words=35: expected \[LEAST,MOST\]"),
+        ({"words": [35, 15]}, r"data.args.words=\[35, 15\]: expected"),
+        ({"missed": "book"}, "data.args.missed=book: choose from paragraph, article"),
+    ],
+)
+def test_wrong_options(args, says):
+    with pytest.raises(PosttrainError, match=says):
+        squad.load(args)

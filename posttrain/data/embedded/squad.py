@@ -9,15 +9,18 @@ sentences around the answer; of an unanswerable one other sentences of the same 
 answer does not stand either, as when retrieval has missed. A part of a paragraph without the answer cannot hold it.
 """
 
+import difflib
 import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.embedded import cache, wheels
+from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -26,9 +29,6 @@ VERSION = 2  # a part of the cache's name: raise it with every change of what `l
 
 ABSTENTION = "The context does not say."
 SYSTEM = f"Answer from the context in a few words. If the context does not hold the answer, say: {ABSTENTION}"
-
-# Words of context: grown with whole sentences up to LEAST, first backwards, where pronouns point; none above MOST.
-LEAST, MOST = 35, 60
 
 # Held out by article, so that no fact, paragraph or habit of a question writer was seen in training. Drawn once by
 # random.Random(0).sample(sorted(titles), 11): the first five for validation, the rest for the test.
@@ -44,31 +44,68 @@ HELD_OUT = {
     ),
 }
 SEED = 0
+MISSED = ("paragraph", "article")
+OPTIONS = ("words", "missed")
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Words of context: grown with whole sentences up to `least`, first backwards, where pronouns point; none above
+    `most`. `missed` says of what that of an unanswerable question is a part: its paragraph, or another of its article.
+    """
+
+    least: int = 35
+    most: int = 60
+    missed: str = "paragraph"
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any]) -> "Contexts":
+        """By `data.args`: `words`, the two numbers, and `missed`; raises `PosttrainError` for what it does not know."""
+        given = {name: value for name, value in args.items() if value is not None}
+        if unknown := [name for name in given if name not in OPTIONS]:
+            near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"it has {', '.join(OPTIONS)}"
+            raise PosttrainError(f"data.args.{unknown[0]}: not an option of embedded:squad; {mend}")
+        words = given.get("words", [cls.least, cls.most])
+        two = isinstance(words, list | tuple) and [type(number) for number in words] == [int, int]
+        if not two or not 1 <= words[0] <= words[1]:
+            raise PosttrainError(f"data.args.words={words}: expected [LEAST,MOST], such as [{cls.least},{cls.most}]")
+        missed = given.get("missed", cls.missed)
+        if missed not in MISSED:
+            raise PosttrainError(f"data.args.missed={missed}: choose from {', '.join(MISSED)}")
+        return cls(*words, missed)
+
+
+DEFAULT = Contexts()
 
 # A sentence ends at . ! or ? before white space and a capital, digit or quote, unless the word is an initial or a
 # common abbreviation. A wrong cut only makes a context shorter or longer.
 _END = re.compile(r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|St|vs|ca|No))(?<!\bMrs)[.!?][\"”’)\]]*\s+(?=[A-Z0-9\"“‘(\[])")
 
 
-def load() -> "DatasetDict":
-    """The splits train, validation and test, disjoint by article; cached after the first call.
+def load(args: Mapping[str, Any] | None = None) -> "DatasetDict":
+    """The splits train, validation and test, disjoint by article; cached after the first call. `args`: of `Contexts`.
 
     Columns: `prompt` (list of messages), `chosen` and `rejected` (lists of one assistant message), `answers`
     (list[str], empty = unanswerable), `answerable` (bool), `title`, `id`. The order is shuffled and fixed, and
     answerable and unanswerable rows alternate, so every prefix is balanced.
 
-    Raises `PosttrainError` where SQuAD has to be downloaded and cannot be.
+    Raises `PosttrainError` for options that it does not have, and where SQuAD has to be downloaded and cannot be.
     """
     from datasets import load_from_disk
 
-    return load_from_disk(str(cache.cached(f"squad-pairs-{VERSION}", _build)))
+    contexts = Contexts.of(args or {})
+    name = f"squad-pairs-{VERSION}"
+    if contexts != DEFAULT:
+        name += f"-{contexts.least}-{contexts.most}-{contexts.missed}"
+    return load_from_disk(str(cache.cached(name, lambda folder: _build(folder, contexts))))
 
 
-def _build(folder: Path) -> None:
+def _build(folder: Path, contexts: Contexts = DEFAULT) -> None:
     from datasets import Dataset, DatasetDict
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    rows = list(pairs(json.loads(wheels.squad().read_text(encoding="utf-8"))["data"]))
+    rows = list(pairs(json.loads(wheels.squad().read_text(encoding="utf-8"))["data"], contexts))
     by_title = {title: split for split, titles in HELD_OUT.items() for title in titles}
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for row in rows:
@@ -92,8 +129,8 @@ def balance(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for turn in zip(*kinds, strict=False) for row in turn]  # strict=False: the larger kind is cut
 
 
-def pairs(articles: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One preference pair for each question with a (plausible) answer whose sentences fit into `MOST` words."""
+def pairs(articles: list[dict[str, Any]], contexts: Contexts = DEFAULT) -> Iterator[dict[str, Any]]:
+    """One preference pair for each question with a (plausible) answer whose sentences are not too long."""
     for article in articles:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
@@ -104,23 +141,23 @@ def pairs(articles: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 # The answer that most annotators gave; the first of them on a tie.
                 text = Counter(span["text"] for span in spans).most_common(1)[0][0]
                 start = next(span["answer_start"] for span in spans if span["text"] == text)
-                bounds: tuple[int, int] | None
+                inside: list[str] = []
                 if answerable:
-                    bounds = crop(paragraph["context"], start, start + len(text))
+                    left, right = crop(paragraph["context"], start, start + len(text), contexts)
+                    context = paragraph["context"][left:right]
+                    inside = [s["text"] for s in spans if left <= s["answer_start"] <= right - len(s["text"])]
                 else:
-                    bounds = elsewhere(paragraph["context"], [span["text"] for span in spans], question["id"])
-                if bounds is None or len(paragraph["context"][slice(*bounds)].split()) > MOST:
+                    wrong = [span["text"] for span in spans]
+                    context = missed(article, paragraph, wrong, question["id"], contexts) or ""
+                if not 0 < len(context.split()) <= contexts.most:
                     continue
-                left, right = bounds
-                context = paragraph["context"][left:right]
-                inside = [s["text"] for s in spans if left <= s["answer_start"] <= right - len(s["text"])]
                 said = [{"role": "assistant", "content": sentence(text)}]
                 abstained = [{"role": "assistant", "content": ABSTENTION}]
                 yield {
                     "prompt": prompt(context, question["question"]),
                     "chosen": said if answerable else abstained,
                     "rejected": abstained if answerable else said,
-                    "answers": list(dict.fromkeys(inside)) if answerable else [],
+                    "answers": list(dict.fromkeys(inside)),
                     "answerable": answerable,
                     "title": article["title"],
                     "id": question["id"],
@@ -146,18 +183,32 @@ def sentences(context: str) -> list[int]:
     return [0, *(match.end() for match in _END.finditer(context)), len(context)]
 
 
-def elsewhere(context: str, answers: list[str], key: str) -> tuple[int, int] | None:
+def missed(
+    article: dict[str, Any], paragraph: dict[str, Any], answers: list[str], key: str, contexts: Contexts
+) -> str | None:
+    """The context of an unanswerable question, in which none of `answers` stands, drawn by `key`; None for none."""
+    texts = [paragraph["context"]]
+    if contexts.missed == "article":
+        others = [other["context"] for other in article["paragraphs"] if other is not paragraph]
+        texts = random.Random(key).sample(others, len(others))
+    for text in texts:
+        if bounds := elsewhere(text, answers, key, contexts):
+            return text[slice(*bounds)]
+    return None
+
+
+def elsewhere(context: str, answers: list[str], key: str, contexts: Contexts = DEFAULT) -> tuple[int, int] | None:
     """Bounds of sentences of `context` in which none of `answers` stands, drawn by `key`; None where there are none."""
-    windows = dict.fromkeys(crop(context, cut, cut + 1) for cut in sentences(context)[:-1])
+    windows = dict.fromkeys(crop(context, cut, cut + 1, contexts) for cut in sentences(context)[:-1])
     without = [(a, b) for a, b in windows if not any(answer.lower() in context[a:b].lower() for answer in answers)]
-    short = [(a, b) for a, b in without if len(context[a:b].split()) <= MOST]
+    short = [(a, b) for a, b in without if len(context[a:b].split()) <= contexts.most]
     return random.Random(key).choice(short) if short else None
 
 
-def crop(context: str, start: int, end: int) -> tuple[int, int]:
-    """Bounds of the whole sentences of `context` that hold characters `start` to `end`, grown to some `LEAST` words.
+def crop(context: str, start: int, end: int, contexts: Contexts = DEFAULT) -> tuple[int, int]:
+    """Bounds of the whole sentences of `context` that hold characters `start` to `end`, grown to some `least` words.
 
-    Neighbours are taken whole, earlier ones first, as long as the result keeps within `MOST` words.
+    Neighbours are taken whole, earlier ones first, as long as the result keeps within `most` words.
     """
     cuts = sentences(context)
     first = max(index for index, cut in enumerate(cuts[:-1]) if cut <= start)
@@ -166,10 +217,10 @@ def crop(context: str, start: int, end: int) -> tuple[int, int]:
     def words(first: int, last: int) -> int:
         return len(context[cuts[first] : cuts[last]].split())
 
-    while words(first, last) < LEAST:
-        if first > 0 and words(first - 1, last) <= MOST:
+    while words(first, last) < contexts.least:
+        if first > 0 and words(first - 1, last) <= contexts.most:
             first -= 1
-        elif last < len(cuts) - 1 and words(first, last + 1) <= MOST:
+        elif last < len(cuts) - 1 and words(first, last + 1) <= contexts.most:
             last += 1
         else:
             break

@@ -1,0 +1,85 @@
+"""Runs of posttrain in this process, as the command makes them, with their trainer at hand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import recipes
+
+
+def cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def now() -> float:
+    """Seconds, when all that was begun on the GPU is done."""
+    if cuda():
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Watch:
+    """Keeps the trainer that a run builds, and the seconds of each of its optimizer steps."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.seconds: list[float] = []
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        watch = self
+
+        class Stopwatch(TrainerCallback):
+            def on_step_begin(self, *args: object, **kwargs: object) -> None:
+                watch.began = now()
+
+            def on_step_end(self, *args: object, **kwargs: object) -> None:
+                watch.seconds.append(now() - watch.began)
+
+        return Stopwatch()
+
+    @property
+    def step(self) -> float:
+        """Median seconds of a step; the first one, which warms up, is left out where there are others."""
+        return statistics.median(self.seconds[1:] or self.seconds)
+
+
+def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
+    """What `python -m posttrain` does with `overrides`; returns the run directory, and of training what was watched."""
+    import importlib
+
+    from hydra import compose, initialize_config_dir
+
+    from posttrain.config import parse, schema
+    from posttrain.jobs import preflight
+    from posttrain.runs.directory import RunDirectory
+    from posttrain.training import build
+
+    watch, original = Watch(), build.build
+
+    def watched(kind: str, parts: Any) -> Any:
+        parts.callbacks.append(watch.callback())
+        watch.trainer = original(kind, parts)
+        return watch.trainer
+
+    recipes.register()
+    with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
+        asked = parse.parse(compose("config", overrides=list(overrides)))
+    recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
+    origin = schema.Origin(recipe, tuple(overrides), None)
+    preflight.check(asked)
+    build.build = watched
+    try:
+        getattr(importlib.import_module(f"posttrain.jobs.{asked.job}"), asked.job)(asked, origin)
+    finally:
+        build.build = original
+    return RunDirectory.of(asked, origin).path, watch

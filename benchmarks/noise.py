@@ -1,0 +1,227 @@
+"""Preferences flipped at random: what DPO makes of them, what robust DPO does, and what the data doctor says.
+
+    python benchmarks/noise.py [--seeds 1,2,3] [--out outputs/noise]      # goes on where it was
+    python benchmarks/noise.py --docs      # and put table and picture into docs/studies/noise.md
+
+Pairs are made of the embedded movie reviews: the prompt asks for a favourable review, chosen is the beginning of a
+positive one, rejected that of a negative one. A share of the training pairs is flipped; the held-out pairs are not. The
+model is a random two-layer Llama with a token for each of the 1,500 most frequent words, trained in full, so that a run
+takes seconds. Robust DPO (Chowdhury et al. 2024, "Provably Robust DPO", arXiv:2403.00409) is told the true rate, or the
+one that the doctor has estimated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from in_process import run
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "studies" / "noise.md"
+PICTURE = ROOT / "docs" / "images" / "noise.png"
+RATES = (0.0, 0.1, 0.2, 0.3)
+METHODS = {"dpo": "DPO", "robust": "robust DPO, the true rate", "doctor": "robust DPO, the doctor's rate"}
+WORDS, VOCABULARY = 40, 1500
+REGION = re.compile(r"(<!-- noise -->\n).*?(<!-- /noise -->)", re.DOTALL)
+
+
+def reviews(count: int, held_out: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Training and held-out pairs; no review stands in both."""
+    from posttrain.data.embedded import imdb
+
+    rows = imdb.load()["gold"]
+    sides: dict[bool, list[str]] = {True: [], False: []}
+    for row in rows.select(range(min(len(rows), 3 * (count + held_out)))):
+        sides[row["label"]].append(" ".join(re.findall(r"[\w']+", row["text"].lower())[:WORDS]))
+    pairs = [
+        {"prompt": f"favourable review {n} :", "chosen": f" {good}", "rejected": f" {bad}"}
+        for n, (good, bad) in enumerate(zip(sides[True], sides[False], strict=False))
+    ]
+    if len(pairs) < count + held_out:
+        raise SystemExit(f"only {len(pairs)} pairs can be made of the reviews")
+    return pairs[:count], pairs[count : count + held_out]
+
+
+def flipped(pairs: Sequence[dict[str, str]], rate: float, seed: int) -> list[dict[str, str]]:
+    """The pairs, of which a share `rate`, to the pair, has chosen and rejected exchanged."""
+    wrong = set(random.Random(seed).sample(range(len(pairs)), round(rate * len(pairs))))
+    return [
+        {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} if n in wrong else pair
+        for n, pair in enumerate(pairs)
+    ]
+
+
+def make_model(folder: Path, texts: Sequence[str]) -> None:
+    """A random Llama, and a tokenizer of the most frequent words of `texts`."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    counted = Counter(word for text in texts for word in text.split()).most_common(VOCABULARY - 3)
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {word: n + 3 for n, (word, _) in enumerate(counted)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+class Study:
+    """The runs of the study, kept in `results.json` as they are done."""
+
+    def __init__(self, folder: Path, pairs: int, held_out: int, epochs: int):
+        self.folder, self.epochs = folder.absolute(), epochs
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.train, clean = reviews(pairs, held_out)
+        self.held_out = write(self.folder / "held_out.jsonl", clean)
+        make_model(self.folder / "model", [pair[side] for pair in self.train for side in ("chosen", "rejected")])
+        self.file = self.folder / "results.json"
+        settings = {"pairs": pairs, "held_out": held_out, "epochs": epochs}
+        self.results: dict[str, Any] = {**settings, "doctor": {}, "accuracy": {}}
+        if self.file.is_file():
+            before = json.loads(self.file.read_text())
+            if {name: before[name] for name in settings} != settings:
+                raise SystemExit(f"{self.file}: of other settings; take another --out")
+            self.results = before
+
+    def keep(self, part: str, key: str, value: Any) -> None:
+        self.results[part][key] = value
+        self.file.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+
+    def common(self, rate: float, seed: int) -> list[str]:
+        data = write(self.folder / f"train-{rate}-{seed}.jsonl", flipped(self.train, rate, seed))
+        return [
+            *("trainer=dpo", f"model.path={self.folder / 'model'}", f"data.path={data}", "tracking=none"),
+            *(f"data.eval_path={self.held_out}", f"output_dir={self.folder / 'runs'}"),
+        ]
+
+    def doctor(self, rate: float, seed: int) -> dict[str, Any]:
+        """The doctor's finding on label noise: its numbers, and what it says."""
+        key = f"{rate} {seed}"
+        if key not in self.results["doctor"]:
+            others = [f"doctor.{name}=false" for name in ("tokens", "duplicates", "language", "secrets")]
+            path, _ = run([*self.common(rate, seed), "job=doctor", "doctor.fail_on=never", *others])
+            findings = json.loads((path / "doctor.json").read_text())["findings"]
+            (found,) = [one for one in findings if one["name"] == "noise"]
+            self.keep("doctor", key, found)
+        return self.results["doctor"][key]
+
+    def accuracy(self, method: str, rate: float, seed: int) -> float | None:
+        """Held-out preference accuracy of the trained policy's implicit reward; None where the doctor names no rate."""
+        told = {"dpo": 0.0, "robust": rate}.get(method)
+        if told is None:
+            numbers = self.doctor(rate, seed)["numbers"]
+            told = min(numbers["rate"], 0.45) if numbers.get("accuracy", 0) >= 0.7 and numbers["steady"] else None
+        if told is None:
+            return None
+        key = f"{method} {rate} {seed}"
+        if not told:
+            key = f"dpo {rate} {seed}"  # robust DPO at rate 0 is DPO
+        if key not in self.results["accuracy"]:
+            loss = [f"trainer.args.loss_type={'robust' if told else 'sigmoid'}", f"trainer.args.label_smoothing={told}"]
+            path, _ = run(
+                [
+                    *self.common(rate, seed),
+                    *(*loss, "probe=none", f"trainer.args.seed={seed}", f"trainer.args.num_train_epochs={self.epochs}"),
+                    *("trainer.args.learning_rate=1e-3", "trainer.args.per_device_train_batch_size=32"),
+                    *("trainer.args.per_device_eval_batch_size=64", "trainer.args.bf16=false", "peft=none"),
+                    *("trainer.args.eval_on_start=false", "trainer.args.save_strategy=no", "model.dtype=float32"),
+                    *("trainer.args.gradient_checkpointing=false", "trainer.args.max_length=128"),
+                ]
+            )
+            metrics = json.loads((path / "run.json").read_text())["metrics"]
+            self.keep("accuracy", key, metrics["eval_rewards/accuracies"])
+        return self.results["accuracy"][key]
+
+
+def table(study: Study, seeds: Sequence[int]) -> str:
+    """Held-out accuracy by rate and method: mean and standard deviation over the seeds; the doctor beside it."""
+    lines = ["| flipped | the doctor | " + " | ".join(METHODS.values()) + " |", "|---|---|" + "---|" * len(METHODS)]
+    for rate in RATES:
+        cells = []
+        for method in METHODS:
+            values = [v for seed in seeds if (v := study.accuracy(method, rate, seed)) is not None]
+            cells.append(spread(values) + (f" ({len(values)} seeds)" if 0 < len(values) < len(seeds) else ""))
+        lines.append(f"| {rate:.0%} | {estimate([study.doctor(rate, seed) for seed in seeds])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    if not values:
+        return "no rate was named"
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def estimate(findings: Sequence[dict[str, Any]]) -> str:
+    """The doctor's rates, and in how many seeds it would call them an estimate rather than a bound."""
+    numbers = [finding["numbers"] for finding in findings]
+    named = sum(n["accuracy"] >= 0.7 and n["steady"] for n in numbers)
+    rates = f"{fmean(n['rate'] for n in numbers):.1%} [{min(n['low'] for n in numbers):.1%}, "
+    return f"{rates}{max(n['high'] for n in numbers):.1%}], an estimate in {named} of {len(numbers)}"
+
+
+def draw(study: Study, seeds: Sequence[int], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for (method, label), colour, marker in zip(METHODS.items(), ("#0072B2", "#D55E00", "#009E73"), "s^o", strict=True):
+        found = {rate: [v for s in seeds if (v := study.accuracy(method, rate, s)) is not None] for rate in RATES}
+        found = {rate: values for rate, values in found.items() if values}
+        error = [stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
+        means = [fmean(values) for values in found.values()]
+        axes.errorbar(list(found), means, error, label=label, color=colour, marker=marker, capsize=3)
+    axes.set(xlabel="share of training pairs flipped", ylabel="held-out accuracy (clean pairs)")
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--pairs", type=int, default=1200)
+    parser.add_argument("--held-out", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "noise")
+    parser.add_argument("--docs", action="store_true", help="fill docs/studies/noise.md")
+    given = parser.parse_args(arguments)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    study = Study(given.out, given.pairs, given.held_out, given.epochs)
+    for seed in seeds:  # a whole table with one seed first
+        for rate in RATES:
+            for method in METHODS:
+                study.accuracy(method, rate, seed)
+    made = table(study, seeds)
+    draw(study, seeds, given.out / "noise.png")
+    print(made)
+    if given.docs:
+        draw(study, seeds, PICTURE)
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(REGION.sub(lambda match: f"{match[1]}{made}{match[2]}", page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
