@@ -86,7 +86,8 @@ def speed(found: Found) -> str:
 def memory(found: Found) -> str:
     rows = []
     for name in ("sft", "dpo", "reward", "grpo", "ppo", "ppo_separate"):
-        rows.append((NAMES[name], number(found(name, "peak_gib")), largest(found(name, "by_microbatch"))))
+        most = "not limited" if name == "ppo_separate" and found(name) else largest(found(name, "by_microbatch"))
+        rows.append((NAMES[name], number(found(name, "peak_gib")), most))
     return table(("", "peak, GiB", "largest microbatch within 24 GB"), rows)
 
 

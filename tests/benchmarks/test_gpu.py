@@ -31,6 +31,7 @@ def test_every_part_is_rehearsed(tmp_path: Path):
             result = gpu.one(name, place)
             assert result["status"] == "done", f"{name}: {result['error']}"
             found[name] = result["figures"]
+    assert set(found) == set(gpu_measure.MEASUREMENTS)
     assert "collected" in found["tests"]["summary"]
     for name in ("sft", "dpo", "reward", "grpo", "ppo"):
         assert found[name]["tokens_per_second"] > 0, name
@@ -38,7 +39,14 @@ def test_every_part_is_rehearsed(tmp_path: Path):
         assert list(tried) == ["1", "2", "4"], name
         assert None not in tried.values(), name
     assert (found["ppo"]["bases"], found["ppo_separate"]["bases"]) == (1, 3)
+    # The same pairs, the prompt computed twice and once.
+    apart, *once = (found[f"dpo_{name}"]["losses"] for name in ("apart_sdpa", "shared_sdpa", "shared_flex"))
+    assert abs(apart[1] - apart[0]) > 1e-4
+    for losses in once:
+        assert losses == pytest.approx(apart, abs=2e-5)
     assert found["drift"]["rows"][0]["mean"] > 0
+    measured = {name: {"figures": figures} for name, figures in found.items()}
+    assert gpu_tables.NONE not in gpu_tables.filled(pages(), {**ABOUT, "measurements": measured})
 
 
 def pages() -> str:
