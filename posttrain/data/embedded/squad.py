@@ -73,7 +73,7 @@ class Contexts:
         missed = given.get("missed", cls.missed)
         if missed not in MISSED:
             raise PosttrainError(f"data.args.missed={missed}: choose from {', '.join(MISSED)}")
-        return cls(*words, missed)
+        return cls(words[0], words[1], missed)
 
 
 DEFAULT = Contexts()
