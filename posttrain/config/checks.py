@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 
-from posttrain.config import alarms
+from posttrain.config import alarms, trainers
 from posttrain.config.schema import DoctorConfig, Run, SampleConfig
-from posttrain.config.trainers import KINDS
 
 SELECT = ("all", "best", "top", "threshold", "pairs")
 SPLITS = ("train", "eval")
@@ -41,12 +40,14 @@ def probe(run: Run) -> list[str]:
     if config.win_by is not None and config.win_by not in known:
         errors.append(f"probe.win_by={config.win_by}: no such reward; there are {', '.join(known) or 'none'}")
     if run.job == "train":
-        during = run.trainer.kind != "reward" and bool(config.prompts) and bool(config.every or config.during)
+        kind = trainers.find(run.trainer.kind)
+        sampled = kind is None or not kind.scores
+        during = sampled and bool(config.prompts) and bool(config.every or config.during)
         measured = {
             "forgetting": None if config.texts else "probe.texts=embedded:texts, or a file",
             "over_optimisation": None if config.gold else "probe.gold.NAME.function or model, a reward not trained on",
         }
-        errors += alarms.check(run.alarms, during, run.trainer.kind == "ppo", measured)
+        errors += alarms.check(run.alarms, during, kind is not None and kind.is_a("PPOTrainer"), measured)
     return errors
 
 
@@ -77,7 +78,8 @@ def _sample(sample: SampleConfig, scored: bool) -> list[str]:
 
 def _evaluate(run: Run) -> list[str]:
     errors = []
-    online = run.trainer.kind in KINDS and KINDS[run.trainer.kind].online
+    kind = trainers.find(run.trainer.kind)
+    online = kind is not None and kind.prompted
     if online and not (run.reward or run.probe.judges):
         errors.append(f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards")
     if online and not (run.probe.prompts or run.probe.greedy_prompts):

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import PeftConfig, Run
-from posttrain.config.trainers import KINDS
+from posttrain.config.trainers import Kind
 from posttrain.extras import absent
 
 # Option -> (module it needs, what to install). Of `optim`, by the beginning of its value.
@@ -48,9 +49,7 @@ DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", 
 
 def check(run: Run) -> list[str]:
     """All that is wrong together, one message each."""
-    if run.trainer.kind not in KINDS:
-        return []
-    args, kind = run.trainer.args, run.trainer.kind
+    args, kind = run.trainer.args, trainers.of(run.trainer.kind)
     errors = _packages(args)
     for rule in (_precision, _evaluation, _loading, _lengths, _losses, _reference, _generation, _parallel):
         errors += [f"trainer.args.{line}" for line in rule(_Args(args), kind, run.peft)]
@@ -83,7 +82,7 @@ def _packages(args: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _precision(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+def _precision(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     return [
         f"{one}=true: {other}=true is set too; leave one of them out"
         for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval"))
@@ -91,7 +90,7 @@ def _precision(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     ]
 
 
-def _evaluation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     errors = []
     evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
     if args.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and evaluated == "no":
@@ -113,7 +112,7 @@ def _evaluation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     return errors
 
 
-def _loading(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+def _loading(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     errors = []
     if not args.get("dataloader_num_workers"):
         errors += [
@@ -141,8 +140,8 @@ def _loading(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     return errors
 
 
-def _lengths(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
-    if kind != "sft":
+def _lengths(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+    if not kind.is_a("SFTTrainer"):
         return []
     errors, limit = [], args.get("max_length", 1024)
     if args.get("packing") is True and limit is None:
@@ -152,15 +151,15 @@ def _lengths(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     return errors
 
 
-def _losses(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+def _losses(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     errors = []
-    types = args.several("loss_type", ["sigmoid"] if kind == "dpo" else [])
+    types = args.several("loss_type", ["sigmoid"] if kind.is_a("DPOTrainer") else [])
     weights = args.get("loss_weights")
     if isinstance(weights, list) and len(weights) != len(types):
         errors.append(
             f"loss_weights={weights}: {len(weights)} for {len(types)} loss types ({', '.join(map(str, types))})"
         )
-    if kind == "dpo":
+    if kind.is_a("DPOTrainer"):
         if len(set(map(str, types))) < len(types):
             errors.append(f"loss_type={types}: names a loss twice; use loss_weights")
         alien = [loss for loss in types if loss not in DIVERGENCES]
@@ -168,7 +167,7 @@ def _losses(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
             errors.append(f"f_divergence_type={args['f_divergence_type']}: loss_type={alien[0]} knows reverse_kl only")
         if args.get("use_weighting") is True and {"aot", "aot_unpaired"} & set(map(str, types)):
             errors.append("use_weighting=true: the aot losses sort their batch and cannot be weighted; leave it out")
-    if kind == "kto":
+    if kind.is_a("KTOTrainer"):
         if args.get("loss_type", "kto") == "kto" and args.get("train_sampling_strategy", "sequential") != "sequential":
             errors.append(
                 f"train_sampling_strategy={args['train_sampling_strategy']}: loss_type=kto estimates its KL from "
@@ -181,7 +180,7 @@ def _losses(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     return errors
 
 
-def _reference(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     errors = []
     if args.get("sync_ref_model") is True:
         if peft.method != "none":
@@ -191,12 +190,12 @@ def _reference(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
             )
         if args.get("precompute_ref_log_probs") is True:
             errors.append("sync_ref_model=true: precompute_ref_log_probs=true keeps the first reference; leave one out")
-        if kind in ("grpo", "rloo") and not args.number("beta", 0.0 if kind == "grpo" else 0.05):
+        if kind.rewarded and kind.has("beta") and not args.number("beta", kind.default("beta")):
             errors.append(
                 "sync_ref_model=true: with beta=0 there is no reference; set trainer.args.beta, or leave it out"
             )
     liger = args.get("liger_kernel_config")
-    if isinstance(liger, Mapping) and liger.get("fused_linear_cross_entropy") and kind != "reward":
+    if isinstance(liger, Mapping) and liger.get("fused_linear_cross_entropy") and not kind.scores:
         errors.append("liger_kernel_config.fused_linear_cross_entropy=true: TRL has a fused LM head; leave it out")
     checkpointing = args.get("gradient_checkpointing_kwargs")
     if isinstance(checkpointing, Mapping) and checkpointing.get("selective"):
@@ -209,15 +208,15 @@ def _reference(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     return errors
 
 
-def _generation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
-    if not KINDS[kind].online:
+def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+    if not kind.prompted:
         return []
     errors = []
     if args.get("auto_find_batch_size") is True:
         errors.append("auto_find_batch_size=true: would break groups of completions; lower per_device_train_batch_size")
     if args.get("generation_batch_size") is not None and args.get("steps_per_generation") is not None:
         errors.append("generation_batch_size: steps_per_generation is set too; leave one of them out")
-    elif kind != "ppo" and (whole := args.number("generation_batch_size", 0)):
+    elif not kind.is_a("PPOTrainer") and (whole := args.number("generation_batch_size", 0)):
         batch = args.number("per_device_train_batch_size", 8)
         if batch >= 1 and whole % batch:
             errors.append(f"generation_batch_size={whole:g}: no multiple of per_device_train_batch_size={batch:g}")
@@ -231,7 +230,7 @@ def _generation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
         errors += [] if clip[0] < clip[1] else [f"reward_clip_range={list(clip)}: expected the lower end first"]
     least, most = args.number("entropy_coef_min", 0.0), args.number("entropy_coef_max", 1.0)
     errors += [f"entropy_coef_min={least:g}: above entropy_coef_max={most:g}"] if least > most else []
-    if kind == "ppo":
+    if kind.is_a("PPOTrainer"):
         shortest = args.get("min_completion_length")
         if isinstance(shortest, int) and shortest > (most := args.number("max_completion_length", 512)):
             errors.append(f"min_completion_length={shortest}: above max_completion_length={most:g}")
@@ -242,13 +241,13 @@ def _generation(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
     return errors
 
 
-def _parallel(args: _Args, kind: str, peft: PeftConfig) -> list[str]:
+def _parallel(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     if args.get("fsdp_config") and not args.get("fsdp"):
         return ["fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out"]
     return []
 
 
-def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: str) -> list[str]:
+def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> list[str]:
     """What PEFT would refuse with an adapter in memory, or pass over."""
     errors = _initialisation(path, lora, peft)
     modules, layers = lora.get("target_modules"), lora.get("layers_to_transform")
@@ -269,7 +268,7 @@ def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: str) -> li
         errors.append(f"{path}.lora_bias=true: not with use_dora=true; leave one of them out")
     if lora.get("lora_bias") is True and isinstance(lora.get("init_lora_weights"), str):
         errors.append(f"{path}.lora_bias=true: only with init_lora_weights=true or false")
-    if isinstance(modules, list) and "lm_head" in modules and kind != "reward":
+    if isinstance(modules, list) and "lm_head" in modules and not kind.scores:
         errors.append(
             f"{path}.target_modules=lm_head: TRL reads the head's own weights, so that an adapter on it would not be "
             "trained; leave it out, or name it in modules_to_save"

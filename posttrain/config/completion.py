@@ -92,10 +92,10 @@ def _all(before: list[str], word: str) -> Iterator[str]:
 
 def _options(before: Iterable[str]) -> Iterable[str]:
     """The options of the trainer that the words choose, or else those that every trainer has."""
+    from posttrain.config import trainers
     from posttrain.config.options import options_of
-    from posttrain.config.trainers import KINDS
 
     known = {word.removeprefix("trainer=") for word in before if word.startswith("trainer=")}
     known |= {word.removeprefix("+recipe=").split("_")[0] for word in before if word.startswith("+recipe=")}
-    kind = next((kind for kind in KINDS if kind in known), None)
-    return options_of(KINDS[kind].config if kind else "TrainingArguments")
+    kind = next((kind for name in sorted(known) if (kind := trainers.find(name))), None)
+    return options_of(kind.config if kind else "transformers.TrainingArguments")

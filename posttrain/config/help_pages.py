@@ -79,22 +79,23 @@ def trainer_options(words: list[str]) -> str:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from posttrain.config import options
-    from posttrain.config.trainers import KINDS
+    from posttrain.config import options, trainers
 
     try:
         config = recipes.composed(words)
     except HydraException as error:
         return str(error)
-    kind = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)
-    if kind not in KINDS:
-        return f"trainer: choose one of {', '.join(KINDS)}, as in `posttrain train --help trainer=dpo`"
+    name = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)
+    if name is None:
+        return f"trainer: choose one of {', '.join(trainers.names())}, as in `posttrain train --help trainer=dpo`"
+    if (kind := trainers.find(name)) is None:
+        return trainers.missing(name)
     chosen: Any = OmegaConf.to_container(config.trainer.args, resolve=False)
-    known = options.options_of(KINDS[kind].config)
-    own = options.own_options(KINDS[kind].config)
-    lines = [f"Options of trainer={kind} ({KINDS[kind].config}), each as trainer.args.NAME=VALUE"]
+    known = options.options_of(kind.config)
+    own = options.own_options(kind.config)
+    lines = [f"Options of trainer={name} ({kind.config}), each as trainer.args.NAME=VALUE"]
     for title, names in (
-        (f"Those of {kind}", [name for name in known if name in own]),
+        (f"Those of {name}", [name for name in known if name in own]),
         ("Those of every trainer (TrainingArguments)", [name for name in known if name not in own]),
     ):
         lines += ["", title]

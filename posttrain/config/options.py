@@ -1,44 +1,30 @@
-"""The options of TRL, PEFT and bitsandbytes classes, and of our PPOConfig: names, types and choices, read from source.
+"""The options of a config class: names, types, defaults and choices, read from its source (`posttrain.config.classes`).
 
-Importing `trl` takes some seconds, and a misspelt option should be answered in one. So the installed library's own
-source file is parsed (never executed): dataclass fields for the config classes, the `__init__` signature for others.
+Dataclass fields for the config classes of trainers and adapters, the `__init__` signature for others.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
 import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from posttrain.config import hints, ranges
+from posttrain.config.classes import Source, find
 
-# class -> (package, file inside it). Base classes and enumerations are looked up here too.
-SOURCES = {
-    "SFTConfig": ("trl", "trainer/sft_config.py"),
-    "RewardConfig": ("trl", "trainer/reward_config.py"),
-    "DPOConfig": ("trl", "trainer/dpo_config.py"),
-    "GRPOConfig": ("trl", "trainer/grpo_config.py"),
-    "RLOOConfig": ("trl", "trainer/rloo_config.py"),
-    "KTOConfig": ("trl", "trainer/kto_config.py"),
-    "PPOConfig": ("posttrain", "ppo/config.py"),
-    "_BaseConfig": ("trl", "trainer/base_config.py"),
-    "TrainingArguments": ("transformers", "training_args.py"),
-    "OptimizerNames": ("transformers", "training_args.py"),
-    "SchedulerType": ("transformers", "trainer_utils.py"),
-    "IntervalStrategy": ("transformers", "trainer_utils.py"),
-    "SaveStrategy": ("transformers", "trainer_utils.py"),
-    "HubStrategy": ("transformers", "trainer_utils.py"),
-    "LoraConfig": ("peft", "tuners/lora/config.py"),
-    "PeftConfig": ("peft", "config.py"),
-    "PeftConfigMixin": ("peft", "config.py"),
-    "BitsAndBytesConfig": ("transformers", "utils/quantization_config.py"),
+# Classes that are no trainer's config.
+LORA, QUANTIZATION = "peft.LoraConfig", "transformers.BitsAndBytesConfig"
+# Names that need no path, beside TRL's.
+SHORT = {
+    "LoraConfig": LORA,
+    "BitsAndBytesConfig": QUANTIZATION,
+    "TrainingArguments": "transformers.TrainingArguments",
+    "PPOConfig": "posttrain.ppo.PPOConfig",
 }
 
 # Choices that the libraries state in prose only, and check after the weights are loaded.
@@ -85,20 +71,20 @@ class Option:
 
 
 def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str] | None = None) -> list[str]:
-    """Everything wrong with `options` for the class named `cls`, one message each; empty when all is well.
+    """Everything wrong with `options` for the class at `cls`, one message each; empty when all is well.
 
-    `path` is where the options stand in the config (`trainer.args`); `reserved` maps options that posttrain sets
-    itself to the config key to use instead.
+    `cls` is a dotted path; `path` is where the options stand in the config (`trainer.args`); `reserved`
+    maps options that posttrain sets itself to the config key to use instead.
     """
-    known, errors = options_of(cls), []
+    known, short, errors = options_of(cls), cls.rpartition(".")[2], []
     for name, value in options.items():
         if reserved and name in reserved:
             errors.append(f"{path}.{name}: set by posttrain; {reserved[name]}")
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=3)
-            mend = hints.of_option(cls, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
-            errors.append(f"{path}.{name}: not an option of {cls}{'; ' if mend else ''}{mend}")
-        elif problem := _problem(known[name], value) or ranges.problem(cls, name, value):
+            mend = hints.of_option(short, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
+            errors.append(f"{path}.{name}: not an option of {short}{'; ' if mend else ''}{mend}")
+        elif problem := _problem(known[name], value) or ranges.problem(short, name, value):
             errors.append(f"{path}.{name}={value!r}: {problem}")
     return errors
 
@@ -118,14 +104,17 @@ def as_typed(cls: str, options: Mapping[str, Any]) -> dict[str, Any]:
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
-def check_smoothing(kind: str, args: dict[str, Any]) -> list[str]:
-    """Label smoothing that TRL would ignore for the trainer `kind`, or fail on after the weights are loaded."""
+def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -> list[str]:
+    """Label smoothing that TRL would ignore for the trainer `kind`, or fail on after the weights are loaded.
+
+    `lineage` are the names of its class and of those that it inherits from.
+    """
     errors = []
-    if args.get("label_smoothing_factor") and kind != "sft":
-        mend = "set loss_type=[robust] and label_smoothing" if kind == "dpo" else "leave it out"
+    if args.get("label_smoothing_factor") and "SFTTrainer" not in lineage:
+        mend = "set loss_type=[robust] and label_smoothing" if "DPOTrainer" in lineage else "leave it out"
         errors.append(f"trainer.args.label_smoothing_factor: TRL's loss for {kind} does not read it; {mend}")
     amount = args.get("label_smoothing", 0.0)
-    if kind != "dpo" or isinstance(amount, bool) or not isinstance(amount, (int, float)):
+    if "DPOTrainer" not in lineage or isinstance(amount, bool) or not isinstance(amount, (int, float)):
         return errors
     types = args.get("loss_type") or ["sigmoid"]
     types = [types] if isinstance(types, str) else types
@@ -175,30 +164,32 @@ def _spell(annotation: Any) -> str:
 
 @cache
 def options_of(cls: str) -> dict[str, Option]:
-    """Name -> `Option` of every option of the class `cls` (a key of `SOURCES`), inherited ones included."""
-    node = _class(cls)
+    """Name -> `Option` of every option of the class at the dotted path `cls`, inherited ones included."""
+    return _options(source_of(cls))
+
+
+def _options(cls: Source) -> dict[str, Option]:
     found: dict[str, Option] = {}
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in SOURCES:
-            found |= options_of(base.id)
-    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    for base in reversed(cls.bases()):
+        found |= options_of(base.path)
+    fields = [n for n in cls.node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
     for field in fields:
         assert isinstance(field.target, ast.Name)
         if _initialised(field):
-            stated = _metadata(field)
-            found[field.target.id] = Option(
-                _evaluate(field.annotation), stated.get("choices"), _default(field), stated.get("help")
-            )
-    if not fields:
-        found |= _signature(node)
-    for name, values in CHOICES.get(cls, {}).items():
-        found[name] = replace(found[name], choices=values)
+            stated, type_ = _metadata(field), _evaluate(field.annotation, cls)
+            found[field.target.id] = Option(type_, stated.get("choices"), _default(field), stated.get("help"))
+    if not fields and (own := _signature(cls.node)):
+        found = own
+    for name, values in CHOICES.get(cls.name, {}).items():
+        if name in found:
+            found[name] = replace(found[name], choices=values)
     return {name: _literal_as_choices(option) for name, option in found.items()}
 
 
 def own_options(cls: str) -> list[str]:
-    """The options that `cls` itself defines or redefines, without those that it only inherits."""
-    fields = [n.target for n in _class(cls).body if isinstance(n, ast.AnnAssign)]
+    """The options that `cls` and its bases define or redefine, without those of Transformers' trainer and TRL's."""
+    ours = [one for one in source_of(cls).lineage() if not one.module.startswith(("transformers.", "trl.trainer.base"))]
+    fields = [n.target for one in ours for n in one.node.body if isinstance(n, ast.AnnAssign)]
     return [target.id for target in fields if isinstance(target, ast.Name)]
 
 
@@ -207,31 +198,26 @@ def _literal_as_choices(option: Option) -> Option:
     return replace(option, choices=typing.get_args(option.type)) if is_literal else option
 
 
-def source_of(cls: str) -> str:
-    """The source text of the file that defines `cls`, from the installed library, without importing it."""
-    package, file = SOURCES[cls]
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{package} is not installed; run `make install`, or pip install {package}")
-    return (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
-
-
-@cache
-def _tree(cls: str) -> ast.Module:
-    return ast.parse(source_of(cls))
-
-
-def _class(cls: str) -> ast.ClassDef:
-    return next(n for n in _tree(cls).body if isinstance(n, ast.ClassDef) and n.name == cls)
+def source_of(cls: str) -> Source:
+    """The class at the dotted path `cls` (TRL's without `trl.`), from the installed library, without importing it."""
+    cls = cls if "." in cls else SHORT.get(cls, f"trl.{cls}")
+    if (found := find(cls)) is None:
+        package = cls.partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{cls}: not in the installed {package}; run `make install`, or pip install {package}"
+        )
+    return found
 
 
 def _signature(node: ast.ClassDef) -> dict[str, Option]:
-    """Options of a class without annotated fields: its `__init__` arguments, typed by their defaults."""
-    init = next(n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    """Options of a class without annotated fields: the arguments of its own `__init__`, typed by their defaults."""
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is None:
+        return {}
     names = [a.arg for a in init.args.args[1:]]
     defaults = [ast.literal_eval(d) for d in init.args.defaults]
-    pairs = zip(names[-len(defaults) :], defaults, strict=True)
-    return {name: Option(Any if value is None else type(value), default=value) for name, value in pairs}
+    given = zip(names[len(names) - len(defaults) :], defaults, strict=True)
+    return {n: Option(Any if d is None else type(d), default=d) for n, d in given}
 
 
 def _keywords(field: ast.AnnAssign) -> dict[str, ast.expr]:
@@ -281,23 +267,31 @@ def _default(field: ast.AnnAssign) -> Any:
 class _Names(dict):
     """Names an annotation may use; enumerations become literals of their values, unknown classes `Any`."""
 
+    def __init__(self, cls: Source):
+        super().__init__({n: getattr(typing, n) for n in ("Any", "Literal", "Optional", "Union", "Callable")})
+        self.update({t.__name__: t for t in (bool, int, float, str, list, dict, tuple, set, type(None))})
+        self.cls = cls
+
     def __missing__(self, name: str) -> Any:
-        if name in SOURCES:
-            values = [text for n in _class(name).body if isinstance(n, ast.Assign) and (text := _text(n.value))]
-            return typing.Literal[tuple(values)] if values else Any
-        return Any
+        return self.enumeration(name) or Any
+
+    def enumeration(self, name: str) -> Any:
+        """The literal of an enumeration's values; `None` for another name."""
+        if name in self or (found := self.cls.named(name)) is None:
+            return None
+        values = [text for n in found.node.body if isinstance(n, ast.Assign) and (text := _text(n.value))]
+        return typing.Literal[tuple(values)] if values else None
 
 
 def _text(node: ast.expr) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def _evaluate(annotation: ast.expr) -> Any:
-    names = _Names({n: getattr(typing, n) for n in ("Any", "Literal", "Optional", "Union", "Callable")})
-    names |= {t.__name__: t for t in (bool, int, float, str, list, dict, tuple, set, type(None))}
+def _evaluate(annotation: ast.expr, cls: Source) -> Any:
+    names = _Names(cls)
     if isinstance(annotation, ast.BinOp):
         parts = [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
-        if any(p in SOURCES for p in parts):
+        if any(names.enumeration(p) for p in parts):
             # `SchedulerType | str` accepts any string, and Transformers rejects the unknown ones much later.
             return typing.Union[tuple(names[p] for p in parts if p != "str")]  # noqa: UP007 - built from values
     text = str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)

@@ -62,8 +62,8 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     run.reward = _rewards(run.reward, "reward", errors)
     run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards", errors)
     run.probe.gold = _rewards(run.probe.gold, "probe.gold", errors)
-    if run.job == "train" and run.peft.method == "lora" and run.trainer.kind in trainers.KINDS:
-        run.trainer.args.setdefault("learning_rate", trainers.KINDS[run.trainer.kind].lora_rate)
+    if run.job == "train" and run.peft.method == "lora" and (kind := trainers.find(run.trainer.kind)):
+        run.trainer.args.setdefault("learning_rate", kind.lora_rate)
     return run, errors
 
 
@@ -171,7 +171,7 @@ def _pipeline(merged: Any) -> str:
 
 def _mend_missing(key: str) -> str:
     if key == "trainer.kind":
-        return "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto|ppo (see --help)"
+        return "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto|ppo (more: see --help)"
     return {
         "model.path": "choose +recipe=NAME or model=NAME, or set model.path=HUB_ID_OR_FOLDER",
         "data.path": "choose +recipe=NAME or data=NAME, or set data.path=HUB_ID_OR_FILE",

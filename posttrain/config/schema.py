@@ -17,14 +17,31 @@ from posttrain.config.alarms import AlarmsConfig
 
 
 @dataclass
-class TrainerConfig:
-    """Which TRL trainer, and its own options under their own names (`trainer.args`).
+class TeacherConfig:
+    """The model that a distilled one learns from: a hub id, a folder or a RUN; `quantization` as in `peft`."""
 
-    With `share_prompts` a prompt is computed once for all answers to it in a batch, where that is exact.
+    model: str | None = None
+    revision: str | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainerConfig:
+    """Which trainer, and its own options under their own names (`trainer.args`).
+
+    `kind` is a name (docs/trainers.md) or the path of a class, `package.module.Class`. So are `tools` (functions that
+    the policy may call), `environment` (a class), `rollout` (a function) and `callbacks` (classes of Transformers'
+    TrainerCallback; {package.module.Class: {arg: value}} where one takes arguments). With `share_prompts` a prompt is
+    computed once for all answers to it in a batch, where that is exact.
     """
 
     kind: str = MISSING
     args: dict[str, Any] = field(default_factory=dict)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    tools: list[str] = field(default_factory=list)
+    environment: str | None = None
+    rollout: str | None = None
+    callbacks: list[Any] = field(default_factory=list)
     share_prompts: bool = True
 
 

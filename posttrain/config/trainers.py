@@ -1,46 +1,26 @@
-"""The trainers that a recipe can select: class, config class, package."""
+"""The trainers that a recipe can select, and what each of them is, told from its class.
+
+Nothing is imported: signature, config class, the columns it reads and whether it keeps a reference stand in the source
+of the class and of those that it inherits from. So a trainer of a newer TRL, or one of the user's own that follows
+TRL's conventions, needs no entry here.
+"""
 
 from __future__ import annotations
 
+import ast
+import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+from posttrain.config import classes, options
+from posttrain.config.classes import Source
 from posttrain.config.schema import Run
+from posttrain.errors import PosttrainError
 
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A trainer: its class, its config class, and the package that has both.
-
-    `lora_rate` is the learning rate of an adapter where none is set. TRL's defaults are rates of full fine-tuning, and
-    an adapter takes about ten times as much (Schulman et al. 2025, "LoRA Without Regret"; TRL's documentation of PEFT).
-    A reward model's default in TRL, 1e-4, is one for adapters already.
-    `generations` is the default of `num_generations` for those that sample, and so need rewards from outside.
-    """
-
-    trainer: str
-    config: str
-    lora_rate: float
-    generations: int | None = None
-    package: str = "trl"
-
-    @property
-    def online(self) -> bool:
-        return self.generations is not None
-
-
-KINDS = {
-    "sft": Kind("SFTTrainer", "SFTConfig", 2e-4),
-    "reward": Kind("RewardTrainer", "RewardConfig", 1e-4),
-    "dpo": Kind("DPOTrainer", "DPOConfig", 1e-5),
-    "kto": Kind("KTOTrainer", "KTOConfig", 1e-5),
-    "grpo": Kind("GRPOTrainer", "GRPOConfig", 1e-5, generations=8),
-    "rloo": Kind("RLOOTrainer", "RLOOConfig", 1e-5, generations=2),
-    "ppo": Kind("PPOTrainer", "PPOConfig", 3e-5, generations=1, package="posttrain.ppo"),
-}
+# Trainers of this project; all others are TRL's, or are given by their path.
+OWN = {"ppo": "posttrain.ppo.PPOTrainer"}
 # Options of PPOConfig that follow from others.
 DERIVED = {
     "num_iterations": "it is num_ppo_epochs",
@@ -49,8 +29,249 @@ DERIVED = {
     "processes",
     "normalize_advantages": "PPO's is whiten_advantages",
 }
+# Options that name a teacher; the trainer is given the model itself.
+TAUGHT = {
+    "teacher_model_name_or_path": "set trainer.teacher.model",
+    "teacher_model_revision": "set trainer.teacher.revision",
+    "teacher_model_init_kwargs": "set trainer.teacher.model, and trainer.teacher.quantization",
+}
+# Where TRL's trainers lie, and the names of classes that end a lineage.
+TRL = ("trl.trainer", "trl.experimental")
+BASES = ("_BaseTrainer", "Trainer")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A trainer. `path` and `config` are dotted paths of its class and of its config class.
+
+    `parameters` are those of its `__init__`, `lineage` the names of its class and of those that it inherits from.
+    `reads` says which rows it takes (a key of `posttrain.data.formats.ACCEPTS`), `renders` whether it applies the chat
+    template by mapping its data set. `reference` is whether it compares the policy with a frozen one, `base_reference`
+    whether that is always the model without an adapter. `evaluates` is whether it has a loss on held-out rows.
+    """
+
+    name: str
+    path: str
+    config: str
+    parameters: frozenset[str]
+    lineage: tuple[str, ...]
+    reads: str
+    renders: bool
+    reference: bool
+    base_reference: bool
+    evaluates: bool
+
+    def is_a(self, *trainers: str) -> bool:
+        """Whether it is, or inherits from, one of the classes with these names."""
+        return bool(set(trainers) & set(self.lineage))
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether rewards come from outside."""
+        return "reward_funcs" in self.parameters
+
+    @property
+    def prompted(self) -> bool:
+        """Whether its rows are prompts, which the policy itself answers."""
+        return self.reads in ("prompts", "advised")
+
+    @property
+    def taught(self) -> bool:
+        """Whether a second model teaches it."""
+        return "teacher_model" in self.parameters
+
+    @property
+    def scores(self) -> bool:
+        """Whether what it trains is a model that scores texts, rather than one that writes them."""
+        return self.is_a("RewardTrainer")
+
+    @property
+    def generations(self) -> int | None:
+        return self.default("num_generations")
+
+    @property
+    def lora_rate(self) -> float:
+        """The learning rate of an adapter where none is set.
+
+        TRL's defaults are rates of full fine-tuning, and an adapter takes about ten times as much (Schulman et al.
+        2025, "LoRA Without Regret"; TRL's documentation of PEFT). A reward model's default is one for adapters already.
+        """
+        full = self.default("learning_rate")
+        own = "learning_rate" in options.own_options(self.config)  # others have Transformers' default
+        return full if self.scores or not own or not isinstance(full, float) else float(f"{10 * full:.6g}")
+
+    def default(self, option: str) -> Any:
+        """The default of an option; `None` where there is no such option."""
+        found = options.options_of(self.config).get(option)
+        return found.default if found else None
+
+    def has(self, *names: str) -> bool:
+        """Whether it has one of these options."""
+        return not options.options_of(self.config).keys().isdisjoint(names)
+
+
+@cache
+def find(name: str) -> Kind | None:
+    """The trainer of this name, or at this path; `None` where there is none."""
+    path = OWN.get(name) or _in_trl(name) or name
+    source = classes.find(path)
+    if source is None or (config := _config(source)) is None:
+        return None
+    lineage = _lineage(source)
+    code = [node for one in lineage for node in ast.walk(one.node)]
+    named = {node.attr for node in code if isinstance(node, ast.Attribute)}
+    methods = {node.name for node in code if isinstance(node, ast.FunctionDef)}
+    texts = {node.value for node in code if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return Kind(
+        name,
+        path,
+        config.path,
+        frozenset(parameters(source)),
+        tuple(one.name for one in lineage),
+        _reads(lineage, set(parameters(source))),
+        renders=any(_maps(node, "maybe_apply_chat_template") for node in code),
+        reference=bool({"ref_model", "disable_adapter"} & named),
+        base_reference="disable_adapter" in named and "ref" not in texts,
+        # One that makes its rows in the training step has nothing to evaluate.
+        evaluates="training_step" not in methods
+        or bool({"prediction_step", "compute_loss", "_prepare_inputs"} & methods),
+    )
+
+
+def of(name: str) -> Kind:
+    """The trainer of this name, or at this path; raises `PosttrainError` where there is none."""
+    if (found := find(name)) is None:
+        raise PosttrainError(missing(name))
+    return found
+
+
+def missing(name: str) -> str:
+    """What to say of a trainer that is not there."""
+    if "." in name:
+        source = classes.find(name)
+        if source is None:
+            return f"trainer.kind={name}: no such class (package.module.Class, importable from here)"
+        return (
+            f"trainer.kind={name}: no config class is found for it; name it in the signature, as in "
+            f"args: {source.name.removesuffix('Trainer')}Config | None = None"
+        )
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    try:
+        installed = version("trl")
+    except PackageNotFoundError:
+        return f"trainer.kind={name}: trl is not installed; run `make install`"
+    return (
+        f"trainer.kind={name}: {hint}TRL {installed} has no such trainer; choose from {', '.join(names())}, or "
+        "package.module.Class (where TRL has moved one, its path there)"
+    )
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """All that have a short name: this project's, TRL's stable ones, then its experimental ones."""
+    folder = classes.package_folder(TRL[0])
+    stable = sorted(f.name.removesuffix("_trainer.py") for f in folder.glob("*_trainer.py")) if folder else []
+    folder = classes.package_folder(TRL[1])
+    experimental = sorted({f.parent.name for f in folder.glob("*/*_trainer.py")}) if folder else []
+    return tuple(dict.fromkeys([*OWN, *(name for name in [*stable, *experimental] if _in_trl(name))]))
+
+
+def _in_trl(name: str) -> str | None:
+    """The path of TRL's trainer `name`: a file `NAME_trainer.py`, or a folder among the experimental ones."""
+    if not name.isidentifier():
+        return None
+    places = [(TRL[0], f"{name}_trainer.py"), (f"{TRL[1]}.{name}", "*_trainer.py")]
+    for package, pattern in places:
+        folder = classes.package_folder(package)
+        for file in sorted(folder.glob(pattern)) if folder else []:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            found = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name.endswith("Trainer")]
+            for cls in found:
+                if not cls.startswith("_"):
+                    return f"{'trl' if package == TRL[0] else package}.{cls}"
+    return None
+
+
+def _lineage(source: Source) -> list[Source]:
+    return [one for one in source.lineage() if one.name not in BASES and not one.module.startswith("transformers.")]
+
+
+def _init(source: Source) -> ast.FunctionDef | None:
+    return next((n for n in source.node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+
+
+def parameters(source: Source) -> list[str]:
+    """Those of the `__init__` of a class, and of its bases' where it passes on what else it is given."""
+    init = _init(source)
+    inherited = [name for base in source.bases() if base.name not in BASES for name in parameters(base)]
+    if init is None:
+        return inherited
+    own = [arg.arg for arg in (*init.args.args[1:], *init.args.kwonlyargs)]
+    return own + (inherited if init.args.kwarg else [])
+
+
+def _config(source: Source) -> Source | None:
+    """The config class: as `args` is annotated, or else XConfig of XTrainer; a base's where it has neither."""
+    init = _init(source)
+    for arg in init.args.args if init else ():
+        for node in ast.walk(arg.annotation) if arg.arg == "args" and arg.annotation else ():
+            name = node.id if isinstance(node, ast.Name) else node.value if isinstance(node, ast.Constant) else None
+            if isinstance(name, str) and name.endswith("Config") and (found := source.named(name)):
+                return found
+    if found := source.named(source.name.removesuffix("Trainer") + "Config"):
+        return found
+    return next((found for base in source.bases() if (found := _config(base))), None)
+
+
+def _reads(lineage: list[Source], parameters: set[str]) -> str:
+    """Which rows it takes, by the columns that the code of its file and of its bases' asks a row for."""
+    asked, kept = set(), []
+    for one in lineage:
+        for node in ast.walk(one.tree):
+            asked |= _asked(node)
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(node, ast.Assign) and getattr(target, "attr", None) == "_signature_columns":
+                kept.append({n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)})
+    if {"reward_funcs", "rollout_worker"} & parameters:
+        return "prompts"
+    for columns in kept:
+        # Columns that are kept as they are, among them a prompt and nothing that answers it: the policy will.
+        if "prompt" in columns and not columns & {"completion", "chosen", "messages"}:
+            return "advised" if "privileged_context" in columns else "prompts"
+    if "teacher_model" in parameters:
+        return "messages"
+    if {"completion", "label"} <= asked:
+        return "labels"
+    if {"chosen", "rejected"} <= asked:
+        return "triples" if "reference" in asked else "pairs"
+    return "text"
+
+
+def _asked(node: ast.AST) -> set[str]:
+    """Strings that a row is asked for: row["x"], "x" in row, row.get("x")."""
+    found: list[ast.expr] = []
+    if isinstance(node, ast.Subscript):
+        found = [node.slice]
+    elif isinstance(node, ast.Compare):
+        found = [node.left]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+        found = node.args[:1]
+    return {n.value for n in found if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def _maps(node: ast.AST, function: str) -> bool:
+    """Whether this is dataset.map(function, ...)."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "map"):
+        return False
+    return any(isinstance(given, ast.Name) and given.id == function for given in node.args)
+
+
+def is_ppo(run: Run) -> bool:
+    """Whether the run's trainer keeps PPO's roles on the policy's base."""
+    return of(run.trainer.kind).is_a("PPOTrainer")
 
 
 def value_adapter(run: Run) -> bool:
     """Whether the run trains a value function that is an adapter of its own."""
-    return run.trainer.kind == "ppo" and run.trainer.args.get("value_mode", "adapter") == "adapter"
+    return is_ppo(run) and run.trainer.args.get("value_mode", "adapter") == "adapter"

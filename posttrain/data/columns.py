@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.data.conversation import Example, shared
 from posttrain.data.files import Misfit
 from posttrain.data.formats import PAIRS
@@ -17,17 +18,18 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# trainer -> the sets of columns it can be given, best first; the last ones are converted.
+# What a trainer reads (`Kind.reads`) -> the sets of columns it can be given, best first; the last ones are converted.
 ACCEPTS: dict[str, list[tuple[str, ...]]] = {
-    "sft": [("messages",), ("prompt", "completion"), ("text",), PAIRS],
-    "reward": [PAIRS],
-    "dpo": [PAIRS],
-    "kto": [("prompt", "completion", "label"), PAIRS],
-    "grpo": [("prompt",), PAIRS, ("messages",)],
-    "rloo": [("prompt",), PAIRS, ("messages",)],
-    "ppo": [("prompt",), PAIRS, ("messages",)],
+    "text": [("messages",), ("prompt", "completion"), ("text",), PAIRS],
+    "messages": [("messages",), ("prompt", "completion"), PAIRS],
+    "pairs": [PAIRS],
+    "triples": [(*PAIRS, "reference")],
+    "labels": [("prompt", "completion", "label"), PAIRS],
+    "prompts": [("prompt",), PAIRS, ("messages",)],
+    "advised": [("prompt", "privileged_context")],
 }
-ONLINE = ("grpo", "rloo", "ppo")
+# Trainers to name to somebody whose rows do not serve another.
+COMMON = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
 # What TRL's trainers would take for tokens made before, and train on in place of the rows.
 TOKENS = {
@@ -39,8 +41,8 @@ TOKENS = {
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # What is the trainer's beside the texts.
 BESIDE = {"tools", "chat_template_kwargs"}
-# Those that learn by a pair's weight.
-WEIGHED = ("reward", "dpo")
+# Those that learn by a pair's weight (see `posttrain.training.pair_weights`).
+WEIGHED = ("RewardTrainer", "DPOTrainer")
 HEAVIEST = 1_000_000
 # What job=sample adds to a row.
 SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
@@ -64,20 +66,22 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
 
 
 def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
-    """The first set of columns in `ACCEPTS[kind]` that `columns` holds; raises `PosttrainError` when none does.
+    """The first set of columns in `ACCEPTS` for the trainer `kind` that `columns` holds; raises `PosttrainError`.
 
     `columns` come from rows of the format `name`.
     """
-    for needed in ACCEPTS[kind]:
+    accepted = ACCEPTS[trainers.of(kind).reads]
+    for needed in accepted:
         if set(needed) <= set(columns):
             return needed
     if name != "trl":
-        able = [other for other, sets in ACCEPTS.items() if any(set(needed) <= set(columns) for needed in sets)]
+        serve = {reads for reads, sets in ACCEPTS.items() if any(set(needed) <= set(columns) for needed in sets)}
+        able = [other for other in COMMON if trainers.of(other).reads in serve]
         raise PosttrainError(
             f"trainer.kind={kind}: does not learn from rows of the format {name}; they serve {', '.join(able)} "
             "(data.format=NAME, if that is not their format)"
         )
-    wanted = " or ".join("+".join(c) for c in ACCEPTS[kind])
+    wanted = " or ".join("+".join(c) for c in accepted)
     raise PosttrainError(
         f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns)}; "
         "map them, ours to theirs: 'data.columns={prompt: question, chosen: best, rejected: worst}'"
@@ -86,20 +90,25 @@ def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
 
 def check_learnable(example: Example, kind: str | None) -> None:
     """Raise `Misfit` for a row that has the right columns, and from which trainer `kind` would learn nothing."""
-    turns = example.messages
-    if turns is not None and kind == "sft":
+    turns, reads = example.messages, trainers.of(kind).reads if kind else None
+    if turns is not None and reads in ("text", "messages"):
         if not any(one.role == "assistant" for one in turns):
             raise Misfit("messages", "no message is the assistant's, so nothing is learnt from it")
         if not any(one.role == "assistant" and one.learn is not False for one in turns):
             raise Misfit("messages", "every assistant message has weight 0; nothing is learned from it")
-    if turns is not None and kind in ONLINE and all(one.role in ("assistant", "system") for one in turns):
+    if turns is not None and reads == "prompts" and all(one.role in ("assistant", "system") for one in turns):
         raise Misfit("messages", "no message is the user's, so there is no prompt")
-    if example.prompt == "" and "prompt" not in example.used and kind in ("dpo", "kto", "sft"):
+    if example.prompt == "" and "prompt" not in example.used and kind and not reads_alone(kind):
         raise Misfit(
             "chosen",
             "shares no beginning with rejected, and there is no prompt: the answers would be learnt without their "
             "question; map its column: 'data.columns={prompt: THEIRS}'",
         )
+
+
+def reads_alone(kind: str) -> bool:
+    """Whether the trainer takes two answers without their question, or a question alone."""
+    return trainers.of(kind).prompted or trainers.of(kind).scores
 
 
 def check_media(row: Mapping[str, Any]) -> None:
@@ -118,7 +127,7 @@ def check_media(row: Mapping[str, Any]) -> None:
 def others(columns: Any, used: Any, kind: str | None) -> list[str]:
     """The columns of a row that are kept beside what its example makes: for rewards, scores and weights."""
     gone = {*used, *TRL_COLUMNS, *MEDIA}
-    if kind not in ONLINE and kind is not None:
+    if kind is not None and not trainers.of(kind).prompted:
         gone |= TOKENS  # of the trainers that sample, none looks for tokens in the data
     return [name for name in columns if name not in gone]
 
@@ -128,27 +137,51 @@ def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
 
     Raises `PosttrainError` for the wrong columns.
     """
-    found = form(dataset.column_names, kind, name)
-    if found == PAIRS:
-        found = ("prompt", *PAIRS)
-        if kind == "sft":
+    found, reads = form(dataset.column_names, kind, name), trainers.of(kind).reads
+    if set(PAIRS) <= {*found}:
+        found = ("prompt", *found)
+        if reads in ("text", "messages"):
             dataset = dataset.rename_column("chosen", "completion")
             found = ("prompt", "completion")
-        elif kind == "kto":
+        elif reads == "labels":
             from trl.data_utils import unpair_preference_dataset
 
             dataset = unpair_preference_dataset(dataset)
             found = ("prompt", "completion", "label")
-        elif kind in ONLINE:
+        elif reads == "prompts":
             found = ("prompt",)
-    elif found == ("messages",) and kind in ONLINE:
+        elif not trainers.of(kind).is_a(*WEIGHED):
+            dataset = _unweighed(dataset, kind)
+    elif found == ("messages",) and reads == "prompts":
         dataset = dataset.map(_asks, desc="Taking prompts")
         found = ("prompt",)
-    if kind == "kto":
+    if reads == "messages" and found == ("prompt", "completion"):
+        if isinstance(dataset[0]["prompt"], str):
+            raise PosttrainError(f"data.path: {kind} learns from conversations; set data.conversational=true")
+        dataset = dataset.map(_joined, desc="Joining prompts and completions")
+        found = ("messages",)
+    if reads == "labels":
         # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
         # different prompts, and a batch must hold both labels.
         dataset = dataset.shuffle(seed=0)
     return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
+
+
+def _unweighed(dataset: Dataset, kind: str) -> Dataset:
+    """Pairs for a trainer that counts all of them alike: a column `weight` that says otherwise is an error."""
+    if "weight" not in dataset.column_names:
+        return dataset
+    if len({1.0 if weight is None else weight for weight in dataset["weight"]}) > 1:
+        raise PosttrainError(
+            f"data.path: column weight: {kind} counts all pairs alike; set data.pairs=one where it comes from several "
+            "answers to a prompt, or give the column another name: 'data.columns={OTHER: weight}'"
+        )
+    return dataset.remove_columns("weight")
+
+
+def _joined(row: dict[str, Any]) -> dict[str, Any]:
+    """The whole conversation of a prompt and what answers it."""
+    return {"messages": [*row["prompt"], *row["completion"]]}
 
 
 def _asks(row: dict[str, Any]) -> dict[str, Any]:

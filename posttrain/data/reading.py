@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import columns as col
 from posttrain.data import files as f
@@ -63,7 +64,7 @@ class Converter:
             for name in ("text", "prompt"):
                 if isinstance(made.get(name), str):
                     made[name] = self.template.without_bos(made[name])
-        if self.kind in col.WEIGHED and made.keys() >= {*PAIRS}:
+        if self.kind and trainers.of(self.kind).is_a(*col.WEIGHED) and made.keys() >= {*PAIRS}:
             col.check_weight(row)
         return made
 
@@ -205,7 +206,7 @@ def open_rows(
     if needed is not None:
         needed = tuple(name for name in needed if name in columns)
     elif kind is not None:
-        needed = col.form(columns, kind)
+        needed = tuple(name for name in col.form(columns, kind) if name in col.TRL_COLUMNS)
     else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
         needed = next((one for one in sets if set(one) <= set(columns)), ())

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.data import loss_mask
-from posttrain.data.columns import ONLINE
 from posttrain.data.conversation import REASONING
 from posttrain.data.files import Misfit
 
@@ -29,7 +29,7 @@ class Rendering:
         self.tokenizer, self.kind = tokenizer, kind
         only_assistant = args.get("assistant_only_loss")
         self.template: str | None = None
-        if kind == "sft" and tokenizer.chat_template:
+        if trainers.of(kind).reads == "text" and tokenizer.chat_template:
             self.template = loss_mask.training_template(tokenizer, only_assistant)
         written = self.template or tokenizer.chat_template or ""
         self.reasoning = next((name for name in REASONING if name in str(written)), "inline")
@@ -43,7 +43,7 @@ class Rendering:
         if not self.tokenizer.chat_template or not any(isinstance(row.get(c), list) for c in ("messages", "prompt")):
             return
         render = loss_mask.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
-        if "messages" in row and self.kind == "sft":
+        if "messages" in row and trainers.of(self.kind).reads == "text":
             whole = (
                 loss_mask.learnt(row["messages"], render)[0] if not self.every_turn else render(row["messages"], False)
             )
@@ -56,7 +56,7 @@ class Rendering:
             render(turns, True)
             return
         self._in("prompt", lambda: render(row["prompt"], True))
-        if self.kind in ONLINE:
+        if trainers.of(self.kind).prompted:
             return
         several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
         for name, said in [(name, row[name]) for name in ANSWERS if name in row] + several:
@@ -95,7 +95,7 @@ class Rendering:
         """What a plan says of the rows that were read."""
         found = {}
         if self.without_thoughts:
-            keeps = self.kind == "sft" and not self.template and _can_keep(self.tokenizer)
+            keeps = trainers.of(self.kind).reads == "text" and not self.template and _can_keep(self.tokenizer)
             option = (
                 "trainer.args.assistant_only_loss=true trains with TRL's template, which keeps it"
                 if keeps

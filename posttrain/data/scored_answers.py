@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.columns import ONLINE
+from posttrain.config import trainers
 from posttrain.data.files import Place
 from posttrain.data.store import store
 from posttrain.errors import PosttrainError
@@ -28,36 +28,34 @@ def is_scored(columns: list[str], name: str) -> bool:
 def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -> Dataset:
     """Answers as the trainer `kind` learns from them, in TRL's columns.
 
-    - reward, dpo: pairs of answers whose scores differ; `weight` is 1 / (pairs of the prompt), so that a prompt's
-      weights sum to one; `pairs=one` keeps one of them, drawn with a fixed seed
+    - reward, dpo and others of pairs: answers whose scores differ; `weight` is 1 / (pairs of the prompt), so that a
+      prompt's weights sum to one; `pairs=one` keeps one of them, drawn with a fixed seed
     - kto: every answer, good from `threshold` on; without one, the best and the worst of several, and thumbs as given
-    - sft: the best of several answers; of single ones those from `threshold` on, or with a thumb up
-    - grpo, rloo, ppo: prompts
+    - sft and the like: the best of several answers; of single ones those from `threshold` on, or with a thumb up
+    - those that sample: prompts
 
     Raises `PosttrainError` where a threshold is missing, or nothing is left.
     """
-    several = "scores" in rows.column_names
-    if kind in ONLINE:
+    several, reads = "scores" in rows.column_names, trainers.of(kind).reads
+    if reads == "prompts":
         rows = rows.remove_columns([c for c in (*SCORED, *RATED) if c in rows.column_names])
         return rows if several else _each_prompt_once(rows)
-    if not several and kind in ("sft", "kto") and threshold is None:
+    if not several and reads != "pairs" and threshold is None:
         _check_thumbs(rows, kind)
 
     def made() -> Iterator[dict[str, Any]]:
-        grouped = _of_several(rows) if several else _by_prompt(rows) if kind in ("reward", "dpo") else _single(rows)
+        grouped = _of_several(rows) if several else _by_prompt(rows) if reads == "pairs" else _single(rows)
         for row, answers in grouped:
-            if kind in ("reward", "dpo"):
+            if reads == "pairs":
                 yield from _pairs(row, answers, pairs)
-            elif kind == "kto":
+            elif reads == "labels":
                 yield from _labels(row, answers, threshold, several)
             else:
                 yield from _demonstrations(row, answers, threshold, several)
 
     if next(made(), None) is None:
-        what = {
-            "reward": "no prompt has two answers that differ in score",
-            "dpo": "no prompt has two answers that differ in score",
-        }.get(kind, f"no answer reaches data.threshold={threshold}")
+        differ = "no prompt has two answers that differ in score"
+        what = differ if reads == "pairs" else f"no answer reaches data.threshold={threshold}"
         raise PosttrainError(f"data.format: {what}, so {kind} has nothing to learn from")
     counted = lambda: ((Place("", "row", n), row) for n, row in enumerate(made(), 1))  # noqa: E731
     return store(counted, lambda row: row, "data.format")[0]

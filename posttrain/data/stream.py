@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import files as f
 from posttrain.data.columns import BESIDE, TRL_COLUMNS
@@ -36,7 +37,7 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-KINDS = ("sft", "reward", "dpo")
+STREAMED = ("text", "pairs")
 COMPARED = ("ultrafeedback", "rankings", "ratings")
 BATCH, BUFFER, SEED = 256, 1000, 0
 
@@ -52,9 +53,9 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
         )
     if job != "train":
         errors.append(f"data.streaming=true: job={job} reads its rows as a whole; set it to false")
-    elif kind not in KINDS:
-        why = "mixes good and bad answers over all rows" if kind == "kto" else "draws its prompts from all rows"
-        errors.append(f"data.streaming=true: {kind} {why}; set it to false, or choose from {', '.join(KINDS)}")
+    elif (reads := trainers.of(kind).reads) not in STREAMED:
+        why = "mixes good and bad answers over all rows" if reads == "labels" else "draws its prompts from all rows"
+        errors.append(f"data.streaming=true: {kind} {why}; set it to false, or choose from sft, reward, dpo")
     if job == "train" and max_steps <= 0:
         errors.append("data.streaming=true: how long a stream is, is unknown; set trainer.args.max_steps=N")
     if 0 < config.eval_size < 1 and not config.eval_path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import scored_answers
-from posttrain.data.columns import ACCEPTS, PAIRS, adapt, prompts
+from posttrain.data.columns import PAIRS, adapt, prompts
 from posttrain.data.reading import Template, shown
 from posttrain.data.split import Divided, Part, divide
 from posttrain.errors import PosttrainError
@@ -45,7 +46,7 @@ def ready_held_out(config: DataConfig, kind: str) -> TrainerRows | None:
     if held_out is None:
         return None
     pairs = set(held_out.rows.column_names) >= set(PAIRS)
-    rows = adapted(held_out, "dpo" if kind == "kto" and pairs else kind)
+    rows = adapted(held_out, "dpo" if pairs and trainers.of(kind).reads == "labels" else kind)
     return TrainerRows(rows, rows, prompts_for(held_out, kind), divided)
 
 
@@ -88,7 +89,7 @@ def prompts_for(part: Part, kind: str) -> Dataset | None:
     if scored_answers.is_scored(rows.column_names, part.format):
         rows = scored_answers.for_trainer(rows, "grpo", part.config.pairs, None)
     # A trainer of prompts is probed on prompts as it gets them.
-    return prompts(adapt(rows, kind, part.format) if ACCEPTS[kind][0] == ("prompt",) else rows)
+    return prompts(adapt(rows, kind, part.format) if trainers.of(kind).prompted else rows)
 
 
 def _weighed(rows: Dataset) -> Dataset:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share, wilson
 from posttrain.doctor.sequences import Sequence
 from posttrain.doctor.texts import Texts
@@ -34,7 +34,7 @@ class Tokenized:
 
 def limit(run: Run) -> tuple[int | None, str]:
     """`max_length` and from which side it cuts, as the trainer has them; None where nothing is cut."""
-    if KINDS[run.trainer.kind].online:
+    if trainers.of(run.trainer.kind).prompted:
         return None, "keep_start"
     return run.trainer.args.get("max_length", 1024), run.trainer.args.get("truncation_mode", "keep_start")
 
@@ -42,10 +42,10 @@ def limit(run: Run) -> tuple[int | None, str]:
 def check(run: Run, texts: Texts, tokenized: Tokenized, eos: int) -> list[Finding]:
     """Tokens and lengths, what is cut and dropped, and EOS."""
     findings = [_tokens(tokenized)]
-    if KINDS[run.trainer.kind].online:
+    if trainers.of(run.trainer.kind).prompted:
         return findings
     findings += [_dropped(run, texts, tokenized), _cut(run, texts, tokenized)]
-    return findings if run.trainer.kind == "reward" else [*findings, _eos(run, texts, tokenized, eos)]
+    return findings if trainers.of(run.trainer.kind).scores else [*findings, _eos(run, texts, tokenized, eos)]
 
 
 def _tokens(tokenized: Tokenized) -> Finding:
@@ -73,7 +73,7 @@ def _dropped(run: Run, texts: Texts, tokenized: Tokenized) -> Finding:
     total = len(tokenized.sample)
     says = f"{share(len(gone), total)} rows are left out by max_length={most}{tokenized.where}"
     if gone:
-        says += ": an answer is longer" if run.trainer.kind == "reward" else ": the prompt alone fills it"
+        says += ": an answer is longer" if trainers.of(run.trainer.kind).scores else ": the prompt alone fills it"
     if listed and not gone:
         says += f", but {len(listed)} of the {len(tokenized.longest)} longest others are"
     return finding(

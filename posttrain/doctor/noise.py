@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.config import trainers
 from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor.duplicates import normal
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, wilson
@@ -142,7 +143,7 @@ def check(texts: Texts, doubt: Doubt | None, run: Run) -> Finding:
 def mend(run: Run, rate: float) -> str:
     """What TRL 1.16 has against flipped labels: for DPO a loss that knows the rate; first of all a second look."""
     look = "Look at doubtful.jsonl, and relabel or take out what is wrong"
-    if run.trainer.kind != "dpo":
+    if not trainers.of(run.trainer.kind).is_a("DPOTrainer"):
         return f"{look}; {run.trainer.kind} has no loss for flipped labels in TRL."
     types = run.trainer.args.get("loss_type", ["sigmoid"])
     types = [types] if isinstance(types, str) else list(types)

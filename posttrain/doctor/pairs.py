@@ -99,7 +99,7 @@ def check_length(texts: Texts, settings: DoctorConfig, kind: str) -> Finding:
         (),
         f"A reward model can score {accuracy:.0%} without reading, and a policy trained on it, or on these labels, "
         f"grows {which} whatever it is asked. Judge accuracies against that number, not against 50%.",
-        LENGTH_MENDS[kind],
+        LENGTH_MENDS.get(kind, LENGTH_MENDS["kto"]),
     )
 
 

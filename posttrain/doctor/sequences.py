@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from posttrain.config import options, trainers
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 from posttrain.models.tokens import ids
 
 if TYPE_CHECKING:
@@ -59,36 +59,45 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
     if not indices:
         return []
     chosen = rows.select(indices)
-    if KINDS[run.trainer.kind].online:
+    kind = trainers.of(run.trainer.kind)
+    if kind.prompted:
         # The completion is sampled in training, so there is only the prompt, opened for the reply.
         found = [ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
         return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
-    if run.trainer.kind == "sft" and "messages" in chosen.column_names:
+    if kind.reads == "text" and "messages" in chosen.column_names:
         from posttrain.data import loss_mask
 
         only = run.trainer.args.get("assistant_only_loss")
         chosen = loss_mask.label(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
     prepared = prepare(run, tokenizer, chosen, None)
     prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED])
-    return [_sequences(run.trainer.kind, index, row) for index, row in zip(indices, prepared, strict=True)]
+    prepares = _prepares(kind)
+    return [_sequences(prepares, index, row) for index, row in zip(indices, prepared, strict=True)]
 
 
 def prepare(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, limit: int | None) -> Dataset:
     """Rows as the trainer prepares them with `max_length=limit`, but for packing and shuffling."""
-    kind = KINDS[run.trainer.kind]
+    prepares = _prepares(trainers.of(run.trainer.kind))
+    kind = trainers.of(prepares)
     library = importlib.import_module("trl")
-    options = {name: value for name, value in run.trainer.args.items() if name in READ}
-    options |= {"max_length": limit, "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False}
-    config = getattr(library, kind.config)(output_dir="unused", **options)
+    known = options.options_of(kind.config)
+    settings = {name: value for name, value in run.trainer.args.items() if name in READ and name in known}
+    settings |= {"max_length": limit, "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False}
+    config = getattr(library, kind.config.rpartition(".")[2])(output_dir="unused", **settings)
     # The parts of a trainer that its preparation reads; a whole one would load the model.
     trainer = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0)
-    method = getattr(library, kind.trainer)._prepare_dataset
-    if run.trainer.kind == "sft":
+    method = getattr(library, kind.lineage[0])._prepare_dataset
+    if prepares == "sft":
         chosen = config.completion_only_loss
         trainer.completion_only_loss = "completion" in rows.column_names if chosen is None else chosen
         trainer.chat_template = _training_template(tokenizer) if config.assistant_only_loss else None
         return method(trainer, rows, tokenizer, config, False, None, "train")
     return method(trainer, rows, tokenizer, config, "train")
+
+
+def _prepares(kind: trainers.Kind) -> str:
+    """The stable trainer whose preparation stands for that of `kind`: its own, or that of the same rows."""
+    return "reward" if kind.scores else {"pairs": "dpo", "triples": "dpo", "labels": "kto"}.get(kind.reads, "sft")
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import Origin, Run
 from posttrain.console import quiet_libraries, working
 from posttrain.jobs.evaluate_plan import Candidate, Measurements, Plan, prepare
@@ -66,7 +67,7 @@ def _ask(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     from posttrain.training.progress import Counter
 
     said = Measurements()
-    if run.trainer.kind == "reward":
+    if trainers.of(run.trainer.kind).scores:
         said.scores, said.lengths = _reward_scores(judged, plan.rows)
         common.release()
         return said

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 from posttrain.errors import PosttrainError
 from posttrain.runs.lineage import Source
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from posttrain.probe.heldout import Answer
 
 
-PREFERENCES = ("dpo", "kto")
+PREFERENCES = ("DPOTrainer", "KTOTrainer")
 
 
 @dataclass
@@ -64,11 +64,11 @@ def prepare(run: Run) -> Plan:
     from posttrain import rewards
     from posttrain.data.loading import load_held_out
 
-    kind = run.trainer.kind
-    data = load_held_out(run.data, kind)
-    rows = [] if KINDS[kind].online else list(data.train)
+    kind = trainers.of(run.trainer.kind)
+    data = load_held_out(run.data, run.trainer.kind)
+    rows = [] if kind.prompted else list(data.train)
     prompts: dict[str, list[dict[str, Any]]] = {}
-    if data.prompts is not None and kind != "reward":
+    if data.prompts is not None and not kind.scores:
         for name, count in (("sampled", run.probe.prompts), ("greedy", run.probe.greedy_prompts)):
             if count:
                 prompts[name] = list(data.prompts.select(range(min(count, len(data.prompts)))))
@@ -92,7 +92,7 @@ def _candidate(
     from posttrain.models.generate import encode_prompts
 
     source = common.source(run, path, key)
-    context = weights.check_model(source, key, scores=run.trainer.kind == "reward")
+    context = weights.check_model(source, key, scores=trainers.of(run.trainer.kind).scores)
     tokenizer = common.tokenizer(run, source)
     first = next(row for part in (rows, *prompts.values()) for row in part)
     tokenizers.check_template(tokenizer, first, run.model)
@@ -100,7 +100,7 @@ def _candidate(
     common.check_context("probe.max_new_tokens", run.probe.max_new_tokens, longest, context)
     limits = [limit for limit in (run.trainer.args.get("max_length"), context) if limit]
     judged = Candidate(source, tokenizer, min(limits, default=None))
-    if run.trainer.kind in PREFERENCES:
+    if trainers.of(run.trainer.kind).is_a(*PREFERENCES):
         judged.reference, judged.why = reference(source)
     return judged
 

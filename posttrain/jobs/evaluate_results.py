@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain import rewards
+from posttrain.config import trainers
 from posttrain.config.schema import EvaluateConfig, RewardConfig, Run
 from posttrain.console import console, facts, tell
 from posttrain.jobs.evaluate_plan import PREFERENCES, Measurements, Plan
@@ -101,7 +102,7 @@ def _tokens_differ(said: list[Measurements]) -> bool:
 def notes(run: Run, plan: Plan, said: list[Measurements]) -> list[str]:
     """What could not be measured, and why; what a reader would take for something else."""
     found = []
-    if run.trainer.kind in PREFERENCES:
+    if trainers.of(run.trainer.kind).is_a(*PREFERENCES):
         found += [
             f"no implicit reward of {judged.source.name}: {judged.why}" for judged in plan.candidates if judged.why
         ]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from posttrain import extras
 from posttrain.config import checks, combinations, objective, options, ranges, trainers
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 from posttrain.data import files
 from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
@@ -46,7 +45,6 @@ SECRETS = {
 EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad", "embedded:imdb")}
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
-    "trainer.kind": tuple(KINDS),
     "peft.method": ("none", "lora"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "tracking.backend": ("wandb", "trackio", "tensorboard", "mlflow", "comet", "none"),
@@ -67,25 +65,27 @@ def check(run: Run) -> None:
 
         plan.check(run, check)
         return
+    kind = trainers.of(run.trainer.kind)
     errors = [e for key, allowed in CHOICES.items() if (e := checks.choice(key, _value(run, key), allowed))]
-    if run.trainer.kind in KINDS:
-        kind = KINDS[run.trainer.kind]
-        reserved = {**RESERVED, **(trainers.DERIVED if run.trainer.kind == "ppo" else {})}
-        errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
-        errors += _online(run) if kind.online and run.job == "train" else []
-    if run.trainer.kind == "kto" and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
+    reserved = {**RESERVED, **trainers.TAUGHT, **(trainers.DERIVED if trainers.is_ppo(run) else {})}
+    errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
+    if run.job == "train":
+        errors += (_online(run) if kind.prompted else []) + _additions(run)
+    if not kind.evaluates and run.trainer.args.get("eval_strategy", "no") != "no":
+        errors.append(f"trainer.args.eval_strategy: {kind.name} has no loss on held-out rows; the probe measures it")
+    if kind.is_a("KTOTrainer") and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
         errors.append(
             "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
             "set at least 2, and fewer gradient_accumulation_steps"
         )
-    errors += options.check_smoothing(run.trainer.kind, run.trainer.args) if run.trainer.kind in KINDS else []
-    errors += options.check("LoraConfig", run.peft.lora, "peft.lora")
-    errors += options.check("LoraConfig", run.peft.value, "peft.value")
+    errors += options.check_smoothing(kind.name, kind.lineage, run.trainer.args)
+    errors += options.check(options.LORA, run.peft.lora, "peft.lora")
+    errors += options.check(options.LORA, run.peft.value, "peft.value")
     errors += combinations.check(run)
     errors += _initialisation(run)
     if run.peft.value and not trainers.value_adapter(run):
         errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
-    errors += options.check("BitsAndBytesConfig", run.peft.quantization, "peft.quantization")
+    errors += options.check(options.QUANTIZATION, run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += _paths(run) + _secrets(asdict(run)) + _tracker(run.tracking.backend)
@@ -98,7 +98,7 @@ def check(run: Run) -> None:
         + objective.check(run.objective)
     )
     if run.job == "train":
-        probed = run.probe.prompts > 0 and run.trainer.kind != "reward"
+        probed = run.probe.prompts > 0 and not kind.scores
         errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
     if run.data.streaming:
         from posttrain.data import stream
@@ -124,6 +124,12 @@ def _online(run: Run) -> list[str]:
     return online.check(run)
 
 
+def _additions(run: Run) -> list[str]:
+    from posttrain.training import additions
+
+    return additions.check(run)
+
+
 def _probe_files(run: Run) -> list[str]:
     if not (run.probe.texts or run.probe.safety.harmful or run.probe.safety.harmless):
         return []
@@ -137,7 +143,7 @@ def _check_comparisons(run: Run) -> list[str]:
     alone = {"probe.rewards": run.probe.rewards} if run.job == "train" else {}
     if run.job == "evaluate" and not run.evaluate.against:
         alone = {"reward": run.reward, "probe.rewards": run.probe.rewards}
-    elif (run.job == "train" and run.trainer.kind == "ppo") or (run.job == "sample" and run.sample.n == 1):
+    elif (run.job == "train" and trainers.is_ppo(run)) or (run.job == "sample" and run.sample.n == 1):
         alone["reward"] = run.reward
     if not any(alone.values()):
         return []
@@ -151,7 +157,7 @@ def _initialisation(run: Run) -> list[str]:
     start = run.peft.lora.get("init_lora_weights", True)
     if run.peft.method == "none" or isinstance(start, bool) or start == "gaussian":
         return []
-    if run.trainer.kind in ("sft", "reward") and not run.model.init_from:
+    if not trainers.of(run.trainer.kind).reference and not run.model.init_from:
         return []
     return [
         f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "

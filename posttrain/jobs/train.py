@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import __version__, hub
-from posttrain.config import schema
+from posttrain.config import options, schema, trainers
 from posttrain.config.schema import Origin, Run, main_process
-from posttrain.config.trainers import KINDS
 from posttrain.console import console, quiet_libraries, tell, working
 from posttrain.errors import PosttrainError
 from posttrain.jobs import common, train_plan
@@ -69,7 +68,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
     from posttrain.rewards.guard import RewardError
-    from posttrain.training import memory
+    from posttrain.training import additions, memory
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.interrupt import Interrupt
     from posttrain.training.progress import ProgressBar
@@ -95,13 +94,16 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         measures = [*_measures(run, plan, directory, tracker, functions, alarms), alarms]
         with working("Loading the model"):
             _merge(plan, directory)
-            trainer = _build(run, plan, directory, tracker, functions, [bar, *measures])
+            theirs = additions.callbacks(run)
+            trainer = _build(run, plan, directory, tracker, functions, [bar, *theirs, *measures])
+            for callback in additions.callbacks(run, trainer):
+                trainer.callback_handler.callbacks.insert(0, callback)
         bar.watch(trainer)
         for measure in measures:
             measure.trainer = trainer
             if name and name not in functions and hasattr(measure, "judge"):
                 measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
-        beta = trainer.args.beta if run.trainer.kind in ("dpo", "kto") else None
+        beta = trainer.args.beta if trainers.of(run.trainer.kind).is_a("DPOTrainer", "KTOTrainer") else None
         tracker.guard(trainer)
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         probes = [measure for measure in measures if hasattr(measure, "at_step")]
@@ -143,7 +145,7 @@ def _reward_functions(run: Run) -> tuple[dict[str, Any], str | None]:
     shared = online.shared_reward(run)
     name = shared[0] if shared else None
     # PPO takes the reward on its policy's base by itself.
-    own = {n: entry for n, entry in run.reward.items() if n != name or run.trainer.kind != "ppo"}
+    own = {n: entry for n, entry in run.reward.items() if n != name or not trainers.is_ppo(run)}
     return rewards.resolve(own, shared=name), name
 
 
@@ -151,16 +153,17 @@ def _measures(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
+    kind = trainers.of(run.trainer.kind)
     measures: list[Any] = []
     if plan.probe_texts is not None:
         from posttrain.probe.callback import Probe
         from posttrain.probe.scores import judge
 
         files = (directory.metrics, directory.samples)
-        judged = judge(run.reward, run.probe, functions, KINDS[run.trainer.kind].online)
+        judged = judge(run.reward, run.probe, functions, kind.rewarded)
         parts = (judged, plan.probe_texts, tracker, alarms)
         measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
-    if run.trainer.kind == "dpo" and run.probe.shift_prompts:
+    if kind.is_a("DPOTrainer") and run.probe.shift_prompts:
         from posttrain.probe.shift import ShiftCheck
 
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
@@ -221,9 +224,9 @@ def _build(
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from posttrain.models import adapter
-    from posttrain.training import build
+    from posttrain.training import additions, build
 
-    shared, adjust = _shared_reward(run) if run.trainer.kind == "ppo" else (None, None)
+    shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     parts = build.Parts(
@@ -233,6 +236,7 @@ def _build(
         train=plan.data.train,
         eval=plan.data.eval,
         weighted=plan.data.weighted,
+        offered=additions.offered(run, plan.precision.dtype),
         share_prompts=run.trainer.share_prompts,
         lora=adapter.lora_config(run.peft, run.trainer.kind),
         quantization=adapter.quantization_config(run.peft),
@@ -269,7 +273,9 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
     """The options of the TRL config class: the user's, and those that this layer decides."""
     from posttrain.models import hardware
 
-    args: dict[str, Any] = {
+    kind = trainers.of(run.trainer.kind)
+    known = options.options_of(kind.config)
+    ours: dict[str, Any] = {
         "output_dir": str(directory.checkpoints),
         "report_to": report_to,
         "run_name": directory.name,
@@ -282,13 +288,17 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
         "eval_on_start": plan.data.eval is not None,
         "logging_nan_inf_filter": False,  # it would log something else than the loss
         "dataloader_pin_memory": plan.precision.device != "CPU",
+    }
+    args: dict[str, Any] = {
+        # The model is loaded by `posttrain.training.build` where the trainer has no such option.
+        **{name: value for name, value in ours.items() if name in known or name == "model_init_kwargs"},
         **run.trainer.args,
         # These follow the user's choice already, and `bf16: null` would be TRL's default, not the machine's best.
         "use_cpu": plan.precision.device == "CPU",
         "bf16": plan.precision.bf16,
         "fp16": plan.precision.fp16,
     }
-    if plan.data.eval is None:
+    if plan.data.eval is None or not kind.evaluates:
         args.update(eval_strategy="no", eval_on_start=False)
     return args
 
@@ -364,7 +374,7 @@ def _finish(
     # base serve training only; checkpoints have what continuing needs.
     for name in ("training_args.bin", "value_head.safetensors", "ppo_state.json"):
         (half / name).unlink(missing_ok=True)
-    for name in ("value", "ref", "reward"):
+    for name in ("value", "ref", "reward", "teacher"):
         shutil.rmtree(half / name, ignore_errors=True)
     plan.tokenizer.save_pretrained(half)
     write_card(half, run, record, directory.metrics)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 from posttrain.console import facts
 from posttrain.errors import PosttrainError
 from posttrain.models.tokens import ids
 from posttrain.runs.directory import RunDirectory
+from posttrain.training import additions
 from posttrain.training.schedule import schedule
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
+    kind = trainers.of(run.trainer.kind)
     total, trained = plan.parameters
     source = plan.data.source
     tokens = plan.lengths.mean * (plan.data.rows or 0)
@@ -48,10 +50,11 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
         **plan.data.lines(),
         **({"note": note} if (note := _note(run, plan)) else {}),
-        **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if KINDS[run.trainer.kind].online else {}),
+        **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.rewarded else {}),
         "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
         if plan.steps_per_rollout == 1
         else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
+        **({"teacher": _teacher(run)} if run.trainer.teacher.model else {}),
         **({"prompts": plan.prompts} if plan.prompts else {}),
         **({"rate": f"{rate:g}"} if isinstance(rate := run.trainer.args.get("learning_rate"), float) else {}),
         "device": str(plan.precision),
@@ -69,6 +72,11 @@ def _reward(name: str, run: Run) -> str:
     if entry.model is not None:
         where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a model of its own)"
     return name + where + (f" x {entry.weight:g}" if entry.weight != 1 else "")
+
+
+def _teacher(run: Run) -> str:
+    source = additions.teacher_source(run)
+    return source.name + (" in 4-bit" if source.quantization.get("load_in_4bit") else "")
 
 
 def _note(run: Run, plan: Plan) -> str | None:
@@ -118,9 +126,11 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     first = data.first[0]
     tokenizers.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
+    if run.trainer.teacher.model:
+        additions.check_teacher(run, tokenizer)
     precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)
     known = architecture.config(run.model, start.config, start.revision)
-    if run.trainer.kind == "ppo":
+    if trainers.is_ppo(run):
         from posttrain.training import online
 
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
@@ -133,7 +143,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_memory(run, precision, parameters)
     _check_space(run, parameters, output_dir)
     probe_texts = None
-    if data.prompts is not None and run.probe.prompts and run.trainer.kind != "reward":
+    if data.prompts is not None and run.probe.prompts and not trainers.of(run.trainer.kind).scores:
         from posttrain.probe import texts
 
         probe_texts = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
@@ -190,7 +200,7 @@ def _check_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -
     bits = 4.5 if run.peft.quantization.get("load_in_4bit") else 8 if run.peft.quantization else None
     each = bits / 8 if bits else {"float32": 4, "bfloat16": 2, "float16": 2}[precision.dtype]
     # A fully trained policy of DPO or KTO keeps a frozen copy of itself as reference.
-    copies = 2 if run.peft.method == "none" and run.trainer.kind in ("dpo", "kto") else 1
+    copies = 2 if run.peft.method == "none" and "ref_model" in trainers.of(run.trainer.kind).parameters else 1
     needed = total * each * copies + trained * 4 * 3
     if precision.device == "CPU":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -246,21 +256,24 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Lengths:
 def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
     """`max_length` must leave something to learn, and everything must fit the model's context."""
     args, errors = run.trainer.args, []
-    if KINDS[run.trainer.kind].online:
-        longest = max(lengths.sequence) + args.get("max_completion_length", 512)
+    kind = trainers.of(run.trainer.kind)
+    if kind.prompted:
+        longest = max(lengths.sequence) + args.get(
+            "max_completion_length", kind.default("max_completion_length") or 512
+        )
         if context and longest > context:
             errors.append(
                 f"trainer.args.max_completion_length: the longest prompt and its completion take {longest} tokens, "
                 f"and the model's context is {context}"
             )
-    elif limit := args.get("max_length", 1024):
+    elif limit := args.get("max_length", kind.default("max_length")):
         if context and limit > context:
             errors.append(f"trainer.args.max_length={limit}: the model's context is {context}; set it to that or less")
-        measured = lengths.sequence if run.trainer.kind == "reward" else lengths.prompt
+        measured = lengths.sequence if kind.scores else lengths.prompt
         if min(measured) >= limit:
             errors.append(
                 f"trainer.args.max_length={limit}: every row is dropped, the shortest takes {min(measured)} tokens "
-                f"{'' if run.trainer.kind == 'reward' else 'before its completion '}(median {_median(measured)})"
+                f"{'' if kind.scores else 'before its completion '}(median {_median(measured)})"
             )
     if errors:
         raise PosttrainError("\n".join(errors))

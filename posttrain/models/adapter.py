@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.options import as_typed
 from posttrain.config.schema import PeftConfig
 
@@ -19,7 +20,7 @@ def lora_config(peft: PeftConfig, kind: str, value: bool = False) -> LoraConfig 
     from peft import LoraConfig
 
     options = {**peft.lora, **(peft.value if value else {})}
-    options.setdefault("task_type", "SEQ_CLS" if kind == "reward" else "CAUSAL_LM")
+    options.setdefault("task_type", "SEQ_CLS" if trainers.of(kind).scores else "CAUSAL_LM")
     return LoraConfig(**options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import ModelConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.hub import cannot_load
@@ -32,7 +33,7 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
 
     known = config(run.model, path, revision)
     auto: Any = AutoModelForCausalLM
-    if run.trainer.kind == "reward":
+    if trainers.of(run.trainer.kind).scores:
         auto, known.num_labels = AutoModelForSequenceClassification, 1
     with torch.device("meta"):
         model = auto.from_config(known, trust_remote_code=run.model.trust_remote_code)

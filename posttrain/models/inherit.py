@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.data.sampled import sampled
 from posttrain.errors import PosttrainError
@@ -56,6 +57,8 @@ def start(run: Run) -> Start:
         note = f"the weights of {parent.run.name}" if parent.run else ""
         return Start(parent.base, parent.base, parent.tokenizer, parent=parent, note=note)
     name, why = parent.run.name if parent.run else parent.name, other_adapter(run.peft, parent)
+    if why is None and trainers.of(run.trainer.kind).base_reference:
+        why = f"the reference of {run.trainer.kind} is the model without an adapter"
     if why is None:
         note = f"the adapter of {name}; its frozen copy is the reference"
         return Start(
@@ -79,7 +82,7 @@ def _check_parent(run: Run, parent: Source) -> None:
     key, record = f"model.init_from={run.model.init_from}", parent.record
     if parent.run is None or record.get("job", "train") != "train":
         raise PosttrainError(f"{key}: not the run directory of a training run; for a model set model.path")
-    if record["trainer"] == "reward" and run.trainer.kind != "reward":
+    if parent.scores and not trainers.of(run.trainer.kind).scores:
         raise PosttrainError(
             f"{key}: a reward model, which {run.trainer.kind} cannot train further; give it as a reward: reward=rm "
             "reward.rm.model=RUN"
@@ -135,6 +138,7 @@ def parents(run: Run, begin: Start) -> list[dict[str, Any]]:
     """The runs that this one is made from, for its `run.json`: role, path and the digest of the weights."""
     found = [("policy", run.model.init_from)] if begin.parent else []
     found += [(f"reward.{name}", model) for name, entry in run.reward.items() for model in entry.models]
+    found += [("teacher", run.trainer.teacher.model)]
     found += [("data", path) for path in sampled(run.data)]
     return [lineage.parent(role, path) for role, path in found if path is not None]
 

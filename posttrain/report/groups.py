@@ -17,7 +17,7 @@ from posttrain.report.runs import SEEDS, Run
 from posttrain.runs.metrics import figure as number
 
 # The order of methods in tables, legends and colours.
-METHODS = ("sft", "dpo", "kto", "ppo", "grpo", "rloo", "reward")
+METHODS = ("sft", "distillation", "dpo", "kto", "cpo", "orpo", "ppo", "grpo", "rloo", "reward")
 # Settings in a label; runs that differ in more go by their names.
 SHOWN = 3
 # What changes neither the training nor a measurement, only how often and where it is measured, logged and kept.

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from posttrain.config import trainers
 from posttrain.config.schema import OTHER_JOBS
-from posttrain.config.trainers import KINDS
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_THE_RESULT
@@ -50,8 +50,10 @@ class Run:
     @property
     def rewarded(self) -> tuple[str, ...]:
         """The names of the rewards that it trains on: not of those with weight 0, which are measured only."""
-        online = self.kind in KINDS and KINDS[self.kind].online
-        names = {key.split(".")[1] for key in self.settings if key.startswith("reward.")} if online else ()
+        kind = trainers.find(self.kind)
+        # A trainer whose class is not on this machine: what it was given stands in its settings alone.
+        rewarded = kind is None or kind.rewarded
+        names = {key.split(".")[1] for key in self.settings if key.startswith("reward.")} if rewarded else ()
         return tuple(sorted(name for name in names if self.settings.get(f"reward.{name}.weight", 1.0)))
 
     @property

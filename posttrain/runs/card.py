@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import Run
 from posttrain.data.files import built_in, resolve
 from posttrain.runs import metrics
@@ -79,7 +80,7 @@ def _save(
         license=LICENCES.get(base),
         datasets=None if local or built_in(data) else [data],
         library_name="peft" if form == "adapter" else "transformers",
-        pipeline_tag="text-classification" if run.trainer.kind == "reward" else "text-generation",
+        pipeline_tag="text-classification" if trainers.of(run.trainer.kind).scores else "text-generation",
         tags=["posttrain", "trl", run.trainer.kind],
     )
     what = {"adapter": "A LoRA adapter on", "full": "Fine-tuned from", "merged": "A LoRA adapter merged into"}[form]
@@ -115,7 +116,7 @@ All others are the defaults of TRL {record["versions"]["trl"]}.
 {_drift(drift)}
 ## Use
 
-{_usage(run.trainer.kind == "reward", form, folder, record.get("quantization") or {})}
+{_usage(trainers.of(run.trainer.kind).scores, form, folder, record.get("quantization") or {})}
 """
     ModelCard(text).save(folder / "README.md")
 

@@ -56,7 +56,7 @@ class RunDirectory:
     @classmethod
     def of(cls, run: Run, origin: Origin) -> RunDirectory:
         job = f"-{run.job}" if run.job in ("sample", "evaluate", "doctor") else ""
-        name = run.name or (origin.recipe or run.trainer.kind or run.job) + job
+        name = run.name or (origin.recipe or run.trainer.kind.rpartition(".")[2] or run.job) + job
         return cls((Path(run.output_dir) / f"{name}-{digest(run)}").absolute())
 
     @property

@@ -20,6 +20,8 @@ from posttrain.data.files import resolve
 
 # Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
 BESIDE = ("checkpoints", "export", "merged", "base")
+# Settings of the trainer that name the user's own code.
+CODE = ("tools", "environment", "rollout", "callbacks")
 SMALL = 64 << 20
 CALIBRATION = "calibration.json"
 # Settings that change where things go or what is shown, never what is trained.
@@ -39,6 +41,7 @@ def digest(run: Run) -> str:
         del settings["trainer"]["share_prompts"]
     probe = settings.get("probe", {"rewards": {}, "gold": {}})
     places: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings["model"], ("path", "init_from", "chat_template"))]
+    settings["trainer"] = _trainer(settings["trainer"])
     judges = (settings["reward"], probe["rewards"], probe["gold"])
     rewards = [entry for entries in judges for entry in entries.values()]
     places += [(entry, ("model", "grader")) for entry in rewards]
@@ -59,6 +62,19 @@ def digest(run: Run) -> str:
     settings["version"] = __version__
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _trainer(settings: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's settings, as far as they are set, and the source of the user's own code that they name."""
+    later = ("teacher", *CODE)  # settings that earlier versions did not have leave their runs' names as they are
+    found = {name: value for name, value in settings.items() if value or name not in later}
+    teacher = {name: value for name, value in found.pop("teacher").items() if value}
+    if teacher:
+        found["teacher"] = {**teacher, "model": _named(teacher.get("model"))}
+    paths = [found["kind"], *settings["tools"], settings["environment"], settings["rollout"]]
+    paths += [next(iter(one)) if isinstance(one, dict) else one for one in settings["callbacks"]]
+    sources = {path: _source(path) for path in paths if path and "." in path and not path.startswith("trl.")}
+    return {**found, "sources": sources} if sources else found
 
 
 def _calibration(entry: dict[str, Any]) -> dict[str, Any]:

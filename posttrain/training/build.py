@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import options
-from posttrain.config.trainers import KINDS
+from posttrain.config import options, trainers
+from posttrain.config.trainers import Kind
 from posttrain.console import tell
 from posttrain.models import inherit
 from posttrain.models.adapter import keep_trained_in_float32
+from posttrain.training import additions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig, PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from posttrain.rewards import RewardFunction
     from posttrain.rewards.calibration import Adjustment
@@ -29,8 +30,9 @@ class Parts:
     `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
     args make of its scores; `reward_weights` has its weight
-    first, then those of `rewards`. `weighted` says that pairs carry weights. With `share_prompts` several answers to a
-    prompt compute it once, where that is exact.
+    first, then those of `rewards`. `weighted` says that pairs carry weights. `offered` is what else a trainer may take,
+    by the parameter that takes it. With `share_prompts` several answers to a prompt compute it once, where that is
+    exact.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Parts:
     reward_adjustment: Adjustment | None = None
     value_lora: LoraConfig | None = None
     weighted: bool = False
+    offered: dict[str, Any] = field(default_factory=dict)
     share_prompts: bool = True
 
 
@@ -61,47 +64,48 @@ def build(kind: str, parts: Parts) -> Trainer:
     from posttrain.training.reference import know_reference
     from posttrain.training.resume import resumable
 
-    chosen = KINDS[kind]
-    if kind == "sft" and "messages" in (parts.train.column_names or []):
+    chosen = trainers.of(kind)
+    if chosen.reads == "text" and "messages" in (parts.train.column_names or []):
         parts = _labelled(parts)
-    library = importlib.import_module(chosen.package)
+    if chosen.renders:
+        parts = replace(parts, train=_rendered(parts, parts.train), eval=parts.eval and _rendered(parts, parts.eval))
     args: dict[str, Any] = dict(parts.args)
-    extra: dict[str, Any] = {}
     names = list(parts.rewards)
-    if chosen.online:
+    if parts.reward_adapter is not None and "reward_adapter" in chosen.parameters:
+        names = [parts.reward_adapter[0], *names]
+    if chosen.rewarded and chosen.has("reward_weights"):
         args.setdefault("reward_weights", parts.reward_weights)
-        extra["reward_funcs"] = list(parts.rewards.values())
-    if kind == "ppo":
-        extra["value_peft_config"] = parts.value_lora
-        if parts.reward_adapter is not None:
-            name, extra["reward_adapter"] = parts.reward_adapter
-            names = [name, *names]
-    # A reward model's adapter has a head beside it, so a new one is made, and gets the weights below.
-    ready = parts.adapter is not None and kind != "reward"
-    init_kwargs = args.pop("model_init_kwargs") if ready else {}
+    loaded = _is_loaded_here(chosen, parts)
+    init_kwargs = args.pop("model_init_kwargs") if loaded else {}
     args = options.as_typed(chosen.config, args)
-    config = getattr(library, chosen.config)(**args)  # before the model: it chooses this process's device
+    config = _load(chosen.config)(**args)  # before the model: it chooses this process's device
     if parts.weighted:
         from posttrain.training import pair_weights
 
         pair_weights.check(config)
     labelled_positions.score_only_labels()
     train = parts.train
-    if kind == "kto":
+    if chosen.reads == "labels":
         # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
         train = train.shuffle(seed=config.seed if config.data_seed is None else config.data_seed)
-    trainer = resumable(getattr(library, chosen.trainer))(
-        model=_with_adapter(parts, init_kwargs) if ready else parts.model,
-        args=config,
-        processing_class=parts.tokenizer,
-        train_dataset=train,
-        eval_dataset=parts.eval,
-        peft_config=None if ready else parts.lora,
-        quantization_config=None if ready else parts.quantization,
-        callbacks=parts.callbacks,
-        **extra,
+    given = {
+        "model": _loaded(parts, init_kwargs) if loaded else parts.model,
+        "args": config,
+        "processing_class": parts.tokenizer,
+        "train_dataset": train,
+        "eval_dataset": parts.eval,
+        "peft_config": None if loaded else parts.lora,
+        "quantization_config": None if loaded else parts.quantization,
+        "callbacks": parts.callbacks,
+        "reward_funcs": list(parts.rewards.values()),
+        "reward_adapter": parts.reward_adapter and parts.reward_adapter[1],
+        "value_peft_config": parts.value_lora,
+        **parts.offered,
+    }
+    trainer = resumable(_load(chosen.path))(
+        **{name: value for name, value in given.items() if name in chosen.parameters}
     )
-    if chosen.online:
+    if hasattr(trainer, "reward_func_names"):
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
         trainer.reward_func_names = names
     if parts.reward_adjustment is not None:
@@ -110,10 +114,11 @@ def build(kind: str, parts: Parts) -> Trainer:
         trainer.reward_funcs[0] = OfPPO(trainer.reward_funcs[0], parts.reward_adjustment)
     if parts.weighted:
         pair_weights.weigh(trainer)
+    additions.keep_moving_teacher(trainer)
     if parts.quantization is not None:
         keep_trained_in_float32(trainer.model)
     if parts.adapter is not None:
-        if kind != "reward":
+        if not chosen.scores:
             inherit.add_reference(trainer.model)
         inherit.put_adapter(trainer.model, parts.adapter)
     if parts.share_prompts and kind in shared_prompts.KINDS and (reason := shared_prompts.share(trainer)):
@@ -125,6 +130,40 @@ def build(kind: str, parts: Parts) -> Trainer:
         if getattr(function, "model", ...) is None and (share := getattr(function, "share", None)):
             share(trainer.model, trainer.accelerator.autocast)
     return trainer
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _is_loaded_here(kind: Kind, parts: Parts) -> bool:
+    """Whether the model is loaded here: a trainer loads it by itself, unless an adapter goes on, or it cannot."""
+    if kind.scores:
+        # A reward model's adapter has a head beside it, so a new one is made, and gets the weights afterwards.
+        return False
+    wanted = {"peft_config": parts.lora, "quantization_config": parts.quantization}
+    missing = any(value is not None and name not in kind.parameters for name, value in wanted.items())
+    return parts.adapter is not None or missing or not kind.has("model_init_kwargs")
+
+
+def _rendered(parts: Parts, rows: Dataset) -> Dataset:
+    """Conversations as text, by the tokenizer's template.
+
+    Messages are stored as JSON here, and a trainer that maps its data set to text would write that text as JSON.
+    """
+    from datasets import Features, Value
+    from trl.data_utils import maybe_apply_chat_template
+
+    turns = [name for name in ("messages", "prompt", "completion", "chosen", "rejected") if name in rows.column_names]
+    if all(isinstance(rows[0][name], str) for name in turns):
+        return rows
+    return rows.map(
+        maybe_apply_chat_template,
+        fn_kwargs={"processing_class": parts.tokenizer},
+        features=Features({**rows.features, **dict.fromkeys(turns, Value("string"))}),
+        desc="Applying the chat template",
+    )
 
 
 def _labelled(parts: Parts) -> Parts:
@@ -139,16 +178,22 @@ def _labelled(parts: Parts) -> Parts:
     return replace(parts, train=loss_mask.label(parts.train, *how), eval=held_out, args=args)
 
 
-def _with_adapter(parts: Parts, init_kwargs: dict[str, Any]) -> PeftModel:
-    """The base as TRL loads it, with the parent's adapter to train; TRL keeps a frozen copy of it as reference."""
-    from peft import PeftModel
+def _loaded(parts: Parts, init_kwargs: dict[str, Any]) -> PreTrainedModel | PeftModel:
+    """The base as TRL loads it, with the parent's adapter to train, or a new one.
+
+    TRL keeps a frozen copy of a parent's adapter as reference.
+    """
+    from peft import PeftModel, get_peft_model
+    from transformers import set_seed
     from trl.trainer.utils import create_model_from_path
 
-    assert parts.adapter is not None
     extra: dict[str, Any] = {} if parts.quantization is None else {"quantization_config": parts.quantization}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         extra["device_map"] = None
+    set_seed(parts.args.get("seed", 42))  # a new adapter is drawn
     base = create_model_from_path(
         parts.model, trust_remote_code=parts.args.get("trust_remote_code", False), **extra, **init_kwargs
     )
-    return PeftModel.from_pretrained(base, parts.adapter, is_trainable=True)
+    if parts.adapter is not None:
+        return PeftModel.from_pretrained(base, parts.adapter, is_trainable=True)
+    return base if parts.lora is None else get_peft_model(base, parts.lora)

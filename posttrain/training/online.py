@@ -1,4 +1,4 @@
-"""What the trainers that sample (GRPO, RLOO, PPO) need beside options: rewards, and batches that divide.
+"""What the trainers that sample (GRPO, PPO, distillation …) need beside options: rewards, and batches that divide.
 
 `check` is cheap; `check_ppo` asks `posttrain.ppo.checks`, with TRL imported and before weights load.
 """
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import options, trainers
 from posttrain.config.recipes import ROOT
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import model_folder
 from posttrain.training.schedule import completions
@@ -27,17 +26,19 @@ if TYPE_CHECKING:
 def check(run: Run) -> list[str]:
     """A reward, batches that hold whole groups, and what PPO's roles need; nothing heavy is imported."""
     errors = []
-    kind = run.trainer.kind
-    if not run.reward:
+    kind = trainers.of(run.trainer.kind)
+    if kind.rewarded and not run.reward:
         named = ", ".join(sorted(p.stem for p in (ROOT / "conf" / "reward").glob("*.yaml")))
         errors.append(
-            f"reward: {kind} needs one; choose reward={named}, "
+            f"reward: {kind.name} needs one; choose reward={named}, "
             "or +reward.NAME.function=package.module.function, or +reward.NAME.model=RUN_OR_HUB_ID"
         )
+    if weighted := [n for n, e in run.reward.items() if e.weight != 1 and not kind.has("reward_weights")]:
+        errors.append(f"reward.{weighted[0]}.weight: {kind.name} has no option reward_weights; leave it at 1")
     args = run.trainer.args
-    group = args.get("num_generations", KINDS[kind].generations)
+    group = args.get("num_generations", kind.generations)
     factors = ["per_device_train_batch_size", "gradient_accumulation_steps"]
-    if kind == "ppo":
+    if kind.is_a("PPOTrainer"):
         factors.append("num_mini_batches")
     elif args.get("steps_per_generation"):
         factors[1] = "steps_per_generation"
@@ -54,7 +55,7 @@ def check(run: Run) -> list[str]:
             f"trainer.args.per_device_eval_batch_size: {batch} completions over all processes do not hold whole "
             f"groups of {group}; set a multiple of it, or num_generations_eval"
         )
-    return errors + (_roles(run) if kind == "ppo" else [])
+    return errors + (_roles(run) if kind.is_a("PPOTrainer") else [])
 
 
 def _roles(run: Run) -> list[str]:
@@ -91,14 +92,12 @@ def shared_reward(run: Run) -> tuple[str, str] | None:
     For GRPO and RLOO it is one only where its base is the policy's; for PPO another base is an error of `check_ppo`. In
     full fine-tuning there is none: the base changes.
     """
-    if not KINDS[run.trainer.kind].online or run.peft.method == "none":
+    if not trainers.of(run.trainer.kind).rewarded or run.peft.method == "none":
         return None
     for name, entry in run.reward.items():
         if entry.model is not None and entry.shared:
             folder = Path(os.path.expanduser(model_folder(entry.model)))
-            if (folder / "adapter_config.json").is_file() and (
-                run.trainer.kind == "ppo" or _same_base(run, entry.model)
-            ):
+            if (folder / "adapter_config.json").is_file() and (trainers.is_ppo(run) or _same_base(run, entry.model)):
                 return name, str(folder)
     return None
 
@@ -157,4 +156,4 @@ def check_ppo(
 def _at_option(line: str) -> str:
     """A message of PPOConfig, which begins with an option's name, under the key of that option."""
     first = line.split("=")[0].split()[0] if line.strip() else ""
-    return f"trainer.args.{line}" if first in options.options_of("PPOConfig") else f"trainer=ppo: {line}"
+    return f"trainer.args.{line}" if first in options.options_of(trainers.of("ppo").config) else f"trainer=ppo: {line}"

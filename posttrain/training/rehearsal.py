@@ -13,8 +13,7 @@ import tempfile
 import warnings
 from typing import Any
 
-from posttrain.config import options
-from posttrain.config.trainers import KINDS
+from posttrain.config import options, trainers
 from posttrain.errors import PosttrainError
 
 
@@ -24,7 +23,7 @@ def rehearse(kind: str, args: dict[str, Any]) -> None:
         warnings.simplefilter("ignore")
         config = _said(kind, args, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"}))
         _said(kind, args, lambda: _optimizer(config))
-        if KINDS[kind].online:
+        if trainers.of(kind).has("cache_implementation"):
             _said(kind, args, lambda: _generation(config))
 
 
@@ -40,7 +39,7 @@ def _said(kind: str, args: dict[str, Any], build: Any) -> Any:
 
 def at_option(line: str, kind: str, args: dict[str, Any]) -> str:
     """A library's message under the key of the option that it names first, itself or by a key inside its value."""
-    known = options.options_of(KINDS[kind].config)
+    known = options.options_of(trainers.of(kind).config)
     words = re.findall(r"\w+", line)
     inside = {key: name for name, value in args.items() if isinstance(value, dict) for key in value}
     for name in [*(word for word in words if word in known), *(inside[word] for word in words if word in inside)]:
@@ -50,8 +49,8 @@ def at_option(line: str, kind: str, args: dict[str, Any]) -> str:
 
 
 def _config(kind: str, args: dict[str, Any]) -> Any:
-    cls = KINDS[kind].config
-    return getattr(importlib.import_module(KINDS[kind].package), cls)(**options.as_typed(cls, args))
+    module, _, name = (path := trainers.of(kind).config).rpartition(".")
+    return getattr(importlib.import_module(module), name)(**options.as_typed(path, args))
 
 
 def _optimizer(config: Any) -> None:
@@ -82,16 +81,10 @@ def _generation(config: Any) -> None:
 
     if config.use_vllm:
         return
-    made = GenerationConfig(
-        max_new_tokens=config.max_completion_length,
-        do_sample=True,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        cache_implementation=config.cache_implementation,
-    )
+    asked = {"max_new_tokens": getattr(config, "max_completion_length", None) or config.max_new_tokens}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+    asked |= {name: getattr(config, name) for name in names if hasattr(config, name)}
+    made = GenerationConfig(do_sample=True, **asked)
     unknown = made.update(**(config.generation_kwargs or {}))
     if unknown:
         raise PosttrainError(f"trainer.args.generation_kwargs.{next(iter(unknown))}: not an option of GenerationConfig")

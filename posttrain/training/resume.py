@@ -77,7 +77,6 @@ class Resumable(_Trainer):
 
     # The trainer's own.
     _step: int
-    _metrics: dict[str, dict[str, list[float]]]
     ref_model: Any
 
     records: Sequence[Path] = ()
@@ -125,9 +124,20 @@ class Resumable(_Trainer):
     def within_generation(self) -> bool:
         """Whether completions are left that later steps will learn from."""
         args: Any = self.args
-        if not hasattr(args, "steps_per_generation") or self.state.global_step >= self.state.max_steps:
+        if (
+            not hasattr(args, "steps_per_generation")
+            or not hasattr(self, "_step")
+            or self.state.global_step >= self.state.max_steps
+        ):
             return False
-        return bool(self._step % (args.steps_per_generation * args.num_iterations))
+        return bool(self._step % (args.steps_per_generation * getattr(args, "num_iterations", 1)))
+
+    def _kept(self, mode: str) -> dict[str, list[float]]:
+        """What the trainer keeps for its next log, under the name that it has in TRL's stable or older trainers."""
+        if (found := getattr(self, "stats", None)) is not None:  # of training alone
+            return found if mode == "train" else {}
+        found = getattr(self, "_metrics", getattr(self, "_stored_metrics", None))
+        return {} if found is None else found[mode]
 
     def check_signal(self, *_: Any) -> None:
         """Raise `Interrupted` where a signal has come; for measurements, which are then done again.
@@ -185,7 +195,7 @@ class Resumable(_Trainer):
             if not first:
                 self.pending = replace(self.pending, epoch_end=False)
         except Interrupted:
-            self._metrics["eval"].clear()
+            self._kept("eval").clear()
             self.stop()
             save = True
         if self._stops_here or save:
@@ -321,8 +331,8 @@ class Resumable(_Trainer):
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "metrics": {name: [float(v) for v in values] for name, values in self._metrics["train"].items()},
-            "tokens": self._total_train_tokens,
+            "metrics": {name: [float(v) for v in values] for name, values in self._kept("train").items()},
+            "tokens": getattr(self, "_total_train_tokens", 0),
             "seconds": self._seconds_before + time.time() - self._began,
         }
 
@@ -341,9 +351,10 @@ class Resumable(_Trainer):
         self._globalstep_last_logged = known["last_logged"]
         self._initial_global_step = 0
         self._seconds_before = known["seconds"]
-        self._total_train_tokens = known["tokens"]
+        if hasattr(self, "_total_train_tokens"):
+            self._total_train_tokens = known["tokens"]
         for name, values in known["metrics"].items():
-            self._metrics["train"][name] = list(values)
+            self._kept("train")[name] = list(values)
         if (source / REFERENCE).is_file():
             from safetensors.torch import load_model
 
@@ -360,7 +371,7 @@ class Resumable(_Trainer):
                 metrics = self._evaluate(None, None)
                 self._determine_best_metric(metrics=metrics, trial=None)
         except Interrupted:
-            self._metrics["eval"].clear()
+            self._kept("eval").clear()
             raise
         if pending.epoch_end and not self._stops_here:
             self._at_epoch_end = True

@@ -6,25 +6,25 @@ import math
 import os
 from typing import Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 
 
 def schedule(run: Run, rows: int) -> tuple[int, int, int]:
     """Optimizer steps of the run, prompts of a step (PPO: of a rollout), and steps per rollout."""
-    args, kind = run.trainer.args, KINDS[run.trainer.kind]
+    args, kind = run.trainer.args, trainers.of(run.trainer.kind)
     batch, per_rollout = completions(args, ["per_device_train_batch_size", "gradient_accumulation_steps"]), 1
     epochs = args.get("num_train_epochs", 3.0)
-    if run.trainer.kind == "ppo":
+    if trainers.is_ppo(run):
         minibatches = args.get("num_mini_batches", 1)
         batch, per_rollout = batch * minibatches, args.get("num_ppo_epochs", 4) * minibatches
-    if kind.generations is not None:
+    if kind.prompted and kind.generations is not None:
         # A row is repeated num_generations times, so a step sees fewer of them.
         batch = max(batch // args.get("num_generations", kind.generations), 1)
     steps = args.get("max_steps", -1)
     if steps <= 0:
         # PPO drops an incomplete rollout.
-        steps = epochs * (rows // batch) * per_rollout if run.trainer.kind == "ppo" else epochs * rows / batch
+        steps = epochs * (rows // batch) * per_rollout if trainers.is_ppo(run) else epochs * rows / batch
     return math.ceil(steps), batch, per_rollout
 
 

@@ -5,15 +5,15 @@ from dataclasses import asdict
 
 import pytest
 
-from posttrain.config import combinations, options, ranges
+from posttrain.config import combinations, options, ranges, trainers
 from posttrain.config.schema import Run
-from posttrain.config.trainers import KINDS
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.training import online, rehearsal
 from tests.helpers.runs import compose
 
 CPU = {"use_cpu": True, "bf16": False}
+KINDS = {name: trainers.of(name) for name in ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")}
 CLASSES = [kind.config for kind in KINDS.values()] + ["LoraConfig", "BitsAndBytesConfig"]
 VALUES = (-1, 0, 2, 0.3, 1.5, math.nan, math.inf)
 
@@ -28,7 +28,7 @@ def refused(kind, args):
     run = Run()
     run.trainer.kind, run.trainer.args = kind, args
     errors = options.check(KINDS[kind].config, args, "trainer.args", preflight.RESERVED)
-    return errors + combinations.check(run) + (online.check(run) if KINDS[kind].online else [])
+    return errors + combinations.check(run) + (online.check(run) if KINDS[kind].prompted else [])
 
 
 def test_every_number_of_every_class_has_a_range():
@@ -37,7 +37,7 @@ def test_every_number_of_every_class_has_a_range():
         without = [
             name
             for name in numeric(cls)
-            if ranges.of_option(cls, name) is None
+            if ranges.of_option(cls.rpartition(".")[2], name) is None
             and name not in skipped
             and options.options_of(cls)[name].choices is None
             and options.check_type(options.options_of(cls)[name], "text") is not None

@@ -1,16 +1,24 @@
 """Every recipe composes, is valid for the installed TRL, and says what it is for and how to run it."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from posttrain.config import recipes
+from posttrain.config import recipes, trainers
 from posttrain.jobs import preflight
 from posttrain.pipeline.plan import run_of
 from posttrain.pipeline.stages import read
 from tests.helpers.runs import compose
 
 RECIPES = recipes.recipe_files()
+# Recipes named after a method that is a setting of a trainer.
+KIND_OF = {
+    **dict.fromkeys(("dapo", "gspo", "dr", "tools"), "grpo"),
+    **dict.fromkeys(("simpo",), "cpo"),
+    **dict.fromkeys(("distill",), "distillation"),
+}
+OTHER_PIPELINES = ("frontier", "sft_distill")
 PIPELINES = ("rlhf", "sft_dpo", "online_dpo", "rest", "rft")
 
 
@@ -18,10 +26,11 @@ PIPELINES = ("rlhf", "sft_dpo", "online_dpo", "rest", "rft")
 def test_recipe_passes_the_cheap_checks(path: Path):
     run = compose(f"+recipe={path.stem}")[0]
     preflight.check(run)
-    if path.stem.startswith((*PIPELINES, "frontier")):
+    if path.stem.startswith((*PIPELINES, *OTHER_PIPELINES)):
         assert run.job == "pipeline"
     else:
-        assert run.trainer.kind == path.stem.split("_")[0]
+        method = path.stem.split("_")[0]
+        assert run.trainer.kind == KIND_OF.get(method, method)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -32,12 +41,23 @@ def test_recipe_says_what_for_and_how(path: Path):
     assert command.replace("python -m ", "") == f"# posttrain +recipe={path.stem}"
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "grpo", "rloo", "kto", "ppo"])
+METHODS = ("sft", "reward", "dpo", "grpo", "rloo", "kto", "ppo", "simpo", "orpo", "dapo", "gspo", "dr_grpo")
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_llama_recipes_are_qlora_of_8b(name: str):
     run = compose(f"+recipe={name}_llama")[0]
     assert run.model.path == "meta-llama/Llama-3.1-8B-Instruct"
     assert (run.peft.method, run.peft.quantization["bnb_4bit_quant_type"]) == ("lora", "nf4")
     assert run.peft.lora["target_modules"] == "all-linear"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_qwen_recipes_differ_from_the_llama_ones_in_the_model_alone(name: str):
+    llama, qwen = (asdict(compose(f"+recipe={name}_{family}")[0]) for family in ("llama", "qwen"))
+    assert qwen.pop("model")["path"] == "Qwen/Qwen3-8B"
+    llama.pop("model")
+    assert qwen == llama
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -53,7 +73,7 @@ def test_an_adapter_goes_on_through_all_stages_of_a_pipeline(name: str, model: s
 OWN = [
     path.stem
     for path in RECIPES
-    if path.stem.endswith("_smollm2") and not path.stem.startswith(("ppo", "frontier", *PIPELINES))
+    if path.stem.endswith("_smollm2") and not path.stem.startswith(("ppo", *PIPELINES, *OTHER_PIPELINES))
 ]
 
 
@@ -61,7 +81,7 @@ OWN = [
 def test_recipe_trains_on_its_own_data(train, name: str):
     options = ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=4", "tracking=none", "probe.prompts=2"]
     options += ["probe.greedy_prompts=2", "probe.max_new_tokens=4", "trainer.args.max_steps=2"]
-    if name.startswith(("grpo", "rloo")):
+    if trainers.of(compose(f"+recipe={name}")[0].trainer.kind).prompted:
         options += ["trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"]
     else:
         options.append("trainer.args.max_length=2048")  # the tiny model's tokens are bytes
@@ -91,8 +111,11 @@ def test_every_group_option_composes(path: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     choices = {"trainer": "sft", "model": "tiny", "data": "squad", path.parent.name: path.stem}
     overrides = [f"{group}={choice}" for group, choice in choices.items()]
-    if choices["trainer"] in ("grpo", "rloo", "ppo"):
+    kind = trainers.of({"simpo": "cpo"}.get(choices["trainer"], choices["trainer"]))
+    if kind.rewarded:
         overrides.append("reward=length")
+    if kind.taught:
+        overrides.append("trainer.teacher.model=embedded:tiny")
     if choices["trainer"] == "ppo":
         overrides.append("peft=lora")
     if path.stem in REQUIRED:

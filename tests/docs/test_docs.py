@@ -154,8 +154,7 @@ def check(argv: list[str]) -> None:
 
         importlib.import_module(where).parser().parse_intermixed_args(argv[1:])
         return
-    from posttrain.config import options, parse, recipes
-    from posttrain.config.trainers import KINDS
+    from posttrain.config import options, parse, recipes, trainers
 
     job = where.removeprefix("job:")
     given = [word for word in argv[1 if name else 0 :] if word not in ("-m", "--multirun", "--cfg", "job")]
@@ -168,7 +167,7 @@ def check(argv: list[str]) -> None:
     given = [word.replace("+recipe=mine", "+recipe=rlhf_smollm2") for word in given]
     run = parse.parse(recipes.composed([*given, *([f"job={job}"] if job else [])]))
     if run.job != "pipeline":
-        assert options.check(KINDS[run.trainer.kind].config, run.trainer.args, "trainer.args") == []
+        assert options.check(trainers.of(run.trainer.kind).config, run.trainer.args, "trainer.args") == []
         assert options.check("LoraConfig", run.peft.lora, "peft.lora") == []
 
 

@@ -325,9 +325,9 @@ def test_the_mend_keeps_what_else_the_recipe_trains_on():
 
 
 def test_the_mends_are_options_that_trl_takes():
-    assert options.check("DPOConfig", {"loss_type": ["robust"], "label_smoothing": 0.12}, "trainer.args", {}) == []
-    assert options.check("DPOConfig", {"loss_type": ["sigmoid_norm"], "ld_alpha": 0.5}, "trainer.args", {}) == []
-    assert options.check("KTOConfig", {"desirable_weight": 0.3}, "trainer.args", {}) == []
+    assert options.check("trl.DPOConfig", {"loss_type": ["robust"], "label_smoothing": 0.12}, "trainer.args", {}) == []
+    assert options.check("trl.DPOConfig", {"loss_type": ["sigmoid_norm"], "ld_alpha": 0.5}, "trainer.args", {}) == []
+    assert options.check("trl.KTOConfig", {"desirable_weight": 0.3}, "trainer.args", {}) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""Classes of installed packages, read from their source: parsed, never imported or executed.
+
+Importing `trl` takes some seconds, and a misspelt option should be answered in one.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A class as it stands in the file of `module`."""
+
+    module: str
+    node: ast.ClassDef
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    @property
+    def text(self) -> str:
+        """The whole file."""
+        return _text(self.module)
+
+    @property
+    def tree(self) -> ast.Module:
+        """The whole file, parsed."""
+        return _tree(self.module)
+
+    def named(self, name: str) -> Source | None:
+        """The class that `name` means where this one is defined; `None` where it is no class of a Python file."""
+        return _resolve(self.module, name)
+
+    def bases(self) -> list[Source]:
+        """The classes that it inherits from, as far as they have a file."""
+        found = (self.named(base.id) for base in self.node.bases if isinstance(base, ast.Name))
+        return [base for base in found if base is not None]
+
+    def lineage(self) -> list[Source]:
+        """The class itself, then its bases, depth first."""
+        found = {self.path: self}
+        for base in self.bases():
+            found |= {one.path: one for one in base.lineage() if one.path not in found}
+        return list(found.values())
+
+
+def find(path: str) -> Source | None:
+    """The class at `package.module.Name`, also where that module takes it from another; `None` where there is none."""
+    module, _, name = path.rpartition(".")
+    return _resolve(module, name) if module else None
+
+
+def package_folder(package: str) -> Path | None:
+    """Where the modules of an installed package lie."""
+    spec = importlib.util.find_spec(package.partition(".")[0])
+    places = spec.submodule_search_locations if spec else None
+    return Path(next(iter(places)), *package.split(".")[1:]) if places else None
+
+
+@cache
+def _resolve(module: str, name: str) -> Source | None:
+    if _file(module) is None:
+        return None
+    for node in _body(_tree(module).body):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return Source(module, node)
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name and (there := _absolute(module, node)) != module:
+                    return _resolve(there, alias.name)
+    return None
+
+
+def _body(nodes: list[ast.stmt]) -> list[ast.stmt]:
+    """Statements of a module, those under `if` (TYPE_CHECKING among them) and `try` as well."""
+    found = []
+    for node in nodes:
+        found.append(node)
+        if isinstance(node, (ast.If, ast.Try)):
+            found += _body([*node.body, *node.orelse])
+    return found
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    file = _file(module)
+    parts = module.split(".")
+    inside = node.level - 1 if file is not None and file.name == "__init__.py" else node.level
+    return ".".join([*parts[: len(parts) - inside], *([node.module] if node.module else [])])
+
+
+@cache
+def _file(module: str) -> Path | None:
+    top, *_ = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        # A module of one file; built-in ones have no source.
+        alone = Path(spec.origin) if spec and spec.origin and module == top else None
+        return alone if alone is not None and alone.suffix == ".py" else None
+    for place in spec.submodule_search_locations:
+        path = Path(place, *module.split(".")[1:])
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
+
+
+@cache
+def _text(module: str) -> str:
+    file = _file(module)
+    assert file is not None
+    return file.read_text(encoding="utf-8")
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_text(module))

@@ -1,0 +1,165 @@
+"""What a trainer takes beside options, data and rewards: a teacher, tools, an environment, a rollout, callbacks.
+
+Tools, environment, rollout and callbacks are the user's own code, and run with the rights of the training.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import classes, trainers
+from posttrain.config.schema import Run
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.runs.lineage import Source
+
+# Setting -> the trainer's parameter that takes it.
+CODE = {"tools": "tools", "environment": "environment_factory", "rollout": "rollout_func"}
+
+
+def check(run: Run) -> list[str]:
+    """Everything wrong with them that can be known without a model; imports the user's own modules."""
+    kind, errors = trainers.of(run.trainer.kind), []
+    for setting, parameter in CODE.items():
+        given = getattr(run.trainer, setting)
+        if given and parameter not in kind.parameters:
+            able = [name for name in trainers.names() if parameter in trainers.of(name).parameters]
+            errors.append(f"trainer.{setting}: {kind.name} takes none; choose trainer={' or '.join(able)}")
+        for path in given if isinstance(given, list) else [given] if given else []:
+            try:
+                _import(path)
+            except (ImportError, AttributeError, ValueError) as error:
+                errors.append(f"trainer.{setting}={path}: {error}")
+    teacher = run.trainer.teacher
+    if kind.taught and not teacher.model:
+        errors.append(
+            f"trainer.teacher.model: {kind.name} learns from a teacher; set it to a hub id, a folder or a RUN"
+        )
+    if teacher.model and not kind.taught:
+        able = [name for name in trainers.names() if trainers.of(name).taught]
+        errors.append(f"trainer.teacher.model: {kind.name} has no teacher; choose trainer={' or '.join(able)}")
+    return errors + [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry))]
+
+
+def _check_callback(entry: Any) -> str | None:
+    try:
+        path, args = _callback(entry)
+    except ValueError as error:
+        return f"trainer.callbacks: {error}"
+    source = classes.find(path)
+    if source is None:
+        return f"trainer.callbacks={path}: no such class (package.module.Class, importable from here)"
+    known = trainers.parameters(source)
+    wrong = [name for name in args if name not in known]
+    return f"trainer.callbacks.{path}.{wrong[0]}: takes {', '.join(known) or 'no arguments'}" if wrong else None
+
+
+def _callback(entry: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, dict) and len(entry) == 1 and isinstance(args := next(iter(entry.values())), dict):
+        return next(iter(entry)), args
+    raise ValueError(f"expected package.module.Class or {{package.module.Class: {{arg: value}}}}, got {entry!r}")
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ValueError("expected package.module.name")
+    found = getattr(importlib.import_module(module), name)
+    if not callable(found):
+        raise ValueError("is not callable")
+    return found
+
+
+def callbacks(run: Run, trainer: Any = None) -> list[Any]:
+    """The user's callbacks: without a trainer those that do not ask for one, with it the others."""
+    made = []
+    for entry in run.trainer.callbacks:
+        path, args = _callback(entry)
+        cls = _import(path)
+        wants = "trainer" in inspect.signature(cls).parameters
+        if wants == (trainer is not None):
+            try:
+                made.append(cls(**({"trainer": trainer} if wants else {}), **args))
+            except (TypeError, ValueError) as error:
+                raise PosttrainError(f"trainer.callbacks={path}: {error}") from error
+    return made
+
+
+def offered(run: Run, dtype: str) -> dict[str, Any]:
+    """By the trainer's parameter; the teacher is loaded, its weights in `dtype` unless it was trained in another."""
+    found: dict[str, Any] = {}
+    for setting, parameter in CODE.items():
+        if given := getattr(run.trainer, setting):
+            found[parameter] = [_import(path) for path in given] if isinstance(given, list) else _import(given)
+    if run.trainer.teacher.model:
+        found["teacher_model"] = _teacher(run, dtype)
+    return found
+
+
+def teacher_source(run: Run) -> Source:
+    """Where the teacher's weights come from."""
+    from posttrain.runs import lineage
+
+    teacher = run.trainer.teacher
+    source = lineage.source(str(teacher.model), teacher.revision, "trainer.teacher.model")
+    return replace(source, quantization=teacher.quantization or source.quantization)
+
+
+def check_teacher(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `PosttrainError` unless the teacher gives a distribution over the student's own vocabulary."""
+    from posttrain.models import weights
+
+    key = f"trainer.teacher.model={run.trainer.teacher.model}"
+    source = teacher_source(run)
+    weights.check_model(source, "trainer.teacher.model", scores=False)
+    if trainers.of(run.trainer.kind).has("use_uld_loss"):
+        return  # it aligns the tokens of two tokenizers
+    if weights.tokenizer(source).get_vocab() != tokenizer.get_vocab():
+        raise PosttrainError(
+            f"{key}: its tokens are not those of model.path={run.model.path}, so there is no distribution to compare; "
+            "choose a teacher of the same family, or trainer=gold, which aligns two tokenizers"
+        )
+
+
+def _teacher(run: Run, dtype: str) -> Any:
+    from peft import PeftModel
+
+    from posttrain.models import weights
+
+    source = teacher_source(run)
+    model = weights.load(source, dtype=dtype if source.dtype == "auto" else None)
+    if isinstance(model, PeftModel) and not source.quantization:
+        model = model.merge_and_unload()
+    return model.requires_grad_(False)
+
+
+def keep_moving_teacher(trainer: Any) -> None:
+    """Let TRL's moving average of the adapter, the teacher of SDPO and SDFT, go on from a checkpoint.
+
+    A continued run has that adapter already, loaded from the checkpoint, and TRL would add it again.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        begin = getattr(callback, "_initialize_teacher_adapter", None)
+        if begin is not None:
+            callback._initialize_teacher_adapter = functools.partial(_begin_or_continue, callback, begin)
+
+
+def _begin_or_continue(callback: Any, begin: Any) -> None:
+    from peft import get_peft_model_state_dict
+
+    name, model = callback.teacher_adapter_name, callback.accelerator.unwrap_model(callback.model)
+    if callback._initialized or name not in model.peft_config:
+        begin()
+        return
+    found = get_peft_model_state_dict(model, adapter_name=name)
+    callback.shadow_weights = {key: value.clone() for key, value in found.items()}
+    callback._initialized = True

@@ -1,0 +1,190 @@
+"""Every trainer of the installed TRL, on the tiny model: it trains its adapter, continues exactly, and is reported.
+
+Those of `SERVED` need a vLLM server and a GPU: their options and rows are checked, and they are not run.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from posttrain.config import trainers
+from posttrain.errors import PosttrainError
+from posttrain.jobs import preflight
+from posttrain.jobs.train import train as job
+from posttrain.runs.directory import RunDirectory
+from tests.helpers.runs import SMALL, compose, rows, weights, write_pairs
+
+SERVED = ("async_distillation", "async_grpo", "server_distillation")
+# These have tests of their own: test_train.py, test_continue.py, tests/ppo.
+ELSEWHERE = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
+KINDS = [name for name in trainers.names() if name not in (*SERVED, *ELSEWHERE)]
+STEPS = 4
+
+
+def write_rows(folder):
+    write_pairs(folder / "pairs.jsonl")
+    said = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    reference = [{"role": "assistant", "content": "yes yes"}]
+    more = {"triples": {"reference": reference}, "advised": {"privileged_context": "Say yes."}}
+    for name, columns in more.items():
+        text = "".join(json.dumps({**row, **columns}) + "\n" for row in said)
+        (folder / f"{name}.jsonl").write_text(text)
+
+
+def command(name, *more):
+    kind = trainers.of(name)
+    words = [f"trainer={name}", "data=squad", *SMALL, "peft=lora", "trainer.args.learning_rate=1e-2", "data.columns={}"]
+    words += [f"trainer.args.max_steps={STEPS}", "trainer.args.gradient_checkpointing=false", "data.max_eval_rows=null"]
+    if kind.reads in ("triples", "advised"):
+        words.append(f"data.path={kind.reads}.jsonl")
+    if kind.rewarded:
+        words.append("+reward.letter.function=tests.helpers.rewards.letter")
+    if kind.has("success_reward_threshold"):
+        words.append("trainer.args.success_reward_threshold=0.5")
+    if kind.taught:
+        words += ["trainer.teacher.model=outputs/teacher"]
+    for option in ("max_completion_length", "max_new_tokens"):
+        if kind.has(option):
+            words.append(f"trainer.args.{option}=8")
+    return [*words, *more]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all runs of this file lie; `outputs/teacher` is a run that the others may learn from."""
+    place = tmp_path_factory.mktemp("trainers")
+    before = os.getcwd()
+    os.chdir(place)
+    try:
+        write_rows(place)
+        words = ["trainer=sft", "data=squad", *SMALL, "data.columns={}", "peft=lora", "trainer.args.learning_rate=3e-2"]
+        run, origin = compose(*words, "name=teacher", "data.max_eval_rows=null")
+        job(run, origin)
+        RunDirectory.of(run, origin).path.rename(place / "outputs/teacher")
+    finally:
+        os.chdir(before)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _there(folder, monkeypatch, _elsewhere):
+    monkeypatch.chdir(folder)
+
+
+def stopped_at(step, monkeypatch):
+    """The run is told to end after `step`, as by SIGTERM."""
+    from posttrain.training.resume import Resumable
+
+    heed = Resumable.heed_signals
+
+    def heed_signals(self):
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not self.signals.number:
+                time.sleep(0.01)
+        heed(self)
+
+    monkeypatch.setattr(Resumable, "heed_signals", heed_signals)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_trains_and_continues_exactly(name, monkeypatch):
+    kind = trainers.of(name)
+    run, origin = compose(*command(name, f"name={name}"))
+    preflight.check(run)
+    job(run, origin)
+    whole = RunDirectory.of(run, origin)
+    logged = rows(whole.metrics)
+    losses = [row["loss"] for row in logged if "loss" in row]
+    assert len(losses) == STEPS
+    assert all(map(math.isfinite, losses))
+    held_out = [row["eval_loss"] for row in logged if "eval_loss" in row]
+    if kind.evaluates and not kind.rewarded and name not in ("sdft", "iw_opd"):
+        assert held_out[-1] < held_out[0], "it learns on held-out rows"
+    saved = weights(whole.model)
+    assert all("lora_" in weight for weight in saved)
+    assert all(value.abs().sum() > 0 for weight, value in saved.items() if "lora_B" in weight)
+    card = (whole.model / "README.md").read_text()
+    assert f"trained by `{name}`" in card
+
+    run, origin = compose(*command(name, f"name={name}-parts"))
+    with monkeypatch.context() as patch:
+        stopped_at(STEPS // 2, patch)
+        with pytest.raises(SystemExit):
+            job(run, origin)
+    job(run, origin)
+    parts = weights(RunDirectory.of(run, origin).model)
+    different = [weight for weight in saved if not torch.equal(saved[weight], parts[weight])]
+    assert different == []
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_one_that_needs_a_server_is_checked(name):
+    kind = trainers.of(name)
+    assert kind.prompted
+    run, _ = compose(*command(name))
+    preflight.check(run)
+    run.trainer.args["max_completion_lenght"] = 8
+    with pytest.raises(PosttrainError, match="did you mean max_completion_length"):
+        preflight.check(run)
+
+
+def test_all_stand_in_one_report(capsys):
+    from posttrain.report.__main__ import main
+
+    assert main(["outputs"]) in (0, None)
+    said = capsys.readouterr().out
+    for name in KINDS:
+        if (Path("outputs") / name).exists() or list(Path("outputs").glob(f"{name}-*")):
+            assert name in said
+
+
+def test_a_class_of_the_users_own_needs_no_entry(folder, monkeypatch):
+    """One that inherits TRL's conventions: what it is, is told from the class."""
+    (folder / "mine.py").write_text(
+        "from dataclasses import dataclass, field\n"
+        "from trl import DPOConfig, DPOTrainer\n"
+        "@dataclass\n"
+        "class BoldConfig(DPOConfig):\n"
+        "    boldness: float = field(default=2.0)\n"
+        "class BoldTrainer(DPOTrainer):\n"
+        "    def __init__(self, model, args: BoldConfig | None = None, **kwargs):\n"
+        "        super().__init__(model, args=args, **kwargs)\n"
+        "    def _compute_loss(self, *args, **kwargs):\n"
+        "        return super()._compute_loss(*args, **kwargs) * self.args.boldness\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    kind = trainers.of("mine.BoldTrainer")
+    assert (kind.reads, kind.reference, kind.default("boldness")) == ("pairs", True, 2.0)
+    words = [word for word in command("dpo") if not word.startswith("trainer=")]
+    run, origin = compose("trainer=dpo", *words, "trainer.kind=mine.BoldTrainer", "+trainer.args.boldness=3.0")
+    preflight.check(run)
+    job(run, origin)
+    first = next(row["loss"] for row in rows(RunDirectory.of(run, origin).metrics) if "loss" in row)
+    assert first == pytest.approx(3 * math.log(2), rel=1e-4)
+    assert RunDirectory.of(run, origin).name.startswith("BoldTrainer-")
+    run.trainer.args["boldnes"] = 1.0
+    with pytest.raises(PosttrainError, match="boldnes: not an option of BoldConfig; did you mean boldness"):
+        preflight.check(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("orpoo", "did you mean orpo"),
+        ("nash_md", r"TRL \S+ has no such trainer; choose from .*tpo, or package.module.Class"),
+        ("trl.experimental.nash_md.NashMDTrainer", "no such class"),
+        ("trl.TrlParser", "no config class is found"),
+    ],
+)
+def test_a_trainer_that_is_not_there_gets_one_message(name, said):
+    run, _ = compose("trainer=dpo", "data=squad", *SMALL, f"trainer.kind={name}")
+    with pytest.raises(PosttrainError, match=said) as error:
+        preflight.check(run)
+    assert len(str(error.value).splitlines()) == 1
