@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "--export", choices=("majority", "weighted"), default="majority", help="from votes to pairs (default majority)"
     )
     parser.add_argument("--drop-flagged", action="store_true", help="no pairs of items that someone flagged")
+    parser.add_argument(
+        "--guidelines", type=Path, metavar="FILE", help="Markdown with what to prefer, beside each item"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sides and shared items (default 0)")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="H", help=f"wider than this machine: asks for a token ({TOKEN})"
@@ -101,6 +104,8 @@ def check(args: argparse.Namespace) -> None:
         )
     if not 2 <= args.show <= MOST:
         errors.append(f"--show={args.show}: expected 2 to {MOST}")
+    if args.guidelines and not args.guidelines.is_file():
+        errors.append(f"--guidelines={args.guidelines}: no such file")
     errors += [f"--votes={args.votes}: expected at least 1"] if args.votes < 1 else []
     errors += [f"--overlap={args.overlap}: expected 0 or more"] if args.overlap < 0 else []
     errors += [f"--port={args.port}: expected 1 to 65535"] if not 1 <= (args.port or PORT) <= 65535 else []
@@ -140,6 +145,8 @@ def annotate(args: argparse.Namespace, command: str) -> None:
             votes=args.votes,
             seed=args.seed,
         )
+        if args.guidelines:
+            session.guidelines = args.guidelines.read_text(encoding="utf-8")
         plan(args, items, session)
         serve.run(session, listening, args.host, os.environ.get(TOKEN))
         farewell(session, args, command)

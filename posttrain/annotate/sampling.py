@@ -37,17 +37,25 @@ def command(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> list
 
 
 def next_command(source: str, out: Path) -> str:
-    """How to train on `out`: the run that was sampled goes on by DPO, or else the embedded model does."""
+    """How to train on `out` by DPO: from the run that was sampled, or the model that the data came from.
+
+    A recipe where the run had one of the same family; a model that is not known is left to be filled in.
+    """
     folder = Path(source).expanduser()
     record = (RunDirectory(folder).record() if folder.is_dir() else None) or {}
-    words = ["+recipe=dpo_" + ("llama" if (record.get("recipe") or "").endswith("_llama") else "smollm2")]
-    model = source if generates(record) else (record.get("model") or {}).get("path", "")
-    if (Path(model) / "run.json").is_file():
-        words.append(f"model.init_from={model}")
-    elif model:
-        words.append(f"model.path={model}")
+    family = next((f for f in ("llama", "smollm2") if str(record.get("recipe") or "").endswith(f"_{f}")), None)
+    path = (record.get("model") or {}).get("path", "")
+    model = source if generates(record) else path
     # The recipe's own probe asks for columns of its own data.
-    words += ["probe=default", f"data.path={out}"]
+    words = [f"+recipe=dpo_{family}", "probe=default"] if family else ["trainer=dpo", "peft=lora"]
+    if (Path(model) / "run.json").is_file():
+        base = (
+            path if generates(record) else ((RunDirectory(Path(model)).record() or {}).get("model") or {}).get("path")
+        )
+        words += [*([] if family or not base else [f"model.path={base}"]), f"model.init_from={model}"]
+    elif not family or (model and model != "embedded:smollm2"):
+        words.append(f"model.path={model or 'MODEL'}")
+    words.append(f"data.path={out}")
     return shlex.join(["posttrain", *words])
 
 

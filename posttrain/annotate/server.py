@@ -111,7 +111,8 @@ async def _json(request: Request) -> dict[str, Any]:
 
 def _state(session: Session, annotator: str, kept: bool = True) -> Response:
     view = session.view(annotator)
-    return JSONResponse({"annotator": annotator, "kept": kept, **_shown(view)})
+    shown = {"guidelines": to_html(session.guidelines), **_shown(view)}
+    return JSONResponse({"annotator": annotator, "kept": kept, **shown})
 
 
 def _shown(view: View) -> dict[str, Any]:

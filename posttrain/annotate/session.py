@@ -58,6 +58,7 @@ class Session:
         self.journal = Journal(path)
         self.items = {item.id: item for item in items}
         self.needed, self.seed, self.clock = votes, seed, clock
+        self.guidelines = ""  # Markdown that the page shows beside every item
         # Those whose digest is lowest: the same ones when rows are added to the data.
         everyone = dict.fromkeys(sorted(self.items, key=lambda item: _digest(seed, item))[:overlap])
         self.everyone = list(everyone)

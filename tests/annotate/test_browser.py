@@ -158,7 +158,11 @@ def test_two_people_a_reload_and_a_server_that_is_killed(browser, tmp_path):
         server.send_signal(signal.SIGINT)
         said = server.communicate(timeout=60)[0]
     assert server.returncode == 0, said
-    for part in ("people: p.answers.jsonl", "train    posttrain +recipe=dpo_smollm2", "go on    posttrain annotate"):
+    for part in (
+        "people: p.answers.jsonl",
+        "train    posttrain trainer=dpo peft=lora model.path=MODEL data.path=p.jsonl",
+        "go on    posttrain annotate",
+    ):
         assert part in said
 
     lines = rows(tmp_path / "p.answers.jsonl")

@@ -64,7 +64,7 @@ def post(path, body, origin=HERE, kind="application/json"):
 def test_the_page_is_not_told_which_is_which(session):
     (state,) = ask(session, get("/api/state?annotator=Ann"))
     told = state.json()
-    assert set(told) == {"annotator", "kept", "ticket", "last", "answered", "left", "prompt", "sides"}
+    assert set(told) == {"annotator", "guidelines", "kept", "ticket", "last", "answered", "left", "prompt", "sides"}
     assert told["annotator"] == "ann"
     assert sorted(side["text"] for side in told["sides"]) == ["bad", "good"]
     assert not {"secret", "preferred", "order", "chosen"} & set(state.text.replace('"', " ").split())

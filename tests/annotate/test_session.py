@@ -459,7 +459,8 @@ def test_a_recipe_trains_on_them_as_the_command_says(tmp_path, capsys):
     assert "again.parquet: 3 from 3 items, by weighted" in said
     (line,) = [line for line in said.splitlines() if line.startswith("train")]
     assert run.answers.standing
-    settings, origin = compose(*line.split()[4:], "model=tiny", "tracking=none", "dry_run=true")
+    words = [word for word in line.split()[2:] if word != "model.path=MODEL"]
+    settings, origin = compose(*words, "model=tiny", "data.eval_size=1", "tracking=none", "dry_run=true")
     preflight.check(settings)
     train(settings, origin)
     assert "again.parquet" in capsys.readouterr().out
@@ -545,8 +546,39 @@ def test_a_run_is_sampled_from_and_its_rewards_order_the_items(train, tmp_path, 
     assert f"job=sample model.init_from={run.path} sample.select=all" in said
     assert 1 <= len(seen["items"]) <= 4
     assert all(len(one.completions) == 2 for one in seen["items"])
-    assert f"+recipe=dpo_smollm2 model.init_from={run.path} probe=default data.path=p.jsonl" in said
+    assert f"+recipe=dpo_smollm2 probe=default model.init_from={run.path} data.path=p.jsonl" in said
     assert rows(tmp_path / "p.jsonl")[0]["answers"] == ["yes"]
     assert command.main(["./none", "--out", "q.jsonl"]) == 1
     assert command.main([str(run.path), "--out", "q.jsonl", "sample.nn=3"]) == 1
     assert "sample.nn" in capsys.readouterr().err
+
+
+def test_the_next_command_fits_what_was_judged(tmp_path, monkeypatch):
+    from posttrain.annotate import sampling
+
+    def judged(record):
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text(json.dumps({"status": "finished", "job": "train", **record}))
+        return sampling.next_command(str(folder), tmp_path / "p.jsonl")
+
+    llama = {"recipe": "sft_llama", "model": {"path": "meta-llama/Llama-3.1-8B-Instruct"}}
+    assert judged(llama).startswith("posttrain +recipe=dpo_llama probe=default model.init_from=")
+    own = judged({"recipe": None, "model": {"path": "Qwen/Qwen3-0.6B"}})
+    assert own.startswith("posttrain trainer=dpo peft=lora model.path=Qwen/Qwen3-0.6B model.init_from=")
+    assert "trainer=dpo peft=lora model.path=MODEL data.path=" in sampling.next_command(
+        "pairs.jsonl", tmp_path / "p.jsonl"
+    )
+
+
+def test_guidelines_are_shown_beside_each_item_sanitised(tmp_path):
+    from starlette.testclient import TestClient
+
+    from posttrain.annotate.server import app
+
+    session = Session(tmp_path / "p.jsonl", [], seed=0)
+    session.guidelines = "# Prefer\n\n- the **shorter** one <script>alert(1)</script>"
+    client = TestClient(app(session, "127.0.0.1", 8765, None), base_url="http://127.0.0.1:8765")
+    said = client.get("/api/state", params={"annotator": "ann"}).json()["guidelines"]
+    assert "<strong>shorter</strong>" in said
+    assert "<script" not in said

@@ -73,6 +73,10 @@ function show(next) {
   $("count").textContent = `${state.answered} of ${total}`;
   $("bar").style.width = `${total ? (100 * state.answered) / total : 0}%`;
   $("undo").disabled = !state.last;
+  if (state.guidelines && $("guidelines").hidden) {
+    $("guidelines").lastElementChild.innerHTML = state.guidelines;
+    $("guidelines").hidden = false;
+  }
   if (another) {
     $("reason").value = state.reason || "";
     $("flag").checked = Boolean(state.flag);
@@ -129,12 +133,18 @@ function togglePlain() {
   draw();
 }
 
+function toggleHelp() {
+  $("help").hidden = !$("help").hidden;
+  $("keys").setAttribute("aria-expanded", !$("help").hidden);
+}
+
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-choice]");
   if (button) choose(/^\d+$/.test(button.dataset.choice) ? Number(button.dataset.choice) : button.dataset.choice);
 });
 $("undo").addEventListener("click", undo);
 $("plain").addEventListener("click", togglePlain);
+$("keys").addEventListener("click", toggleHelp);
 
 document.addEventListener("keydown", (event) => {
   if (!state || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
@@ -150,6 +160,8 @@ document.addEventListener("keydown", (event) => {
   else if (key === "u") undo();
   else if (key === "f") $("flag").checked = !$("flag").checked;
   else if (key === "m") togglePlain();
+  else if (key === "g") $("guidelines").open = !$("guidelines").open;
+  else if (key === "?") toggleHelp();
   else if (key === "r") { event.preventDefault(); $("reason").focus(); }
 });
 
