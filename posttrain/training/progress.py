@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
@@ -29,6 +30,12 @@ SHOWN = {
 _shown: list[Progress] = []
 
 
+# Columns from which a terminal has room for a bar and every figure; what a narrower one has beside the figures.
+NARROW, BESIDE = 120, 36
+# The figures that a narrow terminal shows first.
+FIRST = ("loss", "reward", "kl")
+
+
 class ProgressBar(TrainerCallback):
     """Steps, loss, reward, KL, tokens per second and time left. Off a terminal: about twenty lines in all."""
 
@@ -49,7 +56,8 @@ class ProgressBar(TrainerCallback):
         if console.is_terminal:
             self.bar = _bar()
             _shown.append(self.bar)
-            self.task = self.bar.add_task(self.label, total=state.max_steps, completed=state.global_step, figures="")
+            label = (self.label.rpartition("-")[0] or self.label) if _narrow() else self.label
+            self.task = self.bar.add_task(label, total=state.max_steps, completed=state.global_step, figures="")
             self.bar.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -114,7 +122,7 @@ class ProgressBar(TrainerCallback):
         seconds = time.monotonic() - self.started[0]
         if tokens > 0 and seconds > 0:
             parts.append(f"{tokens / seconds:.0f} tokens/s")
-        return "  ".join(parts)
+        return _fitted(parts) if self.bar is not None and _narrow() else "  ".join(parts)
 
     def _left(self, state: Any) -> str:
         assert self.started is not None
@@ -190,17 +198,34 @@ class Counter:
 
 
 def _bar(transient: bool = False) -> Progress:
+    """Figures come last, so that a narrow terminal cuts them and never the count or the time that is left."""
+    name = Column(no_wrap=True, max_width=14 if _narrow() else None, overflow="ellipsis")
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=name),
+        *(() if _narrow() else (BarColumn(bar_width=24),)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        *(() if _narrow() else (TimeElapsedColumn(),)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("left" if not _narrow() else ""),
+        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=transient,
     )
+
+
+def _fitted(parts: list[str]) -> str:
+    """As many figures as a narrow terminal has room for: loss, reward, KL and speed before the others."""
+    ordered = sorted(parts, key=lambda part: not (part.startswith(FIRST) or part.endswith("tokens/s")))
+    line = ""
+    for part in (part.replace("tokens/s", "tok/s") for part in ordered):
+        if len(line) + 1 + len(part) <= console.width - BESIDE:
+            line += f" {part}" if line else part
+    return line
+
+
+def _narrow() -> bool:
+    """Whether a bar and all figures do not fit in a line."""
+    return console.width < NARROW
 
 
 def _duration(seconds: float) -> str:
