@@ -30,7 +30,9 @@ def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
         reason = "trainer.share_prompts=false"
     elif noise and not args.get("disable_dropout", kind in WITHOUT_DROPOUT):
         reason = f"peft.lora.lora_dropout={noise} is drawn for each answer in training; 0 shares them"
-    return f"computed for each answer: {reason}" if reason else f"computed once for {ANSWERS.get(kind, 'the answers in a microbatch')}"
+    if reason:
+        return f"computed for each answer: {reason}"
+    return f"computed once for {ANSWERS.get(kind, 'the answers in a microbatch')}"
 
 
 def share(trainer: Any) -> str | None:

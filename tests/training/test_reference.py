@@ -43,7 +43,7 @@ def passes(monkeypatch):
 def test_evaluations_compute_the_reference_once_and_before_the_first_step_not_at_all(train, passes, monkeypatch, peft):
     run = train(*DPO, f"peft={peft}", "name=known")
     assert passes == {True: 1, False: 1}, "one batch of 8 held-out pairs: the policy's pass alone, each time"
-    monkeypatch.setattr("posttrain.training.build.know_reference", lambda trainer: None)
+    monkeypatch.setattr("posttrain.training.reference.know_reference", lambda trainer: None)
     monkeypatch.setattr(reference, "is_policy", lambda trainer: False)
     monkeypatch.setattr("posttrain.probe.distance.is_policy", lambda trainer: False)
     plain = train(*DPO, f"peft={peft}", "name=computed")
