@@ -46,10 +46,6 @@ def run(line: str, monkeypatch) -> int:
     if words and words[0] in COMMANDS and not COMMANDS[words[0]][1].startswith("job:"):
         said = said or "/exit\n"
         monkeypatch.setattr(sys, "stdin", io.StringIO(shlex.split(said)[-1] if "echo" in said else said))
-        if words[0] == "export":  # the folders of the two runs: the first, as a shell without the second one would
-            words = [word for word in words if word not in sorted(glob.glob("outputs/shop-*"))[1:]]
-        if words[0] == "chat":
-            words = [words[0], words[1], *(word for word in words[2:] if word.startswith("embedded:"))]
         return importlib.import_module(COMMANDS[words[0]][1]).main(words[1:])
     job = words.pop(0) if words[0] in COMMANDS else ""
     from posttrain.jobs import preflight
