@@ -114,7 +114,7 @@ def _skipped(data: Data, settings: DoctorConfig) -> list[Finding]:
             {"rows": count, "share": count / (count + rows)},
             [Example(file, number, excerpt(says)) for file, number, says in entries],
             "What they say is not learnt, and an exporter that breaks some rows may have bent others.",
-            "Mend the rows, or the export that they come from.",
+            "Fix the rows, or the export that they come from.",
         )
     ]
 

@@ -69,8 +69,8 @@ def printable(text: str) -> str:
 
 def _show_finding(one: dict[str, Any]) -> None:
     console.print(f"\n[{COLOURS[one['severity']]}]{escape(one['name'])}[/]")
-    for key in ("consequence", "mend"):
-        console.print(f"  [dim]{key}[/] {escape(one[key])}")
+    for label, key in (("consequence", "consequence"), ("fix", "mend")):
+        console.print(f"  [dim]{label}[/] {escape(one[key])}")
     for example in one["examples"]:
         where = escape(f"{example['split']} row {example['row']}")
         console.print(f"  [dim]{where}[/]  {escape(printable(example['text']))}")

@@ -123,7 +123,7 @@ def _verdict(run: Run, directory: RunDirectory) -> None:
     known = json.loads((directory.path / "doctor.json").read_text(encoding="utf-8"))
     if names := _bad(run, known):
         raise PosttrainError(
-            f"data.path={known['data']['path']}: the doctor found {', '.join(names)}; mend the data as {directory.path}"
+            f"data.path={known['data']['path']}: the doctor found {', '.join(names)}; fix the data as {directory.path}"
             "/doctor.html says, or go on with doctor.fail_on=never"
         )
 

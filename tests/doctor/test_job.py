@@ -90,7 +90,7 @@ def test_each_planted_fault_is_in_the_report(sick):
     assert {name: (found[name]["severity"], found[name]["numbers"]["rows"]) for name in expected} == expected
     quiet = {"tokens", "eos", "length_bias", "diversity", "languages"}
     assert {one["name"] for one in known["findings"] if one["severity"] == "info"} == quiet
-    assert message.startswith("data.path=planted.jsonl: the doctor found secrets; mend the data as ")
+    assert message.startswith("data.path=planted.jsonl: the doctor found secrets; fix the data as ")
     assert json.loads((folder / "run.json").read_text())["metrics"]["errors"] == 1
     assert "doctor.html" in said
     assert "Revoke the keys" in said
