@@ -108,6 +108,14 @@ def folder(tmp_path_factory):
     (here / "my_rewards.py").write_text(
         "def brevity(completions, **kw): return [0.0] * len(completions)\ngold = mood = brevity\n"
     )
+    (here / "mypackage").mkdir()
+    (here / "mypackage" / "__init__.py").touch()
+    (here / "mypackage" / "trainers.py").write_text(
+        "from dataclasses import dataclass\n\nfrom trl import DPOConfig, DPOTrainer\n\n\n"
+        "@dataclass\nclass BoldDPOConfig(DPOConfig):\n    boldness: int = 1\n\n\n"
+        "class BoldDPOTrainer(DPOTrainer):\n    def __init__(self, model, args: BoldDPOConfig, **others):\n"
+        "        super().__init__(model, args=args, **others)\n"
+    )
     run = here / "outputs" / "run"
     (run / "model").mkdir(parents=True)
     (run / "run.json").write_text(
