@@ -6,8 +6,8 @@
 Pairs are made of the embedded movie reviews: the prompt asks for a favourable review, chosen is the beginning of a
 positive one, rejected that of a negative one. A share of the training pairs is flipped; the held-out pairs are not. The
 model is a random two-layer Llama with a token for each of the 1,500 most frequent words, trained in full, so that a run
-takes seconds. Robust DPO (Chowdhury et al. 2024, "Provably Robust DPO", arXiv:2403.00409) is told the true rate, or the
-one that the doctor has estimated.
+takes seconds. Robust DPO (Chowdhury et al. 2024, "Provably Robust DPO", arXiv:2403.00409) is told the true rate. The
+doctor, whose own model is far cheaper, reads the same pairs, and more of their kind.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "studies" / "noise.md"
 PICTURE = ROOT / "docs" / "images" / "noise.png"
 RATES = (0.0, 0.1, 0.2, 0.3)
-METHODS = {"dpo": "DPO", "robust": "robust DPO, the true rate", "doctor": "robust DPO, the doctor's rate"}
+METHODS = {"dpo": "DPO", "robust": "robust DPO"}
 WORDS, VOCABULARY = 40, 1500
 REGION = re.compile(r"(<!-- noise -->\n).*?(<!-- /noise -->)", re.DOTALL)
 
 
-def reviews(count: int, held_out: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Training and held-out pairs; no review stands in both."""
+def reviews(few: int, held_out: int, many: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """`many` training pairs, of which the first `few` are trained on, and held-out ones; no review stands twice."""
     from posttrain.data.embedded import imdb
 
     rows = imdb.load()["gold"]
+    wanted = max(few, many) + held_out
     sides: dict[bool, list[str]] = {True: [], False: []}
-    for row in rows.select(range(min(len(rows), 3 * (count + held_out)))):
+    for row in rows.select(range(min(len(rows), 3 * wanted))):
         sides[row["label"]].append(" ".join(re.findall(r"[\w']+", row["text"].lower())[:WORDS]))
     pairs = [
         {"prompt": f"favourable review {n} :", "chosen": f" {good}", "rejected": f" {bad}"}
         for n, (good, bad) in enumerate(zip(sides[True], sides[False], strict=False))
-    ]
-    if len(pairs) < count + held_out:
-        raise SystemExit(f"only {len(pairs)} pairs can be made of the reviews")
-    return pairs[:count], pairs[count : count + held_out]
+    ][:wanted]
+    if len(pairs) < wanted:
+        raise SystemExit(f"only {len(pairs)} pairs can be made of the reviews, {wanted} are wanted")
+    return pairs[:few] + pairs[few + held_out :], pairs[few : few + held_out]
 
 
 def flipped(pairs: Sequence[dict[str, str]], rate: float, seed: int) -> list[dict[str, str]]:
@@ -88,14 +89,15 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
 class Study:
     """The runs of the study, kept in `results.json` as they are done."""
 
-    def __init__(self, folder: Path, pairs: int, held_out: int, epochs: int):
-        self.folder, self.epochs = folder.absolute(), epochs
+    def __init__(self, folder: Path, pairs: int, held_out: int, epochs: int, many: int):
+        self.folder, self.pairs, self.epochs = folder.absolute(), pairs, epochs
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.train, clean = reviews(pairs, held_out)
+        self.train, clean = reviews(pairs, held_out, many)
         self.held_out = write(self.folder / "held_out.jsonl", clean)
-        make_model(self.folder / "model", [pair[side] for pair in self.train for side in ("chosen", "rejected")])
+        few = self.train[:pairs]
+        make_model(self.folder / "model", [pair[side] for pair in few for side in ("chosen", "rejected")])
         self.file = self.folder / "results.json"
-        settings = {"pairs": pairs, "held_out": held_out, "epochs": epochs}
+        settings = {"pairs": pairs, "held_out": held_out, "epochs": epochs, "many": many}
         self.results: dict[str, Any] = {**settings, "doctor": {}, "accuracy": {}}
         if self.file.is_file():
             before = json.loads(self.file.read_text())
@@ -107,40 +109,34 @@ class Study:
         self.results[part][key] = value
         self.file.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
 
-    def common(self, rate: float, seed: int) -> list[str]:
-        data = write(self.folder / f"train-{rate}-{seed}.jsonl", flipped(self.train, rate, seed))
+    def common(self, pairs: int, rate: float, seed: int) -> list[str]:
+        data = self.folder / f"train-{pairs}-{rate}-{seed}.jsonl"
+        write(data, flipped(self.train[:pairs], rate, seed))
         return [
             *("trainer=dpo", f"model.path={self.folder / 'model'}", f"data.path={data}", "tracking=none"),
             *(f"data.eval_path={self.held_out}", f"output_dir={self.folder / 'runs'}"),
         ]
 
-    def doctor(self, rate: float, seed: int) -> dict[str, Any]:
-        """The doctor's finding on label noise: its numbers, and what it says."""
-        key = f"{rate} {seed}"
+    def doctor(self, pairs: int, rate: float, seed: int) -> dict[str, Any]:
+        """The numbers of the doctor's finding on label noise, and what it says."""
+        key = f"{pairs} {rate} {seed}"
         if key not in self.results["doctor"]:
             others = [f"doctor.{name}=false" for name in ("tokens", "duplicates", "language", "secrets")]
-            path, _ = run([*self.common(rate, seed), "job=doctor", "doctor.fail_on=never", *others])
+            path, _ = run([*self.common(pairs, rate, seed), "job=doctor", "doctor.fail_on=never", *others])
             findings = json.loads((path / "doctor.json").read_text())["findings"]
             (found,) = [one for one in findings if one["name"] == "noise"]
-            self.keep("doctor", key, found)
+            self.keep("doctor", key, {**found["numbers"], "says": found["says"]})
         return self.results["doctor"][key]
 
-    def accuracy(self, method: str, rate: float, seed: int) -> float | None:
-        """Held-out preference accuracy of the trained policy's implicit reward; None where the doctor names no rate."""
-        told = {"dpo": 0.0, "robust": rate}.get(method)
-        if told is None:
-            numbers = self.doctor(rate, seed)["numbers"]
-            told = min(numbers["rate"], 0.45) if numbers.get("accuracy", 0) >= 0.7 and numbers["steady"] else None
-        if told is None:
-            return None
-        key = f"{method} {rate} {seed}"
-        if not told:
-            key = f"dpo {rate} {seed}"  # robust DPO at rate 0 is DPO
+    def accuracy(self, method: str, rate: float, seed: int) -> float:
+        """Held-out preference accuracy of the trained policy's implicit reward."""
+        told = rate if method == "robust" else 0.0
+        key = f"{'robust' if told else 'dpo'} {rate} {seed}"  # robust DPO at rate 0 is DPO
         if key not in self.results["accuracy"]:
             loss = [f"trainer.args.loss_type={'robust' if told else 'sigmoid'}", f"trainer.args.label_smoothing={told}"]
             path, _ = run(
                 [
-                    *self.common(rate, seed),
+                    *self.common(self.pairs, rate, seed),
                     *(*loss, "probe=none", f"trainer.args.seed={seed}", f"trainer.args.num_train_epochs={self.epochs}"),
                     *("trainer.args.learning_rate=1e-3", "trainer.args.per_device_train_batch_size=32"),
                     *("trainer.args.per_device_eval_batch_size=64", "trainer.args.bf16=false", "peft=none"),
@@ -154,29 +150,35 @@ class Study:
 
 
 def table(study: Study, seeds: Sequence[int]) -> str:
-    """Held-out accuracy by rate and method: mean and standard deviation over the seeds; the doctor beside it."""
-    lines = ["| flipped | the doctor | " + " | ".join(METHODS.values()) + " |", "|---|---|" + "---|" * len(METHODS)]
+    """Held-out accuracy by rate and method, mean and standard deviation over the seeds, beside what the doctor says."""
+    sizes = [study.results["pairs"], study.results["many"]]
+    head = ["flipped", *(f"the doctor, {size:,} pairs" for size in sizes), *METHODS.values()]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)]
     for rate in RATES:
-        cells = []
-        for method in METHODS:
-            values = [v for seed in seeds if (v := study.accuracy(method, rate, seed)) is not None]
-            cells.append(spread(values) + (f" ({len(values)} seeds)" if 0 < len(values) < len(seeds) else ""))
-        lines.append(f"| {rate:.0%} | {estimate([study.doctor(rate, seed) for seed in seeds])} | {' | '.join(cells)} |")
+        cells = [f"{rate:.0%}"]
+        cells += [estimate([study.doctor(size, rate, seed) for seed in seeds]) for size in sizes]
+        cells += [spread([study.accuracy(method, rate, seed) for seed in seeds]) for method in METHODS]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def spread(values: Sequence[float]) -> str:
-    if not values:
-        return "no rate was named"
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def estimate(findings: Sequence[dict[str, Any]]) -> str:
-    """The doctor's rates, and in how many seeds it would call them an estimate rather than a bound."""
-    numbers = [finding["numbers"] for finding in findings]
-    named = sum(n["accuracy"] >= 0.7 and n["steady"] for n in numbers)
-    rates = f"{fmean(n['rate'] for n in numbers):.1%} [{min(n['low'] for n in numbers):.1%}, "
-    return f"{rates}{max(n['high'] for n in numbers):.1%}], an estimate in {named} of {len(numbers)}"
+def estimate(found: Sequence[dict[str, Any]]) -> str:
+    """What the doctor says of each seed: a rate, a bound, or nothing; by the rules of `posttrain.doctor.noise`."""
+    from posttrain.doctor.noise import ACCURACY, WEAK
+
+    said = []
+    for one in found:
+        if one["accuracy"] < WEAK:
+            said.append("nothing")
+        elif one["accuracy"] < ACCURACY or not one["steady"]:
+            said.append(f"at most {one['rate']:.0%}")
+        else:
+            said.append(f"{one['rate']:.1%} [{one['low']:.1%}, {one['high']:.1%}]")
+    return ", ".join(said)
 
 
 def draw(study: Study, seeds: Sequence[int], path: Path) -> None:
@@ -186,12 +188,12 @@ def draw(study: Study, seeds: Sequence[int], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for (method, label), colour, marker in zip(METHODS.items(), ("#0072B2", "#D55E00", "#009E73"), "s^o", strict=True):
-        found = {rate: [v for s in seeds if (v := study.accuracy(method, rate, s)) is not None] for rate in RATES}
-        found = {rate: values for rate, values in found.items() if values}
-        error = [stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
-        means = [fmean(values) for values in found.values()]
-        axes.errorbar(list(found), means, error, label=label, color=colour, marker=marker, capsize=3)
+    for (method, label), colour, marker in zip(METHODS.items(), ("#0072B2", "#D55E00"), "s^", strict=True):
+        found = [[study.accuracy(method, rate, seed) for seed in seeds] for rate in RATES]
+        error = [stdev(values) if len(values) > 1 else 0.0 for values in found]
+        means = [fmean(values) for values in found]
+        axes.errorbar(RATES, means, error, label=label, color=colour, marker=marker, capsize=3)
+    axes.axhline(0.5, color="#777777", linestyle=":", label="chance")
     axes.set(xlabel="share of training pairs flipped", ylabel="held-out accuracy (clean pairs)")
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,17 +205,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--pairs", type=int, default=1200)
+    parser.add_argument("--many", type=int, default=8000, help="pairs that the doctor reads, too")
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "noise")
     parser.add_argument("--docs", action="store_true", help="fill docs/studies/noise.md")
     given = parser.parse_args(arguments)
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    study = Study(given.out, given.pairs, given.held_out, given.epochs)
+    study = Study(given.out, given.pairs, given.held_out, given.epochs, given.many)
     for seed in seeds:  # a whole table with one seed first
         for rate in RATES:
             for method in METHODS:
                 study.accuracy(method, rate, seed)
+            for size in (given.pairs, given.many):
+                study.doctor(size, rate, seed)
     made = table(study, seeds)
     draw(study, seeds, given.out / "noise.png")
     print(made)

@@ -30,36 +30,35 @@ def test_flips_are_exact_and_of_the_seed():
 class Kept:
     """Stands in for a study that has been run."""
 
-    def doctor(self, rate: float, seed: int) -> dict[str, Any]:
-        sure = rate > 0.1
-        return {
-            "numbers": {"accuracy": 0.8, "rate": rate, "low": rate / 2, "high": 2 * rate, "steady": sure},
-        }
+    def __init__(self) -> None:
+        self.results = {"pairs": 1200, "many": 8000}
 
-    def accuracy(self, method: str, rate: float, seed: int) -> float | None:
-        if method == "doctor" and rate <= 0.1:
-            return None
-        return {"dpo": 0.7, "robust": 0.8, "doctor": 0.75}[method] - rate + 0.01 * seed
+    def doctor(self, pairs: int, rate: float, seed: int) -> dict[str, Any]:
+        accuracy = 0.8 if pairs == 8000 else 0.75 - rate
+        return {"accuracy": accuracy, "rate": rate, "low": rate / 2, "high": 2 * rate, "steady": True}
+
+    def accuracy(self, method: str, rate: float, seed: int) -> float:
+        return {"dpo": 0.7, "robust": 0.8}[method] - rate + 0.01 * seed
 
 
 def test_the_table_by_hand():
     lines = noise.table(Kept(), (1, 2, 3)).splitlines()
-    assert lines[2] == (
-        "| 0% | 0.0% [0.0%, 0.0%], an estimate in 0 of 3 | 0.720 ± 0.010 | 0.820 ± 0.010 | no rate was named |"
-    )
-    assert lines[-1] == (
-        "| 30% | 30.0% [15.0%, 60.0%], an estimate in 3 of 3 | 0.420 ± 0.010 | 0.520 ± 0.010 | 0.470 ± 0.010 |"
-    )
+    assert lines[0] == "| flipped | the doctor, 1,200 pairs | the doctor, 8,000 pairs | DPO | robust DPO |"
+    # Of 1,200 pairs the doctor's model agrees with 0.75, 0.65, 0.55 of the labels: an estimate, a bound, nothing.
+    assert lines[3].startswith("| 10% | at most 10%, at most 10%, at most 10% | 10.0% [5.0%, 20.0%], ")
+    assert lines[4].startswith("| 20% | nothing, nothing, nothing | ")
+    assert lines[5].endswith("| 0.420 ± 0.010 | 0.520 ± 0.010 |")
 
 
 def test_a_rate_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    study = noise.Study(tmp_path / "noise", pairs=104, held_out=8, epochs=1)
+    settings = {"pairs": 104, "held_out": 8, "epochs": 1, "many": 108}
+    study = noise.Study(tmp_path / "noise", **settings)
     accuracy = study.accuracy("robust", 0.2, 1)
     assert 0 <= accuracy <= 1
-    assert study.doctor(0.2, 1)["numbers"]["rows"] == 104
+    assert study.doctor(108, 0.2, 1)["rows"] == 108
     monkeypatch.setattr(noise, "run", None)
-    again = noise.Study(tmp_path / "noise", pairs=104, held_out=8, epochs=1)
+    again = noise.Study(tmp_path / "noise", **settings)
     assert again.accuracy("robust", 0.2, 1) == accuracy
-    assert again.doctor(0.2, 1) == study.doctor(0.2, 1)
+    assert again.doctor(108, 0.2, 1) == study.doctor(108, 0.2, 1)
     with pytest.raises(SystemExit, match="of other settings"):
-        noise.Study(tmp_path / "noise", pairs=105, held_out=8, epochs=1)
+        noise.Study(tmp_path / "noise", **{**settings, "pairs": 105})
