@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from posttrain.models.hardware import Precision
     from posttrain.models.inherit import Start
     from posttrain.probe.texts import ProbeTexts
+    from posttrain.training.memory import Fixed
 
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
@@ -58,6 +58,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         **({"prompts": plan.prompts} if plan.prompts else {}),
         **({"rate": f"{rate:g}"} if isinstance(rate := run.trainer.args.get("learning_rate"), float) else {}),
         "device": str(plan.precision),
+        "memory": str(plan.memory),
         "directory": str(directory.path),
     }
     facts(rows)
@@ -104,6 +105,7 @@ class Plan:
     precision: Precision
     parameters: tuple[int, int]
     lengths: Lengths
+    memory: Fixed
     probe_texts: ProbeTexts | None
     steps: int
     rows_per_step: int
@@ -116,7 +118,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     from posttrain.data.loading import load
     from posttrain.data.rendering import Rendering
     from posttrain.models import architecture, hardware, inherit, tokenizers
-    from posttrain.training import rehearsal, shared_prompts
+    from posttrain.training import memory, rehearsal, shared_prompts
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
@@ -140,7 +142,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
-    _check_memory(run, precision, parameters)
+    needed = memory.fixed(run, precision, parameters)
+    _check_memory(run, precision, needed)
     _check_space(run, parameters, output_dir)
     probe_texts = None
     if data.prompts is not None and run.probe.prompts and not trainers.of(run.trainer.kind).scores:
@@ -149,7 +152,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
         probe_texts = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
     steps = schedule(run, data.rows or 0)
     prompts = shared_prompts.plan(run, known, precision.attn_implementation)
-    return Plan(start, data, tokenizer, precision, parameters, lengths, probe_texts, *steps, prompts)
+    return Plan(start, data, tokenizer, precision, parameters, lengths, needed, probe_texts, *steps, prompts)
 
 
 def _reach_rewards(run: Run) -> None:
@@ -192,25 +195,18 @@ def _check_columns(run: Run, data: Data) -> None:
         raise PosttrainError("\n".join(errors))
 
 
-def _check_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> None:
-    """Weights, gradients and AdamW's moments alone must fit; activations come on top."""
+def _check_memory(run: Run, precision: Precision, needed: Fixed) -> None:
+    """Refuse what cannot fit whatever the batch: weights, gradients, optimizer and reference."""
     import torch
 
-    total, trained = parameters
-    bits = 4.5 if run.peft.quantization.get("load_in_4bit") else 8 if run.peft.quantization else None
-    each = bits / 8 if bits else {"float32": 4, "bfloat16": 2, "float16": 2}[precision.dtype]
-    # A fully trained policy of DPO or KTO keeps a frozen copy of itself as reference.
-    copies = 2 if run.peft.method == "none" and "ref_model" in trainers.of(run.trainer.kind).parameters else 1
-    needed = total * each * copies + trained * 4 * 3
-    if precision.device == "CPU":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
-        memory = torch.cuda.get_device_properties(0).total_memory
-    if needed > memory:
-        mend = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
+    from posttrain.training import memory
+
+    there = memory.machine()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
+    if needed.total > there:
+        fix = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
         raise PosttrainError(
-            f"model.path={run.model.path}: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
-            f"{precision.device} has {memory / 1e9:.1f} GB; {mend}"
+            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.size(needed.total)}, and "
+            f"{precision.device} has {memory.size(there)}; {fix}"
         )
 
 

@@ -117,8 +117,12 @@ class Resumable(_Trainer):
 
     @property
     def _interrupted(self) -> bool:
-        """Whether a signal has come, as far as the other processes know too."""
-        return self._agreed if self.accelerator.num_processes > 1 else bool(self.signals.number)
+        """Whether a signal has come, as far as the other processes know too, and can be obeyed here.
+
+        Within a generation training goes on to its end, and what is to be measured on the way can only be measured now.
+        """
+        came = self._agreed if self.accelerator.num_processes > 1 else bool(self.signals.number)
+        return came and not self.within_generation
 
     @property
     def within_generation(self) -> bool:
@@ -144,7 +148,7 @@ class Resumable(_Trainer):
 
         Not with several processes, which would wait for each other: they stop at the end of a step.
         """
-        if self.signals.number and self.accelerator.num_processes == 1:
+        if self._interrupted and self.accelerator.num_processes == 1:
             raise Interrupted
 
     def heed_signals(self) -> None:
@@ -152,7 +156,7 @@ class Resumable(_Trainer):
         if self.accelerator.num_processes > 1:
             flag = torch.tensor([float(bool(self.signals.number))], device=self.accelerator.device)
             self._agreed = bool(self.accelerator.gather(flag).max() > 0)
-        if self._interrupted:
+        if self._agreed or self.signals.number:
             self.stop()
 
     # The end of a step

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 
@@ -16,7 +15,7 @@ from posttrain.errors import PosttrainError
 from posttrain.jobs.train import train as job
 from posttrain.runs.directory import RunDirectory
 from tests.helpers.command import Popen
-from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows, weights, write_pairs
+from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows, write_pairs
 
 # Eight steps, a checkpoint at every second.
 STEPS = ("trainer.args.num_train_epochs=2", "trainer.args.save_steps=2", "trainer.args.learning_rate=1e-2")
@@ -48,44 +47,6 @@ def wait_for(path, process, timeout=120):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo"])
-def test_interrupted_and_continued_equals_uninterrupted(kind, tmp_path, monkeypatch, pairs):
-    """A run stopped after its third step, continued from there, ends with the very weights of one never stopped."""
-    from posttrain.training.resume import Resumable
-
-    whole = RunDirectory.of(*compose(*command(kind, "name=whole")))
-    job(*compose(*command(kind, "name=whole")))
-
-    heed = Resumable.heed_signals
-
-    def at_three(self):
-        if self.state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-            while not self.signals.number:
-                time.sleep(0.01)
-        heed(self)
-
-    run, origin = compose(*command(kind, "name=parts"))
-    parts = RunDirectory.of(run, origin)
-    with monkeypatch.context() as patch:
-        patch.setattr(Resumable, "heed_signals", at_three)
-        with pytest.raises(SystemExit) as stopped:
-            job(run, origin)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    # PPO stops at the end of a rollout, here of two steps.
-    assert parts.last_checkpoint().name == ("checkpoint-4" if kind == "ppo" else "checkpoint-3")
-    assert not parts.finished()
-    job(run, origin)
-    assert parts.finished()
-    assert [r["step"] for r in rows(parts.metrics) if "loss" in r] == [
-        r["step"] for r in rows(whole.metrics) if "loss" in r
-    ]
-    first, second = weights(whole.model), weights(parts.model)
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
 
 
 def test_killed_then_the_same_command(tmp_path):
