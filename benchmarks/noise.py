@@ -29,6 +29,7 @@ PAGE = ROOT / "docs" / "studies" / "noise.md"
 PICTURE = ROOT / "docs" / "images" / "noise.png"
 RATES = (0.0, 0.1, 0.2, 0.3)
 METHODS = {"dpo": "DPO", "robust": "robust DPO"}
+SHIFT = {"dpo": -0.002, "robust": 0.002}  # so that error bars stand side by side
 WORDS, VOCABULARY = 40, 1500
 REGION = re.compile(r"(<!-- noise -->\n).*?(<!-- /noise -->)", re.DOTALL)
 
@@ -157,13 +158,24 @@ def table(study: Study, seeds: Sequence[int]) -> str:
     for rate in RATES:
         cells = [f"{rate:.0%}"]
         cells += [estimate([study.doctor(size, rate, seed) for seed in seeds]) for size in sizes]
-        cells += [spread([study.accuracy(method, rate, seed) for seed in seeds]) for method in METHODS]
+        for method in METHODS:
+            cells.append(spread([study.accuracy(method, rate, seed) for seed in seeds], study.results["held_out"]))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+def spread(values: Sequence[float], pairs: int) -> str:
+    """Mean and standard deviation over seeds; of one seed the 95% interval over its held-out pairs."""
+    if len(values) > 1:
+        return f"{fmean(values):.3f} ± {stdev(values):.3f}"
+    low, high = of_one(values[0], pairs)
+    return f"{values[0]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def of_one(accuracy: float, pairs: int) -> tuple[float, float]:
+    from posttrain.doctor.finding import wilson
+
+    return wilson(round(accuracy * pairs), pairs)
 
 
 def estimate(found: Sequence[dict[str, Any]]) -> str:
@@ -190,9 +202,14 @@ def draw(study: Study, seeds: Sequence[int], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for (method, label), colour, marker in zip(METHODS.items(), ("#0072B2", "#D55E00"), "s^", strict=True):
         found = [[study.accuracy(method, rate, seed) for seed in seeds] for rate in RATES]
-        error = [stdev(values) if len(values) > 1 else 0.0 for values in found]
         means = [fmean(values) for values in found]
-        axes.errorbar(RATES, means, error, label=label, color=colour, marker=marker, capsize=3)
+        ends = [of_one(mean, study.results["held_out"]) for mean in means]
+        one_seed = [[mean - low for mean, (low, _) in zip(means, ends, strict=True)]]
+        one_seed += [[high - mean for mean, (_, high) in zip(means, ends, strict=True)]]
+        error = [stdev(values) for values in found] if len(seeds) > 1 else one_seed
+        axes.errorbar(
+            [rate + SHIFT[method] for rate in RATES], means, error, label=label, color=colour, marker=marker, capsize=3
+        )
     axes.axhline(0.5, color="#777777", linestyle=":", label="chance")
     axes.set(xlabel="share of training pairs flipped", ylabel="held-out accuracy (clean pairs)")
     axes.legend(frameon=False)

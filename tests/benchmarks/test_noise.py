@@ -31,7 +31,7 @@ class Kept:
     """Stands in for a study that has been run."""
 
     def __init__(self) -> None:
-        self.results = {"pairs": 1200, "many": 8000}
+        self.results = {"pairs": 1200, "many": 8000, "held_out": 100}
 
     def doctor(self, pairs: int, rate: float, seed: int) -> dict[str, Any]:
         accuracy = 0.8 if pairs == 8000 else 0.75 - rate
@@ -48,6 +48,11 @@ def test_the_table_by_hand():
     assert lines[3].startswith("| 10% | at most 10%, at most 10%, at most 10% | 10.0% [5.0%, 20.0%], ")
     assert lines[4].startswith("| 20% | nothing, nothing, nothing | ")
     assert lines[5].endswith("| 0.420 ± 0.010 | 0.520 ± 0.010 |")
+
+
+def test_one_seed_has_the_interval_over_its_pairs():
+    # Wilson's interval of 80 of 100 at 95%.
+    assert noise.spread([0.8], 100) == "0.800 [0.711, 0.867]"
 
 
 def test_a_rate_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
