@@ -76,6 +76,8 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
+    # One range for all panels: a single point stands where it was measured.
+    last = max(step for found in panels.values() for points in found.values() for step, _ in points)
     for axis, (name, found) in zip(axes.flat, panels.items(), strict=False):
         for key, points in found.items():
             _line(axis, key, points)
@@ -84,6 +86,7 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.margins(y=0.12)
+        axis.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
         if len(found) > 1 or next(iter(found)).startswith(HELD_OUT):
             # Below the panel: inside, it would cover points.
             axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)

@@ -1,0 +1,48 @@
+"""The picture of a run's curves: which panels there are, and what is a point and what a line."""
+
+import json
+
+import pytest
+
+from posttrain.runs import curves
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_panels_have_reward_and_kl_whatever_they_are_called(tmp_path):
+    rows = [{"step": 0, "probe/kl": 0.0, "probe/gold/mood": 0.1, "eval_loss": 0.7}, {"step": 1, "loss": 0.6, "kl": 0.1}]
+    panels = curves.series(
+        write(tmp_path / "metrics.jsonl", [*rows, {"step": 9, "probe/kl": 2.0, "probe/gold/mood": 0.4}])
+    )
+    assert panels["KL to the reference (nats per sequence)"] == {"probe/kl": [(0, 0.0), (9, 2.0)]}
+    assert panels["KL as the trainer logs it"] == {"kl": [(1, 0.1)]}
+    assert panels["rewards of held-out samples"] == {"probe/gold/mood": [(0, 0.1), (9, 0.4)]}
+    assert "value function: explained variance" not in panels
+
+
+def test_before_and_after_are_points_and_many_measurements_a_line(tmp_path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axis = plt.subplots()
+    curves._line(axis, "probe/kl", [(0, 0.0), (9, 2.0)])
+    curves._line(axis, "eval_loss", [(i, 0.5) for i in range(6)])
+    curves._line(axis, "loss", [(i, 0.5) for i in range(30)])
+    styles = [(line.get_linestyle(), line.get_marker()) for line in axis.lines]
+    assert styles[:2] == [("None", "o"), (":", "o")]
+    assert styles[2][0] == "-"
+    plt.close("all")
+
+
+@pytest.mark.curves
+def test_the_picture_is_written(tmp_path):
+    metrics = write(tmp_path / "metrics.jsonl", [{"step": 5, "loss": 1.0}])
+    curves.draw_curves(metrics, tmp_path / "curves.png", "run")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    curves.draw_curves(write(tmp_path / "none.jsonl", []), tmp_path / "none.png", "run")
+    assert not (tmp_path / "none.png").exists()
