@@ -9,8 +9,13 @@ KILLS  ?= 50
 # Keeps BLAS from starting more threads than there are cores when tests run in parallel.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
+MINUTES ?= 3
+# What says first what a new release has changed: what PPO takes for granted, the options' names, types and ranges, a
+# run of each trainer.
+LATEST := tests/ppo/test_ppo_contract.py tests/config tests/training/test_golden.py tests/training/test_continue.py
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor test test-slow test-gpu check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
+.PHONY: help install demo doctor test test-slow test-gpu test-latest fuzz check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
         rest rft sweep report overhead frontier faults gpu gpu-tables clean
 
 help:  ## this list
@@ -39,6 +44,17 @@ test-gpu: install  ## tests that need a CUDA GPU
 
 faults: install  ## a campaign of kills at random moments, every trainer: make faults KILLS=50
 	$(TEST_ENV) $(VENV)/bin/python -m tests.faults.campaign --kills $(KILLS) $(ARGS)
+
+test-latest:  ## a short suite on the newest releases that pyproject.toml allows (own environment; CI's second step)
+	test -d $(VENV)-latest || $(PYTHON) -m venv $(VENV)-latest
+	grep '^torch==' constraints.txt > $(VENV)-latest/torch.txt
+	$(VENV)-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+	  -c $(VENV)-latest/torch.txt -e '.[graders]' 'pytest>=9' 'pytest-timeout>=2.4'
+	$(VENV)-latest/bin/python -m posttrain --version
+	$(TEST_ENV) $(VENV)-latest/bin/python -m pytest -q $(LATEST) $(ARGS)
+
+fuzz: install  ## generated bad configs and files for MINUTES=3: no traceback, nothing accepted that a library refuses
+	$(TEST_ENV) $(VENV)/bin/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 check: install  ## ruff, mypy, and which room imports which
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from posttrain.console import SafeConsole, complain, printable
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         chat(args)
     except PosttrainError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     except KeyboardInterrupt:  # while loading, or in a pipe
         return 130
@@ -135,12 +136,11 @@ class Terminal:
     """Where a chat is read and written. In a pipe only answers go to stdout, and notices to stderr."""
 
     def __init__(self, interactive: bool, headings: bool):
-        from rich.console import Console
 
         self.interactive = interactive
         self.headings = headings
-        self.errors = Console(stderr=True, highlight=False)
-        self.out = Console(highlight=False)
+        self.errors = SafeConsole(stderr=True, highlight=False)
+        self.out = SafeConsole(highlight=False)
 
     def waiting(self, text: str) -> AbstractContextManager[object]:
         return self.out.status(text) if self.interactive else nullcontext()
@@ -174,7 +174,7 @@ class Terminal:
             self.out.print(f"[bold]{_escape(name)}[/]" if self.interactive else f"# {_escape(name)}", soft_wrap=True)
 
     def emit(self, text: str) -> None:
-        print(text, end="", flush=True)
+        print(printable(text), end="", flush=True)
 
     def notice(self, text: str) -> None:
         console = self.out if self.interactive else self.errors

@@ -4,16 +4,49 @@ import logging
 import os
 import sys
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 
+
+def printable(text: str) -> str:
+    """Text without what steers a terminal: control characters, and marks that turn the direction of what follows."""
+    return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    steers = unicodedata.category(character) in STEERING or ord(character) in DIRECTIONS
+    return REPLACEMENT if steers and character not in "\n\t" else character
+
+
+# Control characters, surrogates, which no terminal can be sent, and other ends of lines; joiners of emoji stay.
+STEERING = ("Cc", "Cs", "Zl", "Zp")
+DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class SafeConsole(Console):
+    """A console that writes nothing of a text that would steer the terminal, wherever the text comes from."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def complain(text: object) -> None:
+    """Print an error to stderr, as it is but for what would steer the terminal."""
+    print(printable(str(text)), file=sys.stderr)
+
+
 # A log file has no width of its own; tables need some.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 # Seconds of silence after which a log file is told what takes so long.

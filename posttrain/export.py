@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.console import console, quiet_libraries, tell
+from posttrain.console import complain, console, quiet_libraries, tell
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(args)
     except PosttrainError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     return 0
 
@@ -137,7 +137,7 @@ def plain(source: Source, folder: Path) -> None:
                     shutil.copyfile(file, half / file.name)
             if source.adapter:
                 _adapter_config(source, half)
-            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
+            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
             tokenizer.save_pretrained(half)
             if not source.scores:
                 _generation_config(source, tokenizer, half)
@@ -165,7 +165,8 @@ def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
     try:
         generation = GenerationConfig.from_pretrained(source.base, revision=revision)
     except OSError:  # a base without one
-        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source.base, revision=revision))
+        known = AutoConfig.from_pretrained(source.base, revision=revision, trust_remote_code=False)
+        generation = GenerationConfig.from_model_config(known)
     stops(generation, tokenizer)
     generation.to_json_file(half / "generation_config.json")
 

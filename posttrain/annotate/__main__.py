@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
 from posttrain.annotate.serve import PORT
+from posttrain.console import complain
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             annotate(args, shlex.join(["posttrain", "annotate", *argv]))
     except PosttrainError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     except KeyboardInterrupt:  # while reading or sampling
         return 130

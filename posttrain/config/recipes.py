@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,9 @@ def main(argv: list[str]) -> int:
 
         near = difflib.get_close_matches(args.name, known, n=3)
         mend = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
-        print(f"NAME={args.name}: no such recipe; {mend}", file=sys.stderr)
+        from posttrain.console import complain
+
+        complain(f"NAME={args.name}: no such recipe; {mend}")
         return 1
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -104,7 +105,9 @@ def main(argv: list[str]) -> int:
     try:
         config = composed([f"+recipe={args.name}", *args.overrides])
     except HydraException as error:
-        print(error, file=sys.stderr)
+        from posttrain.console import complain
+
+        complain(error)
         return 1
     plain: Any = OmegaConf.to_container(config, resolve=False)
     print(f"# {known[args.name]}")

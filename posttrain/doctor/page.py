@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from posttrain.console import printable
 from posttrain.doctor import terminal
 
 
@@ -13,7 +14,7 @@ def render(known: dict[str, Any]) -> str:
 
     environment = Environment(loader=PackageLoader("posttrain.doctor", ""), autoescape=True, trim_blocks=True)
     environment.filters["figure"] = figure
-    environment.filters["printable"] = terminal.printable
+    environment.filters["printable"] = printable
     rows: dict[int, list[dict[str, Any]]] = {}
     for one in known["sequences"]:
         rows.setdefault(one["row"], []).append(one)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.config.schema import Run
-from posttrain.console import console, facts, tell
+from posttrain.console import console, facts, printable, tell
 from posttrain.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -62,18 +62,13 @@ def summary(known: dict[str, Any]) -> str:
     return ", ".join(parts) or "nothing wrong found"
 
 
-def printable(text: str) -> str:
-    """Without control characters, which a row could hold to write over the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
-
-
 def _show_finding(one: dict[str, Any]) -> None:
     console.print(f"\n[{COLOURS[one['severity']]}]{escape(one['name'])}[/]")
     for label, key in (("consequence", "consequence"), ("fix", "mend")):
         console.print(f"  [dim]{label}[/] {escape(one[key])}")
     for example in one["examples"]:
         where = escape(f"{example['split']} row {example['row']}")
-        console.print(f"  [dim]{where}[/]  {escape(printable(example['text']))}")
+        console.print(f"  [dim]{where}[/]  {escape(example['text'])}")
 
 
 def _show_sequences(known: dict[str, Any]) -> None:

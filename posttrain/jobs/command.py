@@ -45,13 +45,17 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
 def run(argv: list[str]) -> int:
     """Compose `argv` and run it, or each job of a sweep; returns the exit code, unless Hydra exits with its own."""
     if missing := extras.missing_plugin(argv):
-        print(missing, file=sys.stderr)
+        from posttrain.console import complain
+
+        complain(missing)
         return 1
     stray = composition.stray(argv)
     recipes.register(tuple(argv))
     words = [word for word in argv if word not in stray]
     if {"-m", "--multirun"} & set(words) and (wrong := _hopeless([w for w in words if not w.startswith("-")])):
-        print("\n".join(dict.fromkeys([*stray.values(), *wrong])), file=sys.stderr)
+        from posttrain.console import complain
+
+        complain("\n".join(dict.fromkeys([*stray.values(), *wrong])))
         return 1
     task = partial(job, errors=tuple(stray.values()))
     entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(task)
@@ -122,7 +126,9 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or said is None:
             traceback.print_exc()
         else:
-            print("\n".join(dict.fromkeys([*errors, *said.splitlines()])), file=sys.stderr)
+            from posttrain.console import complain
+
+            complain("\n".join(dict.fromkeys([*errors, *said.splitlines()])))
         sys.exit(1)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
-from posttrain.config import checks, combinations, objective, options, ranges, trainers
+from posttrain.config import checks, combinations, objective, options, places, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.data import files
 from posttrain.data.formats import NAMES
@@ -36,12 +36,6 @@ RESERVED = {
     "parallelism_config": "give it to accelerate launch",
     "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
 }
-SECRETS = {
-    "token": "run `hf auth login`",
-    "use_auth_token": "run `hf auth login`",
-    "api_key": "put it into the environment",
-    "password": "put it into the environment",
-}
 EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad", "embedded:imdb")}
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
@@ -63,6 +57,8 @@ def check(run: Run) -> None:
     if run.job == "pipeline":
         from posttrain.pipeline import plan
 
+        if wrong := places.check(run) + places.secrets(asdict(run)):
+            raise PosttrainError("\n".join(wrong))
         plan.check(run, check)
         return
     kind = trainers.of(run.trainer.kind)
@@ -88,7 +84,7 @@ def check(run: Run) -> None:
     errors += options.check(options.QUANTIZATION, run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
-    errors += _paths(run) + _secrets(asdict(run)) + _tracker(run.tracking.backend)
+    errors += _paths(run) + places.check(run) + places.secrets(asdict(run)) + _tracker(run.tracking.backend)
     errors += _rewards(run)
     errors += (
         _check_comparisons(run)
@@ -170,18 +166,6 @@ def _tracker(backend: str) -> list[str]:
     module = {"trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml"}.get(backend)
     missing = bool(module) and extras.absent(str(module))
     return [f"tracking.backend={backend}: not installed; {extras.install(backend)}"] if missing else []
-
-
-def _secrets(settings: Any, path: str = "") -> list[str]:
-    """Keys that hold a secret: the config is stored in the run directory and sent to the tracker."""
-    if not isinstance(settings, dict):
-        return []
-    errors = []
-    for key, value in settings.items():
-        if key in SECRETS and value:
-            errors.append(f"{path}{key}: a secret does not belong in a config, which is stored; {SECRETS[key]}")
-        errors += _secrets(value, f"{path}{key}.")
-    return errors
 
 
 def _value(run: Run, key: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 
 from posttrain.config.parse import origin, parse
 from posttrain.config.schema import Origin
+from posttrain.console import complain
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
 
@@ -79,16 +79,13 @@ def report() -> None:
     if not rows and not unfinished:
         return
     known = len(rows) + len(unfinished)
-    print(f"sweep    {len(rows) - len(failed)} of {known} jobs finished: {current}", file=sys.stderr)
+    complain(f"sweep    {len(rows) - len(failed)} of {known} jobs finished: {current}")
     for row in failed:
-        print(f"failed   {row['command']}\n         {row['error']}", file=sys.stderr)
+        complain(f"failed   {row['command']}\n         {row['error']}")
     for command in unfinished:
-        print(f"stopped  {command}", file=sys.stderr)
+        complain(f"stopped  {command}")
     if unfinished:
-        print(
-            "The sweep's own command goes on: what is finished is used again, what was stopped continues",
-            file=sys.stderr,
-        )
+        complain("The sweep's own command goes on: what is finished is used again, what was stopped continues")
 
 
 def arguments(argv: list[str]) -> list[str]:

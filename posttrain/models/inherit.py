@@ -125,7 +125,7 @@ def check_tokenizer(run: Run, begin: Start, tokenizer: PreTrainedTokenizerBase) 
         return
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(begin.parent.tokenizer)
+    theirs = AutoTokenizer.from_pretrained(begin.parent.tokenizer, trust_remote_code=run.model.trust_remote_code)
     for key in ("chat_template", "eos_token", "pad_token"):
         if getattr(tokenizer, key) != getattr(theirs, key):
             raise PosttrainError(

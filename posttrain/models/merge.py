@@ -93,7 +93,7 @@ def _merge(source: Source, half: Path, dtype: str | None, prompts: list[Any], in
     """One model in memory at a time: first the reference's outputs, then the merged model's, read back from disk."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
     reference = load(source)
     dtype = dtype or str(reference.dtype).removeprefix("torch.")
     ruler = Ruler(reference, tokenizer, prompts, source.scores)

@@ -17,7 +17,11 @@ def tokenizer(origin: Source) -> Any:
     """The tokenizer of the weights, with a token to pad with."""
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(origin.tokenizer, revision=None if origin.run else origin.revision)
+    found = AutoTokenizer.from_pretrained(
+        origin.tokenizer,
+        revision=None if origin.run else origin.revision,
+        trust_remote_code=origin.options.get("trust_remote_code", False),
+    )
     if found.pad_token_id is None:
         found.pad_token = found.eos_token
     return found
@@ -78,7 +82,13 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
     from posttrain.models.adapter import quantization_config
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kwargs: dict[str, Any] = {**origin.options, "dtype": dtype or origin.dtype, "revision": origin.revision}
+    # Not given, Transformers asks on a terminal whether to run a model's own code.
+    kwargs: dict[str, Any] = {
+        "trust_remote_code": False,
+        **origin.options,
+        "dtype": dtype or origin.dtype,
+        "revision": origin.revision,
+    }
     kwargs["use_safetensors"] = True
     if origin.quantization:
         kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))

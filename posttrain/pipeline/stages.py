@@ -16,7 +16,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain.pipeline.gates import Gate
-from posttrain.pipeline.overrides import flatten
+from posttrain.pipeline.overrides import flatten, groups
 
 # The keys of a stage that are the pipeline's; all others are settings of the stage's run.
 OWN = ("recipe", "from", "gate", "launch", "each")
@@ -119,6 +119,13 @@ def _name(name: str, found: Iterable[str], groups: Iterable[str]) -> list[str]:
 def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any], errors: list[str]) -> Stage:
     own = {key: value for layer in (common, entry) for key, value in layer.items() if key in OWN}
     settings = flatten(*({k: v for k, v in layer.items() if k not in OWN} for layer in (common, entry)))
+    for key in flatten({k: v for k, v in common.items() if k not in OWN}):
+        group = key.partition(".")[0]
+        if "." in key and isinstance(choice := entry.get(group), str) and group in groups():
+            errors.append(
+                f"common.{key}: {path}.{group}={choice} begins that group anew and would drop it; set {path}.{key}, or "
+                f"choose {group} in common"
+            )
     if settings.get("job") == "pipeline":
         errors.append(f"{path}.job=pipeline: a stage is one run; write its stages here")
     parents = own.get("from") or {}

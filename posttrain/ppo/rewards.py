@@ -156,7 +156,7 @@ def adapter_tokenizer(folder: str | Path, default: PreTrainedTokenizerBase) -> P
     """The tokenizer saved beside a reward adapter, with its pad token and chat template; else the policy's."""
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return default
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     if tokenizer.get_vocab() != default.get_vocab():
         raise ValueError(
             f"reward_adapter={str(folder)!r} was trained with another vocabulary than the policy's: use one tokenizer "

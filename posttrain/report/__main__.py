@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain.console import tell
+from posttrain.console import complain, tell
 from posttrain.errors import PosttrainError
 from posttrain.report import tables
 from posttrain.report.compare import compare
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report(args)
     except PosttrainError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     return 0
 

@@ -11,6 +11,8 @@ from typing import Any
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory, model_folder
 
+PICKLES = ("adapter_model*.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -60,6 +62,7 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
     whose base is not there any more.
     """
     folder = Path(os.path.expanduser(path))
+    _no_pickle(folder, f"{key}={path}")
     if (folder / "run.json").is_file():
         return _of_run(RunDirectory(folder.absolute()), path, key)
     if (folder / "adapter_config.json").is_file():
@@ -71,6 +74,17 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
         raise PosttrainError(f"{key}={path}: no such folder")
     where = _locate(path, key)
     return Source(path, where, where, revision)
+
+
+def _no_pickle(folder: Path, start: str) -> None:
+    """Raise `PosttrainError` for a local folder, or the `model/` of a run, whose weights are pickles alone."""
+    for place in (folder, folder / "model"):
+        pickles = sorted(p.name for pattern in PICKLES for p in place.glob(pattern))
+        if pickles and not any(place.glob("*.safetensors")):
+            raise PosttrainError(
+                f"{start}: {pickles[0]} is a pickle, which can run code when it is opened, and is not read; where you "
+                "trust it, load it elsewhere and save it with save_pretrained, which writes safetensors"
+            )
 
 
 def _locate(path: str, key: str) -> str:

@@ -68,11 +68,11 @@ def _local(model: str) -> Embed:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        encoder: Any = AutoModel.from_pretrained(model, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        encoder: Any = AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise PosttrainError(f"embeddings={model}: cannot be loaded: {str(error).splitlines()[0]}") from error
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"  # so that no position moves

@@ -31,6 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from posttrain.console import printable
 from posttrain.errors import PosttrainError
 
 ISOLATION = Path(__file__).with_name("isolation.py")
@@ -118,7 +119,7 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
         return Outcome(None, error, output, ())
     try:
         told = json.loads(answer)
-        error = None if told.get("error") is None else _printable(str(told["error"]))
+        error = None if told.get("error") is None else printable(str(told["error"]))
         return Outcome(told.get("value"), error, output, tuple(told.get("isolation", ())))
     except (ValueError, AttributeError, TypeError, RecursionError):  # the code has written to the channel itself
         return Outcome(None, "the code tampered with its result", output, ())
@@ -278,12 +279,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _died(status: int, output: str) -> str:
     """A process that answered nothing."""
     last = output.strip().splitlines()[-1:] or [""]
-    return f"the process ended without a result (status {status}){': ' + _printable(last[0][:500]) if last[0] else ''}"
-
-
-def _printable(text: str) -> str:
-    """Without what would steer a terminal, or could not be written to one."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return f"the process ended without a result (status {status}){': ' + printable(last[0][:500]) if last[0] else ''}"
 
 
 @cache

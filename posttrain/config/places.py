@@ -1,0 +1,103 @@
+"""Names, places and secrets of a config: all that a run writes stays inside `output_dir`, and no secret is in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.schema import Run
+
+# One component of a path, with room for what is appended to it.
+NAME = re.compile(r"[^\W_][\w.+-]*")
+LONGEST = 150  # bytes; file systems allow 255
+
+# Keys that hold secrets, by likeness: a part of the name.
+SECRET = re.compile(
+    r"api_?key|secret|passw(or)?d|passphrase|credential|private_?key|access_?key|bearer|authorization", re.IGNORECASE
+)
+# `hf_token` is one; what tokenizers call tokens is not.
+TOKEN = re.compile(r"(?:^|.*[_-])token", re.IGNORECASE)
+NOT_SECRET = re.compile(
+    r"(?:add_|use_)?(?:eos|bos|pad|unk|sep|cls|mask|stop|start|end|eot|eom|eod|image|audio|video|special|sentence|word"
+    r"|assistant|user|system|decoder_start|forced_\w+|response|instruction|think|tool\w*|new|first|last|next)_token",
+    re.IGNORECASE,
+)
+# Values that are secrets whatever their key: keys of the hub, OpenAI, GitHub, GitLab, AWS, Slack; a password in a URL.
+VALUE = re.compile(
+    r"(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
+    r"|\w+://[^/\s:@]+:[^/\s@]+@\S+"
+)
+MENDS = {"token": "run `hf auth login`, or set HF_TOKEN in the environment"}
+ENVIRONMENT = "put it into the environment"
+
+
+def check(run: Run) -> list[str]:
+    """Names that would leave `output_dir` or make no file name, and an `output_dir` that cannot be one."""
+    errors = []
+    if run.name is not None and (wrong := wrong_name(run.name)):
+        errors.append(f"name={_shown(run.name)}: {wrong}")
+    for path, entries in (*run.rewards.items(), ("data.mix", run.data.mix)):
+        errors += [f"{path}.{_shown(name)}: {wrong}" for name in entries if (wrong := wrong_name(str(name)))]
+    return errors + (
+        [f"output_dir={_shown(run.output_dir)}: {wrong}"] if (wrong := _wrong_folder(run.output_dir)) else []
+    )
+
+
+def wrong_name(name: str) -> str | None:
+    """What is wrong with a name that becomes a part of a path."""
+    if not NAME.fullmatch(name):
+        return "expected letters, digits, _, -, + and dots, with a letter or digit first"
+    if len(name.encode()) > LONGEST:
+        return f"longer than {LONGEST} bytes, which leaves no room in a file's name"
+    return None
+
+
+def _wrong_folder(path: str) -> str | None:
+    if not path or not path.isprintable():
+        return "expected the path of a folder"
+    place = Path(path).absolute()
+    try:
+        there = next(p for p in (place, *place.parents) if p.exists())
+    except OSError as error:
+        return error.strerror or "no such place"
+    if not there.is_dir():
+        return f"{there} is a file, and runs need a folder"
+    if not os.access(there, os.W_OK):
+        return f"{there} cannot be written to; choose another folder"
+    return None
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() and len(text) < 80 else repr(text[:80])
+
+
+def secrets(settings: Any) -> list[str]:
+    """Keys and values that are secrets: the config is stored in the run directory and sent to the tracker."""
+    errors = []
+    for path, key, value in _leaves(settings, ""):
+        by_key = key == "use_auth_token" or (isinstance(value, str) and _names_secret(key, value))
+        if value and (by_key or (isinstance(value, str) and VALUE.search(value))):
+            mend = MENDS["token"] if "token" in key.lower() or str(value).startswith("hf_") else ENVIRONMENT
+            errors.append(f"{path}: a secret does not belong in a config, which is stored; {mend}")
+    return errors
+
+
+def _names_secret(key: str, value: str) -> bool:
+    if SECRET.search(key):
+        return not key.lower().endswith(("_env", "_file", "_path"))
+    # Special tokens look like <this> or [this]; a secret does not.
+    return bool(TOKEN.fullmatch(key) and not NOT_SECRET.fullmatch(key) and not re.fullmatch(r"[<\[].*[>\]]", value))
+
+
+def _leaves(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else str(name), str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, path, key)
+    else:
+        yield path, key, value
