@@ -121,7 +121,7 @@ def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any
     settings = flatten(*({k: v for k, v in layer.items() if k not in OWN} for layer in (common, entry)))
     for key in flatten({k: v for k, v in common.items() if k not in OWN}):
         group = key.partition(".")[0]
-        if "." in key and isinstance(choice := entry.get(group), str) and group in groups():
+        if "." in key and isinstance(choice := entry.get(group), str) and choice != "none" and group in groups():
             errors.append(
                 f"common.{key}: {path}.{group}={choice} begins that group anew and would drop it; set {path}.{key}, or "
                 f"choose {group} in common"

@@ -97,7 +97,7 @@ def _libraries(run: Any) -> None:
     own = {**run.trainer.args, **CPU, "eval_strategy": run.trainer.args.get("eval_strategy", "epoch")}
     try:
         rehearsal.rehearse(run.trainer.kind, own)
-        from posttrain.data.embedded.wheels import locate
+        from posttrain.runs.lineage import locate
 
         if run.job == "train":
             architecture.architecture(run, locate(run.model.path), None)
