@@ -57,8 +57,8 @@ def check(run: Run) -> None:
     if run.job == "pipeline":
         from posttrain.pipeline import plan
 
-        if wrong := places.check(run) + places.secrets(asdict(run)):
-            raise PosttrainError("\n".join(wrong))
+        if found := places.check(run) + places.secrets(asdict(run)):
+            raise PosttrainError("\n".join(found))
         plan.check(run, check)
         return
     kind = trainers.of(run.trainer.kind)
