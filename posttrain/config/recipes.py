@@ -93,9 +93,7 @@ def main(argv: list[str]) -> int:
 
         near = difflib.get_close_matches(args.name, known, n=3)
         mend = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
-        from posttrain.console import complain
-
-        complain(f"NAME={args.name}: no such recipe; {mend}")
+        print(f"NAME={args.name}: no such recipe; {mend}", file=sys.stderr)
         return 1
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -105,9 +103,7 @@ def main(argv: list[str]) -> int:
     try:
         config = composed([f"+recipe={args.name}", *args.overrides])
     except HydraException as error:
-        from posttrain.console import complain
-
-        complain(error)
+        print(error, file=sys.stderr)
         return 1
     plain: Any = OmegaConf.to_container(config, resolve=False)
     print(f"# {known[args.name]}")

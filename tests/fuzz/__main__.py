@@ -21,8 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import options, ranges
-from posttrain.config.trainers import KINDS
+from posttrain.config import options, ranges, trainers
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from tests.helpers.runs import ENVIRONMENT, compose, write_pairs
@@ -32,6 +31,7 @@ ODD: tuple[Any, ...] = (
     *("", " ", "auto", "none", "all", "../x", "/dev/null", "a\nb", "no such", "é\x1b[2J", "x" * 300, "1e-4", "nan"),
     *([], [1], [-1, 2.5], ["a"], [[]], {}, {"a": 1}, {"a": {"b": math.nan}}),
 )
+KINDS = {name: trainers.of(name) for name in ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")}
 CPU = {"use_cpu": True, "bf16": False, "fp16": False}
 
 
