@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any

@@ -134,7 +134,7 @@ def rows(random_: random.Random) -> list[Any]:
 def one_file(random_: random.Random, folder: Path) -> str:
     """Write one file of data, damaged or not, and load it as the job would."""
     from posttrain.config.schema import DataConfig
-    from posttrain.data import load
+    from posttrain.data.loading import load
 
     made, ending = rows(random_), random_.choice(("jsonl", "json", "csv"))
     text = "\n".join(json.dumps(row) for row in made) if ending != "json" else json.dumps(made)
