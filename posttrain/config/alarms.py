@@ -80,6 +80,13 @@ class OverOptimisationAlarm(Action):
 
 
 @dataclass
+class SamplingAlarm(Action):
+    """How far the log-probabilities of what samples are from those of what is trained, mean per token, in nats."""
+
+    above: float = 0.1
+
+
+@dataclass
 class AlarmsConfig:
     """Alarms by name; `action` is off, warn, alert (W&B sends a message too) or stop (with a checkpoint)."""
 
@@ -90,6 +97,7 @@ class AlarmsConfig:
     collapse: CollapseAlarm = field(default_factory=CollapseAlarm)
     length: LengthAlarm = field(default_factory=LengthAlarm)
     over_optimisation: OverOptimisationAlarm = field(default_factory=OverOptimisationAlarm)
+    sampling: SamplingAlarm = field(default_factory=SamplingAlarm)
 
 
 NAMES = tuple(f.name for f in fields(AlarmsConfig))

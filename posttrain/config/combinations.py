@@ -183,11 +183,8 @@ def _losses(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
 def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     errors = []
     if args.get("sync_ref_model") is True:
-        if peft.method != "none":
-            errors.append(
-                "sync_ref_model=true: TRL synchronizes a reference model, and with an adapter the reference is the "
-                "base without it; leave it out, or choose peft=none"
-            )
+        if peft.method != "none" and kind.is_a("PPOTrainer"):
+            errors.append("sync_ref_model=true: PPO's reference stays where it starts; leave it out")
         if args.get("precompute_ref_log_probs") is True:
             errors.append("sync_ref_model=true: precompute_ref_log_probs=true keeps the first reference; leave one out")
         if kind.rewarded and kind.has("beta") and not args.number("beta", kind.default("beta")):

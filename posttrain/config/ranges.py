@@ -126,6 +126,7 @@ SCHEMA: dict[str, str] = {
     "alarms.length.above": "(0, 1)",
     "alarms.length.growth": "(1, inf)",
     "alarms.over_optimisation.above": ABOVE_0,
+    "alarms.sampling.above": ABOVE_0,
     "reward.*.weight": "(-inf, inf)",
     "data.mix.*.weight": ABOVE_0,
 }

@@ -170,6 +170,20 @@ class AlarmDetector:
             "take a reward that does not grow with length, or add one that asks for brevity"
         )
 
+    def _sampling(self, row: dict[str, Any]) -> Finding:
+        # Logged where another engine samples (vLLM), with its own weights, precision and kernels.
+        if (value := row.get("sampling/sampling_logp_difference/mean")) is None:
+            return None
+        most = self.config.sampling.above
+        if math.isfinite(value) and value <= most:
+            return value, None
+        return value, (
+            "completions come from another distribution than is trained: their log-probabilities differ by "
+            f"{value:.3g} nats per token (alarms.sampling.above={most:g}); keep "
+            "trainer.args.vllm_importance_sampling_correction=true, sample in the precision that is trained in, or "
+            "look whether the engine gets the new weights"
+        )
+
     def _over_optimisation(self, row: dict[str, Any]) -> Finding:
         drops = {k.removeprefix("probe/gold_drop/"): row[k] for k in row if k.startswith("probe/gold_drop/")}
         if not drops:

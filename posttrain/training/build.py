@@ -75,6 +75,9 @@ def build(kind: str, parts: Parts) -> Trainer:
         names = [parts.reward_adapter[0], *names]
     if chosen.rewarded and chosen.has("reward_weights"):
         args.setdefault("reward_weights", parts.reward_weights)
+    moving = bool(parts.lora is not None and args.get("sync_ref_model"))
+    if moving:
+        args["sync_ref_model"] = False  # TRL refuses it with an adapter
     loaded = _is_loaded_here(chosen, parts)
     init_kwargs = args.pop("model_init_kwargs") if loaded else {}
     args = options.as_typed(chosen.config, args)
@@ -123,8 +126,13 @@ def build(kind: str, parts: Parts) -> Trainer:
         inherit.put_adapter(trainer.model, parts.adapter)
     if parts.share_prompts and kind in shared_prompts.KINDS and (reason := shared_prompts.share(trainer)):
         tell(f"prompts  computed for each answer: {reason}")
-    if kind == "dpo":
+    if kind == "dpo" and not moving:
         know_reference(trainer)
+    if moving:
+        from posttrain.training.moving_reference import MovingReference
+
+        alpha, steps = trainer.args.ref_model_mixup_alpha, trainer.args.ref_model_sync_steps
+        trainer.add_callback(MovingReference(trainer.accelerator.unwrap_model(trainer.model), alpha, steps))
     for function in parts.rewards.values():
         # A reward model without weights of its own scores on the policy's base.
         if getattr(function, "model", ...) is None and (share := getattr(function, "share", None)):

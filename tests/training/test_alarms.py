@@ -14,8 +14,8 @@ from posttrain.jobs import preflight
 from posttrain.runs.directory import RunDirectory
 from posttrain.training import alarms
 from posttrain.training.alarms import AlarmDetector
+from posttrain.training.wandb_file import records
 from tests.helpers.runs import SMALL, compose, rows, weights
-from tests.training.test_tracking import log_records
 
 START = {"step": 0, "probe/length": 10.0, "probe/entropy": 2.0, "probe/distinct_2": 0.8, "probe/reward": 0.1}
 NORMS = [{"step": i, "grad_norm": 1.0 + i % 3} for i in range(12)]
@@ -37,6 +37,11 @@ def gold(step, reward, drop, stderr):
 
 
 CASES = {
+    "sampling": (
+        [{"step": 4, "sampling/sampling_logp_difference/mean": 0.3}],
+        [{"step": 4, "sampling/sampling_logp_difference/mean": 0.02}, {"step": 5, "loss": 1.0}],
+        {},
+    ),
     "non_finite": ([{"step": 4, "loss": math.nan}], [{"step": 4, "loss": 9e9}], {}),
     "non_finite, reward": ([{"step": 4, "loss": 0, "reward": math.inf}], [{"step": 4, "loss": 0, "reward": -1e9}], {}),
     "gradient, exploding": ([*NORMS, {"step": 4, "grad_norm": 300.0}], [*NORMS, {"step": 4, "grad_norm": 150.0}], {}),
@@ -230,13 +235,9 @@ def test_a_kl_budget_stops_with_a_checkpoint_and_the_command_does_not_go_past_it
 
 
 def alerts(run):
-    from wandb.proto import wandb_internal_pb2
-
     found = []
     for file in (run.path / "wandb").glob("offline-run-*/*.wandb"):
-        for data in log_records(file):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for record in records(file):
             if record.WhichOneof("record_type") == "alert":
                 found.append(record.alert.title)
     return found

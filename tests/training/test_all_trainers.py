@@ -174,6 +174,35 @@ def test_a_class_of_the_users_own_needs_no_entry(folder, monkeypatch):
         preflight.check(run)
 
 
+def test_a_reference_that_follows_at_once_leaves_nothing_to_prefer(monkeypatch):
+    """With alpha 1 at every step the policy is its own reference, so DPO's loss stays log 2, and a run continues so."""
+    sync = ["trainer.args.sync_ref_model=true", "trainer.args.ref_model_mixup_alpha=1.0"]
+    run, origin = compose(*command("dpo", "name=follows", *sync, "trainer.args.ref_model_sync_steps=1"))
+    preflight.check(run)
+    job(run, origin)
+    logged = rows(RunDirectory.of(run, origin).metrics)
+    assert [row["loss"] for row in logged if "loss" in row] == pytest.approx([math.log(2)] * STEPS, rel=1e-5)
+
+    slow = command("dpo", *sync[:1], "trainer.args.ref_model_mixup_alpha=0.5", "trainer.args.ref_model_sync_steps=2")
+    whole = job_of(*slow, "name=slow")
+    assert min(row["eval_loss"] for row in rows(whole.metrics) if "eval_loss" in row) < math.log(2)
+    run, origin = compose(*slow, "name=slow-parts")
+    with monkeypatch.context() as patch:
+        stopped_at(3, patch)
+        with pytest.raises(SystemExit):
+            job(run, origin)
+    job(run, origin)
+    first, second = weights(whole.model), weights(RunDirectory.of(run, origin).model)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not (whole.model / "ref").exists()
+
+
+def job_of(*words):
+    run, origin = compose(*words)
+    job(run, origin)
+    return RunDirectory.of(run, origin)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -188,3 +217,97 @@ def test_a_trainer_that_is_not_there_gets_one_message(name, said):
     with pytest.raises(PosttrainError, match=said) as error:
         preflight.check(run)
     assert len(str(error.value).splitlines()) == 1
+
+
+TOOL = '''
+def add(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Args:
+        a: The first number.
+        b: The second number.
+    """
+    return a + b
+
+
+from transformers import TrainerCallback
+
+
+class Counts(TrainerCallback):
+    steps = 0
+
+    def __init__(self, every: int = 1):
+        self.every = every
+
+    def on_step_end(self, args, state, control, **kwargs):
+        Counts.steps += self.every
+
+
+class Sees(TrainerCallback):
+    seen = None
+
+    def __init__(self, trainer):
+        Sees.seen = type(trainer).__name__
+'''
+
+
+def test_tools_and_callbacks_are_the_users_own_code(folder, monkeypatch):
+    import trl
+
+    from posttrain.training import build
+
+    (folder / "own_code.py").write_text(TOOL)
+    monkeypatch.syspath_prepend(str(folder))
+    template = Path(trl.__file__).parent / "chat_templates/qwen3.jinja"
+    words = ["trainer.tools=[own_code.add]", f"model.chat_template={template}", "trainer.args.max_steps=1"]
+    words += ["trainer.callbacks=[{own_code.Counts: {every: 5}}, own_code.Sees]", "trainer.args.num_generations=4"]
+    run, origin = compose(*command("grpo", "name=tools", *words, "trainer.args.eval_strategy=no"))
+    preflight.check(run)
+    made, original = {}, build.build
+    monkeypatch.setattr(build, "build", lambda kind, parts: made.setdefault("trainer", original(kind, parts)))
+    job(run, origin)
+    import own_code
+
+    assert made["trainer"].tools == [own_code.add]
+    assert (own_code.Counts.steps, own_code.Sees.seen) == (5, "GRPOTrainer")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("dpo", ["trainer.tools=[os.getcwd]"], "trainer.tools: dpo takes none; choose trainer=.*grpo"),
+        ("grpo", ["trainer.tools=[os.getcwdd]"], "trainer.tools=os.getcwdd: .*getcwdd"),
+        ("grpo", ["trainer.environment=nowhere.Env"], "trainer.environment=nowhere.Env: No module"),
+        ("sft", ["trainer.callbacks=[trl.Nothing]"], "trainer.callbacks=trl.Nothing: no such class"),
+        (
+            "sft",
+            ["trainer.callbacks=[{trl.BEMACallback: {updates: 2}}]"],
+            "trainer.callbacks.trl.BEMACallback.updates: takes update_freq",
+        ),
+        ("distillation", ["trainer.teacher.model=null"], "trainer.teacher.model: distillation learns from a teacher"),
+        ("dpo", ["trainer.teacher.model=embedded:tiny"], "dpo has no teacher; choose trainer=.*distillation"),
+    ],
+)
+def test_what_is_wrong_with_code_and_teachers_is_said_before_anything_loads(name, words, said):
+    run, _ = compose(*command(name, *words))
+    with pytest.raises(PosttrainError, match=said):
+        preflight.check(run)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_before_its_weights_load(tmp_path):
+    from transformers import AutoTokenizer
+
+    from posttrain.jobs import train_plan
+    from posttrain.runs import lineage
+
+    place = tmp_path / "other"
+    tiny = Path(lineage.locate("embedded:tiny"))
+    place.mkdir()
+    for file in tiny.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.add_tokens(["<another>"])
+    tokenizer.save_pretrained(place)
+    run, _ = compose(*command("distillation", f"trainer.teacher.model={place}"))
+    with pytest.raises(PosttrainError, match=r"its tokens are not those of model\.path=embedded:tiny"):
+        train_plan.prepare(run, tmp_path)
