@@ -35,7 +35,7 @@ TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected",
 TOKENS = {
     *("input_ids", "attention_mask", "labels", "completion_mask", "assistant_masks", "token_type_ids", "position_ids"),
     *("seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids"),
-    *("chosen_input_ids", "rejected_input_ids", "ref_chosen_logps", "ref_rejected_logps", "ref_logps", "margin"),
+    *("chosen_input_ids", "rejected_input_ids", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"),
 }
 # What a text model cannot read.
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")

@@ -153,6 +153,8 @@ def said(value: Any, field: str, empty: bool = False) -> Said:
         if found and found[1] == "'":
             raise Misfit(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
         value = parsed(value, field)
+    if isinstance(value, Mapping) and ("content" in value or "value" in value):
+        return [message(value, field)]
     if not isinstance(value, list):
         raise Misfit(field, f"expected text or a list of messages, got {shortened(value)}")
     return conversation(value, field)

@@ -117,9 +117,9 @@ def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
 
     Raises `PosttrainError` where the rest of the file cannot be read either.
     """
-    readers = {".csv": _csv, ".json": _json, ".jsonl": _json_lines}
     try:
-        for line, row in readers[kind(file) or ".jsonl"](file, columns):
+        check_content(file)
+        for line, row in (_csv if kind(file) == ".csv" else _json)(file, columns):
             yield Place(str(file), "line", line), row
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise PosttrainError(f"{file}: cannot be read: {error}") from error
@@ -148,11 +148,6 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
 Found = Iterator[tuple[int, "dict[str, Any] | Misfit"]]
 
 
-def _json_lines(file: Path, columns: dict[str, str]) -> Found:
-    with _opened(file) as stream:
-        yield from _objects(stream)
-
-
 def _objects(stream: Any) -> Found:
     for number, raw in enumerate(stream, 1):
         if raw.strip():
@@ -162,38 +157,116 @@ def _objects(stream: Any) -> Found:
                 yield number, misfit
 
 
+# A file that is one object, whose only value are the rows: {"data": [{...}, ...]}.
+_WRAPPER = re.compile(rb'\s*\{\s*"(data|rows|examples|instances|train)"\s*:\s*\[\s*\{')
+_ARRAY = re.compile(rb"\s*\[\s*[\{\]]")
+
+
 def _json(file: Path, columns: dict[str, str]) -> Found:
-    """An array of objects; a file that is none holds one object per line."""
+    """An array of objects, alone or as the value of an object; any other file holds one object per line.
+
+    Raises `PosttrainError` where the array itself is broken: where its next row begins is unknown then.
+    """
     with _opened(file) as stream:
-        if not stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            yield from _json_lines(file, columns)
-            return
+        start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
+        wrapped = _WRAPPER.match(start)
+        lines = not (wrapped or _ARRAY.match(start))
+    if lines:
+        with _opened(file) as stream:
+            yield from _objects(stream)
+        return
     with _opened(file) as stream:
         try:
             text = _text(stream.read())
         except Misfit as misfit:
-            yield 1, misfit
-            return
-    position, line = text.index("[") + 1, 1
-    seen = 0
-    while (position := _skip(text, position)) < len(text) and text[position] != "]":
+            raise PosttrainError(f"{file}: {misfit.reason}") from None
+    position = text.index("[") + 1
+    line, seen = text.count("\n", 0, position) + 1, position
+
+    def broken(reason: str, at: int) -> PosttrainError:
+        return PosttrainError(f"{file}, line {line + text.count(chr(10), seen, at)}: is not JSON: {reason}")
+
+    position = _space(text, position)
+    while position < len(text) and text[position] != "]":
         line, seen = line + text.count("\n", seen, position), position
         try:
-            value, position = _decode(text, position)
-            _check_characters(value, text[seen:position])
-            yield line, _dict(value, text[seen:position])
-        except Misfit as misfit:
-            yield line, misfit
-            if position == seen:
-                return  # not JSON: where the next row begins is unknown
+            value, position = _value(text, position)
+        except json.JSONDecodeError as error:
+            raise broken(f"{_STARTS.sub('', error.msg)} at column {error.colno}", error.pos) from None
+        if isinstance(value, Misfit):
+            yield line, value
+        else:
+            try:
+                _check_characters(value, text[seen:position])
+                yield line, _dict(value, text[seen:position])
+            except Misfit as misfit:
+                yield line, misfit
+        position = _space(text, position)
+        if position < len(text) and text[position] == ",":
+            position = _space(text, position + 1)
+            if text[position : position + 1] in ("]", ","):
+                raise broken("a comma with no row after it", position)
+        elif position < len(text) and text[position] != "]":
+            raise broken("expected a comma between rows", position)
     if position >= len(text):
-        yield line + text.count("\n", seen), Misfit("", "the array does not end; the file is cut short")
+        raise broken("the array does not end; the file is cut short", position)
+    rest = text[position + 1 :].strip()
+    if wrapped:
+        rest = rest.removeprefix("}").strip() if rest.startswith("}") else rest or "no }"
+    if rest:
+        raise broken(f"more after the array: {rest!r:.40}", position)
 
 
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n,":
+def _space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
+
+
+def _value(text: str, position: int) -> tuple[Any, int]:
+    """The value at `position` and its end; a `Misfit` where it is JSON that could not be kept."""
+    try:
+        return DECODER.raw_decode(text, position)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        try:
+            end = json.JSONDecoder().raw_decode(text, position)[1]
+        except RecursionError:
+            raise json.JSONDecodeError("nested too deeply", text[: position + 80], position) from None
+        return Misfit("", reason), end
+
+
+# How files of other kinds begin.
+_MAGIC = {
+    b"PAR1": "a Parquet file; call it .parquet",
+    b"\x1f\x8b": "compressed by gzip; add .gz to its name",
+    b"BZh": "compressed by bzip2; add .bz2 to its name",
+    b"\xfd7zXZ": "compressed by xz; add .xz to its name",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; add .zst to its name",
+    b"PK\x03\x04": "a zip or Excel file; unpack it, or save it as CSV",
+    b"ARROW1": "an Arrow file; save it as Parquet",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
+
+
+def check_content(file: Path) -> None:
+    """Raise `PosttrainError` for a file that is not what the ending of its name says."""
+    named = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
+    with file.open("rb") as stream:
+        start = stream.read(64)
+    if kind(file) == ".parquet":
+        if start and not start.startswith(b"PAR1"):
+            raise PosttrainError(f"{file}: cannot be read: it is not a Parquet file, whatever its name says")
+        return
+    if file.suffix not in named:
+        for magic, what in _MAGIC.items():
+            if start.startswith(magic):
+                raise PosttrainError(f"{file}: cannot be read: it is {what}")
+        if kind(file) == ".csv" and re.match(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"\w+"\s*:', start):
+            raise PosttrainError(f"{file}: cannot be read: it is JSON; call it .jsonl or .json")
 
 
 def _text(raw: bytes) -> str:
@@ -263,7 +336,16 @@ def _constant(name: str) -> None:
     raise ValueError(f"is not JSON: {name} is no number there; write null")
 
 
-DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=_constant)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"has the key {twice!r:.40} twice")
+    return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer, parse_float=_number, parse_constant=_constant)
 
 
 def _csv(file: Path, columns: dict[str, str]) -> Found:
@@ -289,7 +371,7 @@ def _lines(file: Path) -> Iterator[IO[str]]:
 
 
 def _records(lines: IO[str], file: Path) -> Found:
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, strict=True)
     header: list[str] = []
     while True:
         begin = reader.line_num + 1
@@ -298,6 +380,10 @@ def _records(lines: IO[str], file: Path) -> Found:
         except StopIteration:
             return
         except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise PosttrainError(
+                    f"{file}, line {begin}: a quote is not closed, so the rows after it cannot be told from one another"
+                ) from None
             yield begin, Misfit("", f"is not CSV: {error}")
             continue
         if not header:

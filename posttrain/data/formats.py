@@ -106,10 +106,16 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False) -> Example:
     names = [name for name in needed if name not in ("prompt", "label")]
     answers: dict[str, Any] = {name: c.said(row.get(name), name) for name in names}
     label = _label(row.get("label")) if "label" in needed else None
+    if prompt is None and isinstance(row.get("messages"), list) and _begin_with_answers(answers):
+        prompt, used = c.conversation(row["messages"], "messages"), (*used, "messages")  # as axolotl has pairs
     asked, answers = c.ask(prompt, answers, repeated)
     if isinstance(row.get("system"), str) and isinstance(asked, list) and asked[0].role != "system":
         asked, used = c.system_turn(row["system"]) + asked, (*used, "system")
     return Example(prompt=asked, label=label, used=(*given, *used), **answers, **shared)
+
+
+def _begin_with_answers(answers: dict[str, Any]) -> bool:
+    return all(isinstance(said, list) and said[0].role == "assistant" for said in answers.values())
 
 
 def _unmarked(prompt: Said | None) -> Said | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import SCORES
+from posttrain.data.columns import SCORES, TRL_COLUMNS
 from posttrain.data.formats import ABOUT, PAIRS
 from posttrain.data.reading import Template, shown
 from posttrain.data.split import SPLIT_SEED, Divided
@@ -61,6 +62,10 @@ class Data:
         """The files that name the rows which were left out."""
         return [one.path for one in self.skipped if one.count]
 
+    @property
+    def _skipped(self) -> int:
+        return sum(part["skipped"] for part in self.source["parts"].values())
+
     def lines(self, kept: bool = True) -> dict[str, str]:
         """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out.
 
@@ -75,7 +80,13 @@ class Data:
             weights = [1.0 if weight is None else weight for weight in self.first["weight"]]
             least, most = min(weights), max(weights)
             found["pairs"] = f"weighted by their column weight, {least:.3g} to {most:.3g} in the first rows"
-        if count := sum(part["skipped"] for part in parts.values()):
+        taken = [f"{_named(name)}{part['read']} read" for name, part in parts.items() if part["read"] is not None]
+        if taken:
+            found["rows"] = f"{', '.join(taken)}, {self._skipped} skipped, {self.source['held_out_rows']} held out, "
+            found["rows"] += f"{self.rows} trained on"
+        if unused := [f"{_named(name)}{', '.join(part['unused'])}" for name, part in parts.items() if part["unused"]]:
+            found["unused"] = f"columns {'; '.join(unused)}"
+        if count := self._skipped:
             where = ", kept in skipped.jsonl with the reasons" if kept else ""
             found["skipped"] = f"{count} rows that do not fit{where}"
         return found
@@ -142,6 +153,28 @@ def _each(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) 
                 )
             ) from error
     return made
+
+
+def check_learnable(kind: str, data: Data) -> None:
+    """Raise `PosttrainError` for rows of which each is right, and that teach nothing together."""
+    path, first = f"data.path={data.source['path']}", data.first
+    if trainers.of(kind).reads == "labels" and len(set(data.train["label"][:])) == 1:
+        label = str(data.train["label"][0]).lower()
+        raise PosttrainError(
+            f"{path}: all labels are {label}; kto learns from good and bad answers: add the others, or train with sft "
+            "on the good ones"
+        )
+    if {*PAIRS} <= {*first.column_names} and all(row["chosen"] == row["rejected"] for row in first):
+        raise PosttrainError(f"{path}: chosen and rejected are the same in every row, so nothing is learnt from them")
+    held_out = data.eval
+    if held_out is None or not len(held_out):
+        return
+    for name in sorted(TRL_COLUMNS & {*first.column_names}):
+        if name in held_out.column_names and isinstance(held_out[0][name], str) != isinstance(first[0][name], str):
+            raise PosttrainError(
+                f"{path}: {name} is text in one and a conversation in the other of training and held-out rows; "
+                "data.conversational=true makes both conversations"
+            )
 
 
 def _parts(config: DataConfig) -> dict[str, DataConfig]:

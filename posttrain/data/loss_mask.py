@@ -57,6 +57,10 @@ def labelled(
     `every_turn` learns other turns too, all but messages of weight 0. Raises `PosttrainError` where the template writes
     a message so that it cannot be told from the others.
     """
+    if has_marks(tokenizer, template) and not every_turn:
+        found = _by_marks(tokenizer, messages, tools, template, options)
+        if found is not None:
+            return found
     try:
         whole, spans = learnt(messages, renderer(tokenizer, tools, options, template))
     except Misfit as misfit:
@@ -71,6 +75,44 @@ def labelled(
     return {"input_ids": ids, "labels": [one if keep else -100 for one, keep in zip(ids, kept, strict=True)]}
 
 
+def has_marks(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:
+    """Whether the template itself says what the assistant generates."""
+    from trl.chat_template_utils import has_generation_markers
+
+    return bool(has_generation_markers(template or tokenizer.chat_template))
+
+
+def _by_marks(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Any, template: str | None, options: Any
+) -> dict[str, list[int]] | None:
+    """As TRL has it with `assistant_only_loss`; `None` where marks cannot be told apart by message."""
+    found: Any = tokenizer.apply_chat_template(
+        unweighted(messages),
+        tools=json.loads(tools) if isinstance(tools, str) else tools,
+        chat_template=template,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        **(options or {}),
+    )
+    ids, mask = list(found["input_ids"]), list(found["assistant_masks"])
+    starts = [n for n, one in enumerate(mask) if one and not (n and mask[n - 1])]
+    weights = [message.get("weight") for message in messages if message["role"] == "assistant"]
+    if 0 in weights:
+        if len(starts) != len(weights):
+            return None
+        for start, weight in zip(starts, weights, strict=True):
+            end = start
+            while weight == 0 and end < len(mask) and mask[end]:
+                mask[end], end = 0, end + 1
+    return {"input_ids": ids, "labels": [one if keep else -100 for one, keep in zip(ids, mask, strict=True)]}
+
+
+def unweighted(messages: Messages) -> Messages:
+    """Messages without the marks that say what is learnt, which no template knows."""
+    return [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
+
+
 def renderer(
     tokenizer: PreTrainedTokenizerBase,
     tools: Any = None,
@@ -83,11 +125,10 @@ def renderer(
     given = json.loads(tools) if isinstance(tools, str) else tools
 
     def render(turns: Messages, generation: bool) -> str:
-        plain = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
         try:
             return str(
                 tokenizer.apply_chat_template(
-                    plain,
+                    unweighted(turns),
                     tools=given or None,
                     add_generation_prompt=generation,
                     chat_template=template,

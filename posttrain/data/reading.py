@@ -289,7 +289,7 @@ def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
 
     Arrow gives every object all the keys that any has; those without a value are taken out again.
     """
-    rows = iter({**_bare(row), INDEX: index} for index, row in enumerate(dataset))
+    rows = iter({**_bare(row), INDEX: index} for index, row in enumerate(_readable(dataset, shown(path))))
     if not local:
         for number, row in enumerate(rows, 1):
             yield f.Place(shown(path), "row", number), row
@@ -300,6 +300,19 @@ def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
         count = pyarrow.parquet.ParquetFile(file).metadata.num_rows
         for number, row in enumerate(itertools.islice(rows, count), 1):
             yield f.Place(str(file), "row", number), row
+
+
+def _readable(dataset: Any, path: str) -> Iterator[dict[str, Any]]:
+    rows, count = iter(dataset), 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except UnicodeDecodeError as error:
+            raise PosttrainError(f"data.path={path}: row {count + 1}: holds text that is not UTF-8: {error}") from None
+        count += 1
+        yield row
 
 
 def _bare(row: dict[str, Any]) -> dict[str, Any]:
@@ -325,6 +338,15 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
         raise PosttrainError(f"{key}={shown(path)}: a list names files")
     try:
         if local:
+            import pyarrow.parquet
+
+            for file in local:
+                try:
+                    f.check_content(file)
+                except PosttrainError as error:
+                    raise PosttrainError(f"{key}={shown(path)}: {error}") from None
+            if not sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in local):
+                raise PosttrainError(f"{key}={shown(path)}: no rows")
             return datasets.load_dataset("parquet", data_files=[str(file) for file in local], split="train")
         if path.startswith("embedded:"):
             from posttrain.data.embedded import imdb, squad

@@ -47,7 +47,7 @@ class Rendering:
             whole = (
                 loss_mask.learnt(row["messages"], render)[0] if not self.every_turn else render(row["messages"], False)
             )
-            self._look(row, "messages", row["messages"], whole)
+            self._look(row, "messages", row["messages"], whole, render)
             return
         if "messages" in row:
             turns = list(row["messages"])
@@ -61,7 +61,7 @@ class Rendering:
         several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
         for name, said in [(name, row[name]) for name in ANSWERS if name in row] + several:
             whole = self._in(name, lambda said=said: render(row["prompt"] + said, False))
-            self._look(row, name, said, whole)
+            self._look(row, name, row["prompt"] + said, whole, render)
 
     def _in(self, field: str, render: Any) -> str:
         try:
@@ -69,23 +69,34 @@ class Rendering:
         except Misfit as misfit:
             raise Misfit(field, misfit.reason) from None
 
-    def _look(self, row: Mapping[str, Any], field: str, turns: list[dict[str, Any]], whole: str) -> None:
-        """What should be in the text, and is not."""
-        missing = False
+    def _look(
+        self, row: Mapping[str, Any], field: str, turns: loss_mask.Messages, whole: str, render: loss_mask.Render
+    ) -> None:
+        """What should be in the text, and is not: calls, tools, and reasoning that is to be learnt."""
+        missing, first = False, 0 if field == "messages" else len(row["prompt"])
         for number, turn in enumerate(turns):
-            for call in turn.get("tool_calls") or []:
-                if call["function"]["name"] not in whole:
-                    raise Misfit(
-                        f"{field}[{number}].tool_calls",
-                        "the chat template leaves calls of tools out; set model.chat_template=FILE.jinja with one that "
-                        "writes them, or take a model that knows tools",
-                    )
-            if turn["role"] == "assistant":
+            without = [*turns[:number], _mute(turn), *turns[number + 1 :]]
+            if turn.get("tool_calls") and self._same(whole, render, without):
+                where = f"{field}[{number - first}]" if number >= first else f"prompt[{number}]"
+                raise Misfit(
+                    f"{where}.tool_calls",
+                    "the chat template leaves calls of tools out; set model.chat_template=FILE.jinja with one that "
+                    "writes them, or take a model that knows tools",
+                )
+            if turn["role"] == "assistant" and number >= first:
                 given = turn.get(self.reasoning) or next(iter(_THOUGHT.findall(turn["content"])), "")
                 missing = missing or given.strip() not in whole
         self.without_thoughts += missing
-        if row.get("tools") and not any(name in whole for name in _names(row["tools"])):
-            self.without_tools += 1
+        if row.get("tools"):
+            bare = loss_mask.renderer(self.tokenizer, None, row.get("chat_template_kwargs"), self.template)
+            self.without_tools += self._same(whole, bare, turns)
+
+    @staticmethod
+    def _same(whole: str, render: loss_mask.Render, turns: loss_mask.Messages) -> bool:
+        try:
+            return render(turns, False) == whole
+        except Misfit:
+            return False
 
     def without_bos(self, text: str) -> str:
         """Text that was rendered before, without the BOS that the tokenizer adds anew."""
@@ -113,8 +124,8 @@ class Rendering:
         return found
 
 
-def _names(tools: str) -> list[str]:
-    return re.findall(r'"name": "([^"]+)"', tools)
+def _mute(turn: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in turn.items() if key != "tool_calls"}
 
 
 def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:

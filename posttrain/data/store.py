@@ -186,6 +186,9 @@ class Kinds:
         for name in ALIKE:
             if name in row and {self.found.get(name), _kind(row[name])} == {"text", "objects"}:
                 raise Misfit(name, "is of another kind than in the rows before: text and conversations do not mix")
+        rating = {self.found.get("rating", "null"), _kind(row.get("rating"))} - {"null"}
+        if len(rating) > 1 and "bool" in rating:
+            raise Misfit("rating", "is of another kind than in the rows before: thumbs and numbers do not mix")
 
     def features(self) -> Features:
         from datasets import Features, Json, List, Value

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from posttrain.config.schema import DoctorConfig, Run
-from posttrain.doctor import duplicates, language, lengths, noise, pairs, privacy, sequences, texts
+from posttrain.doctor import duplicates, language, lengths, noise, pairs, privacy, prompts, sequences, texts
 from posttrain.doctor.finding import SEVERITIES, Example, Finding, excerpt, finding, many, severity
 from posttrain.doctor.lengths import Tokenized
 from posttrain.doctor.patterns import kinds
@@ -60,8 +60,9 @@ def examine(
     tokenizer: PreTrainedTokenizerBase,
     data: Data,
     progress: Callable[[str], None] = lambda what: None,
+    notes: Mapping[str, str] | None = None,
 ) -> Report:
-    """Every check on rows as the trainer gets them."""
+    """Every check on rows as the trainer gets them; `notes` are what the plan says of the chat template."""
     train, held_out = data.train, data.eval
     settings, report = run.doctor, Report()
     progress("Reading the text")
@@ -71,8 +72,10 @@ def examine(
         progress("Tokenizing")
         tokenized = tokenize(run, tokenizer, data, own)
         report.findings += lengths.check(run, own, tokenized, tokenizer.eos_token_id)
+        report.findings.append(prompts.check_bos(tokenized, tokenizer.bos_token_id, own, settings))
         report.shown = show(run, tokenizer, own, tokenized)
     report.findings += [*_skipped(data, settings), pairs.check_empty(own, settings)]
+    report.findings += [prompts.check_repeated(own, settings), prompts.check_template(notes or {}, len(own))]
     if own.paired:
         report.findings += [pairs.check_identical(own, settings), pairs.check_contradictory(own, settings)]
     if own.labels is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,3 +17,4 @@ class Plan:
 
     tokenizer: PreTrainedTokenizerBase
     data: Data
+    notes: dict[str, str] = field(default_factory=dict)

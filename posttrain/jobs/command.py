@@ -20,7 +20,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from posttrain import extras
-from posttrain.config import composition, parse, recipes
+from posttrain.config import composition, own_data, parse, recipes
+from posttrain.console import tell
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight, sweep
 from posttrain.training.signals import Ending
@@ -29,6 +30,8 @@ from posttrain.training.signals import Ending
 def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, ...] | None:
     """One run: what Hydra calls, once, or once per job of a sweep; `errors` are those of the command line."""
     run, wrong = parse.read(cfg)
+    origin = parse.origin(HydraConfig.get())
+    dropped = own_data.drop(run.data, origin.overrides) if run is not None else {}
     found = [*errors, *wrong]
     try:
         if run is not None:
@@ -37,9 +40,12 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
         found += str(error).splitlines()
     if found or run is None:
         raise PosttrainError("\n".join(dict.fromkeys(found)))
+    if dropped:
+        said = ", ".join(f"{name}={value}" for name, value in dropped.items())
+        tell(f"data.path={run.data.path}: what belongs to the recipe's own data set is left out: {said}")
     # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
     start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
-    return start(run, parse.origin(HydraConfig.get()))
+    return start(run, origin)
 
 
 def run(argv: list[str]) -> int:

@@ -46,14 +46,16 @@ def prepare(run: Run) -> Plan:
     """Tokenizer and rows, found as training finds them; raises `PosttrainError` as it would."""
     from posttrain.data.loading import load
     from posttrain.data.rendering import Rendering
-    from posttrain.models import inherit, tokenizers
+    from posttrain.models import architecture, inherit, tokenizers
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
-    data = load(run.data, run.trainer.kind, Rendering(tokenizer, run.trainer.kind, run.trainer.args))
+    tokenizers.check_size(tokenizer, run.model, architecture.config(run.model, start.config, start.revision))
+    rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
+    data = load(run.data, run.trainer.kind, rendering)
     tokenizers.check_template(tokenizer, data.train[0], run.model)
-    return Plan(tokenizer, data)
+    return Plan(tokenizer, data, rendering.notes())
 
 
 def _check_installed(run: Run) -> None:
@@ -81,7 +83,7 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     began = time.monotonic()
     with console.status("") if console.is_terminal else nullcontext() as status:
         say = status.update if status is not None else (lambda what: None)
-        report = examine(run, plan.tokenizer, plan.data, say)
+        report = examine(run, plan.tokenizer, plan.data, say, plan.notes)
     record = document(run, plan.data.source, report, directory.name, origin.command)
     write_json(directory.path / "doctor.json", record)
     write_atomic(directory.path / "doctor.html", page.render(record))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,9 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         + f"{source['held_out_rows']} held out"
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
         **plan.data.lines(),
+        **({"learnt": learnt} if (learnt := _learnt(run, plan)) else {}),
+        **({"dropped": dropped} if (dropped := _dropped(run, plan)) else {}),
+        **plan.notes,
         **({"note": note} if (note := _note(run, plan)) else {}),
         **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.rewarded else {}),
         "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
@@ -80,6 +83,25 @@ def _teacher(run: Run) -> str:
     return source.name + (" in 4-bit" if source.quantization.get("load_in_4bit") else "")
 
 
+def _learnt(run: Run, plan: Plan) -> str | None:
+    """Which turns of conversations are learnt in SFT."""
+    if trainers.of(run.trainer.kind).reads != "text" or "messages" not in plan.data.first.column_names:
+        return None
+    if run.trainer.args.get("assistant_only_loss") is False:
+        return "all turns (trainer.args.assistant_only_loss=false)"
+    return "assistant turns, but for those of weight 0; trainer.args.assistant_only_loss=false learns all turns"
+
+
+def _dropped(run: Run, plan: Plan) -> str | None:
+    """How many rows `max_length` leaves nothing of, as TRL drops them."""
+    count = plan.lengths.dropped(run)
+    if not count:
+        return None
+    known = len(plan.lengths.sequence)
+    rows = "rows" if plan.data.rows == known else f"of the first {known} rows"
+    return f"{count} {rows} by trainer.args.max_length={run.trainer.args.get('max_length', 1024)}"
+
+
 def _note(run: Run, plan: Plan) -> str | None:
     first = plan.data.first[0]
     plain = isinstance(first.get("prompt", first.get("text")), str)
@@ -107,6 +129,7 @@ class Plan:
     lengths: Lengths
     memory: Fixed
     probe_texts: ProbeTexts | None
+    notes: dict[str, str]
     steps: int
     rows_per_step: int
     steps_per_rollout: int
@@ -115,7 +138,7 @@ class Plan:
 
 def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
-    from posttrain.data.loading import load
+    from posttrain.data.loading import check_learnable, load
     from posttrain.data.rendering import Rendering
     from posttrain.models import architecture, hardware, inherit, tokenizers
     from posttrain.training import memory, rehearsal, shared_prompts
@@ -123,6 +146,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
+    known = architecture.config(run.model, start.config, start.revision)
+    tokenizers.check_size(tokenizer, run.model, known)
     rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
     data = load(run.data, run.trainer.kind, rendering)
     first = data.first[0]
@@ -130,8 +155,11 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_columns(run, data)
     if run.trainer.teacher.model:
         additions.check_teacher(run, tokenizer)
+    check_learnable(run.trainer.kind, data)
     precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)
-    known = architecture.config(run.model, start.config, start.revision)
+    if run.model.attn_implementation == "auto":
+        chosen = architecture.attention(known, precision.attn_implementation, trainers.of(run.trainer.kind).scores)
+        precision = replace(precision, attn_implementation=chosen)
     if trainers.is_ppo(run):
         from posttrain.training import online
 
@@ -150,9 +178,11 @@ def prepare(run: Run, output_dir: Path) -> Plan:
         from posttrain.probe import texts
 
         probe_texts = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
-    steps = schedule(run, data.rows or 0)
+    known_all = data.rows == len(lengths.sequence)
+    steps = schedule(run, (data.rows or 0) - (lengths.dropped(run) if known_all else 0))
     prompts = shared_prompts.plan(run, known, precision.attn_implementation)
-    return Plan(start, data, tokenizer, precision, parameters, lengths, needed, probe_texts, *steps, prompts)
+    notes = rendering.notes()
+    return Plan(start, data, tokenizer, precision, parameters, lengths, needed, probe_texts, notes, *steps, prompts)
 
 
 def _reach_rewards(run: Run) -> None:
@@ -232,6 +262,18 @@ class Lengths:
 
     sequence: list[int]
     prompt: list[int]
+
+    def dropped(self, run: Run) -> int:
+        """How many of these rows TRL's trainers leave out for their length."""
+        limit = run.trainer.args.get("max_length", 1024)
+        kind = trainers.of(run.trainer.kind)
+        if kind.prompted or not kind.has("max_length") or not limit:
+            return 0
+        if kind.scores:
+            return sum(length > limit for length in self.sequence)
+        if run.trainer.args.get("truncation_mode", "keep_start") != "keep_start" or run.trainer.args.get("packing"):
+            return 0
+        return sum(length >= limit for length in self.prompt)
 
     @property
     def mean(self) -> float:

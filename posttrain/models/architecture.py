@@ -25,6 +25,20 @@ def config(model: ModelConfig, path: str, revision: str | None) -> PretrainedCon
         raise PosttrainError(f"model.path={model.path}: {cannot_load(error, model.path)}") from error
 
 
+def attention(known: PretrainedConfig, chosen: str, scores: bool) -> str:
+    """`chosen`, where the architecture has it: not all have sdpa or flash attention, and all have eager."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    try:
+        model = auto._model_mapping[type(known)]
+    except KeyError:  # code of its own (trust_remote_code)
+        return chosen
+    model = model[0] if isinstance(model, (list, tuple)) else model
+    has = {"sdpa": model._supports_sdpa, "flash_attention_2": model._supports_flash_attn}
+    return next((name for name in (chosen, "sdpa") if has.get(name, True)), "eager")
+
+
 def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, int], int | None]:
     """((all, trained) parameter counts, context length), from the config at `path` alone: no weights, no memory."""
     import torch

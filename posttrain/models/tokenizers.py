@@ -49,12 +49,39 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
     if tok.pad_token is None or tok.pad_token_id == tok.eos_token_id:
         vocabulary = tok.get_vocab()
         free = [t for t in PAD_TOKENS if t in vocabulary and vocabulary[t] != tok.eos_token_id]
+        if not free and (ending := _template_ends_with(tok)) not in (None, tok.eos_token):
+            raise PosttrainError(
+                f"model.path={config.path}: the chat template ends an assistant turn with {ending}, and EOS is "
+                f"{tok.eos_token}, the only token for padding as well; set model.eos_token={ending}"
+            )
         if not free:
             raise PosttrainError(
                 f"model.path={config.path}: no padding token other than EOS; set model.pad_token to one it never emits"
             )
         tok.pad_token = free[0]
     return tok
+
+
+def _template_ends_with(tok: PreTrainedTokenizerBase) -> str | None:
+    """The special token that ends an assistant turn of the chat template; `None` where none does."""
+    if not tok.chat_template:
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    special = [token for token in ids(tok, turns) if token in tok.added_tokens_decoder]
+    return str(tok.decode(special[-1:])) if special else None
+
+
+def check_size(tok: PreTrainedTokenizerBase, config: ModelConfig, known: Any) -> None:
+    """Raise `PosttrainError` for tokens that have no row in the model's embedding; `known` is the model's config."""
+    rows = known.get_text_config().vocab_size
+    beyond = {token: number for token, number in tok.get_vocab().items() if number >= rows}
+    if beyond:
+        shown = ", ".join(sorted(beyond, key=beyond.__getitem__)[:5])
+        raise PosttrainError(
+            f"model.path={config.path}: its tokenizer has {len(beyond)} tokens beyond the {rows} rows of the model's "
+            f"embedding ({shown}); save the model after model.resize_token_embeddings(len(tokenizer)), or take the "
+            "tokenizer that it was trained with"
+        )
 
 
 def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: ModelConfig) -> None:

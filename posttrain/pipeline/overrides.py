@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from posttrain.config import composition, parse, recipes
+from posttrain.config import composition, own_data, parse, recipes
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
@@ -80,7 +80,9 @@ def run_of(overrides: tuple[str, ...]) -> Run:
     ready = GlobalHydra.instance().is_initialized()  # as it is inside the command
     with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
         try:
-            return parse.parse(compose("config", overrides=list(overrides)))
+            run = parse.parse(compose("config", overrides=list(overrides)))
+            own_data.drop(run.data, overrides)
+            return run
         except PosttrainError:
             raise
         except (HydraException, ValueError) as error:

@@ -118,6 +118,10 @@ def build(kind: str, parts: Parts) -> Trainer:
     if parts.weighted:
         pair_weights.weigh(trainer)
     additions.keep_moving_teacher(trainer)
+    if chosen.rewarded:
+        _sample_plainly(trainer.model)
+    if chosen.is_a("KTOTrainer"):
+        _leave_out_single_rows(trainer)
     if parts.quantization is not None:
         keep_trained_in_float32(trainer.model)
     if parts.adapter is not None:
@@ -172,6 +176,34 @@ def _rendered(parts: Parts, rows: Dataset) -> Dataset:
         features=Features({**rows.features, **dict.fromkeys(turns, Value("string"))}),
         desc="Applying the chat template",
     )
+
+
+def _sample_plainly(model: Any) -> None:
+    """Take out of a model's generation config all but its tokens.
+
+    `generate` fills from it what TRL's own config leaves open (min_p, no_repeat_ngram_size, penalties), and samples
+    from another distribution than the one whose log-probabilities are trained.
+    """
+    from transformers import GenerationConfig
+
+    for module in model.modules():
+        if isinstance(own := getattr(module, "generation_config", None), GenerationConfig):
+            module.generation_config = GenerationConfig(
+                bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+            )
+
+
+def _leave_out_single_rows(trainer: Any) -> None:
+    """Leave out the row that a last micro-batch of KTO would have alone: it would be its own partner for the KL."""
+    sizes = {"train_dataset": trainer.args.per_device_train_batch_size}
+    sizes["eval_dataset"] = trainer.args.per_device_eval_batch_size
+    for name, size in sizes.items():
+        rows = getattr(trainer, name)
+        if rows is not None and hasattr(rows, "select") and size > 1 and len(rows) > 1 and len(rows) % size == 1:
+            setattr(trainer, name, rows.select(range(len(rows) - 1)))
+            tell(
+                f"{name}: the last row would be alone in its micro-batch of {size}, and is left out: kto compares rows"
+            )
 
 
 def _labelled(parts: Parts) -> Parts:

@@ -50,10 +50,12 @@ def write_pairs(path: Path, count: int = 40) -> None:
 
 def compose(*overrides: str) -> tuple[Any, Any]:
     """The `Run` and `Origin` that the command line `overrides` would give."""
-    from posttrain.config import parse, schema
+    from posttrain.config import own_data, parse, schema
 
     recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
-    return parse.parse(composed(overrides)), schema.Origin(recipe, tuple(overrides), None)
+    run = parse.parse(composed(overrides))
+    own_data.drop(run.data, overrides)
+    return run, schema.Origin(recipe, tuple(overrides), None)
 
 
 def composed(overrides: tuple[str, ...]) -> Any:

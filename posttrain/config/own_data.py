@@ -1,0 +1,34 @@
+"""Data of one's own on a recipe: what the recipe says of its own data set does not hold for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from posttrain.config.schema import DataConfig
+
+# What says where a data set's rows are and how they are written; sizes, `on_error` and the like hold for any.
+BELONGING = (
+    *("name", "revision", "split", "eval_split", "eval_path", "columns", "args", "conversational", "format"),
+    *("threshold", "min_score"),
+)
+# Sources of the package, which the groups of conf/data are for.
+BUILT_IN = ("embedded:", "reasoning_gym:")
+
+
+def drop(data: DataConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Put back to its default what belongs to another data set than `data.path`; returns what it was.
+
+    That is where the command names a path itself, of all that it does not name as well.
+    """
+    given = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if "data.path" not in given or not data.path or str(data.path).startswith(BUILT_IN):
+        return {}
+    default, dropped = DataConfig(), {}
+    for name in BELONGING:
+        value = getattr(data, name)
+        named = any(key == f"data.{name}" or key.startswith(f"data.{name}.") for key in given)
+        if value != getattr(default, name) and not named:
+            dropped[name] = value
+            setattr(data, name, getattr(default, name))
+    return dropped

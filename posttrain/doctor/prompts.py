@@ -1,0 +1,62 @@
+"""What the plan cannot see of prompts and turns: repeated in answers, opened twice, left out by the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from posttrain.config.schema import DoctorConfig
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, many, severity, share
+from posttrain.doctor.lengths import Tokenized
+from posttrain.doctor.texts import Texts
+
+# A prompt shorter than this may begin an answer by chance.
+SHORTEST = 4
+
+
+def check_repeated(texts: Texts, settings: DoctorConfig) -> Finding:
+    """Answers that begin with their prompt, which is learnt as well then."""
+    found = sorted(
+        {
+            index
+            for answers in texts.answers.values()
+            for index, (prompt, answer) in enumerate(zip(texts.prompts, answers, strict=True))
+            if len(prompt.strip()) >= SHORTEST and answer.lstrip().startswith(prompt.strip())
+        }
+    )
+    return finding(
+        "prompt.repeated",
+        severity(len(found), len(texts), settings),
+        f"answers of {share(len(found), len(texts))} rows begin with their prompt",
+        {"rows": len(found), "share": len(found) / len(texts)},
+        [Example(texts.split, index, excerpt(texts.row(index))) for index in found[: settings.examples]],
+        "The model learns to repeat the question before it answers.",
+        "Take the prompt off the answers.",
+    )
+
+
+def check_bos(tokenized: Tokenized, bos: int | None, texts: Texts, settings: DoctorConfig) -> Finding:
+    """Sequences that begin with BOS twice: text that was rendered before, and is given another."""
+    rows = tokenized.sample
+    found = [row[0].row for row in rows if any(bos is not None and one.ids[:2] == [bos, bos] for one in row)]
+    return finding(
+        "tokens.double_bos",
+        severity(len(found), len(rows), settings),
+        f"{share(len(found), len(rows))} rows begin with BOS twice",
+        {"rows": len(found)},
+        [Example(texts.split, index, excerpt(texts.row(index))) for index in found[: settings.examples]],
+        "The model sees in use another beginning than in training.",
+        "Take BOS out of the texts, or out of the chat template.",
+    )
+
+
+def check_template(notes: Mapping[str, str], rows: int) -> Finding:
+    """What the chat template leaves out of the rows, as the plan says it."""
+    return finding(
+        "template.left_out",
+        "warning" if notes else "info",
+        "; ".join(notes.values()) or f"the chat template writes all of {many(rows, 'row')}",
+        {"kinds": len(notes)},
+        [],
+        "What a template leaves out is not learnt.",
+        "Set what the sentence names.",
+    )

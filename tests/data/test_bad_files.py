@@ -1,0 +1,97 @@
+"""Files that are broken or not what their name says: nothing is lost or altered without a word."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from posttrain.config.schema import DataConfig
+from posttrain.data.loading import load
+from posttrain.errors import PosttrainError
+
+
+def texts(name: str, content: bytes, **settings: Any) -> list[str]:
+    Path(name).write_bytes(content)
+    return load(DataConfig(path=name, eval_size=0, **settings), "sft").train["text"][:]
+
+
+def parquet(**columns: Any) -> bytes:
+    pyarrow.parquet.write_table(pyarrow.table(columns), "made.parquet")
+    return Path("made.parquet").read_bytes()
+
+
+BROKEN = [
+    ("d.csv", b'text,n\n"a,1\nb,2\n', "d.csv, line 2: a quote is not closed, so the rows after it cannot be told"),
+    ("d.csv", b'text,n\n"b"x,1\nc,2\n', "d.csv, line 2: is not CSV: ',' expected after"),
+    ("d.json", b'[{"text": "a"}] [{"text": "b"}]', "d.json, line 1: is not JSON: more after the array"),
+    ("d.json", b'[{"text": "a"}\n{"text": "b"}]', "d.json, line 2: is not JSON: expected a comma between rows"),
+    ("d.json", b'[{"text": "a"},,{"text": "b"}]', "is not JSON: a comma with no row after it"),
+    ("d.json", b'[{"text": "a"},\n]', "d.json, line 2: is not JSON: a comma with no row after it"),
+    ("d.json", b'[{"text": "a"},\n{"text": ]', "d.json, line 2: is not JSON: Expecting value"),
+    ("d.json", b'[{"text": "a"}', "the array does not end; the file is cut short"),
+    ("d.json", b'{"data": [{"text": "a"}], "version": 1}', "more after the array: ', \"version\": 1}'"),
+    ("d.jsonl", b'{"text": "a", "text": "b"}', "line 1: has the key 'text' twice"),
+    ("d.jsonl", b'{"text": "a", "m": {"k": 1, "k": 2}}', "line 1: has the key 'k' twice"),
+    ("d.json", b'[{"text": "\xff"}]', "d.json: is not UTF-8 (byte 12); save the file as UTF-8"),
+    ("d.jsonl", '{"text": "a"}'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+    ("d.jsonl", gzip.compress(b'{"text": "a"}'), "it is compressed by gzip; add .gz to its name"),
+    ("d.jsonl", b"PAR1....", "it is a Parquet file; call it .parquet"),
+    ("d.parquet", b'{"text": "a"}', "it is not a Parquet file, whatever its name says"),
+    ("d.csv", b'{"text": "a"}\n', "it is JSON; call it .jsonl or .json"),
+    ("d.csv", b"PK\x03\x04xl", "it is a zip or Excel file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BROKEN)
+def test_what_is_broken_is_named_with_its_file(name: str, content: bytes, said: str):
+    with pytest.raises(PosttrainError) as error:
+        texts(name, content)
+    assert said in str(error.value)
+    assert f"data.path={name}: " in str(error.value)
+
+
+def test_parquet_without_rows_or_with_bytes_that_are_no_text():
+    with pytest.raises(PosttrainError, match=r"data\.path=d\.parquet: no rows"):
+        texts("d.parquet", parquet(text=pyarrow.array([], pyarrow.string())))
+    raw = pyarrow.array([b"a", b"\xff"], pyarrow.binary())
+    latin = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+    with pytest.raises(PosttrainError, match=r"row 2: holds text that is not UTF-8"):
+        texts("d.parquet", parquet(text=latin))
+
+
+def test_bad_rows_of_an_array_are_skipped_one_by_one():
+    rows = b'[{"text": "a"},\n{"text": 1e999},\n{"text": "b", "text": "c"},\n7,\n{"text": "d"}]'
+    assert texts("d.json", rows, on_error="skip") == ["a", "d"]
+    data = load(DataConfig(path="d.json", eval_size=0, on_error="skip"), "sft")
+    assert [json.loads(line)["line"] for line in data.skipped[0].path.read_text().splitlines()] == [2, 3, 4]
+    with pytest.raises(PosttrainError, match="line 2: holds the number"):
+        texts("d.json", rows)
+
+
+def test_arrays_and_wrappers_under_every_name():
+    array = b'[\n {"text": "a"},\n {"text": "b"}\n]\n'
+    assert texts("d.jsonl", array) == ["a", "b"]
+    assert texts("d.json", b'\xef\xbb\xbf{"data": ' + array + b"}") == ["a", "b"]
+    assert texts("d.json", b'{"text": "a"}\n{"text": "b"}\n') == ["a", "b"]
+    one = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    Path("one.json").write_text(json.dumps(one))
+    assert len(load(DataConfig(path="one.json", eval_size=0), "sft").train) == 1
+
+
+def test_thumbs_and_numbers_do_not_mix():
+    rows = [{"prompt": "p", "completion": "c", "rating": value} for value in (True, 4)]
+    Path("d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(PosttrainError, match=r"d\.jsonl, line 2, rating: is of another kind than in the rows before"):
+        load(DataConfig(path="d.jsonl", eval_size=0, threshold=3), "kto")
+
+
+def test_a_pair_without_its_answer_has_a_place():
+    Path("d.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "rejected": "b"}\n')
+    with pytest.raises(PosttrainError, match=r"d\.jsonl, line 2, chosen: expected text or a list"):
+        load(DataConfig(path="d.jsonl", eval_size=0), "dpo")

@@ -1,0 +1,75 @@
+"""Data of one's own on every recipe, in every form that its trainer learns from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.config import trainers
+from posttrain.config.recipes import ROOT
+from posttrain.data.columns import ACCEPTS
+from posttrain.data.loading import load
+from tests.helpers.runs import compose
+
+ASKED, SAID, BAD = ({"role": r, "content": c} for r, c in (("user", "2+2?"), ("assistant", "4"), ("assistant", "5")))
+FORMS: dict[str, dict[str, Any]] = {
+    "text": {"text": "2+2? 4"},
+    "prompt": {"prompt": "2+2?"},
+    "prompt_conversational": {"prompt": [ASKED]},
+    "completion": {"prompt": "2+2?", "completion": " 4"},
+    "completion_conversational": {"prompt": [ASKED], "completion": [SAID]},
+    "messages": {"messages": [ASKED, SAID]},
+    "pairs": {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"},
+    "pairs_conversational": {"prompt": [ASKED], "chosen": [SAID], "rejected": [BAD]},
+    "pairs_implicit": {"chosen": [ASKED, SAID], "rejected": [ASKED, BAD]},
+    "labels": {"prompt": "2+2?", "completion": " 4", "label": True},
+    "alpaca": {"instruction": "2+2?", "input": "", "output": "4"},
+    "sharegpt": {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+    "orca": {"system": "Be brief.", "question": "2+2?", "chosen": "4", "rejected": "5"},
+    "ratings": {"prompt": "2+2?", "completion": "4", "thumb": "up"},
+    "ultrafeedback": {
+        "instruction": "2+2?",
+        "completions": [{"response": "4", "overall_score": 5}, {"response": "5", "overall_score": 1}],
+    },
+}
+# What trainers read (`Kind.reads`) that learn from forms which are none of `ACCEPTS`, as docs/data.md has them.
+SERVES = {
+    "alpaca": ("text", "prompts"),
+    "sharegpt": ("text", "prompts"),
+    "orca": ("text", "pairs", "labels", "prompts"),
+    "ratings": ("text", "labels", "prompts"),
+    "ultrafeedback": ("text", "pairs", "labels", "prompts"),
+}
+# But for pipelines, whose stages have recipes of their own.
+RECIPES = [p.stem for p in sorted((ROOT / "recipes").glob("*.yaml")) if "job: pipeline" not in p.read_text()]
+
+
+def serves(form: str, reads: str) -> bool:
+    if form in SERVES:
+        return reads in SERVES[form]
+    return any(set(needed) <= set(FORMS[form]) for needed in ACCEPTS[reads])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_documented_form_on_every_recipe(recipe: str):
+    run, _ = compose(f"+recipe={recipe}", "data.path=mine.jsonl", "data.eval_size=0")
+    kind, seen = run.trainer.kind, 0
+    for form, row in FORMS.items():
+        if serves(form, trainers.of(kind).reads):
+            Path("mine.jsonl").write_text((json.dumps(row) + "\n") * 2)
+            seen += 1
+            assert len(load(run.data, kind).train), form
+    assert seen > 2
+
+
+def test_what_the_command_itself_names_stays():
+    run, _ = compose("+recipe=grpo_llama", "data.path=mine.jsonl", "data.columns={prompt: q}")
+    assert run.data.columns == {"prompt": "q"}
+    assert (run.data.conversational, run.data.name, run.data.eval_split) == (False, None, None)
+    assert run.data.max_eval_rows == 256, "a size holds for any data"
+    kept, _ = compose("+recipe=grpo_reasoning_smollm2", "data.path=reasoning_gym:leg_counting")
+    assert kept.data.args["size"] == 500
+    assert compose("+recipe=grpo_llama")[0].data.columns == {"prompt": "question"}
