@@ -123,7 +123,7 @@ def test_settings_of_a_mixture_are_checked_at_once():
     with pytest.raises(PosttrainError) as error:
         preflight.check(run)
     for said in (
-        "data.mix.a.weight=0: expected a number above 0",
+        "data.mix.a.weight=0: expected above 0",
         "data.mix.b.wieght: unknown key; did you mean weight?",
         "data.mix.b.path=none.jsonl: no such file",
         "data.mix.c.path: required, and not set",
