@@ -118,7 +118,5 @@ def test_without_scikit_learn_the_config_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sklearn" else find(name, *a))
     monkeypatch.delitem(__import__("sys").modules, "posttrain.rewards.reviews")
     run = compose("+recipe=grpo_smollm2", "reward=reviews")[0]
-    with pytest.raises(
-        PosttrainError, match=r"reward.positive.function=.*needs scikit-learn; pip install"
-    ):
+    with pytest.raises(PosttrainError, match=r"reward.positive.function=.*needs scikit-learn; pip install"):
         preflight.check(run)

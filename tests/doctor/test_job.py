@@ -240,7 +240,8 @@ def test_weights_of_messages_are_what_is_marked():
 
 def test_rows_left_out_are_a_finding_and_a_mixture_has_its_parts_named(train, tmp_path, capsys):
     write(tmp_path / "fine.jsonl", [talk(row) for row in clean(60)])
-    broken = [{**talk(row), "chosen": {"said": KEY} if i == 3 else talk(row)["chosen"]} for i, row in enumerate(clean(40, 1))]
+    broken = [talk(row) for row in clean(40, 1)]
+    broken[3]["chosen"] = {"said": KEY}
     write(tmp_path / "broken.jsonl", [*broken, {"prompt": 3}])
     order = (
         "data.path=null",
