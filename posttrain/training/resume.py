@@ -363,6 +363,7 @@ class Resumable(_Trainer):
             from safetensors.torch import load_model
 
             load_model(self.accelerator.unwrap_model(self.ref_model), str(source / REFERENCE))
+        self.model.train(known.get("training", True))
         self.pending = Pending(**known["pending"])
         self._mark()
         self._end_step()
