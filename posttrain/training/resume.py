@@ -337,6 +337,7 @@ class Resumable(_Trainer):
             "last_logged": self._globalstep_last_logged,
             "metrics": {name: [float(v) for v in values] for name, values in self._kept("train").items()},
             "tokens": getattr(self, "_total_train_tokens", 0),
+            "training": self.model.training,  # TRL logs the metrics of the mode that the model is in
             "seconds": self._seconds_before + time.time() - self._began,
         }
 
