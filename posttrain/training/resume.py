@@ -337,7 +337,9 @@ class Resumable(_Trainer):
             "last_logged": self._globalstep_last_logged,
             "metrics": {name: [float(v) for v in values] for name, values in self._kept("train").items()},
             "tokens": getattr(self, "_total_train_tokens", 0),
-            "training": self.model.training,  # TRL logs the metrics of the mode that the model is in
+            "training": bool(
+                getattr(self.model, "training", True)
+            ),  # TRL logs the metrics of the mode that the model is in
             "seconds": self._seconds_before + time.time() - self._began,
         }
 
@@ -364,7 +366,8 @@ class Resumable(_Trainer):
             from safetensors.torch import load_model
 
             load_model(self.accelerator.unwrap_model(self.ref_model), str(source / REFERENCE))
-        self.model.train(known.get("training", True))
+        if self.model is not None:
+            self.model.train(known.get("training", True))
         self.pending = Pending(**known["pending"])
         self._mark()
         self._end_step()
