@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +37,8 @@ def measure(name: str, place: Place) -> dict[str, Any]:
 
 def train(place: Place, name: str, recipe: str, *overrides: str) -> tuple[Path, Watch]:
     """Run a recipe; its run directory is kept under `name`, for later measurements."""
+    for before in (place.folder / "runs").glob(f"{name}-*"):  # a finished run would not be trained again
+        shutil.rmtree(before)
     given = [f"+recipe={recipe}", *overrides, f"output_dir={place.folder / 'runs'}", f"name={name}"]
     return run([*given, *(place.size.extra if recipe.endswith("_llama") else ())])
 

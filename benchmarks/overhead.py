@@ -105,28 +105,15 @@ def plain(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
 def layered(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
     """The same by posttrain, as the command line would."""
     import torch
+    from in_process import run
 
-    from posttrain import __main__
-    from posttrain.training import build
-
-    clock, original = stopwatch(), build.build
-
-    def timed(kind: str, parts: build.Parts) -> Any:
-        parts.callbacks.append(clock)
-        return original(kind, parts)
-
-    build.build = timed
     options = [f"trainer.args.{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in OPTIONS.items()]
     options += [f"peft.lora.{k}={v}" for k, v in LORA.items()]
-    sys.argv = ["posttrain", f"trainer={kind}", "peft=lora", f"model.path={model}", f"data.path={data}"]
-    sys.argv += ["data.eval_size=0", "probe=none", "tracking=none", f"trainer.args.max_steps={steps}", *options]
+    options += [f"trainer={kind}", "peft=lora", f"model.path={model}", f"data.path={data}"]
+    options += ["data.eval_size=0", "probe=none", "tracking=none", f"trainer.args.max_steps={steps}"]
     if not torch.cuda.is_available():
-        sys.argv.append("trainer.args.bf16=false")  # as the plain script, whatever the CPU could do
-    try:
-        __main__.main()
-    finally:
-        build.build = original
-    return figures(clock)
+        options.append("trainer.args.bf16=false")  # as the plain script, whatever the CPU could do
+    return figures(run(options)[1])
 
 
 def figures(clock: Any) -> dict[str, float]:
@@ -138,15 +125,14 @@ WAYS = {"plain": plain, "posttrain": layered}
 
 
 def inside(way: str, kind: str, model: Path, data: Path, steps: int) -> dict[str, float]:
-    """One way in this process, in a folder of its own, with the command line and the folder restored."""
-    here, argv = Path.cwd(), sys.argv
+    """One way in this process, in a folder of its own, which is left again."""
+    here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
             return WAYS[way](kind, str(model), str(data), steps)
         finally:
             os.chdir(here)
-            sys.argv = argv
 
 
 def measure(way: str, kind: str, model: str, data: str, steps: int) -> dict[str, float]:

@@ -44,6 +44,7 @@ def test_every_part_is_rehearsed(tmp_path: Path):
     assert abs(apart[1] - apart[0]) > 1e-4
     for losses in once:
         assert losses == pytest.approx(apart, abs=2e-5)
+    assert gpu.one("dpo_shared_sdpa", place)["status"] == "done"  # and once more
     assert found["drift"]["rows"][0]["mean"] > 0
     measured = {name: {"figures": figures} for name, figures in found.items()}
     assert gpu_tables.NONE not in gpu_tables.filled(pages(), {**ABOUT, "measurements": measured})
