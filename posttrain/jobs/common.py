@@ -136,7 +136,7 @@ def explained(directory: RunDirectory, mend: str, command: str) -> Iterator[None
     """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how it goes on."""
     from safetensors import SafetensorError
 
-    from posttrain.rewards.guard import RewardError
+    from posttrain.errors import RewardError
 
     try:
         with enough_memory(mend):

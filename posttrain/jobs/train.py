@@ -67,7 +67,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
-    from posttrain.rewards.guard import RewardError
+    from posttrain.errors import RewardError
     from posttrain.training import additions, memory
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.interrupt import Interrupt

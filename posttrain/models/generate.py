@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from posttrain.models.shared_prompt import prefilling_once, sharing
@@ -211,31 +208,3 @@ def encode_answer(
 def _common(first: list[int], second: list[int]) -> int:
     pairs = zip(first, second, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
-
-
-@contextmanager
-def own_random_state(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` within, of torch, NumPy and Python; afterwards those go on that were interrupted."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-@contextmanager
-def apart(trainer: Any, seed: int) -> Iterator[None]:
-    """Measure in the midst of training: evaluation mode and a random state of one's own, all as before afterwards."""
-    model, training = trainer.model, trainer.model.training
-    with own_random_state(seed), torch.no_grad(), trainer.accelerator.autocast():
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(training)

@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 
 from posttrain.config.schema import ProbeConfig
 from posttrain.console import tell
-from posttrain.models.generate import Drawn, apart, encode_prompts, generate
+from posttrain.models.generate import Drawn, encode_prompts, generate
+from posttrain.models.random_state import measuring
 from posttrain.models.tokens import as_text
 from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.scores import Judge, Scores
@@ -165,7 +166,7 @@ class Probe(TrainerCallback):
         metrics: dict[str, float] = {}
         if state.is_world_process_zero and state.global_step not in self.done:
             began = time.perf_counter()
-            with apart(self.trainer, SEED):
+            with measuring(self.trainer, SEED):
                 metrics, samples = self._run(state)
             self.done.add(state.global_step)
             metrics |= self.cost.add(time.perf_counter() - began, state.global_step)

@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 
 from posttrain.config.schema import ProbeConfig
 from posttrain.console import console
-from posttrain.models.generate import Drawn, apart, encode_answer, encode_prompts, generate, log_probs
+from posttrain.models.generate import Drawn, encode_answer, encode_prompts, generate, log_probs
+from posttrain.models.random_state import measuring
 from posttrain.probe.callback import Probe
 from posttrain.training.progress import Phase
 from posttrain.training.tracking import Tracker, append
@@ -121,7 +122,7 @@ class ShiftCheck(TrainerCallback):
             return
         if state.is_world_process_zero:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            with apart(self.trainer, SEED):
+            with measuring(self.trainer, SEED):
                 limits = (self.config.max_new_tokens, self.config.batch_size)
                 shift = measure(model, self.tokenizer, self.rows, *limits, self.probe.said if self.probe else None)
             metrics = {f"shift/{name}": getattr(shift, name) for name in ("chosen", "rejected", "own")}

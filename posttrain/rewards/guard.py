@@ -13,11 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from posttrain.errors import PosttrainError
-
-
-class RewardError(PosttrainError):
-    """A reward of the user's failed; the state of the work before it can be saved."""
+from posttrain.errors import PosttrainError, RewardError
 
 
 def guard(name: str, path: str, function: Callable[..., Any], timeout: float | None = None) -> Any:

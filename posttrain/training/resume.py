@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
-from posttrain.models.generate import own_random_state
+from posttrain.models.random_state import own_random_state
 from posttrain.ppo.rollout import EpochSampler
 from posttrain.runs import checkpoint as checkpoints
 from posttrain.training import memory

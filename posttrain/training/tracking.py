@@ -18,7 +18,6 @@ from transformers import TrainerCallback
 from posttrain.config.schema import TrackingConfig
 from posttrain.console import tell
 from posttrain.runs.metrics import read
-from posttrain.training import wandb_file
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +160,8 @@ class Tracker:
             tell(f"tracking {wandb.run.url}")
         offline = f"{Path(wandb.run.dir).parent} (offline; `wandb sync` sends it)"
         self.where = (wandb.run.url or offline) if mode == "online" else offline
+        from posttrain.training import wandb_file
+
         for point in wandb_file.missing(self._run_dir, read(self._run_dir / "metrics.jsonl")):
             wandb.log(point)
 

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from posttrain.errors import PosttrainError
-from posttrain.rewards.guard import RewardError, guard
+from posttrain.errors import PosttrainError, RewardError, guard
 from tests.faults.test_stops import command
 from tests.helpers import rewards as theirs
 from tests.helpers.faults import differences, run

@@ -1,0 +1,39 @@
+"""Measuring with random numbers of its own, so that training is the same with a measurement and without."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def own_random_state(seed: int) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python from `seed` within; the states before are restored afterwards."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def measuring(trainer: Any, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, and random numbers from `seed` within; the state before is restored afterwards."""
+    model, training = trainer.model, trainer.model.training
+    with own_random_state(seed), torch.no_grad(), trainer.accelerator.autocast():
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
