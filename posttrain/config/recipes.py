@@ -35,9 +35,12 @@ def register(words: tuple[str, ...] | None = None) -> None:
             OmegaConf.set_struct(group, False)
     store.store(name="schema", node=schema)
     wanted = None if words is None else _named(" ".join(words))
+    known = store.repo.get("recipe", {})
     for file in recipe_files():
-        node: Any = OmegaConf.load(file) if wanted is None or file.stem in wanted else {}
-        store.store(group="recipe", name=file.stem, node=node, package="_global_")
+        read = wanted is None or file.stem in wanted
+        if read or f"{file.stem}.yaml" not in known:  # one that an earlier call has read stays
+            node: Any = OmegaConf.load(file) if read else {}
+            store.store(group="recipe", name=file.stem, node=node, package="_global_")
 
 
 def _named(text: str) -> set[str] | None:

@@ -121,3 +121,10 @@ def test_every_group_option_composes(path: Path, tmp_path: Path, monkeypatch: py
     if path.stem in REQUIRED:
         overrides.append(REQUIRED[path.stem])
     preflight.check(compose(*overrides)[0])
+
+
+def test_a_command_in_this_process_leaves_the_recipes_that_were_read():
+    recipes.register()
+    recipes.register(("trainer=dpo",))
+    run, _ = compose("+recipe=dpo_smollm2")
+    assert run.trainer.kind == "dpo"
