@@ -54,10 +54,14 @@ CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+class Expression(str):
+    """The source text of a default that is computed when the library is imported."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One option: the type its value must have, the values it may take where the library lists them, its default and
-    the library's help text. `default` is the source text of an expression that is no literal."""
+    the library's help text. `default` is an `Expression` where the source has no literal."""
 
     type: Any
     choices: tuple[Any, ...] | None = None
@@ -261,7 +265,7 @@ def _default(field: ast.AnnAssign) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return ast.unparse(node)
+        return Expression(ast.unparse(node))
 
 
 class _Names(dict):

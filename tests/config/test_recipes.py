@@ -81,7 +81,10 @@ OWN = [
 def test_recipe_trains_on_its_own_data(train, name: str):
     options = ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=4", "tracking=none", "probe.prompts=2"]
     options += ["probe.greedy_prompts=2", "probe.max_new_tokens=4", "trainer.args.max_steps=2"]
-    if trainers.of(compose(f"+recipe={name}")[0].trainer.kind).prompted:
+    recipe = compose(f"+recipe={name}")[0]
+    if recipe.trainer.teacher.model:
+        options.append("trainer.teacher.model=embedded:tiny")  # a teacher must know the tokens of its student
+    if trainers.of(recipe.trainer.kind).prompted:
         options += ["trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"]
     else:
         options.append("trainer.args.max_length=2048")  # the tiny model's tokens are bytes
