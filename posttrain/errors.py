@@ -4,7 +4,7 @@ from hydra.errors import CompactHydraException
 
 
 class PosttrainError(CompactHydraException):
-    """A mistake in the input, with path, value and mend; Hydra shows it without a traceback."""
+    """A mistake in the input, with path, value and fix; Hydra shows it without a traceback."""
 
 
 class RewardError(PosttrainError):

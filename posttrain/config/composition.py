@@ -37,8 +37,8 @@ def explain(error: BaseException) -> str | None:
         group, option = wanted.groups()
         known = recipes.purposes() if group == "recipe" else recipes.groups().get(group, [])
         near = difflib.get_close_matches(option, known, n=1)
-        mend = f"did you mean {near[0]}? " if near else ""
-        return f"{group}={option}: no such option; {mend}choose from {', '.join(known)}"
+        fix = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={option}: no such option; {fix}choose from {', '.join(known)}"
     if isinstance(error, ConfigCompositionException):
         first = str(error).splitlines()[0]
         if unknown := re.match(r"Could not override '([\w.]+)'\.$", first):

@@ -86,8 +86,8 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
             errors.append(f"{path}.{name}: set by posttrain; {reserved[name]}")
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=3)
-            mend = hints.of_option(short, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
-            errors.append(f"{path}.{name}: not an option of {short}{'; ' if mend else ''}{mend}")
+            fix = hints.of_option(short, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
+            errors.append(f"{path}.{name}: not an option of {short}{'; ' if fix else ''}{fix}")
         elif problem := _problem(known[name], value) or ranges.problem(short, name, value):
             errors.append(f"{path}.{name}={value!r}: {problem}")
     return errors
@@ -115,8 +115,8 @@ def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -
     """
     errors = []
     if args.get("label_smoothing_factor") and "SFTTrainer" not in lineage:
-        mend = "set loss_type=[robust] and label_smoothing" if "DPOTrainer" in lineage else "leave it out"
-        errors.append(f"trainer.args.label_smoothing_factor: TRL's loss for {kind} does not read it; {mend}")
+        fix = "set loss_type=[robust] and label_smoothing" if "DPOTrainer" in lineage else "leave it out"
+        errors.append(f"trainer.args.label_smoothing_factor: TRL's loss for {kind} does not read it; {fix}")
     amount = args.get("label_smoothing", 0.0)
     if "DPOTrainer" not in lineage or isinstance(amount, bool) or not isinstance(amount, (int, float)):
         return errors
@@ -142,8 +142,8 @@ def _problem(option: Option, value: Any) -> str | None:
         ]
         if wrong:
             near = difflib.get_close_matches(str(wrong[0]), map(str, option.choices), n=1)
-            mend = f"did you mean {near[0]}? " if near else ""
-            return f"{mend}choose from {', '.join(map(str, option.choices))}"
+            fix = f"did you mean {near[0]}? " if near else ""
+            return f"{fix}choose from {', '.join(map(str, option.choices))}"
         return None
     return check_type(option, value)
 

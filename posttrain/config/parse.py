@@ -56,7 +56,7 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     elif missing and merged.stages:
         return None, [*errors, _pipeline(merged)]
     elif missing:
-        return None, [*errors, *(f"{key}: required, and not set; {_mend_missing(key)}" for key in missing)]
+        return None, [*errors, *(f"{key}: required, and not set; {_fix_missing(key)}" for key in missing)]
     run = OmegaConf.to_object(merged)
     assert isinstance(run, Run)
     run.reward = _rewards(run.reward, "reward", errors)
@@ -169,7 +169,7 @@ def _pipeline(merged: Any) -> str:
     return f"job={merged.job}: this is a pipeline, of {', '.join(merged.stages)}; take the recipe of one stage: {taken}"
 
 
-def _mend_missing(key: str) -> str:
+def _fix_missing(key: str) -> str:
     if key == "trainer.kind":
         return "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto|ppo (more: see --help)"
     return {

@@ -80,8 +80,8 @@ def secrets(settings: Any) -> list[str]:
     for path, key, value in _leaves(settings, ""):
         by_key = key == "use_auth_token" or (isinstance(value, str) and _names_secret(key, value))
         if value and (by_key or (isinstance(value, str) and VALUE.search(value))):
-            mend = MENDS["token"] if "token" in key.lower() or str(value).startswith("hf_") else ENVIRONMENT
-            errors.append(f"{path}: a secret does not belong in a config, which is stored; {mend}")
+            fix = MENDS["token"] if "token" in key.lower() or str(value).startswith("hf_") else ENVIRONMENT
+            errors.append(f"{path}: a secret does not belong in a config, which is stored; {fix}")
     return errors
 
 

@@ -96,8 +96,8 @@ def main(argv: list[str]) -> int:
         import difflib
 
         near = difflib.get_close_matches(args.name, known, n=3)
-        mend = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
-        print(f"NAME={args.name}: no such recipe; {mend}", file=sys.stderr)
+        fix = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
+        print(f"NAME={args.name}: no such recipe; {fix}", file=sys.stderr)
         return 1
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

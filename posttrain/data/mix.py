@@ -45,8 +45,8 @@ def check(config: DataConfig) -> list[str]:
         for key in entry:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
-                mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-                errors.append(f"{where}.{key}: unknown key; {mend}")
+                fix = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+                errors.append(f"{where}.{key}: unknown key; {fix}")
         if not entry.get("path"):
             errors.append(f"{where}.path: required, and not set")
         weight = entry.get("weight")
@@ -66,8 +66,8 @@ def _beside(config: DataConfig) -> list[str]:
     found = [f"data.{name}={getattr(given, name)}" for name in ONE if getattr(given, name) != getattr(default, name)]
     if not found:
         return []
-    mend = "~data leaves out what a recipe takes from a group, data.args.OPTION=null an option of its own"
-    return [f"{', '.join(found)}: not read beside data.mix; set it in data.mix.NAME, for the part it is for ({mend})"]
+    fix = "~data leaves out what a recipe takes from a group, data.args.OPTION=null an option of its own"
+    return [f"{', '.join(found)}: not read beside data.mix; set it in data.mix.NAME, for the part it is for ({fix})"]
 
 
 def counts(sizes: list[int], weights: list[float] | None, stopping: str) -> list[int]:

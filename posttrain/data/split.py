@@ -136,6 +136,6 @@ def _scored(rows: Dataset, config: DataConfig, name: str) -> Dataset:
     if not kept:
         best = max((score for score in scores if score is not None and score == score), default=None)
         highest = "none has a score" if best is None else f"the highest score is {best:g}"
-        mend = "" if name == "train" else ", or hold out more (data.eval_size, data.eval_path)"
-        raise PosttrainError(f"{key}: none of the {len(rows)} rows for {name} is left, {highest}; lower it{mend}")
+        fix = "" if name == "train" else ", or hold out more (data.eval_size, data.eval_path)"
+        raise PosttrainError(f"{key}: none of the {len(rows)} rows for {name} is left, {highest}; lower it{fix}")
     return rows.select(kept)

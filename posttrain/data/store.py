@@ -137,10 +137,10 @@ def sift(rows: Iterator[Row], see: Callable[[dict[str, Any]], None], key: str, s
 def _report(key: str, first: list[str], count: int) -> str:
     what, them = ("1 row does not fit", "it") if count == 1 else (f"{count} rows do not fit", "them")
     more = [f"  and {count - len(first)} more"] if count > len(first) else []
-    mend = f"mend {them}"
+    fix = f"fix {them}"
     if key.startswith("data."):
-        mend += f", or leave {them} out with data.on_error=skip"
-    return "\n".join([f"{key}: {what}; {mend}", *(f"  {line}" for line in first), *more])
+        fix += f", or leave {them} out with data.on_error=skip"
+    return "\n".join([f"{key}: {what}; {fix}", *(f"  {line}" for line in first), *more])
 
 
 def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, key: str, failed: set[int]) -> Dataset:

@@ -104,9 +104,9 @@ class Stream:
                 yield made
             except f.Misfit as misfit:
                 if self.config.on_error == "stop":
-                    mend = "mend it, or leave such rows out with data.on_error=skip"
+                    fix = "fix it, or leave such rows out with data.on_error=skip"
                     where = f"data.path={shown(self.config.path)}"
-                    raise PosttrainError(f"{where}: a row does not fit; {mend}\n  {message(place, misfit)}") from None
+                    raise PosttrainError(f"{where}: a row does not fit; {fix}\n  {message(place, misfit)}") from None
                 self.skipped.add(place, misfit, None if isinstance(row, f.Misfit) else row)
 
 

@@ -53,8 +53,8 @@ def once(
     shown.show_plan(run, plan, directory)
     if run.dry_run:
         return None
-    mend = "set a smaller probe.batch_size, sample.batch_size or reward.NAME.args.batch_size"
-    with explained(directory, mend, origin.command), in_turn(directory, origin), directory.work() as needed:
+    fix = "set a smaller probe.batch_size, sample.batch_size or reward.NAME.args.batch_size"
+    with explained(directory, fix, origin.command), in_turn(directory, origin), directory.work() as needed:
         if needed:
             work(run, origin, plan, directory)
     shown.show(directory)
@@ -119,7 +119,7 @@ def release() -> None:
 
 
 @contextmanager
-def enough_memory(mend: str) -> Iterator[None]:
+def enough_memory(fix: str) -> Iterator[None]:
     """Say in one message what a failure to get memory means."""
     from posttrain.training import memory
 
@@ -128,18 +128,18 @@ def enough_memory(mend: str) -> Iterator[None]:
     except (MemoryError, OSError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise PosttrainError(memory.explained(error, mend)) from error
+        raise PosttrainError(memory.explained(error, fix)) from error
 
 
 @contextmanager
-def explained(directory: RunDirectory, mend: str, command: str) -> Iterator[None]:
+def explained(directory: RunDirectory, fix: str, command: str) -> Iterator[None]:
     """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how it goes on."""
     from safetensors import SafetensorError
 
     from posttrain.errors import RewardError
 
     try:
-        with enough_memory(mend):
+        with enough_memory(fix):
             yield
     except RewardError as error:
         raise PosttrainError(

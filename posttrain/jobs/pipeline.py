@@ -142,11 +142,11 @@ class Job:
         entry["status"] = "failed"
         why = f"killed by {signal.Signals(-status).name}; " if status < 0 else ""
         if -status == signal.SIGKILL:
-            why += "by the system for want of memory, or by someone; its last output: "
+            why += "by the system because memory ran out, or by a person; its last output: "
         raise PosttrainError(
             f"stages.{step.stage.name}: {why}{process.last_error(log)}\n"
             f"command  {step.command}\nlog      {log}\n"
-            f"When it is mended, the same command goes on from there: {self.origin.command}"
+            f"Once it is fixed, the same command resumes from there: {self.origin.command}"
         )
 
     def _gates(self, stage: Stage, step: Step, metrics: dict[str, float]) -> None:

@@ -78,10 +78,10 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     if done:
         console.print(f"Going on after {done} of {len(plan.batches)} batches")
     began = time.monotonic()
-    mend = "set a smaller sample.batch_size; as that changes what is drawn, sampling starts anew"
+    fix = "set a smaller sample.batch_size; as that changes what is drawn, sampling starts anew"
     label = f"sampling {settings.n} x"
     prompts_done = sum(len(batch) for batch in plan.batches[:done])
-    with Counter(label, len(plan.encoded), prompts_done) as bar, Interrupt() as interrupt, common.enough_memory(mend):
+    with Counter(label, len(plan.encoded), prompts_done) as bar, Interrupt() as interrupt, common.enough_memory(fix):
         for number in range(done, len(plan.batches)):
             start, indices = time.monotonic(), plan.batches[number]
             torch.manual_seed(batch_seed(settings.seed, number))

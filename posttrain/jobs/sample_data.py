@@ -102,7 +102,7 @@ def _usable(completion: Completion, run: Run) -> bool:
 
 
 def _nothing(run: Run, completions: list[list[Completion]]) -> str:
-    """Why no row is left, and the mend."""
+    """Why no row is left, and the fix."""
     every = [c for group in completions for c in group]
     usable = [c for c in every if _usable(c, run)]
     scores = [c.score for c in usable if c.score is not None]

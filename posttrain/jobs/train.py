@@ -119,9 +119,9 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             except (MemoryError, RuntimeError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
-                mend = MEMORY if "training" in trainer.doing else MEASURE
+                fix = MEMORY if "training" in trainer.doing else MEASURE
                 rest = _go_on(trainer, False, directory, origin.command)
-                raise PosttrainError(f"{memory.explained(error, mend, trainer.doing)}\n{rest}") from error
+                raise PosttrainError(f"{memory.explained(error, fix, trainer.doing)}\n{rest}") from error
             except RewardError as error:
                 saved = trainer.save_where_it_stands()
                 raise PosttrainError(f"{error}\n{_go_on(trainer, saved, directory, origin.command)}") from error

@@ -81,8 +81,8 @@ def _unmatched(lora: dict[str, Any], names: list[str], layers: int | None) -> li
         for module in wanted if isinstance(wanted, list) else []:
             if not any(name == module or name.endswith(f".{module}") for name in names):
                 near = difflib.get_close_matches(str(module), last, n=1)
-                mend = f"did you mean {near[0]}? " if near else ""
-                errors.append(f"peft.lora.{option}={module}: no such module; {mend}there are {', '.join(last)}")
+                fix = f"did you mean {near[0]}? " if near else ""
+                errors.append(f"peft.lora.{option}={module}: no such module; {fix}there are {', '.join(last)}")
     if layers is None:
         return errors
     wanted = lora.get("layers_to_transform")

@@ -1,6 +1,6 @@
 """What can be known to be wrong before weights are loaded.
 
-Every `check_*` raises a `ValueError` that names the option, its value and the mend; `check_all` runs those it has the
+Every `check_*` raises a `ValueError` that names the option, its value and the fix; `check_all` runs those it has the
 facts for and raises all messages at once. None of them reads model weights.
 """
 
@@ -153,10 +153,10 @@ def check_context(
     length = args.max_completion_length or 0
     if context and longest_prompt + length > context:
         room = context - longest_prompt
-        mend = f"set it to at most {room}" if room > 0 else "shorten the prompts"
+        fix = f"set it to at most {room}" if room > 0 else "shorten the prompts"
         raise ValueError(
             f"{name('max_completion_length')}={length} after the longest prompt ({longest_prompt} tokens) exceeds the "
-            f"model's context of {context} tokens: {mend}."
+            f"model's context of {context} tokens: {fix}."
         )
 
 

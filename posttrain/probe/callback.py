@@ -63,12 +63,12 @@ class Cost:
     def share(self) -> float:
         return self.seconds / self.trained
 
-    def told(self, config: ProbeConfig, step: int) -> str:
-        """The cost as a sentence, with the mend where it is more than `SHARE`."""
+    def describe(self, config: ProbeConfig, step: int) -> str:
+        """The cost as a sentence, with the fix where it is more than `SHARE`."""
         text = f"{self.times} measurements took {self.seconds:.0f} s, {self.share:.1%} of the training time"
         if self.share <= SHARE or self.trained < LONG:
             return text
-        return f"{text}; {self._mend(config, self.trained, step - self.first)}"
+        return f"{text}; {self._fix(config, self.trained, step - self.first)}"
 
     def expected(self, config: ProbeConfig, step: int, steps: int) -> str | None:
         """What is to be said after `step` of `steps` steps: the cost of a long run, where it will be above `SHARE`.
@@ -84,9 +84,9 @@ class Cost:
         if share <= SHARE or whole < LONG:
             return None
         text = f"{planned} measurements of {each:.1f} s will be about {share:.0%} of the training time"
-        return f"{text}; {self._mend(config, whole, steps - self.first)}"
+        return f"{text}; {self._fix(config, whole, steps - self.first)}"
 
-    def _mend(self, config: ProbeConfig, trained: float, steps: int) -> str:
+    def _fix(self, config: ProbeConfig, trained: float, steps: int) -> str:
         """What brings the cost below `SHARE`: as many measurements as that pays for, or else smaller ones."""
         paid = int(SHARE * trained * self.times / self.seconds)
         if paid < 2:  # the start and the end
@@ -157,7 +157,7 @@ class Probe(TrainerCallback):
         if state.global_step >= state.max_steps:
             self.measure(args, state, control)
         if self.cost.times:
-            tell(f"probe    {self.cost.told(self.config, state.global_step)}")
+            tell(f"probe    {self.cost.describe(self.config, state.global_step)}")
 
     def measure(self, args: Any, state: Any, control: Any) -> None:
         """Sample, score, log and raise alarms, once a step (on the main process; the others wait)."""

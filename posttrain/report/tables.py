@@ -109,7 +109,8 @@ def settings(c: Comparison) -> list[list[str]]:
 def others(c: Comparison) -> list[list[str]]:
     """Runs of job=sample and job=evaluate, and pipelines, a line each."""
     lines = [
-        [run.name, run.job, str(run.record.get("model", {}).get("path", "")), run.status, told(run)] for run in c.others
+        [run.name, run.job, str(run.record.get("model", {}).get("path", "")), run.status, description(run)]
+        for run in c.others
     ]
     for path, pipeline in c.found.pipelines.items():
         stages = ", ".join(f"{name} {status}" for name, status in pipeline["stages"].items())
@@ -117,7 +118,7 @@ def others(c: Comparison) -> list[list[str]]:
     return [["run", "job", "model", "status", "measured"], *lines] if lines else []
 
 
-def told(run: Run) -> str:
+def description(run: Run) -> str:
     metrics = run.record.get("metrics", {})
     ends = run.record.get("intervals", {})
     parts = []

@@ -156,8 +156,8 @@ class Endpoint(JudgeClient):
                 f"{where}: 404 for the model {self.model}: {self._said(response)}; the endpoint has no such model, or "
                 "the base URL lacks /v1"
             )
-        mend = "lower concurrency, or ask again later" if status == 429 else "see what the server says"
-        return PosttrainError(f"{where}: {status} from {self.model}: {self._said(response)}; {mend}")
+        fix = "lower concurrency, or ask again later" if status == 429 else "see what the server says"
+        return PosttrainError(f"{where}: {status} from {self.model}: {self._said(response)}; {fix}")
 
     def _said(self, response: httpx2.Response) -> str:
         """The server's message in a line, without the key should it repeat it."""

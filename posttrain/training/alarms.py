@@ -1,4 +1,4 @@
-"""Alarms: what a run's own numbers say is going wrong, each as a plain sentence with the number and the mend.
+"""Alarms: what a run's own numbers say is going wrong, each as a plain sentence with the number and the fix.
 
 Nothing here knows torch. `AlarmDetector` reads the rows of `metrics.jsonl` one by one; `alarm_callback.py` acts on
 what it finds.

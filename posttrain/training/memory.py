@@ -29,11 +29,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error).lower() for sign in SIGNS)
 
 
-def explained(error: BaseException, mend: str, at: str = "") -> str:
+def explained(error: BaseException, fix: str, at: str = "") -> str:
     """One message: how much was asked for, how much there is, what was being done, and what to change."""
     found = ASKED.search(str(error))
     asked = f"{size(float(found[1]) * UNITS[found[2]])} were asked for, " if found else ""
-    return f"out of memory{at and f' in {at}'}: {asked}{available(error)}; {mend}"
+    return f"out of memory{at and f' in {at}'}: {asked}{available(error)}; {fix}"
 
 
 def available(error: BaseException | None = None) -> str:

@@ -386,7 +386,7 @@ def test_a_failed_stage_stops_the_pipeline_and_says_how_to_look(stand):
     assert said["status"] == "failed"
     assert [e["status"] for e in said["stages"].values()] == ["failed", "waiting"]
     stand.status = {"reward": -9}
-    with pytest.raises(PosttrainError, match="killed by SIGKILL; out of memory, most likely"):
+    with pytest.raises(PosttrainError, match="killed by SIGKILL; by the system because memory ran out, or by a person"):
         pipeline(*command({"reward": REWARD, "ppo": PPO}))
 
 
@@ -595,4 +595,4 @@ def test_a_signal_ends_the_pipeline_with_the_way_to_go_on(stand, monkeypatch, ca
         pipeline(*command({"sft": SFT, "reward": REWARD}))
     assert stopped.value.code == 143
     assert "Stopped by SIGTERM. Continue with: posttrain job=pipeline" in capsys.readouterr().out
-    assert record()["status"] == "running"
+    assert record()["status"] == "interrupted"

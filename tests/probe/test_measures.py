@@ -169,7 +169,7 @@ def long(monkeypatch):
 def test_a_run_of_minutes_gets_no_advice_on_what_its_probe_costs():
     cost = Cost(seconds=20.0, times=2)
     cost.began -= 120
-    assert cost.told(ProbeConfig(every=5), 10) == "2 measurements took 20 s, 20.0% of the training time"
+    assert cost.describe(ProbeConfig(every=5), 10) == "2 measurements took 20 s, 20.0% of the training time"
     assert cost.expected(ProbeConfig(every=5), 10, 50) is None, "500 s in all"
     assert cost.expected(ProbeConfig(every=5), 10, 100) is not None, "1000 s"
 
@@ -180,10 +180,10 @@ def test_the_cost_is_a_share_of_the_time_without_it(long):
     assert "probe/share" not in cost.add(0.5, 0)
     cost.add(0.25, 5)
     assert cost.add(0.25, 10)["probe/share"] == pytest.approx(0.1, abs=1e-3)
-    said = cost.told(ProbeConfig(every=5), 10)
+    said = cost.describe(ProbeConfig(every=5), 10)
     assert said.startswith("3 measurements took 1 s, 10.0% of the training time; fewer probe.prompts or a smaller")
     cost.began -= 1000
-    assert cost.told(ProbeConfig(every=5), 10).endswith("of the training time")
+    assert cost.describe(ProbeConfig(every=5), 10).endswith("of the training time")
 
 
 def test_the_mend_keeps_the_cost_below_the_limit(long):
@@ -191,15 +191,15 @@ def test_the_mend_keeps_the_cost_below_the_limit(long):
     cost = Cost(seconds=6.0, times=6)
     cost.began -= 66.01
     config = ProbeConfig(every=20)
-    assert cost.told(config, 100).endswith("; probe.every=50 brings it below 5%")
-    told = cost.told(replace(config, during=True), 100)
+    assert cost.describe(config, 100).endswith("; probe.every=50 brings it below 5%")
+    told = cost.describe(replace(config, during=True), 100)
     assert told.endswith("; probe.every=50 probe.during=false brings it below 5%")
     cost.began += 20  # 40 s: two, the start and the end
-    assert cost.told(config, 100).endswith("; probe.every=null brings it below 5%")
+    assert cost.describe(config, 100).endswith("; probe.every=null brings it below 5%")
     # A process that went on at step 60 has made 40 steps.
     cost = Cost(first=60, seconds=6.0, times=6)
     cost.began -= 66.01
-    assert cost.told(config, 100).endswith("; probe.every=20 brings it below 5%")
+    assert cost.describe(config, 100).endswith("; probe.every=20 brings it below 5%")
 
 
 def test_what_it_will_cost_is_said_early_where_it_is_too_much(long):

@@ -82,13 +82,13 @@ def dataset(name: str, options: str, key: str) -> Any:
         raise PosttrainError(f"{key}: {INSTALL}") from None
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
-        mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(DATASETS))}"
-        raise PosttrainError(f"{key}: reasoning-gym has no task {name}; {mend}")
+        fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(DATASETS))}"
+        raise PosttrainError(f"{key}: reasoning-gym has no task {name}; {fix}")
     given, known = json.loads(options), [field.name for field in fields(DATASETS[name][1])]
     if unknown := [option for option in given if option not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
-        mend = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}, and system"
-        raise PosttrainError(f"data.args.{unknown[0]}: not an option of {name}; {mend}")
+        fix = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}, and system"
+        raise PosttrainError(f"data.args.{unknown[0]}: not an option of {name}; {fix}")
     try:
         return reasoning_gym.create_dataset(name, **given)
     except (AssertionError, TypeError, ValueError) as error:

@@ -64,8 +64,8 @@ class Contexts:
         given = {name: value for name, value in args.items() if value is not None}
         if unknown := [name for name in given if name not in OPTIONS]:
             near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"it has {', '.join(OPTIONS)}"
-            raise PosttrainError(f"data.args.{unknown[0]}: not an option of embedded:squad; {mend}")
+            fix = f"did you mean {near[0]}?" if near else f"it has {', '.join(OPTIONS)}"
+            raise PosttrainError(f"data.args.{unknown[0]}: not an option of embedded:squad; {fix}")
         words = given.get("words", [cls.least, cls.most])
         two = isinstance(words, list | tuple) and [type(number) for number in words] == [int, int]
         if not two or not 1 <= words[0] <= words[1]:

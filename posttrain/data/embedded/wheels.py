@@ -76,7 +76,7 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
 
 
 def _why(wheel: Wheel, log: str) -> str:
-    """pip's log as one sentence with the mend."""
+    """pip's log as one sentence with the fix."""
     if "DO NOT MATCH THE HASHES" in log:
         return (
             f"{wheel.requirement} from the package index is not the file this project was made with: its sha256 "

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 
 class Wrong(Exception):
-    """All that is wrong with a grader: (place in the JSON, what and the mend)."""
+    """All that is wrong with a grader: (place in the JSON, what and the fix)."""
 
     def __init__(self, found: list[tuple[str, str]]):
         super().__init__("\n".join(f"{place}: {what}" if place else what for place, what in found))
