@@ -86,12 +86,12 @@ def _late(where: str, timeout: float) -> str:
 
 def _in_time(work: Callable[[], Any], timeout: float, where: str) -> Any:
     """In a thread, which nothing waits for when it hangs: Python cannot end one."""
+    import torch
+
     outcome: dict[str, Any] = {}
     context = contextvars.copy_context()
 
     def run() -> None:
-        import torch
-
         try:
             with torch.no_grad():  # a thread has a switch of its own
                 outcome["result"] = context.run(work)

@@ -380,7 +380,7 @@ def test_a_failed_stage_stops_the_pipeline_and_says_how_to_look(stand):
     assert lines[0] == "stages.reward: ValueError: too long"
     assert lines[1].startswith("command  posttrain +recipe=reward_smollm2 name=reward")
     assert lines[2].endswith("logs/reward.log")
-    assert "same command goes on" in lines[3]
+    assert "same command resumes" in lines[3]
     assert stand.stages == ["reward"]
     said = record()
     assert said["status"] == "failed"

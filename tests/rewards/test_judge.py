@@ -201,7 +201,7 @@ def test_a_judge_rewards_training_pairs_and_an_evaluation(train, pairs):
         assert shares["first_place"] == sum(c["first"] for c in counts) / sum(c["decided"] for c in counts) == 0.5
         found = train(
             "+recipe=grpo_smollm2", "job=evaluate", *judge, f"model.init_from={run.path}",
-            "evaluate.against=embedded:tiny", "probe.prompts=4", "probe.max_new_tokens=6",
+            "evaluate.against=embedded:tiny", "probe.prompts=8", "probe.max_new_tokens=48",
         )  # fmt: skip
     record = found.record()
     wins = []

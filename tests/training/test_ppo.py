@@ -202,10 +202,13 @@ def refused(*overrides):
     [
         (["trainer.args.max_completion_length=5000"], "args.max_completion_length=5000 after the longest prompt"),
         (["trainer.args.per_device_train_batch_size=64"], "32 prompts, fewer than one rollout takes: 64 = "),
-        (["trainer.args.lam=2", "trainer.args.gamma=0"], "args.gamma=0 must lie in (0, 1].\ntrainer.args.lam=2"),
-        (["trainer.args.missing_eos_penalty=-1"], "trainer.args.missing_eos_penalty=-1 must not be negative"),
+        (
+            ["trainer.args.lam=2", "trainer.args.gamma=0"],
+            "trainer.args.lam=2: expected at least 0 and at most 1\ntrainer.args.gamma=0: expected",
+        ),
+        (["trainer.args.missing_eos_penalty=-1"], "trainer.args.missing_eos_penalty=-1: expected at least 0"),
         (["trainer.args.reward_weights=[1,2]"], "trainer.args.reward_weights=[1, 2] has 2 weights for 1 rewards"),
-        (["trainer.args.kl_target=6", "trainer.args.beta=0"], "trainer.args.kl_target adapts beta"),
+        (["trainer.args.kl_target=6", "trainer.args.beta=0"], "trainer.args.kl_target: adapts beta"),
     ],
 )
 def test_a_mistake_is_found_before_weights_load(pairs, monkeypatch, overrides, said):
