@@ -117,7 +117,7 @@ def test_a_weight_that_is_none(train: Any, weight: Any, said: str):
     order = ("trainer=dpo", "data.eval_size=0")
     with pytest.raises(PosttrainError) as error:
         train(*order, "data.path=rows.jsonl")
-    assert str(error.value).startswith("data.path=rows.jsonl: 1 row does not fit; mend it, or leave it out with")
+    assert str(error.value).startswith("data.path=rows.jsonl: 1 row does not fit; fix it, or leave it out with")
     assert f"rows.jsonl, line 2, {wrong}" in str(error.value)
     data = load(DataConfig(path="rows.jsonl", eval_size=0, on_error="skip"), "dpo")
     assert sorted(data.train["weight"][:], key=str) == [0.5, 2, None]
