@@ -18,4 +18,5 @@ class Interrupt(Signals):
         super()._note(number, frame)
         self._restore()
         # Not `print`: the signal may have come in the middle of one. A step of a large model takes its time.
-        os.write(2, f"\n{self.signal}: stopping as soon as it can go on from there; once more stops at once\n".encode())
+        said = f"{self.signal}: the run stops at the next step it can resume from; send it again to stop at once"
+        os.write(2, f"\n{said}\n".encode())

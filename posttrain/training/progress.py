@@ -63,7 +63,10 @@ class ProgressBar(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Not at the beginning of training: the measurements before the first step are no training time.
         if self.started is None:
-            self.started = (time.monotonic(), state.global_step, float(state.num_input_tokens_seen or 0))
+            # A continued run counts the tokens of its earlier processes too; the speed is that of this one.
+            logged = (row["num_tokens"] for row in reversed(state.log_history) if "num_tokens" in row)
+            tokens = next(logged, state.num_input_tokens_seen or 0)
+            self.started = (time.monotonic(), state.global_step, float(tokens))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

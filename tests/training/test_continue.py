@@ -79,7 +79,9 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     process.terminate()
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM: stopping as soon as it can go on from there" in output, "said at once: a step may take minutes"
+    assert "SIGTERM: the run stops at the next step it can resume from" in output, (
+        "said at once: a step may take minutes"
+    )
     assert "Stopped by SIGTERM at step" in output
     assert "Continue with: posttrain +recipe=dpo_smollm2" in output
     assert "Traceback" not in output

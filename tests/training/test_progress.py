@@ -38,7 +38,7 @@ def test_a_line_keeps_count_time_loss_reward_kl_and_speed(width, monkeypatch):
     monkeypatch.setattr(progress, "console", terminal)
     bar = progress.ProgressBar("dpo_smollm2-5feb2bc4")
     state = SimpleNamespace(is_world_process_zero=True, max_steps=10000, global_step=4999)
-    state.num_input_tokens_seen, state.logging_steps = 0, 1
+    state.num_input_tokens_seen, state.logging_steps, state.log_history = 0, 1, []
     bar.on_train_begin(None, state, None)
     bar.on_step_begin(None, state, None)
     bar.started = (bar.started[0] - 2, *bar.started[1:])
@@ -54,3 +54,19 @@ def test_a_line_keeps_count_time_loss_reward_kl_and_speed(width, monkeypatch):
     for part in ("5000/10000", "loss 0.502", "reward -0.461", "kl 12.2", "tok"):
         assert part in line, line
     assert re.search(r"\d+:\d\d", line) or "--:--" in line
+
+
+def test_the_speed_of_a_continued_run_leaves_out_the_tokens_of_earlier_processes():
+    from types import SimpleNamespace
+
+    from posttrain.training import progress
+
+    bar = progress.ProgressBar("dpo-5feb2bc4")
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=400, global_step=144, num_input_tokens_seen=0)
+    state.log_history = [
+        {"step": 143, "num_tokens": 89_000.0},
+        {"step": 144, "num_tokens": 90_000.0},
+        {"eval_loss": 1.0},
+    ]
+    bar.on_step_begin(None, state, None)
+    assert bar.started[1:] == (144, 90_000.0)
