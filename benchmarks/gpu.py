@@ -34,7 +34,7 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "bitsandbytes", "accelerate
 PARTS: dict[str, dict[str, int]] = {
     "tests": {"tests": 45},
     "llama": {"sft": 25, "dpo": 20, "reward": 20, "grpo": 45, "ppo": 50, "ppo_separate": 40},
-    "shared prompts": {"dpo_apart_sdpa": 15, "dpo_shared_sdpa": 15, "dpo_shared_flex": 20},
+    "shared prompts": {"shared_1b": 40, "shared_8b": 60, "shared_1b_flex": 40, "shared_8b_flex": 40},
     "overhead": {"overhead": 25},
     "demo": {"demo": 40, "drift": 15},
 }

@@ -10,13 +10,15 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpu_model import Place, llama, pairs, peak_gib, start_counting
+from gpu_model import Place, llama, pairs, peak_gib, small_llama, start_counting
 from in_process import Watch, cuda, now, run
 
 from posttrain.config import recipes
@@ -217,35 +219,39 @@ def _of_rollout(trainer: Any, rows: int) -> Any:
 # Part 3: shared prompts
 
 
-def shared(share: bool, attention: str) -> Callable[[Place], dict[str, Any]]:
-    """DPO on pairs with a long prompt, with the prompt computed once or twice."""
+def shared(size: str, attention: str, *kinds: str) -> Callable[[Place], dict[str, Any]]:
+    """Steps by plain TRL with sdpa and by posttrain with shared prompts, in turn: benchmarks/sharing.py."""
 
     def figures(place: Place) -> dict[str, Any]:
-        prompt, answer = place.size.shared
-        # FlexAttention has no backward pass on a CPU.
-        implementation = "sdpa" if place.rehearsal else attention
-        length = prompt + answer + 1
-        data = pairs(place, prompt, answer)
+        import sharing
+
         start_counting(None)
-        _, watch = train(
-            place,
-            f"dpo_{attention}_{'shared' if share else 'apart'}",
-            "dpo_llama",
-            *common(place, data, length),
-            *("trainer.args.gradient_accumulation_steps=1", f"trainer.args.max_steps={place.size.steps}"),
-            *(f"trainer.share_prompts={str(share).lower()}", f"model.attn_implementation={implementation}"),
-            *("trainer.args.learning_rate=1e-3", "trainer.args.warmup_steps=0"),
-            "peft.lora.lora_dropout=0.0",  # with dropout, answers to one prompt draw numbers of their own
-        )
-        log = watch.trainer.state.log_history
-        return {
-            "pairs_a_step": watch.trainer.args.per_device_train_batch_size,
-            "prompt_tokens": prompt,
-            "answer_tokens": answer,
-            "seconds_a_step": watch.step,
-            "peak_gib": peak_gib(),
-            "losses": [row["loss"] for row in log if "loss" in row],
-        }
+        # FlexAttention has no backward pass on a CPU.
+        ours = "sdpa" if place.rehearsal else attention
+        quantized = size == "8b"
+        model = str(llama(place) if quantized else small_llama(place))
+        rows = []
+        for kind in kinds:
+            case = place.size.shared[kind]
+            if quantized and not place.rehearsal:
+                case = replace(case, rows=case.rows // 2)
+            pairs, peaks = sharing.steps(case, model, place.size.steps, ("sdpa", ours), checkpointing=quantized)
+            plain, once = (statistics.median(side) for side in zip(*pairs, strict=True))
+            rows.append(
+                {
+                    "case": kind,
+                    "rows": case.rows,
+                    "prompt_tokens": case.prompt,
+                    "answer_tokens": case.answer,
+                    "plain_seconds": plain,
+                    "shared_seconds": once,
+                    "times": statistics.median(a / b for a, b in pairs),
+                    "plain_gib": peaks.get(False, 0) / 1024,  # counted on a GPU only
+                    "shared_gib": peaks.get(True, 0) / 1024,
+                }
+            )
+            start_counting(None)
+        return {"rows": rows}
 
     return figures
 
@@ -332,9 +338,10 @@ MEASUREMENTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "ppo": online("ppo", _by_adapter),
     # Policy and reference in one base, value model and reward model each with a base of its own, as TRL 1.12 had it.
     "ppo_separate": online("ppo", _by_model, cap=None, copies=1),
-    "dpo_apart_sdpa": shared(False, "sdpa"),
-    "dpo_shared_sdpa": shared(True, "sdpa"),
-    "dpo_shared_flex": shared(True, "flex_attention"),
+    "shared_1b": shared("1b", "sdpa", "dpo", "dpo_equal", "reward", "grpo"),
+    "shared_8b": shared("8b", "sdpa", "dpo", "dpo_equal", "grpo"),
+    "shared_1b_flex": shared("1b", "flex_attention", "dpo", "dpo_equal"),
+    "shared_8b_flex": shared("8b", "flex_attention", "dpo"),
     "overhead": overhead,
     "demo": demo,
     "drift": drift,

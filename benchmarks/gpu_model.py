@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from in_process import cuda
+from sharing import Case, save_model, tokenizer
 
 NF4 = {
     "load_in_4bit": True,
@@ -34,7 +35,8 @@ class Size:
     rollout: int
     steps: int
     most: int
-    shared: tuple[int, int]
+    shared: dict[str, Case]
+    small_llama: dict[str, Any]
     overhead_hidden: int
     extra: tuple[str, ...] = ()
 
@@ -54,12 +56,27 @@ REAL = Size(
     rollout=32,
     steps=4,
     most=64,
-    shared=(768, 256),
+    shared={
+        "dpo": Case("dpo", 16, (400, 600), (60, 120)),
+        "dpo_equal": Case("dpo", 8, (512, 512), (512, 512)),
+        "reward": Case("reward", 16, (400, 600), (60, 120)),
+        "grpo": Case("grpo", 4, (100, 100), (256, 256)),
+    },
+    # Llama 3.2 1B
+    small_llama={
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
     overhead_hidden=1024,
 )
 REHEARSAL = Size(
     llama={
-        "vocab_size": 300,
+        "vocab_size": 2048,  # the words of benchmarks/sharing.py
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -72,7 +89,20 @@ REHEARSAL = Size(
     rollout=8,
     steps=2,
     most=4,
-    shared=(48, 8),
+    shared={
+        "dpo": Case("dpo", 2, (12, 16), (2, 4)),
+        "dpo_equal": Case("dpo", 2, (8, 8), (8, 8)),
+        "reward": Case("reward", 2, (12, 16), (2, 4)),
+        "grpo": Case("grpo", 1, (8, 8), (4, 4)),
+    },
+    small_llama={
+        "vocab_size": 2048,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
     overhead_hidden=32,
     # The optimizers of the recipes page their state to a GPU.
     extra=("trainer.args.optim=adamw_torch", "trainer.args.bf16=true"),
@@ -156,6 +186,16 @@ def llama(place: Place) -> Path:
     model.save_pretrained(half)
     AutoTokenizer.from_pretrained(tiny_model()).save_pretrained(half)
     half.rename(folder)
+    return folder
+
+
+def small_llama(place: Place) -> Path:
+    """A folder with the smaller Llama of random weights, in bfloat16 on a GPU."""
+    folder = place.folder / "small-llama"
+    if not (folder / "config.json").is_file():
+        half = folder.with_name("small-llama.half")
+        save_model(str(half), place.size.small_llama, tokenizer())
+        half.rename(folder)
     return folder
 
 

@@ -28,9 +28,6 @@ NAMES = {
     "grpo": "GRPO, `grpo_llama`",
     "ppo": "PPO, `ppo_llama`, policy, reference, value and reward on one base",
     "ppo_separate": "PPO, the same with three bases: policy and reference, value, reward",
-    "dpo_apart_sdpa": "twice, sdpa",
-    "dpo_shared_sdpa": "once, sdpa",
-    "dpo_shared_flex": "once, FlexAttention",
 }
 
 
@@ -103,14 +100,37 @@ def largest(by_microbatch: dict[str, float | None] | None) -> str:
     return f"{most}{more} ({number(fits[most])} GiB)"
 
 
+SHARED = {
+    "shared_1b": "1B, LoRA, sdpa",
+    "shared_1b_flex": "1B, LoRA, FlexAttention",
+    "shared_8b": "8B, QLoRA, sdpa",
+    "shared_8b_flex": "8B, QLoRA, FlexAttention",
+}
+CASES = {
+    "dpo": "DPO",
+    "dpo_equal": "DPO, equal lengths",
+    "reward": "reward model",
+    "grpo": "GRPO, 8 answers to a prompt",
+}
+
+
+def span(lengths: list[int]) -> str:
+    low, high = lengths
+    return str(low) if low == high else f"{low}–{high}"
+
+
 def shared(found: Found) -> str:
-    first = found("dpo_apart_sdpa", "seconds_a_step")
     rows = []
-    for name in ("dpo_apart_sdpa", "dpo_shared_sdpa", "dpo_shared_flex"):
-        seconds = found(name, "seconds_a_step")
-        times = number(first / seconds, 2) if first and seconds else NONE
-        rows.append((NAMES[name], number(seconds, 2), times, number(found(name, "peak_gib"))))
-    return table(("prompt computed", "seconds a step", "times as fast", "peak, GiB"), rows)
+    for name, model in SHARED.items():
+        for row in found(name, "rows") or []:
+            lengths = f"{row['rows']} x {span(row['prompt_tokens'])}, {span(row['answer_tokens'])}"
+            seconds = (number(row[key], 2) for key in ("plain_seconds", "shared_seconds", "times"))
+            peaks = (number(row.get(key), 1) for key in ("plain_gib", "shared_gib"))
+            rows.append((model, CASES[row["case"]], lengths, *seconds, *peaks))
+        if not found(name):
+            rows.append((model, *(NONE,) * 7))
+    head = ("model", "trainer", "prompts x tokens, answer", "plain TRL, s a step", "shared", "times as fast")
+    return table((*head, "plain TRL, GiB", "shared"), rows)
 
 
 def overhead(found: Found) -> str:

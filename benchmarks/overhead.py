@@ -111,6 +111,8 @@ def layered(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
     options += [f"peft.lora.{k}={v}" for k, v in LORA.items()]
     options += [f"trainer={kind}", "peft=lora", f"model.path={model}", f"data.path={data}"]
     options += ["data.eval_size=0", "probe=none", "tracking=none", f"trainer.args.max_steps={steps}"]
+    if kind == "dpo":
+        options.append("trainer.share_prompts=false")  # the layer alone; benchmarks/sharing.py has what sharing gains
     if not torch.cuda.is_available():
         options.append("trainer.args.bf16=false")  # as the plain script, whatever the CPU could do
     return figures(run(options)[1])

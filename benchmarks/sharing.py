@@ -8,8 +8,7 @@ plain / shared, which other work on the machine leaves fair. Memory is the most 
 memory on a GPU, and on a CPU resident memory above what was there before, from a process of its own (--rss).
 
 On a CPU the model has the shape of SmolLM2-135M with `--layers` of its 30 layers and random weights, in float32, with
-LoRA on all linear layers. On a GPU also models of the shapes of Llama 3.2 1B and Llama 3.1 8B (QLoRA) are measured,
-with sdpa and FlexAttention against plain TRL with sdpa, and with FlashAttention where it is installed.
+LoRA on all linear layers. `benchmarks/gpu.py` measures larger models on a GPU with what is defined here.
 `--curve` measures DPO steps with a prompt of 25 to 400% of the answer's length, and draws the gain.
 """
 
@@ -29,10 +28,6 @@ from typing import Any
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
            "num_key_value_heads": 3, "tie_word_embeddings": True}  # fmt: skip
-LLAMA_1B = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "num_hidden_layers": 16, "tie_word_embeddings": True}  # fmt: skip
-LLAMA_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "num_hidden_layers": 32}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,12 +46,6 @@ CASES = {
     "reward-demo": Case("reward", 4, (95, 110), (10, 18)),
     "reward-equal": Case("reward", 4, (60, 60), (60, 60)),
     "grpo": Case("grpo", 1, (100, 100), (24, 24)),
-}
-ON_GPU = {
-    "dpo-demo": Case("dpo", 16, (400, 600), (60, 120)),
-    "dpo-equal": Case("dpo", 8, (512, 512), (512, 512)),
-    "reward-demo": Case("reward", 16, (400, 600), (60, 120)),
-    "grpo": Case("grpo", 4, (100, 100), (256, 256)),
 }
 
 
@@ -99,11 +88,10 @@ def save_model(folder: str, shape: dict[str, Any], words: Any) -> None:
     words.save_pretrained(folder)
 
 
-def trainer(case: Case, shared: bool, model: str, words: Any, rows: Any, attention: str, quantized: bool) -> Any:
+def trainer(case: Case, shared: bool, model: str, words: Any, rows: Any, attention: str, checkpointing: bool) -> Any:
     """The trainer as posttrain builds it, or as TRL does."""
     import torch
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
 
     from posttrain.training import build, labelled_positions
@@ -112,20 +100,18 @@ def trainer(case: Case, shared: bool, model: str, words: Any, rows: Any, attenti
     batch = case.rows * (8 if case.kind == "grpo" else 1)
     options: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "report_to": "none", "use_cpu": not cuda, "bf16": cuda, "disable_tqdm": True,
-        "per_device_train_batch_size": batch, "gradient_checkpointing": quantized, "learning_rate": 1e-5,
+        "per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing, "learning_rate": 1e-5,
         "model_init_kwargs": {"dtype": "bfloat16" if cuda else "float32", "attn_implementation": attention},
     }  # fmt: skip
     if case.kind == "grpo":
         # The length is that of every answer: a random model seldom ends by itself.
         length = {"max_completion_length": case.answer[1], "generation_kwargs": {"min_new_tokens": case.answer[1]}}
         options |= {"num_generations": 8, "beta": 0.04, **length}
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
     lora = LoraConfig(**LORA, task_type="SEQ_CLS" if case.kind == "reward" else "CAUSAL_LM")
     if shared:
         parts = build.Parts(
-            model=model, args=options, tokenizer=words, train=rows, eval=None, lora=lora,
-            quantization=quantization if quantized else None, callbacks=[], rewards={"length": _reward},
-            reward_weights=[1.0],
+            model=model, args=options, tokenizer=words, train=rows, eval=None, lora=lora, quantization=None,
+            callbacks=[], rewards={"length": _reward}, reward_weights=[1.0],
         )  # fmt: skip
         return build.build(case.kind, parts)
     from trl.kernels.chunked_logprob import _use_triton
@@ -138,9 +124,8 @@ def trainer(case: Case, shared: bool, model: str, words: Any, rows: Any, attenti
     make, configure = makers[case.kind]
     extra = {"reward_funcs": _reward} if case.kind == "grpo" else {}
     return make(
-        model=model, args=configure(**options), processing_class=words, train_dataset=rows, peft_config=lora,
-        quantization_config=quantization if quantized else None, **extra,
-    )  # fmt: skip
+        model=model, args=configure(**options), processing_class=words, train_dataset=rows, peft_config=lora, **extra
+    )
 
 
 def _reward(completions: list[str], **columns: Any) -> list[float]:
@@ -177,28 +162,38 @@ class Steps:
         return time.perf_counter() - began
 
 
-def measure(case: Case, shape: dict[str, Any], rounds: int, attention: tuple[str, str], quantized: bool) -> Any:
-    """(plain, shared) seconds of each pair of steps, and on a GPU the megabytes that each allocated at most."""
+def measure(case: Case, shape: dict[str, Any], rounds: int) -> Any:
+    """`steps` of a new model of this shape, with sdpa."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder, shape, tokenizer())
+        return steps(case, folder, rounds, ("sdpa", "sdpa"))
+
+
+def steps(
+    case: Case, model: str, rounds: int, attention: tuple[str, str], checkpointing: bool = False
+) -> tuple[list[tuple[float, float]], dict[bool, float]]:
+    """(plain, shared) seconds of each pair of steps, and on a GPU the megabytes that each allocated at most.
+
+    `attention` is that of plain TRL and of shared prompts.
+    """
     import torch
 
     words, peaks = tokenizer(), {}
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(folder, shape, words)
-        rows = data(case, rounds + 1)
-        ways = {}
-        for shared, how in ((False, attention[0]), (True, attention[1])):
-            ways[shared] = Steps(trainer(case, shared, folder, words, rows, how, quantized), shared)
-        pairs: list[dict[bool, float]] = []
-        for n in range(rounds + 1):
-            pair = {}
-            for shared in (False, True) if n % 2 else (True, False):
-                if torch.cuda.is_available():
-                    torch.cuda.reset_peak_memory_stats()
-                    before = torch.cuda.memory_allocated()
-                pair[shared] = ways[shared]()
-                if torch.cuda.is_available():
-                    peaks[shared] = (torch.cuda.max_memory_allocated() - before) / 2**20
-            pairs.append(pair)
+    rows = data(case, rounds + 1)
+    ways = {}
+    for shared, how in ((False, attention[0]), (True, attention[1])):
+        ways[shared] = Steps(trainer(case, shared, model, words, rows, how, checkpointing), shared)
+    pairs: list[dict[bool, float]] = []
+    for n in range(rounds + 1):
+        pair = {}
+        for shared in (False, True) if n % 2 else (True, False):
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            pair[shared] = ways[shared]()
+            if torch.cuda.is_available():
+                peaks[shared] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        pairs.append(pair)
     return [(pair[False], pair[True]) for pair in pairs[1:]], peaks
 
 
@@ -246,7 +241,7 @@ def curve(path: str, shape: dict[str, Any], rounds: int) -> None:
     for ratio in ratios:
         answer = round(120 / (1 + ratio))
         case = Case("dpo", 4, (120 - answer,) * 2, (answer,) * 2)
-        gains.append(say(f"dpo, prompt {ratio:g} x answer", *measure(case, shape, rounds, ("sdpa", "sdpa"), False)))
+        gains.append(say(f"dpo, prompt {ratio:g} x answer", *measure(case, shape, rounds)))
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
     axes.plot(ratios, gains, marker="o")
     axes.axhline(1, color="grey", linewidth=0.8)
@@ -267,7 +262,6 @@ def main() -> None:
     parser.add_argument("--rss", action="store_true", help="on a CPU, measure memory, too")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    import torch
 
     small = {**SMOLLM2, "num_hidden_layers": given.layers}
     if given.memory:
@@ -276,18 +270,8 @@ def main() -> None:
     print(f"{'':28}{'plain s':>9}{'shared':>9}{'times':>7}{'plain MB':>9}{'shared':>9}{'ratio':>7}")
     for name, case in CASES.items():
         if given.only is None or name in given.only:
-            pairs, peaks = measure(case, small, given.rounds, ("sdpa", "sdpa"), False)
+            pairs, peaks = measure(case, small, given.rounds)
             say(name, pairs, peaks or (memory(name, given.layers) if given.rss else {}))
-    if torch.cuda.is_available():
-        from transformers.utils import is_flash_attn_2_available
-
-        plain = ["sdpa", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
-        for label, shape, quantized in (("1B", LLAMA_1B, False), ("8B QLoRA", LLAMA_8B, True)):
-            for name, case in ON_GPU.items():
-                for before in plain:
-                    for after in ("sdpa", "flex_attention"):
-                        found = measure(case, shape, given.rounds, (before, after), quantized)
-                        say(f"{label} {name} {before[:5]}/{after[:4]}", *found)
     if given.curve:
         curve(given.curve, small, given.rounds)
 

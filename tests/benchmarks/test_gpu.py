@@ -39,12 +39,9 @@ def test_every_part_is_rehearsed(tmp_path: Path):
         assert list(tried) == ["1", "2", "4"], name
         assert None not in tried.values(), name
     assert (found["ppo"]["bases"], found["ppo_separate"]["bases"]) == (1, 3)
-    # The same pairs, the prompt computed twice and once.
-    apart, *once = (found[f"dpo_{name}"]["losses"] for name in ("apart_sdpa", "shared_sdpa", "shared_flex"))
-    assert abs(apart[1] - apart[0]) > 1e-4
-    for losses in once:
-        assert losses == pytest.approx(apart, abs=2e-5)
-    assert gpu.one("dpo_shared_sdpa", place)["status"] == "done"  # and once more
+    assert [row["case"] for row in found["shared_1b"]["rows"]] == ["dpo", "dpo_equal", "reward", "grpo"]
+    assert all(row["times"] > 0 for name in gpu_tables.SHARED for row in found[name]["rows"])
+    assert gpu.one("shared_8b_flex", place)["status"] == "done"  # and once more
     assert found["drift"]["rows"][0]["mean"] > 0
     measured = {name: {"figures": figures} for name, figures in found.items()}
     assert gpu_tables.NONE not in gpu_tables.filled(pages(), {**ABOUT, "measurements": measured})
@@ -70,15 +67,28 @@ def test_tables_by_hand():
             "peak_gib": 12.34,
             "by_microbatch": {"1": 10.0, "2": 12.0, "4": 16.5, "8": None},
         },
-        "dpo_apart_sdpa": {"seconds_a_step": 3.0, "peak_gib": 20.0},
-        "dpo_shared_sdpa": {"seconds_a_step": 1.5, "peak_gib": 15.0},
+        "shared_8b": {
+            "rows": [
+                {
+                    "case": "dpo",
+                    "rows": 8,
+                    "prompt_tokens": [400, 600],
+                    "answer_tokens": [60, 60],
+                    "plain_seconds": 3.0,
+                    "shared_seconds": 1.5,
+                    "times": 2.0,
+                    "plain_gib": 20.0,
+                    "shared_gib": 15.0,
+                }
+            ]
+        },
     }
     found = gpu_tables.Found({**ABOUT, "measurements": {name: {"figures": f} for name, f in figures.items()}})
     assert gpu_tables.source(found) == "`make gpu`, 2026-01-02, one H100 of 80.0 GiB; torch 2.9.\n"
     assert "| SFT, `sft_llama` | 2 x 2048 tokens read | 2.00 | 2,048 |" in gpu_tables.speed(found)
     assert "| SFT, `sft_llama` | 12.3 | 4 (16.5 GiB) |" in gpu_tables.memory(found)
-    assert "| once, sdpa | 1.50 | 2.00 | 15.0 |" in gpu_tables.shared(found)
-    assert "| once, FlexAttention | not measured | not measured | not measured |" in gpu_tables.shared(found)
+    assert "| 8B, QLoRA, sdpa | DPO | 8 x 400–600, 60 | 3.00 | 1.50 | 2.00 | 20.0 | 15.0 |" in gpu_tables.shared(found)
+    assert f"| 1B, LoRA, FlexAttention | {' | '.join([gpu_tables.NONE] * 7)} |" in gpu_tables.shared(found)
 
 
 @pytest.mark.parametrize(
