@@ -32,8 +32,6 @@ NONE = "Not run.\n"
 SHORT = ("data.args.words=[15,35]", "data.args.missed=article")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "recipe": (),
-    "short": SHORT,
-    "short_more": (*SHORT, "data.max_train_rows=512"),
     "more": ("data.max_train_rows=512",),
     "twice": ("trainer.args.num_train_epochs=2",),
     "faster": ("trainer.args.learning_rate=6.0e-4",),
@@ -41,6 +39,19 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "likelihood": ("trainer.args.loss_weights=[1.0,3.0]",),
     "alone": ("trainer.args.loss_type=[sigmoid]", "trainer.args.loss_weights=null"),
     "rank": ("peft.lora.r=64", "peft.lora.lora_alpha=128"),
+    "short": SHORT,
+    "short_384": (*SHORT, "data.max_train_rows=384"),
+    "short_more": (*SHORT, "data.max_train_rows=512"),
+    "short_1024": (*SHORT, "data.max_train_rows=1024"),
+    "short_twice": (*SHORT, "trainer.args.num_train_epochs=2"),
+    "short_faster": (*SHORT, "trainer.args.learning_rate=6.0e-4"),
+    "short_fastest": (*SHORT, "trainer.args.learning_rate=1.0e-3"),
+    "short_small_steps": (*SHORT, "trainer.args.per_device_train_batch_size=2"),
+    "short_384_small_steps": (*SHORT, "data.max_train_rows=384", "trainer.args.per_device_train_batch_size=2"),
+    "short_384_faster": (*SHORT, "data.max_train_rows=384", "trainer.args.learning_rate=6.0e-4"),
+    "short_preference": (*SHORT, "trainer.args.loss_weights=[3.0,1.0]"),
+    "short_likelihood": (*SHORT, "trainer.args.loss_weights=[1.0,3.0]"),
+    "short_rank": (*SHORT, "peft.lora.r=64", "peft.lora.lora_alpha=128"),
 }
 # What the demo is to reach: invented at most a third of before, withheld at most a quarter, F1 surely higher.
 INVENTED, WITHHELD = 1 / 3, 0.25
