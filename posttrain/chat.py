@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from posttrain.console import SafeConsole, complain, printable
+from posttrain.console import SafeConsole, complain, printable, quiet_libraries, working
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -54,8 +53,6 @@ def main(argv: list[str] | None = None) -> int:
 def chat(args: argparse.Namespace) -> None:
     """Check, load, and talk until the input ends."""
     check(args)
-    from posttrain.console import quiet_libraries
-
     quiet_libraries()
     from posttrain.models.dialogue import Settings, speakers
     from posttrain.runs import lineage
@@ -66,7 +63,7 @@ def chat(args: argparse.Namespace) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     terminal = Terminal(interactive, headings=len(sources) > 1)
     said = terminal.lines() if interactive or args.lines else terminal.whole()
-    with terminal.waiting("Loading"):
+    with working("Loading", terminal.out if interactive else terminal.errors):
         voices = speakers(sources)
     for voice in voices:
         if args.system:
@@ -141,9 +138,6 @@ class Terminal:
         self.headings = headings
         self.errors = SafeConsole(stderr=True, highlight=False)
         self.out = SafeConsole(highlight=False)
-
-    def waiting(self, text: str) -> AbstractContextManager[object]:
-        return self.out.status(text) if self.interactive else nullcontext()
 
     def whole(self) -> Iterator[str]:
         """All that is piped in, as one message."""

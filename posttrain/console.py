@@ -6,7 +6,7 @@ import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
+
+from posttrain.progress_bars import counting
 
 
 def printable(text: str) -> str:
@@ -33,11 +35,26 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class SafeConsole(Console):
-    """A console that writes nothing of a text that would steer the terminal, wherever the text comes from."""
+    """A console that writes nothing of a text that would steer the terminal, wherever the text comes from.
+
+    Off a terminal no line ends in the blanks that fill a table's last column.
+    """
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        for segment in super().render(renderable, options):
+        segments: Iterable[Segment] = super().render(renderable, options)
+        for segment in segments if self.is_terminal else _unpadded(segments):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def _unpadded(segments: Iterable[Segment]) -> Iterator[Segment]:
+    for line, ended in Segment.split_lines_terminator(segments):
+        while ended and line and not line[-1].control and not line[-1].text.strip(" "):
+            line.pop()
+        if ended and line:
+            line[-1] = line[-1]._replace(text=line[-1].text.rstrip(" "))
+        yield from line
+        if ended:
+            yield Segment.line()
 
 
 def complain(text: object) -> None:
@@ -49,36 +66,57 @@ def complain(text: object) -> None:
 console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-# Seconds of silence after which a log file is told what takes so long.
+# Seconds of silence after which a log file is told what takes so long, and between two lines on a download.
 PATIENCE = 3.0
+NEWS = 30.0
 
 
 @contextmanager
-def working(text: str) -> Iterator[None]:
-    """Say what is being done: a spinner on a terminal; in a log file one line, if it takes a while."""
-    if console.is_terminal:
-        with console.status(text):
+def working(text: str, out: Console = console) -> Iterator[None]:
+    """Say what is being done, with the counts of the libraries' progress bars, which are not shown themselves.
+
+    One status line on a terminal; in a log file a line if it takes a while, and news every `NEWS` seconds.
+    """
+    with counting(text) as counted:
+        if out.is_terminal:
+            with out.status(counted):
+                yield
+            return
+        said: list[str] = []
+
+        def say() -> None:
+            now = str(counted)
+            if now not in said:
+                tell(f"{now} ..." if now == text else now, out)
+            said.append(now)
+
+        with reporting(say, NEWS):
             yield
-        return
-    with waiting(lambda: tell(f"{text} ...")):
-        yield
 
 
 @contextmanager
-def waiting(say: Callable[[], None]) -> Iterator[None]:
-    """Call `say` once, from another thread, if the block lasts longer than `PATIENCE`."""
-    timer = threading.Timer(PATIENCE, say)
-    timer.daemon = True
-    timer.start()
+def reporting(say: Callable[[], object], every: float | None = None) -> Iterator[None]:
+    """Call `say` from another thread if the block lasts longer than `PATIENCE`, and then each `every` seconds."""
+    over = threading.Event()
+
+    def watch() -> None:
+        pause: float | None = PATIENCE
+        while pause is not None and not over.wait(pause):
+            say()
+            pause = every
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        timer.cancel()
+        over.set()
+        thread.join()
 
 
-def tell(text: str) -> None:
+def tell(text: str, out: Console | None = None) -> None:
     """Print `text` as it is: unwrapped, ready to copy."""
-    console.print(text, soft_wrap=True, markup=False)
+    (out or console).print(text, soft_wrap=True, markup=False)
 
 
 def facts(rows: Mapping[str, str]) -> None:
@@ -90,16 +128,16 @@ def facts(rows: Mapping[str, str]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave only what a user can act on: no import chatter, no per-file bars off a terminal, no repeated warnings."""
+    """Leave only what a user can act on: no import chatter, no progress bars of theirs, no repeated warnings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("WANDB_SILENT", "true")
     # bitsandbytes says at import that an optional CPU kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    if not console.is_terminal:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        from transformers.utils.logging import disable_progress_bar
+    # `working` shows what their bars count.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
+    disable_progress_bar()

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.console import complain, console, quiet_libraries, tell
+from posttrain.console import complain, console, quiet_libraries, tell, working
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def export(args: argparse.Namespace) -> None:
     if args.merge:
         from posttrain.models.merge import merge
 
-        with console.status("Merging and measuring"):
+        with working("Merging and measuring"):
             drift = merge(source, folder, args.dtype, None, args.max_kl, args.into or "trained")
         for line in drift.lines():
             tell(line)

@@ -26,7 +26,9 @@ _posttrain() {
   local word="${line##* }"
   local -a found
   found=(${(f)"$(posttrain completion --words ${(z)line} ${word:+--last} 2>/dev/null)"})
-  compadd -S '' -- $found || _files
+  compadd -S '' -- ${(M)found:#*[=./]}
+  compadd -- ${found:#*[=./]}
+  (( ${#found} )) || _files
 }
 compdef _posttrain posttrain""",
     "fish": """function __posttrain_words

@@ -11,7 +11,7 @@ from rich.table import Column
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
-from posttrain.console import console, tell, waiting
+from posttrain.console import console, reporting, tell
 
 # What is worth a place on the bar, in this order: trainer metric -> short name.
 SHOWN = {
@@ -144,7 +144,7 @@ class Phase:
 
     def __enter__(self) -> Phase:
         if not console.is_terminal:
-            self.stack.enter_context(waiting(self._say))
+            self.stack.enter_context(reporting(self._say))
             return self
         # A run's own bar is shown already, and there is one live display at a time.
         self.bar = _shown[-1] if _shown else self.stack.enter_context(_bar(transient=True))

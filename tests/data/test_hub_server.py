@@ -22,6 +22,7 @@ from tests.helpers.hub import Hub
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 PREFERENCES = "acme/preferences"  # two splits, by the names of its parquet files
 CONFIGURED = "acme/configured"  # two configs, by the yaml of its README.md
+LARGE = "acme/large"
 SHARDS = {"test_prefs": 2, "train_prefs": 3}
 
 
@@ -82,6 +83,28 @@ def ask() -> dict[str, Any]:
         "missing revision": refusal(hf_hub_download, MODEL, "config.json", revision="refs/pr/1"),
         "missing file": refusal(hf_hub_download, MODEL, "absent.json"),
     }
+
+
+def watch() -> list[str]:
+    """What a log file hears of two downloads, a model's and a data set's, each in a block of `console.working`."""
+    import io
+    import re
+
+    from posttrain import console
+
+    console.PATIENCE = console.NEWS = 0.01
+    console.quiet_libraries()
+    log = io.StringIO()
+    out = console.SafeConsole(file=log, width=100)
+    from datasets import load_dataset
+    from huggingface_hub import constants, snapshot_download
+
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
+    with console.working("Loading the model", out):
+        snapshot_download(LARGE)
+    with console.working("Loading the data", out):
+        load_dataset(LARGE, split="train")
+    return sorted({re.sub(r"[\d.,]+ [kM]B|\d+ bytes|\d+%", "N", line) for line in log.getvalue().splitlines()})
 
 
 ANSWERED = {
@@ -184,6 +207,25 @@ def test_real_clients_load_and_then_load_offline(hub: Hub, tmp_path: Path) -> No
     assert len(hub.requests) == asked
 
 
+def test_a_download_is_one_line_with_bytes_and_percent(tmp_path: Path) -> None:
+    """None of the bars of the hub, `datasets` and Transformers, of which there would be one a file."""
+    for kind in ("models", "datasets"):
+        (tmp_path / "hub" / kind / LARGE).mkdir(parents=True)
+    for part in range(3):
+        (tmp_path / "hub/models" / LARGE / f"model-{part}.safetensors").write_bytes(b"0" * 400_000)
+    rows = "".join(json.dumps({"text": str(n) * 100}) + "\n" for n in range(5000))
+    (tmp_path / "hub/datasets" / LARGE / "train.jsonl").write_text(rows)
+    with Hub(tmp_path / "hub") as hub:
+        hub.pause = 0.02
+        command = [sys.executable, __file__, "watch"]
+        done = subprocess.run(command, env=hub.env(tmp_path / "home"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    heard = json.loads(done.stdout)["watch"]
+    assert "Loading the model: N of N (N), N/s" in heard
+    assert "Loading the data: N of N (N), N/s" in heard
+
+
 def test_environment_has_no_token_and_no_other_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "1")
@@ -234,4 +276,4 @@ def test_ranges_revisions_and_unimplemented_paths(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({job: {"load": load, "ask": ask}[job]() for job in sys.argv[1:]}))
+    print(json.dumps({job: {"load": load, "ask": ask, "watch": watch}[job]() for job in sys.argv[1:]}))

@@ -21,6 +21,7 @@ import json
 import os
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +34,7 @@ API = re.compile(r"/api/(models|datasets)/([^/]+(?:/[^/]+)??)(?:/(revision|tree|
 RESOLVE = re.compile(r"/(?:(datasets)/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
 PUSH = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main")
 TOKEN = "hf_of_these_tests"
+PIECE = 1 << 16
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 Query = dict[str, list[str]]
 
@@ -83,11 +85,12 @@ class Hub:
 
     `gated` holds ids of repositories whose files are refused, `private` those created so; `requests` every (method,
     path as sent, without its query) so far, and `unimplemented` those of them that are no endpoint here: they were
-    answered 404.
+    answered 404. `pause` is what it waits, in seconds, before each 64 KiB it sends.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.pause = 0.0
         self.gated: set[str] = set()
         self.private: set[str] = set()
         self.requests: list[tuple[str, str]] = []
@@ -236,7 +239,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body)
+            for start in range(0, len(answer.body), PIECE):
+                time.sleep(self.hub.pause)
+                self.wfile.write(answer.body[start : start + PIECE])
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = respond
 

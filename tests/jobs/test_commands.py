@@ -116,30 +116,58 @@ def test_completion(before, word, found):
     assert found in completion.candidates(before, word)
 
 
-def test_completion_in_bash(tmp_path):
-    """The printed script, in the shell itself: the candidates for a line, as Tab would give them."""
-    if shutil.which("bash") is None:
-        pytest.skip("no bash")
-    command = tmp_path / "posttrain"
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """Calls a shell, in which `posttrain` is a command; skips the test where the shell is not installed."""
+    command = tmp_path / "bin/posttrain"
+    command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m posttrain "$@"\n')
     command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__main__.__file__).parents[1]))
+
+    def call(name, script, *words):
+        if shutil.which(name) is None:
+            pytest.skip(f"no {name}")
+        options = {"zsh": ["-f"], "fish": ["--no-config"]}.get(name, [])
+        done = subprocess.run([name, *options, "-c", script, *words], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    return call
+
+
+def test_completion_in_bash(shell):
+    """The printed script, in the shell itself: the candidates for a line, as Tab would give them."""
     ask = 'COMP_LINE="$1"; COMP_POINT=${#1}; compopt() { :; }; _posttrain; printf "%s\\n" "${COMPREPLY[@]}"'
-    environment = {
-        **os.environ,
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__main__.__file__).parents[1]),
-    }
 
     def tab(line):
-        script = f"COMP_WORDBREAKS=' ='\n{completion.SCRIPTS['bash']}\n{ask}"
-        done = subprocess.run(
-            ["bash", "-c", script, "bash", line], capture_output=True, text=True, env=environment, check=True
-        )
-        return done.stdout.split()
+        return shell("bash", f"COMP_WORDBREAKS=' ='\n{completion.SCRIPTS['bash']}\n{ask}", "bash", line)
 
     assert tab("posttrain exp") == ["export"]
     assert tab("posttrain peft=q") == ["qlora"], "after = bash completes the value alone"
     assert "recipes" in tab("posttrain ")
+
+
+def test_completion_in_fish(shell):
+    def tab(line):
+        return shell("fish", f"{completion.SCRIPTS['fish']}\ncomplete -C '{line}'")
+
+    assert tab("posttrain exp") == ["export"]
+    assert tab("posttrain +recipe=dpo_sm") == ["+recipe=dpo_smollm2"]
+
+
+def test_completion_in_zsh(shell):
+    """What the script hands to zsh's own completion: a space follows a whole word (no `-S`), and paths are completed."""
+    stubs = (
+        'compdef() { :; }; compadd() { (( ${@[(i)--]} < $# )) && print -- compadd "$@"; }; _files() { print files; }'
+    )
+
+    def tab(line):
+        return shell("zsh", f"{stubs}\n{completion.SCRIPTS['zsh']}\nBUFFER=$1; CURSOR=${{#1}}; _posttrain", "zsh", line)
+
+    assert tab("posttrain exp") == ["compadd -- export"]
+    assert tab("posttrain trainer=ppo trainer.args.vf_co") == ["compadd -S  -- trainer.args.vf_coef="]
+    assert tab("posttrain chat outp") == ["files"]
 
 
 @pytest.mark.parametrize("word", extras.PLUGINS)

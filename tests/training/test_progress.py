@@ -23,6 +23,53 @@ def test_a_log_file_hears_of_a_phase_once_if_it_takes_a_while(monkeypatch, capsy
     assert capsys.readouterr().out.splitlines() == ["probe    slow ..., about 0 s left", "Loading ..."]
 
 
+def test_bars_of_libraries_are_counted_and_not_shown(monkeypatch, capsys):
+    """In one line, in bytes before rows; the bar that the hub draws for the same bytes on the network is left out."""
+    from tqdm.auto import tqdm
+
+    monkeypatch.setattr("posttrain.console.PATIENCE", 0.02)
+    monkeypatch.setattr("posttrain.console.NEWS", 0.02)
+    with console.working("Loading the model"):
+        rows = tqdm(total=4000, desc="Tokenizing: ", disable=True)
+        rows.update(1000)
+        time.sleep(0.15)
+        files = [tqdm(total=size, unit="B", desc="model.safetensors") for size in (3_000_000, 1_000_000)]
+        tqdm(total=4_000_000, unit="B", bar_format="{desc}: {bar}| {n_fmt:>5}B{postfix:>12}")
+        for file in files:
+            file.update(1_000_000)
+        time.sleep(0.15)
+        files[0].update(2_000_000)
+        rows.close()
+    with tqdm(total=1, desc="shown again", leave=True):
+        pass
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0] == "Loading the model: Tokenizing, 1,000 of 4,000"
+    assert all(line.startswith("Loading the model: 2.0 MB of 4.0 MB (50%), ") for line in lines[1:])
+    assert lines[1].endswith("/s")
+    assert "safetensors" not in printed.err
+    assert "shown again" in printed.err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_in_a_log_file_ends_in_no_blanks(terminal):
+    import io
+
+    file = io.StringIO()
+    out = console.SafeConsole(file=file, width=40, force_terminal=terminal, color_system=None)
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for row in (("name", "a long value"), ("other", "short"), ("", "")):
+        table.add_row(*row)
+    out.print(table)
+    out.print("kept  ", end="")
+    out.print("  here")
+    lines = file.getvalue().splitlines()
+    assert [line.rstrip() for line in lines] == ["name   a long value", "other  short", "", "kept    here"]
+    assert terminal or lines == [line.rstrip() for line in lines]
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_line_keeps_count_time_loss_reward_kl_and_speed(width, monkeypatch):
     """In 80 columns too, with the longest counts and every figure logged."""

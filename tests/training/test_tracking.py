@@ -95,6 +95,29 @@ def test_a_tracker_that_fails_midway_is_left_behind(tmp_path, monkeypatch, caplo
     wandb.finish()
 
 
+@pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("short", "offline"), ("a" * 40, "online")])
+def test_wandb_is_online_where_there_is_a_key(key, mode, tmp_path, monkeypatch, capsys):
+    """Without a word, a warning, a question, or a call to the server, which cannot be reached here."""
+    import warnings
+
+    import wandb
+
+    from posttrain.training import tracking
+
+    for name, value in (("WANDB_API_KEY", key), ("WANDB_BASE_URL", "http://127.0.0.1:9")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tracking._wandb_mode() == mode
+    assert capsys.readouterr() == ("", "")
+    wandb.teardown()
+
+
 @pytest.mark.parametrize("backend", ["mlflow", "comet"])
 def test_other_trackers_get_the_probes_metrics_and_are_ended(backend, tmp_path, monkeypatch):
     """Transformers' own callbacks log the rest, to the run that is begun here. The libraries are stood in for."""

