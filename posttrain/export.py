@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.console import complain, console, quiet_libraries, tell, working
+from posttrain.console import complain, quiet_libraries, tell, working
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:

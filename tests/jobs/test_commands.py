@@ -157,16 +157,14 @@ def test_completion_in_fish(shell):
 
 
 def test_completion_in_zsh(shell):
-    """What the script hands to zsh's own completion: a space follows a whole word (no `-S`), and paths are completed."""
-    stubs = (
-        'compdef() { :; }; compadd() { (( ${@[(i)--]} < $# )) && print -- compadd "$@"; }; _files() { print files; }'
-    )
+    """What the script hands to zsh: a space follows a whole word (no `-S`), and paths are completed."""
+    stubs = "compdef() { :; }; compadd() { (( ${@[(i)--]} < $# )) && print -- compadd $@; }; _files() { print files; }"
 
     def tab(line):
         return shell("zsh", f"{stubs}\n{completion.SCRIPTS['zsh']}\nBUFFER=$1; CURSOR=${{#1}}; _posttrain", "zsh", line)
 
     assert tab("posttrain exp") == ["compadd -- export"]
-    assert tab("posttrain trainer=ppo trainer.args.vf_co") == ["compadd -S  -- trainer.args.vf_coef="]
+    assert tab("posttrain trainer=ppo trainer.args.vf_co") == ["compadd -S -- trainer.args.vf_coef="]
     assert tab("posttrain chat outp") == ["files"]
 
 
