@@ -91,7 +91,7 @@ overhead: install  ## time and memory against a plain TRL script
 frontier: install  ## reward against KL for every method, several seeds (SIZE=tiny, small or full; docs/studies/frontier.md)
 	$(VENV)/bin/python benchmarks/frontier.py --size $(patsubst smollm2,small,$(SIZE)) $(ARGS)
 
-gpu: install  ## all that only a GPU can show, within 8 minutes; goes on after a cut (docs/performance.md)
+gpu: install  ## what only a GPU can show, for 8 minutes; the same command goes on (docs/performance.md)
 	$(VENV)/bin/python benchmarks/gpu.py $(ARGS)
 
 gpu-tables: install  ## the tables of docs/performance.md and docs/memory.md from what `make gpu` measured

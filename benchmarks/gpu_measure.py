@@ -2,7 +2,7 @@
 
 The Llama recipes are run as a user runs them, on a model of the shape of Llama 3.1 8B with random weights in NF4, made
 on the spot, and on random text that fills `max_length`. Their tokenizer has a token for each byte. A random model draws
-no EOS, so every answer is as long as the recipe allows: the most memory that it can need.
+no EOS, so every answer has the length that is asked for.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def offline(kind: str) -> Callable[[Place], dict[str, Any]]:
         data = pairs(place, length - answer - 1, answer)  # one for EOS
         given = [*common(place, data, length), "trainer.args.gradient_accumulation_steps=1"]
         start_counting(CAP)
-        path, watch = train(place, kind, f"{kind}_llama", *given, f"trainer.args.max_steps={place.size.steps}")
+        _, watch = train(place, kind, f"{kind}_llama", *given, f"trainer.args.max_steps={place.size.steps}")
         rows = watch.trainer.args.per_device_train_batch_size
         sides = 1 if kind == "sft" else 2
-        found = {
+        return {
             "microbatch": rows,
             "tokens_a_row": sides * length,
             "seconds_a_step": watch.step,
@@ -76,15 +76,12 @@ def offline(kind: str) -> Callable[[Place], dict[str, Any]]:
             "peak_gib": peak_gib(),
             "by_microbatch": larger(watch.trainer, place.size.most, _next_batch),
         }
-        if kind == "reward":
-            found["run"] = str(path)
-        return found
 
     return figures
 
 
 def online(kind: str, reward: Callable[[Place], list[str]], cap: int | None = CAP, copies: int = 0) -> Any:
-    """GRPO or PPO: one rollout at the recipe's shape, answers as long as it allows; `copies` of the base beside it."""
+    """GRPO or PPO: one rollout of the recipe's size, answers of `size.answer` tokens; `copies` of the base."""
 
     def figures(place: Place) -> dict[str, Any]:
         size = place.size
@@ -262,9 +259,9 @@ def shared(size: str, attention: str, *kinds: str) -> Callable[[Place], dict[str
 def tests(place: Place) -> dict[str, Any]:
     """The tests marked `gpu`; a rehearsal only collects them."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--color=no"]
-    if place.rehearsal:
-        marked = [p for p in (recipes.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
-        command += ["--collect-only", *map(str, marked)]
+    command += ["--collect-only"] if place.rehearsal else []
+    # Only their files, because others need packages that have nothing to do with a GPU.
+    command += [str(p) for p in (recipes.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
     done = subprocess.run(command, cwd=recipes.ROOT, capture_output=True, text=True)
     last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1]
     if done.returncode:
