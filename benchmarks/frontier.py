@@ -28,7 +28,7 @@ from rich.table import Table
 
 from posttrain.config import recipes
 from posttrain.config.schema import Run
-from posttrain.console import console, tell
+from posttrain.console import console, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.pipeline import plan
@@ -146,11 +146,11 @@ def study(options: argparse.Namespace, execute: Any = None) -> Path:
     ended = Study(progress, expected, jobs, execute or Processes(logs), logs).run()
     table = results(progress.finished, expected, ended, options.size)
     write_atomic(output / "frontier.md", table)
-    tell(table)
+    print_plain(table)
     report(output, progress.finished)
     if lost := {name: end for name, end in ended.items() if name not in progress.finished}:
         lines = "\n".join(f"{name} {end.state}: {end.why}" for name, end in lost.items())
-        raise PosttrainError(f"{lines}\nWhen it is mended, the same command goes on from there.")
+        raise PosttrainError(f"{lines}\nRun the same command again after the fix; it resumes.")
     return output
 
 
@@ -209,7 +209,7 @@ def report(output: Path, finished: Mapping[str, RunDirectory]) -> None:
             continue
         command = [sys.executable, "-m", "posttrain.report", *paths, "--out", str(output / folder)]
         if subprocess.run(command, check=False).returncode:
-            tell(f"The report failed; to repeat it alone: {shlex.join(command)}")
+            print_plain(f"The report failed; to repeat it alone: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

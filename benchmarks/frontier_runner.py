@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from posttrain.console import tell
+from posttrain.console import print_plain
 from posttrain.pipeline.plan import Progress, Step
 from posttrain.pipeline.process import last_error
 from posttrain.pipeline.stages import Stage
@@ -113,7 +113,7 @@ class Study:
             while True:
                 while free and (step := self._next({step.stage.name for step, *_ in running.values()})):
                     cores = free.pop(0)
-                    tell(f"{time.strftime('%H:%M:%S')}  {step.stage.name} starts ({step.why})")
+                    print_plain(f"{time.strftime('%H:%M:%S')}  {step.stage.name} starts ({step.why})")
                     running[pool.submit(self._turn, step, cores)] = (step, time.monotonic(), cores)
                 if not running:
                     break
@@ -122,7 +122,7 @@ class Study:
                     free.append(cores)
                     self._end(step, future, time.monotonic() - began, [began for _, began, _ in running.values()])
         if self.signals.number:
-            tell(f"Stopped by {self.signals.signal}; the same command goes on from here")
+            print_plain(f"Stopped by {self.signals.signal}; the same command goes on from here")
             raise SystemExit(128 + self.signals.number)
         return self.ended
 
@@ -138,7 +138,7 @@ class Study:
             if lost := [parent for parent in parents & self.ended.keys() if parent not in self.progress.finished]:
                 self.ended[name] = Ended("left out", why=f"{lost[0]} is not there")
             elif parents <= self.progress.finished.keys():
-                step = self.progress.look(self.stages[name])
+                step = self.progress.step_for(self.stages[name])
                 if step.state == "reuse":
                     assert step.directory is not None
                     self.progress.finished[name] = step.directory
@@ -150,7 +150,7 @@ class Study:
     def _turn(self, step: Step, cores: tuple[int, ...]) -> int:
         """Run the stage, unless a process that a killed study left behind finishes it."""
         assert step.directory is not None
-        with step.directory.turn(self._stop_if_asked):
+        with step.directory.wait_until_free(self._stop_if_asked):
             self._stop_if_asked()
             return 0 if step.directory.finished() else self.execute(step, cores)
 
@@ -170,8 +170,8 @@ class Study:
             self.ended[name] = Ended("stopped", seconds)
         else:
             self.ended[name] = Ended("failed", seconds, last_error(log_of(self.logs, name)))
-            tell(f"{name} failed: {self.ended[name].why}\n  log {log_of(self.logs, name)}")
-        tell(
+            print_plain(f"{name} failed: {self.ended[name].why}\n  log {log_of(self.logs, name)}")
+        print_plain(
             f"{time.strftime('%H:%M:%S')}  {name} {self.ended[name].state} after {clock(seconds)}; "
             f"{len(self.ended)} of {len(self.stages)} stages, about {clock(self.left(began))} left"
         )

@@ -204,7 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.only:
         for name in wanted:
             results.measurements.pop(name, None)
-    command = [sys.executable, __file__, "--work", str(given.work), *(["--rehearse"] if given.rehearse else [])]
+    command = [
+        sys.executable,
+        __file__,
+        "--work",
+        str(given.work),
+        *(["--rehearse"] if given.rehearse else []),
+    ]
 
     def launch(names: Sequence[str], seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
         return worker([*command, "--worker"], names, seconds)

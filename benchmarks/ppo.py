@@ -91,9 +91,9 @@ def prepare(options: argparse.Namespace) -> None:
     if options.model == "random":
         base = random_model(options.folder / "base")
     else:
-        from posttrain.runs.lineage import locate
+        from posttrain.runs.lineage import pretrained_path
 
-        base = Path(locate(options.model))
+        base = Path(pretrained_path(options.model))
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **LORA))
     model.save_pretrained(options.folder / "reward")

@@ -23,9 +23,9 @@ def dispatch(argv: list[str]) -> int:
     """As `main`, from the words of the command line alone."""
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
-        from posttrain.console import complain
+        from posttrain.console import print_error
 
-        complain(unknown(argv[0]))
+        print_error(unknown(argv[0]))
         return 2
     if not name and rest in (["--version"], ["-V"]):
         print(versions())

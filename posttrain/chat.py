@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from posttrain.console import SafeConsole, complain, printable, quiet_libraries, working
+from posttrain.console import SafeConsole, print_error, printable, quiet_libraries, show_status
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         chat(args)
     except PosttrainError as error:
-        complain(error)
+        print_error(error)
         return 1
     except KeyboardInterrupt:  # while loading, or in a pipe
         return 130
@@ -54,7 +54,7 @@ def chat(args: argparse.Namespace) -> None:
     """Check, load, and talk until the input ends."""
     check(args)
     quiet_libraries()
-    from posttrain.models.dialogue import Settings, speakers
+    from posttrain.models.dialogue import Settings, load_dialogues
     from posttrain.runs import lineage
 
     sources = [lineage.source(run) for run in args.runs]
@@ -63,11 +63,11 @@ def chat(args: argparse.Namespace) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     terminal = Terminal(interactive, headings=len(sources) > 1)
     said = terminal.lines() if interactive or args.lines else terminal.whole()
-    with working("Loading", terminal.out if interactive else terminal.errors):
-        voices = speakers(sources)
+    with show_status("Loading", terminal.out if interactive else terminal.errors):
+        voices = load_dialogues(sources)
     for voice in voices:
         if args.system:
-            voice.instruct(args.system)
+            voice.set_system_prompt(args.system)
         if voice.plain:
             terminal.notice(f"{voice.name} has no chat template: it continues your text")
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.seed)
@@ -79,7 +79,7 @@ def chat(args: argparse.Namespace) -> None:
         if line.startswith("/") and (interactive or args.lines):
             command(line, voices, terminal)
         else:
-            turn(line, voices, settings, terminal)
+            answer_message(line, voices, settings, terminal)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -97,7 +97,7 @@ def check(args: argparse.Namespace) -> None:
         raise PosttrainError("\n".join(errors))
 
 
-def turn(line: str, voices: list[Dialogue], settings: Settings, terminal: Terminal) -> None:
+def answer_message(line: str, voices: list[Dialogue], settings: Settings, terminal: Terminal) -> None:
     """One message, answered by each; a message that is too long is said to be, and the chat goes on."""
     for voice in voices:
         terminal.heading(voice.name)
@@ -121,7 +121,7 @@ def command(line: str, voices: list[Dialogue], terminal: Terminal) -> None:
     elif name == "/system":
         try:
             for voice in voices:
-                voice.instruct(text.strip() or None)
+                voice.set_system_prompt(text.strip() or None)
             terminal.notice("system prompt set; the conversation begins anew" if text.strip() else "no system prompt")
         except PosttrainError as error:
             terminal.notice(str(error))

@@ -20,10 +20,10 @@ from posttrain.progress_bars import counting
 
 def printable(text: str) -> str:
     """Text without what steers a terminal: control characters, and marks that turn the direction of what follows."""
-    return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
+    return text if text.isascii() and text.isprintable() else "".join(map(_replace_steering, text))
 
 
-def _shown(character: str) -> str:
+def _replace_steering(character: str) -> str:
     steers = unicodedata.category(character) in STEERING or ord(character) in DIRECTIONS
     return REPLACEMENT if steers and character not in "\n\t" else character
 
@@ -57,7 +57,7 @@ def _unpadded(segments: Iterable[Segment]) -> Iterator[Segment]:
             yield Segment.line()
 
 
-def complain(text: object) -> None:
+def print_error(text: object) -> None:
     """Print an error to stderr, as it is but for what would steer the terminal."""
     print(printable(str(text)), file=sys.stderr)
 
@@ -67,15 +67,15 @@ console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 12
 
 
 # Seconds of silence after which a log file is told what takes so long, and between two lines on a download.
-PATIENCE = 3.0
-NEWS = 30.0
+SLOW_SECONDS = 3.0
+REPORT_SECONDS = 30.0
 
 
 @contextmanager
-def working(text: str, out: Console = console) -> Iterator[None]:
+def show_status(text: str, out: Console = console) -> Iterator[None]:
     """Say what is being done, with the counts of the libraries' progress bars, which are not shown themselves.
 
-    One status line on a terminal; in a log file a line if it takes a while, and news every `NEWS` seconds.
+    One status line on a terminal; in a log file a line if it takes a while, and news every `REPORT_SECONDS` seconds.
     """
     with counting(text) as counted:
         if out.is_terminal:
@@ -87,20 +87,20 @@ def working(text: str, out: Console = console) -> Iterator[None]:
         def say() -> None:
             now = str(counted)
             if now not in said:
-                tell(f"{now} ..." if now == text else now, out)
+                print_plain(f"{now} ..." if now == text else now, out)
             said.append(now)
 
-        with reporting(say, NEWS):
+        with call_while_slow(say, REPORT_SECONDS):
             yield
 
 
 @contextmanager
-def reporting(say: Callable[[], object], every: float | None = None) -> Iterator[None]:
-    """Call `say` from another thread if the block lasts longer than `PATIENCE`, and then each `every` seconds."""
+def call_while_slow(say: Callable[[], object], every: float | None = None) -> Iterator[None]:
+    """Call `say` from another thread if the block lasts longer than `SLOW_SECONDS`, and then each `every` seconds."""
     over = threading.Event()
 
     def watch() -> None:
-        pause: float | None = PATIENCE
+        pause: float | None = SLOW_SECONDS
         while pause is not None and not over.wait(pause):
             say()
             pause = every
@@ -114,12 +114,12 @@ def reporting(say: Callable[[], object], every: float | None = None) -> Iterator
         thread.join()
 
 
-def tell(text: str, out: Console | None = None) -> None:
+def print_plain(text: str, out: Console | None = None) -> None:
     """Print `text` as it is: unwrapped, ready to copy."""
     (out or console).print(text, soft_wrap=True, markup=False)
 
 
-def facts(rows: Mapping[str, str]) -> None:
+def print_facts(rows: Mapping[str, str]) -> None:
     """Print a plan, a line per fact."""
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
@@ -135,7 +135,7 @@ def quiet_libraries() -> None:
     # bitsandbytes says at import that an optional CPU kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # `working` shows what their bars count.
+    # `show_status` shows what their bars count.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils.logging import disable_progress_bar

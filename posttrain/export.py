@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.console import complain, quiet_libraries, tell, working
+from posttrain.console import print_error, print_plain, quiet_libraries, show_status
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(args)
     except PosttrainError as error:
-        complain(error)
+        print_error(error)
         return 1
     return 0
 
@@ -69,21 +69,21 @@ def export(args: argparse.Namespace) -> None:
     if args.merge:
         from posttrain.models.merge import merge
 
-        with working("Merging and measuring"):
+        with show_status("Merging and measuring"):
             drift = merge(source, folder, args.dtype, None, args.max_kl, args.into or "trained")
-        for line in drift.lines():
-            tell(line)
+        for line in drift.describe():
+            print_plain(line)
     else:
         plain(source, folder)
-        if source.adapter and (note := card.about(source.base_name)):
-            tell(note)
+        if source.adapter and (note := card.base_note(source.base_name)):
+            print_plain(note)
     form = "merged" if args.merge else "adapter" if source.adapter else "model"
-    tell(f"{form:8} {folder}{' (was there already)' if before else ''}")
+    print_plain(f"{form:8} {folder}{' (was there already)' if before else ''}")
     if args.push_to_hub:
         url = push(folder, args.push_to_hub, args.private, source.name)
-        tell(f"hub      {url}")
+        print_plain(f"hub      {url}")
     if not source.scores:
-        tell(f"next     posttrain chat {folder}")
+        print_plain(f"next     posttrain chat {folder}")
 
 
 def check(args: argparse.Namespace, source: Source) -> None:
@@ -122,15 +122,15 @@ def plain(source: Source, folder: Path) -> None:
     """Adapter or full weights with everything to use them; a folder that holds just that stays as it is."""
     from transformers import AutoTokenizer
 
-    from posttrain.models.merge import existing, identity, mark
+    from posttrain.models.merge import find_existing, identity, write_marker
     from posttrain.runs import card
-    from posttrain.runs.directory import lock, placed
+    from posttrain.runs.directory import atomic_folder, folder_lock
 
     wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
-    with lock(folder):
-        if existing(folder, wanted):
+    with folder_lock(folder):
+        if find_existing(folder, wanted):
             return
-        with placed(folder) as half:
+        with atomic_folder(folder) as half:
             weights = Path(source.adapter or source.base)
             for pattern in ("*.safetensors", "*.safetensors.index.json", "config.json"):
                 for file in weights.glob(pattern):
@@ -141,7 +141,7 @@ def plain(source: Source, folder: Path) -> None:
             tokenizer.save_pretrained(half)
             if not source.scores:
                 _generation_config(source, tokenizer, half)
-            mark(half, wanted)
+            write_marker(half, wanted)
             card.describe(half, source)
 
 
@@ -159,7 +159,7 @@ def _adapter_config(source: Source, half: Path) -> None:
 def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
     from transformers import AutoConfig, GenerationConfig
 
-    from posttrain.models.merge import stops
+    from posttrain.models.merge import set_stop_tokens
 
     revision = source.revision or "main"
     try:
@@ -167,7 +167,7 @@ def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
     except OSError:  # a base without one
         known = AutoConfig.from_pretrained(source.base, revision=revision, trust_remote_code=False)
         generation = GenerationConfig.from_model_config(known)
-    stops(generation, tokenizer)
+    set_stop_tokens(generation, tokenizer)
     generation.to_json_file(half / "generation_config.json")
 
 

@@ -15,7 +15,7 @@ PLUGINS = {
 }
 
 
-def install(extra: str) -> str:
+def install_command(extra: str) -> str:
     """The command that installs the optional dependencies `extra`, from a checkout as from a wheel.
 
     A checkout names itself. A wheel has no index to be installed from again before a release, so there the libraries
@@ -35,12 +35,12 @@ def install(extra: str) -> str:
     return f"pip install {' '.join(map(shlex.quote, wanted)) if wanted else f'POSTTRAIN_WHEEL[{extra}]'}"
 
 
-def absent(*modules: str) -> list[str]:
+def missing_modules(*modules: str) -> list[str]:
     """Those of `modules` that cannot be imported."""
-    return [module for module in modules if not _found(module)]
+    return [module for module in modules if not _is_installed(module)]
 
 
-def _found(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package is missing
@@ -50,6 +50,6 @@ def _found(module: str) -> bool:
 def missing_plugin(argv: list[str]) -> str | None:
     """What to say where `argv` chooses a plugin of Hydra that is not installed; `None` where all are there."""
     for word, (extra, module) in PLUGINS.items():
-        if word in argv and absent(module):
-            return f"{word}: not installed; {install(extra)}"
+        if word in argv and missing_modules(module):
+            return f"{word}: not installed; {install_command(extra)}"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def commit(path: str, revision: str | None) -> str | None:
+def cached_commit(path: str, revision: str | None) -> str | None:
     """The commit of the model `path` that the local cache holds; `None` for a local folder."""
     from huggingface_hub import try_to_load_from_cache
 

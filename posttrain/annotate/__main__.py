@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
 from posttrain.annotate.serve import PORT
-from posttrain.console import complain
+from posttrain.console import print_error
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             annotate(args, shlex.join(["posttrain", "annotate", *argv]))
     except PosttrainError as error:
-        complain(error)
+        print_error(error)
         return 1
     except KeyboardInterrupt:  # while reading or sampling
         return 130
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `PosttrainError` with everything that is wrong in the options."""
-    from posttrain.annotate.answers import beside
+    from posttrain.annotate.answers import answers_path
     from posttrain.annotate.export import FORMATS
     from posttrain.annotate.items import MOST
 
@@ -98,10 +98,10 @@ def check(args: argparse.Namespace) -> None:
         errors.append(f"--out={args.out}: no folder {args.out.parent}; make it first")
     elif args.out.exists() and args.out.resolve() == source.resolve():
         errors.append(f"--out={args.out}: that is the data itself; choose another name")
-    elif args.out.exists() and not args.source.endswith(".answers.jsonl") and not beside(args.out).exists():
+    elif args.out.exists() and not args.source.endswith(".answers.jsonl") and not answers_path(args.out).exists():
         errors.append(
-            f"--out={args.out}: exists, without {beside(args.out).name} beside it, and would be overwritten; choose "
-            "another name"
+            f"--out={args.out}: exists, without {answers_path(args.out).name} beside it, and would be overwritten; "
+            "choose another name"
         )
     if not 2 <= args.show <= MOST:
         errors.append(f"--show={args.show}: expected 2 to {MOST}")
@@ -115,7 +115,7 @@ def check(args: argparse.Namespace) -> None:
         errors.append(f"{TOKEN}: expected at least 16 characters")
     missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing and not args.source.endswith(".answers.jsonl"):
-        errors.append(f"{', '.join(missing)} not installed: {extras.install('annotate')}")
+        errors.append(f"{', '.join(missing)} not installed: {extras.install_command('annotate')}")
     if errors:
         raise PosttrainError("\n".join(errors))
 
@@ -135,9 +135,9 @@ def annotate(args: argparse.Namespace, command: str) -> None:
     from posttrain.console import quiet_libraries
 
     # Before anything slow: a port that is taken is said at once.
-    with serve.claim(args.out), serve.bind(args.host, args.port) as listening:
+    with serve.exclusive_access(args.out), serve.bind(args.host, args.port) as listening:
         quiet_libraries()
-        items = gather(args)
+        items = load_items(args)
         session = Session(
             args.out,
             items,
@@ -150,10 +150,10 @@ def annotate(args: argparse.Namespace, command: str) -> None:
             session.guidelines = args.guidelines.read_text(encoding="utf-8")
         plan(args, items, session)
         serve.run(session, listening, args.host, os.environ.get(TOKEN))
-        farewell(session, args, command)
+        print_summary(session, args, command)
 
 
-def gather(args: argparse.Namespace) -> list[Item]:
+def load_items(args: argparse.Namespace) -> list[Item]:
     """The items of the data, the sampled run, or the run, which is sampled from first."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -188,52 +188,52 @@ def _local(source: str) -> bool:
 
 
 def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:
-    from posttrain.annotate.answers import beside
-    from posttrain.console import facts
+    from posttrain.annotate.answers import answers_path
+    from posttrain.console import print_facts
 
     given = len(session.answers.standing)
     votes = f"{args.votes} vote{'' if args.votes == 1 else 's'} each"
     shared = f"; {len(session.everyone)} of them asked of everybody" if session.everyone else ""
-    facts(
+    print_facts(
         {
             "data": args.source,
             "items": f"{len(items)}, {votes}{shared}",
             "order": "most informative first" if args.informative else "as in the data",
-            "answers": f"{beside(args.out)}" + (f": {given} so far" if given else ""),
+            "answers": f"{answers_path(args.out)}" + (f": {given} so far" if given else ""),
             "stop": "Ctrl-C; the same command goes on",
         }
     )
 
 
-def farewell(session: Session, args: argparse.Namespace, command: str) -> None:
+def print_summary(session: Session, args: argparse.Namespace, command: str) -> None:
     """What there is now, and how to go on."""
-    from posttrain.annotate.answers import beside
-    from posttrain.console import tell
+    from posttrain.annotate.answers import answers_path
+    from posttrain.console import print_plain
 
     answers = session.answers
     given, people = len(answers.standing), len(answers.annotators())
     counts = f"{given} answer{'' if given == 1 else 's'} by {people} {'person' if people == 1 else 'people'}"
-    tell(f"\n{counts}: {beside(args.out)}")
+    print_plain(f"\n{counts}: {answers_path(args.out)}")
     try:
         if answers.standing:
             report(answers, args)
     except PosttrainError as error:  # all tied so far: no mistake
-        tell(str(error))
-    tell(f"go on    {command}")
+        print_plain(str(error))
+    print_plain(f"go on    {command}")
 
 
 def report(answers: Answers, args: argparse.Namespace) -> None:
     """Write pairs and votes, and say what was written and how to train on it."""
     from posttrain.annotate import export, sampling
-    from posttrain.console import tell
+    from posttrain.console import print_plain
 
     written = export.write(answers, args.out, args.export, args.drop_flagged)
     rest = {"undecided": written.undecided, "skipped by all": written.skipped, "flagged": written.flagged}
     without = "".join(f"; {count} {name}" for name, count in rest.items() if count)
     decided = f"{written.items} item{'' if written.items == 1 else 's'}"
-    tell(f"pairs    {args.out}: {written.pairs} from {decided}, by {args.export}{without}")
-    tell(f"votes    {export.votes_file(args.out)}")
-    tell(f"train    {sampling.next_command(answers.task.get('data', ''), args.out)}")
+    print_plain(f"pairs    {args.out}: {written.pairs} from {decided}, by {args.export}{without}")
+    print_plain(f"votes    {export.votes_file(args.out)}")
+    print_plain(f"train    {sampling.next_command(answers.task.get('data', ''), args.out)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ SUFFIX = ".answers.jsonl"
 KINDS = ("task", "item", "shown", "answer", "undo")
 
 
-def beside(out: Path) -> Path:
+def answers_path(out: Path) -> Path:
     """Where the answers for `out` are kept."""
     return out.with_name(out.stem + SUFFIX)
 

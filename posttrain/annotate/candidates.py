@@ -56,6 +56,6 @@ def messages(value: Any) -> Iterable[tuple[str | None, str]]:
         yield str(message["role"]), f"{content or ''}{called}"
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """All that is said, as one text."""
     return "\n\n".join(text for _, text in messages(value))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.annotate import selection
-from posttrain.annotate.candidates import Candidate, Group, choose, key, shown
+from posttrain.annotate.candidates import Candidate, Group, as_text, choose, key
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import PAIRS, SCORES, TRL_COLUMNS
+from posttrain.data.columns import PAIRS, SCORE_COLUMNS, TRL_COLUMNS
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # As many as there are digit keys.
 MOST = 9
-OWN = {"completions", "scores", *SCORES, *TRL_COLUMNS}
+OWN = {"completions", "scores", *SCORE_COLUMNS, *TRL_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
     is nothing to compare.
     """
     from posttrain.data.loading import load
-    from posttrain.data.trainer_rows import stored
+    from posttrain.data.trainer_rows import load_all_rows
 
-    rows = stored(config)
+    rows = load_all_rows(config)
     columns = set(rows.column_names)
     if {"instruction", "completions"} <= columns:
-        groups = _lists(stored(config, "ultrafeedback"), config.path)
+        groups = _lists(load_all_rows(config, "ultrafeedback"), config.path)
     elif "completions" in columns:
         groups = _lists(rows, config.path)
     elif {"prompt", "completion"} <= columns and not set(PAIRS) <= columns:
@@ -66,7 +66,7 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
     if by_information:
         groups = selection.order(groups, show, config.path)
     else:
-        groups = [_drawn(group, show, seed) for group in groups]
+        groups = [_draw(group, show, seed) for group in groups]
     # Rows that ask the same are one item.
     return list({item.id: item for item in map(_item, groups)}.values())
 
@@ -153,7 +153,7 @@ def _distinct(group: Group) -> Group:
     """Each completion once, empty ones left out; what the data prefers by its scores, where it does not say."""
     first: dict[str, int] = {}
     for index, candidate in enumerate(group.candidates):
-        if shown(candidate.content).strip():
+        if as_text(candidate.content).strip():
             first.setdefault(key(candidate.content), index)
     kept = tuple(first.values())
     preferred = kept.index(group.preferred) if group.preferred in kept else None
@@ -161,7 +161,7 @@ def _distinct(group: Group) -> Group:
     return replace(group, candidates=candidates, preferred=preferred)
 
 
-def _drawn(group: Group, show: int, seed: int) -> Group:
+def _draw(group: Group, show: int, seed: int) -> Group:
     """`show` of the candidates, drawn by `seed` and prompt; in order, or the first drawn would stand out."""
     count = len(group.candidates)
     lots = sorted(range(count), key=lambda i: key([seed, group.prompt, group.candidates[i].content]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.console import tell
+from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 
@@ -69,7 +69,7 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
     from posttrain.jobs import preflight
 
     words = command(run, record, overrides)
-    tell(f"sampling  {shlex.join(['posttrain', *words])}")
+    print_plain(f"sampling  {shlex.join(['posttrain', *words])}")
     recipes.register()
     try:
         with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from posttrain.annotate.answers import beside
+from posttrain.annotate.answers import answers_path
 from posttrain.annotate.session import Session
-from posttrain.console import tell
+from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.training.signals import Signals
 
@@ -21,9 +21,9 @@ PORT = 8765
 
 
 @contextlib.contextmanager
-def claim(out: Path) -> Iterator[None]:
+def exclusive_access(out: Path) -> Iterator[None]:
     """While entered, no other process adds to the answers for `out`; raises `PosttrainError` where one does."""
-    answers = beside(out)
+    answers = answers_path(out)
     held = FileLock(answers.with_name(f".{answers.name}.lock"))
     try:
         held.acquire(timeout=0)
@@ -80,9 +80,9 @@ def run(session: Session, listening: socket.socket, host: str, token: str | None
         lifespan="off",
         timeout_graceful_shutdown=2,
     )
-    tell(f"open     {address(host, port, token)}")
+    print_plain(f"open     {address(host, port, token)}")
     if not loopback(host):
-        tell("         not encrypted: in a network you do not trust, use ssh -L instead")
+        print_plain("         not encrypted: in a network you do not trust, use ssh -L instead")
     # uvicorn passes on the signal that ended it.
     with Signals():
         uvicorn.Server(settings).run(sockets=[listening])

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from posttrain.annotate import results
-from posttrain.annotate.candidates import messages, shown
+from posttrain.annotate.candidates import as_text, messages
 from posttrain.annotate.render import to_html
 from posttrain.annotate.security import LocalOnly
 from posttrain.annotate.session import Session, View
@@ -26,7 +26,7 @@ BODY = 64 << 10
 REASON = 2000
 
 
-class Refused(Exception):
+class BadRequest(Exception):
     """A request that makes no sense; the message is shown on the page."""
 
     def __init__(self, message: str, status: int = 400):
@@ -50,11 +50,11 @@ def app(session: Session, host: str, port: int, token: str | None) -> Starlette:
         reason = str(body.get("reason") or "")[:REASON].encode("utf-8", "replace").decode()
         choice, ticket = body.get("choice"), str(body.get("ticket"))
         if isinstance(choice, bool) or not isinstance(choice, (int, str)):
-            raise Refused("choice: expected a place, tie or skip")
+            raise BadRequest("choice: expected a place, tie or skip")
         try:
             kept = session.answer(name, ticket, choice, reason, body.get("flag") is True)
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise BadRequest(str(error)) from None
         return _state(session, name, kept=kept)
 
     async def undo(request: Request) -> Response:
@@ -82,7 +82,7 @@ def app(session: Session, host: str, port: int, token: str | None) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(LocalOnly, host=host, port=port, token=token)],
-        exception_handlers={Refused: refused, OSError: unkept},
+        exception_handlers={BadRequest: refused, OSError: unkept},
     )
 
 
@@ -90,7 +90,7 @@ def _annotator(name: Any) -> str:
     """An id as it is kept: Ann and ann are one person."""
     plain = unicodedata.normalize("NFKC", name).strip().lower() if isinstance(name, str) else ""
     if not NAME.fullmatch(plain):
-        raise Refused("A name has 1 to 40 letters, digits, and . _ @ -")
+        raise BadRequest("A name has 1 to 40 letters, digits, and . _ @ -")
     return plain
 
 
@@ -99,13 +99,13 @@ async def _json(request: Request) -> dict[str, Any]:
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > BODY:
-            raise Refused("too long", 413)
+            raise BadRequest("too long", 413)
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise Refused("expected a JSON object")
+        raise BadRequest("expected a JSON object")
     return body
 
 
@@ -119,7 +119,7 @@ def _shown(view: View) -> dict[str, Any]:
     state: dict[str, Any] = {"ticket": view.ticket, "last": view.last, "answered": view.answered, "left": view.left}
     if view.item is not None:
         state["prompt"] = [{"role": role, **_text(text)} for role, text in messages(view.item.prompt)]
-        state["sides"] = [_text(shown(view.item.completions[index])) for index in view.order]
+        state["sides"] = [_text(as_text(view.item.completions[index])) for index in view.order]
     if view.before:
         state["reason"], state["flag"] = view.before["reason"], view.before["flag"]
     return state

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.annotate.answers import Answers, beside, read
+from posttrain.annotate.answers import Answers, answers_path, read
 from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
 from posttrain.runs.journal import Journal
@@ -49,7 +49,7 @@ class Session:
         seed: int = 0,
         clock: Callable[[], float] = time.time,
     ):
-        path = beside(out)
+        path = answers_path(out)
         self.answers = Answers(read(path) if path.is_file() else ())
         if self.answers.task and self.answers.task["seed"] != seed:
             raise PosttrainError(

@@ -51,7 +51,7 @@ def probe(run: Run) -> list[str]:
     return errors
 
 
-def choice(key: str, value: object, allowed: tuple[str, ...]) -> str | None:
+def wrong_choice(key: str, value: object, allowed: tuple[str, ...]) -> str | None:
     """What is wrong with a value that must be one of `allowed`."""
     if value in allowed:
         return None
@@ -60,7 +60,7 @@ def choice(key: str, value: object, allowed: tuple[str, ...]) -> str | None:
 
 
 def _sample(sample: SampleConfig, scored: bool) -> list[str]:
-    errors = [choice("sample.select", sample.select, SELECT), choice("sample.split", sample.split, SPLITS)]
+    errors = [wrong_choice("sample.select", sample.select, SELECT), wrong_choice("sample.split", sample.split, SPLITS)]
     several = sample.select in ("best", "pairs")
     if several and sample.n < 2:
         errors.append(f"sample.n={sample.n}: sample.select={sample.select} compares completions; set at least 2")
@@ -79,7 +79,7 @@ def _sample(sample: SampleConfig, scored: bool) -> list[str]:
 def _evaluate(run: Run) -> list[str]:
     errors = []
     kind = trainers.find(run.trainer.kind)
-    online = kind is not None and kind.prompted
+    online = kind is not None and kind.samples_completions
     if online and not (run.reward or run.probe.judges):
         errors.append(f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards")
     if online and not (run.probe.prompts or run.probe.greedy_prompts):
@@ -92,4 +92,4 @@ def _evaluate(run: Run) -> list[str]:
 
 
 def _doctor(doctor: DoctorConfig) -> list[str]:
-    return [wrong] if (wrong := choice("doctor.fail_on", doctor.fail_on, FAIL_ON)) else []
+    return [wrong] if (wrong := wrong_choice("doctor.fail_on", doctor.fail_on, FAIL_ON)) else []

@@ -37,13 +37,13 @@ class Source:
         """The whole file, parsed."""
         return _tree(self.module)
 
-    def named(self, name: str) -> Source | None:
+    def resolve_class(self, name: str) -> Source | None:
         """The class that `name` means where this one is defined; `None` where it is no class of a Python file."""
         return _resolve(self.module, name)
 
     def bases(self) -> list[Source]:
         """The classes that it inherits from, as far as they have a file."""
-        found = (self.named(base.id) for base in self.node.bases if isinstance(base, ast.Name))
+        found = (self.resolve_class(base.id) for base in self.node.bases if isinstance(base, ast.Name))
         return [base for base in found if base is not None]
 
     def lineage(self) -> list[Source]:

@@ -13,7 +13,7 @@ from typing import Any
 from posttrain.config import trainers
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
-from posttrain.extras import absent
+from posttrain.extras import missing_modules
 
 # Option -> (module it needs, what to install). Of `optim`, by the beginning of its value.
 PACKAGES = {
@@ -78,7 +78,7 @@ def _packages(args: Mapping[str, Any]) -> list[str]:
         f"trainer.args.{name}={args[name] if name != 'deepspeed' else '...'}: needs the package {package}, which is "
         f"not installed; pip install '{package}'"
         for name, module, package in needed
-        if absent(module)
+        if missing_modules(module)
     ]
 
 
@@ -187,7 +187,7 @@ def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
             errors.append("sync_ref_model=true: PPO's reference stays where it starts; leave it out")
         if args.get("precompute_ref_log_probs") is True:
             errors.append("sync_ref_model=true: precompute_ref_log_probs=true keeps the first reference; leave one out")
-        if kind.rewarded and kind.has("beta") and not args.number("beta", kind.default("beta")):
+        if kind.takes_rewards and kind.has("beta") and not args.number("beta", kind.default("beta")):
             errors.append(
                 "sync_ref_model=true: with beta=0 there is no reference; set trainer.args.beta, or leave it out"
             )
@@ -206,7 +206,7 @@ def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
 
 
 def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
-    if not kind.prompted:
+    if not kind.samples_completions:
         return []
     errors = []
     if args.get("auto_find_batch_size") is True:

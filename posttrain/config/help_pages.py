@@ -82,7 +82,7 @@ def trainer_options(words: list[str]) -> str:
     from posttrain.config import options, trainers
 
     try:
-        config = recipes.composed(words)
+        config = recipes.compose(words)
     except HydraException as error:
         return str(error)
     name = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)
@@ -106,7 +106,7 @@ def trainer_options(words: list[str]) -> str:
 
 def _entry(name: str, option: Any, value: Any) -> list[str]:
     here = "" if value == option.default else f"; here {_plain(value)}"
-    kind = "|".join(map(str, option.choices)) if option.choices and len(option.choices) <= 8 else option.spelled
+    kind = "|".join(map(str, option.choices)) if option.choices and len(option.choices) <= 8 else option.type_name
     lines = [f"  {name}  ({kind}, default {_plain(option.default)}{here})"]
     if option.help:
         lines += textwrap.wrap(" ".join(option.help.split()), 100, initial_indent="      ", subsequent_indent="      ")

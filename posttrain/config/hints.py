@@ -71,7 +71,7 @@ KEYS = {
 LORA = {"rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
 
-def of_option(cls: str, name: str, known: Iterable[str]) -> str | None:
+def for_option(cls: str, name: str, known: Iterable[str]) -> str | None:
     """What an unknown option of `trainer.args` or `peft.lora` is called, as the end of a message."""
     known = set(known)
     if cls == "LoraConfig":
@@ -86,7 +86,7 @@ def of_option(cls: str, name: str, known: Iterable[str]) -> str | None:
     return f"did you mean {meant}?" if meant.isidentifier() else f"it is now {meant}"
 
 
-def of_key(name: str, options: dict[str, set[str]]) -> str | None:
+def for_key(name: str, options: dict[str, set[str]]) -> str | None:
     """What an unknown key at the top of the config is called; `options` maps a place to the options known there."""
     if name in KEYS:
         return f"set {KEYS[name]}"

@@ -69,9 +69,9 @@ class Option:
     help: str | None = None
 
     @property
-    def spelled(self) -> str:
+    def type_name(self) -> str:
         """The type as a person reads it."""
-        return _spell(self.type)
+        return _type_name(self.type)
 
 
 def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str] | None = None) -> list[str]:
@@ -86,7 +86,7 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
             errors.append(f"{path}.{name}: set by posttrain; {reserved[name]}")
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=3)
-            fix = hints.of_option(short, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
+            fix = hints.for_option(short, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
             errors.append(f"{path}.{name}: not an option of {short}{'; ' if fix else ''}{fix}")
         elif problem := _problem(known[name], value) or ranges.problem(short, name, value):
             errors.append(f"{path}.{name}={value!r}: {problem}")
@@ -156,13 +156,13 @@ def check_type(option: Option, value: Any) -> str | None:
         # JSON mode: strict about types, yet a YAML list is fine for a tuple.
         TypeAdapter(option.type).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        return f"expected {_spell(option.type)} ({error.errors()[0]['msg'].lower()})"
+        return f"expected {_type_name(option.type)} ({error.errors()[0]['msg'].lower()})"
     except (TypeError, ValueError):
-        return f"expected {_spell(option.type)}"
+        return f"expected {_type_name(option.type)}"
     return None
 
 
-def _spell(annotation: Any) -> str:
+def _type_name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
@@ -240,14 +240,14 @@ def _metadata(field: ast.AnnAssign) -> dict[str, Any]:
         for key, value in zip(metadata.keys, metadata.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == "choices" and isinstance(value, ast.List):
                 found["choices"] = tuple(ast.literal_eval(value))
-            elif isinstance(key, ast.Constant) and key.value == "help" and (text := _joined(value)):
+            elif isinstance(key, ast.Constant) and key.value == "help" and (text := _string_literal(value)):
                 found["help"] = text
     return found
 
 
-def _joined(node: ast.expr) -> str | None:
+def _string_literal(node: ast.expr) -> str | None:
     """A string literal, or several that are added."""
-    if isinstance(node, ast.BinOp) and (left := _joined(node.left)) and (right := _joined(node.right)):
+    if isinstance(node, ast.BinOp) and (left := _string_literal(node.left)) and (right := _string_literal(node.right)):
         return left + right
     return _text(node)
 
@@ -281,7 +281,7 @@ class _Names(dict):
 
     def enumeration(self, name: str) -> Any:
         """The literal of an enumeration's values; `None` for another name."""
-        if name in self or (found := self.cls.named(name)) is None:
+        if name in self or (found := self.cls.resolve_class(name)) is None:
             return None
         values = [text for n in found.node.body if isinstance(n, ast.Assign) and (text := _text(n.value))]
         return typing.Literal[tuple(values)] if values else None

@@ -41,7 +41,7 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     try:
         merged = OmegaConf.merge(schema, plain)
     except OmegaConfBaseException:
-        merged = OmegaConf.merge(schema, _fitting(Run, plain, "", errors))
+        merged = OmegaConf.merge(schema, _take_known(Run, plain, "", errors))
     try:
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
@@ -63,11 +63,11 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards", errors)
     run.probe.gold = _rewards(run.probe.gold, "probe.gold", errors)
     if run.job == "train" and run.peft.method == "lora" and (kind := trainers.find(run.trainer.kind)):
-        run.trainer.args.setdefault("learning_rate", kind.lora_rate)
+        run.trainer.args.setdefault("learning_rate", kind.lora_learning_rate)
     return run, errors
 
 
-def _fitting(cls: Any, plain: dict[Any, Any], path: str, errors: list[str]) -> dict[Any, Any]:
+def _take_known(cls: Any, plain: dict[Any, Any], path: str, errors: list[str]) -> dict[Any, Any]:
     """What of `plain` the dataclass `cls` takes; a message for everything else."""
     try:
         OmegaConf.merge(OmegaConf.structured(cls), plain)
@@ -82,13 +82,13 @@ def _fitting(cls: Any, plain: dict[Any, Any], path: str, errors: list[str]) -> d
             errors.append(unknown_key(where))
         elif (group := _group(known[key])) is not None:
             if isinstance(value, dict):
-                fit[key] = _fitting(group, value, f"{where}.", errors)
+                fit[key] = _take_known(group, value, f"{where}.", errors)
             elif value is not None:  # a group that is left out: peft=null
                 errors.append(f"{where}={value}: expected settings below it, such as {where}.{fields(group)[0].name}")
         elif _fits(cls, key, value):
             fit[key] = value
         else:
-            errors.append(f"{where}={value}: expected {_kind(known[key])}")
+            errors.append(f"{where}={value}: expected {_type_in_words(known[key])}")
     return fit
 
 
@@ -105,7 +105,7 @@ def _fits(cls: Any, key: str, value: Any) -> bool:
     return True
 
 
-def _kind(f: Any) -> str:
+def _type_in_words(f: Any) -> str:
     base, _, none = str(f.type).partition(" | ")
     name = next((text for start, text in KINDS.items() if base.startswith(start)), base)
     return f"{name}, or null" if none else name
@@ -122,7 +122,7 @@ def _rewards(entries: dict[str, Any], path: str, errors: list[str]) -> dict[str,
             errors.append(f"{path}.{name}={entry!r}: expected keys {known}")
             continue
         before = len(errors)
-        fit = _fitting(RewardConfig, entry, f"{path}.{name}.", errors)
+        fit = _take_known(RewardConfig, entry, f"{path}.{name}.", errors)
         if len(errors) == before:
             result[name] = RewardConfig(**OmegaConf.to_container(OmegaConf.merge(RewardConfig, fit)))  # type: ignore
     return result
@@ -147,7 +147,7 @@ def unknown_key(key: str) -> str:
     if parent.partition(".")[0] == "reward" or parent.startswith(("probe.rewards.", "probe.gold.")):
         cls = RewardConfig
     known = [f.name for f in fields(cls)] if cls else []
-    if parent in ("", "trainer", "peft") and (hint := hints.of_key(name, _options(parent))):
+    if parent in ("", "trainer", "peft") and (hint := hints.for_key(name, _options(parent))):
         return f"{key}: unknown key; {hint}"
     return f"{key}: unknown key; {hints.nearest(name, known)}"
 

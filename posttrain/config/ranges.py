@@ -146,10 +146,10 @@ class Interval:
     high: float
     with_low: bool
     with_high: bool
-    beside: float | None
+    also: float | None
 
     def __contains__(self, value: float) -> bool:
-        if value == self.beside:
+        if value == self.also:
             return True
         above = value >= self.low if self.with_low else value > self.low
         below = value <= self.high if self.with_high else value < self.high
@@ -162,7 +162,7 @@ class Interval:
         if self.high < math.inf:
             ends.append(f"{'at most' if self.with_high else 'below'} {self.high:.10g}")
         text = " and ".join(ends) or "a finite number"
-        return f"{self.beside:g}, or {text}" if self.beside is not None else text
+        return f"{self.also:g}, or {text}" if self.also is not None else text
 
 
 @cache
@@ -185,14 +185,14 @@ def problem(cls: str, name: str, value: Any) -> str | None:
         return "expected at least one"
     text = of_option(cls, name)
     for number in _numbers(value):
-        if wrong := outside(number, text):
+        if wrong := out_of_range(number, text):
             return wrong
         if name in WHOLE_ABOVE_1 and number > 1 and number != int(number):
             return "expected a whole number of steps, or a share of the run below 1"
     return None
 
 
-def outside(number: float, text: str | None) -> str | None:
+def out_of_range(number: float, text: str | None) -> str | None:
     """What is wrong with one number, given its interval (None: any finite one)."""
     known = interval(text or "(-inf, inf)")
     if number not in known:
@@ -219,7 +219,7 @@ def check_schema(settings: Mapping[str, Any], path: str = "") -> list[str]:
         if isinstance(value, Mapping):
             errors += check_schema(value, f"{where}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and (text := _of_schema(where)):
-            errors += [f"{where}={value:.10g}: {wrong}"] if (wrong := outside(value, text)) else []
+            errors += [f"{where}={value:.10g}: {wrong}"] if (wrong := out_of_range(value, text)) else []
     return errors
 
 

@@ -34,7 +34,7 @@ def register(words: tuple[str, ...] | None = None) -> None:
         if OmegaConf.is_config(group):
             OmegaConf.set_struct(group, False)
     store.store(name="schema", node=schema)
-    wanted = None if words is None else _named(" ".join(words))
+    wanted = None if words is None else _mentioned_recipes(" ".join(words))
     known = store.repo.get("recipe", {})
     for file in recipe_files():
         read = wanted is None or file.stem in wanted
@@ -43,7 +43,7 @@ def register(words: tuple[str, ...] | None = None) -> None:
             store.store(group="recipe", name=file.stem, node=node, package="_global_")
 
 
-def _named(text: str) -> set[str] | None:
+def _mentioned_recipes(text: str) -> set[str] | None:
     """The recipes whose names stand in the words of a command line, and in those recipes; None: any may be meant."""
     if re.search(r"recipe\S*(?:glob|\$)", text):
         return None
@@ -72,7 +72,7 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders}
 
 
-def composed(overrides: list[str]) -> Any:
+def compose(overrides: list[str]) -> Any:
     """The config that the command line `overrides` gives, as Hydra composes it; nothing is checked."""
     from hydra import compose, initialize_config_dir
 
@@ -102,15 +102,15 @@ def main(argv: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from posttrain.config.schema import used
+    from posttrain.config.schema import used_settings
 
     try:
-        config = composed([f"+recipe={args.name}", *args.overrides])
+        config = compose([f"+recipe={args.name}", *args.overrides])
     except HydraException as error:
         print(error, file=sys.stderr)
         return 1
     plain: Any = OmegaConf.to_container(config, resolve=False)
     print(f"# {known[args.name]}")
     print(f"# posttrain +recipe={args.name}{''.join(f' {word}' for word in args.overrides)}")
-    print(OmegaConf.to_yaml(OmegaConf.create(used(plain))), end="")
+    print(OmegaConf.to_yaml(OmegaConf.create(used_settings(plain))), end="")
     return 0

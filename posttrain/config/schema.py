@@ -295,7 +295,7 @@ OTHER_JOBS = {
 }
 
 
-def used(settings: dict[str, Any]) -> dict[str, Any]:
+def used_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Plain `settings` of a `Run`, without the sections that its job does not read and those that are empty."""
     unread = OTHER_JOBS.get(str(settings.get("job")), ())
     return {key: value for key, value in settings.items() if key not in unread and value not in ({}, None)}

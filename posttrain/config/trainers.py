@@ -66,17 +66,17 @@ class Kind:
         return bool(set(trainers) & set(self.lineage))
 
     @property
-    def rewarded(self) -> bool:
+    def takes_rewards(self) -> bool:
         """Whether rewards come from outside."""
         return "reward_funcs" in self.parameters
 
     @property
-    def prompted(self) -> bool:
+    def samples_completions(self) -> bool:
         """Whether its rows are prompts, which the policy itself answers."""
         return self.reads in ("prompts", "advised")
 
     @property
-    def taught(self) -> bool:
+    def has_teacher(self) -> bool:
         """Whether a second model teaches it."""
         return "teacher_model" in self.parameters
 
@@ -90,7 +90,7 @@ class Kind:
         return self.default("num_generations")
 
     @property
-    def lora_rate(self) -> float:
+    def lora_learning_rate(self) -> float:
         """The learning rate of an adapter where none is set.
 
         TRL's defaults are rates of full fine-tuning, and an adapter takes about ten times as much (Schulman et al.
@@ -217,9 +217,9 @@ def _config(source: Source) -> Source | None:
     for arg in init.args.args if init else ():
         for node in ast.walk(arg.annotation) if arg.arg == "args" and arg.annotation else ():
             name = node.id if isinstance(node, ast.Name) else node.value if isinstance(node, ast.Constant) else None
-            if isinstance(name, str) and name.endswith("Config") and (found := source.named(name)):
+            if isinstance(name, str) and name.endswith("Config") and (found := source.resolve_class(name)):
                 return found
-    if found := source.named(source.name.removesuffix("Trainer") + "Config"):
+    if found := source.resolve_class(source.name.removesuffix("Trainer") + "Config"):
         return found
     return next((found for base in source.bases() if (found := _config(base))), None)
 
@@ -229,7 +229,7 @@ def _reads(lineage: list[Source], parameters: set[str]) -> str:
     asked, kept = set(), []
     for one in lineage:
         for node in ast.walk(one.tree):
-            asked |= _asked(node)
+            asked |= _columns_read(node)
             target = node.targets[0] if isinstance(node, ast.Assign) else None
             if isinstance(node, ast.Assign) and getattr(target, "attr", None) == "_signature_columns":
                 kept.append({n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)})
@@ -248,7 +248,7 @@ def _reads(lineage: list[Source], parameters: set[str]) -> str:
     return "text"
 
 
-def _asked(node: ast.AST) -> set[str]:
+def _columns_read(node: ast.AST) -> set[str]:
     """Strings that a row is asked for: row["x"], "x" in row, row.get("x")."""
     found: list[ast.expr] = []
     if isinstance(node, ast.Subscript):

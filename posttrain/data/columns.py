@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
-from posttrain.data.conversation import Example, shared
-from posttrain.data.files import Misfit
+from posttrain.data.conversation import Example, common_prefix_length
+from posttrain.data.files import RowError
 from posttrain.data.formats import PAIRS
 from posttrain.errors import PosttrainError
 
@@ -29,25 +29,25 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "advised": [("prompt", "privileged_context")],
 }
 # Trainers to name to somebody whose rows do not serve another.
-COMMON = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
+COMMON_TRAINERS = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
 # What TRL's trainers would take for tokens made before, and train on in place of the rows.
-TOKENS = {
+TOKEN_COLUMNS = {
     *("input_ids", "attention_mask", "labels", "completion_mask", "assistant_masks", "token_type_ids", "position_ids"),
     *("seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids"),
     *("chosen_input_ids", "rejected_input_ids", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"),
 }
 # What a text model cannot read.
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 # What is the trainer's beside the texts.
-BESIDE = {"tools", "chat_template_kwargs"}
+EXTRA_TRL_COLUMNS = {"tools", "chat_template_kwargs"}
 # Those that learn by a pair's weight (see `posttrain.training.pair_weights`).
-WEIGHED = ("RewardTrainer", "DPOTrainer")
-HEAVIEST = 1_000_000
+WEIGHTED_TRAINERS = ("RewardTrainer", "DPOTrainer")
+MAX_WEIGHT = 1_000_000
 # What job=sample adds to a row.
-SCORES = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
+SCORE_COLUMNS = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
 # What a row's prompt is known by.
-PROMPTED = ("prompt", "messages", *PAIRS)
+PROMPT_COLUMNS = ("prompt", "messages", *PAIRS)
 
 
 def prompt_of(row: Mapping[str, Any]) -> Any:
@@ -62,10 +62,10 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
     chosen, rejected = (row.get(side) for side in PAIRS)
     if not isinstance(chosen, (str, list)) or not isinstance(rejected, (str, list)):
         return None
-    return chosen[: shared(chosen, rejected)]
+    return chosen[: common_prefix_length(chosen, rejected)]
 
 
-def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
+def choose_columns(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
     """The first set of columns in `ACCEPTS` for the trainer `kind` that `columns` holds; raises `PosttrainError`.
 
     `columns` come from rows of the format `name`.
@@ -76,7 +76,7 @@ def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
             return needed
     if name != "trl":
         serve = {reads for reads, sets in ACCEPTS.items() if any(set(needed) <= set(columns) for needed in sets)}
-        able = [other for other in COMMON if trainers.of(other).reads in serve]
+        able = [other for other in COMMON_TRAINERS if trainers.of(other).reads in serve]
         raise PosttrainError(
             f"trainer.kind={kind}: does not learn from rows of the format {name}; they serve {', '.join(able)} "
             "(data.format=NAME, if that is not their format)"
@@ -89,31 +89,31 @@ def form(columns: list[str], kind: str, name: str = "trl") -> tuple[str, ...]:
 
 
 def check_learnable(example: Example, kind: str | None) -> None:
-    """Raise `Misfit` for a row that has the right columns, and from which trainer `kind` would learn nothing."""
+    """Raise `RowError` for a row that has the right columns, and from which trainer `kind` would learn nothing."""
     turns, reads = example.messages, trainers.of(kind).reads if kind else None
     if turns is not None and reads in ("text", "messages"):
         if not any(one.role == "assistant" for one in turns):
-            raise Misfit("messages", "no message is the assistant's, so nothing is learnt from it")
+            raise RowError("messages", "no message is the assistant's, so nothing is learnt from it")
         if not any(one.role == "assistant" and one.learn is not False for one in turns):
-            raise Misfit("messages", "every assistant message has weight 0; nothing is learned from it")
+            raise RowError("messages", "every assistant message has weight 0; nothing is learned from it")
     if turns is not None and reads == "prompts" and all(one.role in ("assistant", "system") for one in turns):
-        raise Misfit("messages", "no message is the user's, so there is no prompt")
-    if example.prompt == "" and "prompt" not in example.used and kind and not reads_alone(kind):
-        raise Misfit(
+        raise RowError("messages", "no message is the user's, so there is no prompt")
+    if example.prompt == "" and "prompt" not in example.used and kind and not accepts_missing_prompt(kind):
+        raise RowError(
             "chosen",
             "shares no beginning with rejected, and there is no prompt: the answers would be learnt without their "
             "question; map its column: 'data.columns={prompt: THEIRS}'",
         )
 
 
-def reads_alone(kind: str) -> bool:
+def accepts_missing_prompt(kind: str) -> bool:
     """Whether the trainer takes two answers without their question, or a question alone."""
-    return trainers.of(kind).prompted or trainers.of(kind).scores
+    return trainers.of(kind).samples_completions or trainers.of(kind).scores
 
 
 def check_media(row: Mapping[str, Any]) -> None:
-    """Raise `Misfit` for what the model cannot see, and would learn as the text `<image>`."""
-    for name in MEDIA:
+    """Raise `RowError` for what the model cannot see, and would learn as the text `<image>`."""
+    for name in MEDIA_COLUMNS:
         value = row.get(name)
         if (
             value is not None
@@ -121,23 +121,25 @@ def check_media(row: Mapping[str, Any]) -> None:
             and value != ""
             and not (isinstance(value, list) and all(one is None for one in value))
         ):
-            raise Misfit(name, "is not empty, and the model reads text only; leave such rows out (data.on_error=skip)")
+            raise RowError(
+                name, "is not empty, and the model reads text only; leave such rows out (data.on_error=skip)"
+            )
 
 
-def others(columns: Any, used: Any, kind: str | None) -> list[str]:
+def extra_columns(columns: Any, used: Any, kind: str | None) -> list[str]:
     """The columns of a row that are kept beside what its example makes: for rewards, scores and weights."""
-    gone = {*used, *TRL_COLUMNS, *MEDIA}
-    if kind is not None and not trainers.of(kind).prompted:
-        gone |= TOKENS  # of the trainers that sample, none looks for tokens in the data
+    gone = {*used, *TRL_COLUMNS, *MEDIA_COLUMNS}
+    if kind is not None and not trainers.of(kind).samples_completions:
+        gone |= TOKEN_COLUMNS  # of the trainers that sample, none looks for tokens in the data
     return [name for name in columns if name not in gone]
 
 
-def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
+def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
     """Rows as the trainer `kind` takes them; columns that are not TRL's stay, for reward functions.
 
     Raises `PosttrainError` for the wrong columns.
     """
-    found, reads = form(dataset.column_names, kind, name), trainers.of(kind).reads
+    found, reads = choose_columns(dataset.column_names, kind, name), trainers.of(kind).reads
     if set(PAIRS) <= {*found}:
         found = ("prompt", *found)
         if reads in ("text", "messages"):
@@ -150,15 +152,15 @@ def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
             found = ("prompt", "completion", "label")
         elif reads == "prompts":
             found = ("prompt",)
-        elif not trainers.of(kind).is_a(*WEIGHED):
-            dataset = _unweighed(dataset, kind)
+        elif not trainers.of(kind).is_a(*WEIGHTED_TRAINERS):
+            dataset = _drop_equal_weights(dataset, kind)
     elif found == ("messages",) and reads == "prompts":
-        dataset = dataset.map(_asks, desc="Taking prompts")
+        dataset = dataset.map(_turns_to_answer, desc="Taking prompts")
         found = ("prompt",)
     if reads == "messages" and found == ("prompt", "completion"):
         if isinstance(dataset[0]["prompt"], str):
             raise PosttrainError(f"data.path: {kind} learns from conversations; set data.conversational=true")
-        dataset = dataset.map(_joined, desc="Joining prompts and completions")
+        dataset = dataset.map(_join_conversation, desc="Joining prompts and completions")
         found = ("messages",)
     if reads == "labels":
         # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
@@ -167,7 +169,7 @@ def adapt(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
     return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
 
 
-def _unweighed(dataset: Dataset, kind: str) -> Dataset:
+def _drop_equal_weights(dataset: Dataset, kind: str) -> Dataset:
     """Pairs for a trainer that counts all of them alike: a column `weight` that says otherwise is an error."""
     if "weight" not in dataset.column_names:
         return dataset
@@ -179,12 +181,12 @@ def _unweighed(dataset: Dataset, kind: str) -> Dataset:
     return dataset.remove_columns("weight")
 
 
-def _joined(row: dict[str, Any]) -> dict[str, Any]:
+def _join_conversation(row: dict[str, Any]) -> dict[str, Any]:
     """The whole conversation of a prompt and what answers it."""
     return {"messages": [*row["prompt"], *row["completion"]]}
 
 
-def _asks(row: dict[str, Any]) -> dict[str, Any]:
+def _turns_to_answer(row: dict[str, Any]) -> dict[str, Any]:
     """The turns that a reply follows: all but the assistant's last ones."""
     turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in row["messages"]]
     while turns and turns[-1]["role"] == "assistant":
@@ -196,23 +198,23 @@ def prompts(rows: Dataset) -> Dataset | None:
     """The prompts of rows, with their other columns, for sampling; `None` for plain text, which has no prompt."""
     columns = set(rows.column_names)
     if "prompt" not in columns and "messages" in columns:
-        rows = rows.map(_before, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
+        rows = rows.map(_turns_before_last, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
     elif "prompt" not in columns:
         return None
     return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])
 
 
-def _before(row: dict[str, Any]) -> dict[str, Any]:
+def _turns_before_last(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": row["messages"][:-1]}
 
 
 def check_weight(row: Mapping[str, Any]) -> None:
-    """Raise `Misfit` for a pair whose weight is none (see `posttrain.training.pair_weights`)."""
+    """Raise `RowError` for a pair whose weight is none (see `posttrain.training.pair_weights`)."""
     value = row.get("weight")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (number and 0 <= value <= HEAVIEST):
-        raise Misfit(
+    if value is not None and not (number and 0 <= value <= MAX_WEIGHT):
+        raise RowError(
             "weight",
-            f"a pair's weight is a number from 0 to {HEAVIEST:,}, got {value!r:.120} (a column that means something "
+            f"a pair's weight is a number from 0 to {MAX_WEIGHT:,}, got {value!r:.120} (a column that means something "
             "else gets another name: 'data.columns={OTHER: weight}')",
         )

@@ -2,7 +2,7 @@
 
 Every format of `posttrain.data.formats` makes it, and `posttrain.data.columns` makes a trainer's columns of it. Roles,
 contents, reasoning, tool calls, names and marks of what is learnt are checked here and nowhere else; what is not
-understood raises `Misfit` with the field.
+understood raises `RowError` with the field.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from posttrain.data.files import Misfit, value_of
+from posttrain.data.files import RowError, parse_json
 
 # The names under which roles are written (OpenAI, ShareGPT, FastChat, axolotl, LLaMA-Factory, ms-swift), and ours.
 ROLES = {
@@ -23,12 +23,12 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response", "ipython"), "tool"),
 }
 # A turn that is a call of tools, written as JSON.
-CALLING = ("function_call", "tool_call")
+TOOL_CALL_ROLES = ("function_call", "tool_call")
 # The keys under which a message has its reasoning, and those that say whether it is learnt.
-REASONING = ("reasoning_content", "reasoning", "thinking")
-MARKS = ("weight", "train", "loss", "loss_weight")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+LEARN_KEYS = ("weight", "train", "loss", "loss_weight")
 # Marks of parts of a message, which no trainer here has.
-PARTIAL_MARKS = ("train_detail", "training_detail")
+PARTIAL_LEARN_KEYS = ("train_detail", "training_detail")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
 # A list of messages inside a string: as JSON, or as Python prints it.
 _LIST = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:""")
@@ -66,13 +66,13 @@ class Message:
         return made
 
     @property
-    def says(self) -> bool:
+    def has_content(self) -> bool:
         return bool(self.content.strip() or self.calls or (self.reasoning or "").strip())
 
 
 Turns: TypeAlias = "list[Message]"
 # What is said: plain text, which is rendered by no template, or turns of a conversation.
-Said: TypeAlias = "str | list[Message]"
+TextOrTurns: TypeAlias = "str | list[Message]"
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class Example:
     columns of the row that it was made of.
     """
 
-    prompt: Said | None = None
-    completion: Said | None = None
-    chosen: Said | None = None
-    rejected: Said | None = None
+    prompt: TextOrTurns | None = None
+    completion: TextOrTurns | None = None
+    chosen: TextOrTurns | None = None
+    rejected: TextOrTurns | None = None
     messages: Turns | None = None
     text: str | None = None
     label: bool | None = None
-    completions: list[Said] | None = None
+    completions: list[TextOrTurns] | None = None
     scores: list[float] | None = None
     rating: float | bool | None = None
     tools: list[dict[str, Any]] | None = None
@@ -131,62 +131,62 @@ class Example:
         return replace(self, prompt=asked, completions=several, **answers)
 
 
-def as_turns(said: Said, role: str) -> Turns:
+def as_turns(said: TextOrTurns, role: str) -> Turns:
     """Text as one turn, stripped: the space that joins a completion to its prompt would otherwise open it."""
     return [Message(role, said.strip())] if isinstance(said, str) else said
 
 
 def text(value: Any, field: str, empty: bool = False) -> str:
-    """`value`, where it is text; raises `Misfit` otherwise, and for none of it unless `empty`."""
+    """`value`, where it is text; raises `RowError` otherwise, and for none of it unless `empty`."""
     if not isinstance(value, str):
-        raise Misfit(field, f"expected text, got {shortened(value)}" if value is not None else "is missing")
+        raise RowError(field, f"expected text, got {shortened(value)}" if value is not None else "is missing")
     if not value.strip() and not empty:
-        raise Misfit(field, "is empty")
+        raise RowError(field, "is empty")
     return value
 
 
-def said(value: Any, field: str, empty: bool = False) -> Said:
+def text_or_turns(value: Any, field: str, empty: bool = False) -> TextOrTurns:
     """Text or a conversation; a list of messages in a string (a cell of a CSV file) is one too."""
     if isinstance(value, str) and not (found := _LIST.match(value)):
         return text(value, field, empty)
     if isinstance(value, str):
         if found and found[1] == "'":
-            raise Misfit(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
-        value = parsed(value, field)
+            raise RowError(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
+        value = parse_json_string(value, field)
     if isinstance(value, Mapping) and ("content" in value or "value" in value):
         return [message(value, field)]
     if not isinstance(value, list):
-        raise Misfit(field, f"expected text or a list of messages, got {shortened(value)}")
+        raise RowError(field, f"expected text or a list of messages, got {shortened(value)}")
     return conversation(value, field)
 
 
 def conversation(value: Any, field: str, what: str = "messages") -> Turns:
     """A list of messages in any of the known writings; a text turn before a turn that only calls becomes one with it.
 
-    Raises `Misfit` with the field of the first message that is not understood.
+    Raises `RowError` with the field of the first message that is not understood.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = parsed(value, field)
+        value = parse_json_string(value, field)
     if not isinstance(value, list):
-        raise Misfit(field, f"expected a list of {what}, got {shortened(value)}")
+        raise RowError(field, f"expected a list of {what}, got {shortened(value)}")
     if not value:
-        raise Misfit(field, "is an empty conversation")
+        raise RowError(field, "is an empty conversation")
     made: Turns = []
     for index, one in enumerate(value):
         turn = message(one, f"{field}[{index}]")
         calls_only = turn.calls and not turn.content and turn.role == "assistant"
-        if calls_only and made and made[-1].role == "assistant" and _separate_call(one):
+        if calls_only and made and made[-1].role == "assistant" and _is_call_turn(one):
             before = made.pop()  # the call belongs to what was said before it, or EOS would be learnt in between
-            turn = replace(before, calls=before.calls + turn.calls, learn=_either(before.learn, turn.learn))
+            turn = replace(before, calls=before.calls + turn.calls, learn=_both_learn(before.learn, turn.learn))
         made.append(turn)
     return made
 
 
-def _separate_call(given: Mapping[str, Any]) -> bool:
-    return given.get("from", given.get("role")) in CALLING
+def _is_call_turn(given: Mapping[str, Any]) -> bool:
+    return given.get("from", given.get("role")) in TOOL_CALL_ROLES
 
 
-def _either(one: bool | None, other: bool | None) -> bool | None:
+def _both_learn(one: bool | None, other: bool | None) -> bool | None:
     return other if one is None else one if other is None else one and other
 
 
@@ -194,39 +194,39 @@ def message(given: Any, field: str) -> Message:
     """One message of `role` and `content`, or of `from` and `value`."""
     whose, what = ("from", "value") if isinstance(given, Mapping) and "from" in given else ("role", "content")
     if not isinstance(given, Mapping) or whose not in given:
-        raise Misfit(field, f"expected a message with role and content (or from and value), got {shortened(given)}")
+        raise RowError(field, f"expected a message with role and content (or from and value), got {shortened(given)}")
     name = given[whose]
-    if name in CALLING:
-        calls = _calls(parsed(given.get(what), f"{field}.{what}"), f"{field}.{what}")
-        return Message("assistant", calls=calls, learn=_mark(given, "assistant", field))
+    if name in TOOL_CALL_ROLES:
+        calls = _calls(parse_json_string(given.get(what), f"{field}.{what}"), f"{field}.{what}")
+        return Message("assistant", calls=calls, learn=_learn_mark(given, "assistant", field))
     if not isinstance(name, str) or name not in ROLES:
         known = "human, gpt, system or tool" if whose == "from" else "system, user, assistant or tool"
-        raise Misfit(f"{field}.{whose}", f"expected {known}, got {shortened(name)}")
+        raise RowError(f"{field}.{whose}", f"expected {known}, got {shortened(name)}")
     role = ROLES[name]
     for key in MEDIA:
         if given.get(key):
-            raise Misfit(f"{field}.{key}", "is not text, and the model reads text only")
+            raise RowError(f"{field}.{key}", "is not text, and the model reads text only")
     content, reasoning, calls = _content(given.get(what), f"{field}.{what}")
-    for key in REASONING:
+    for key in REASONING_KEYS:
         if given.get(key) is not None:
             reasoning = text(given[key], f"{field}.{key}", empty=True)
     if given.get("function_call"):
         calls += _calls(given["function_call"], f"{field}.function_call")
     if given.get("tool_calls"):
-        calls += _calls(parsed(given["tool_calls"], f"{field}.tool_calls"), f"{field}.tool_calls")
+        calls += _calls(parse_json_string(given["tool_calls"], f"{field}.tool_calls"), f"{field}.tool_calls")
     if calls and role != "assistant":
-        raise Misfit(f"{field}.tool_calls", f"only the assistant calls tools, and the role is {name}")
+        raise RowError(f"{field}.tool_calls", f"only the assistant calls tools, and the role is {name}")
     if reasoning is not None and role != "assistant":
-        raise Misfit(field, f"only the assistant reasons, and the role is {name}")
+        raise RowError(field, f"only the assistant reasons, and the role is {name}")
     kept = {ours: given.get(theirs) for ours, theirs in (("name", "name"), ("call_id", "tool_call_id"))}
     kept = {ours: text(value, field) for ours, value in kept.items() if value is not None}
-    made = Message(role, content, reasoning or None, calls, learn=_mark(given, role, field), **kept)
-    if role == "assistant" and not made.says:
-        raise Misfit(f"{field}.{what}" if what in given else field, "an assistant turn is empty")
+    made = Message(role, content, reasoning or None, calls, learn=_learn_mark(given, role, field), **kept)
+    if role == "assistant" and not made.has_content:
+        raise RowError(f"{field}.{what}" if what in given else field, "an assistant turn is empty")
     if role == "user" and not content.strip():
-        raise Misfit(f"{field}.{what}", "is missing" if given.get(what) is None else "is empty")
+        raise RowError(f"{field}.{what}", "is missing" if given.get(what) is None else "is empty")
     if given.get(what) is None and role in ("system", "tool"):
-        raise Misfit(f"{field}.{what}", "is missing")
+        raise RowError(f"{field}.{what}", "is missing")
     return made
 
 
@@ -236,10 +236,10 @@ def _content(value: Any, field: str) -> tuple[str, str | None, tuple[dict[str, A
         return "", None, ()
     if isinstance(value, str):
         if (found := _LIST.match(value)) and found[1] == "'" and "'type'" in value:
-            raise Misfit(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
+            raise RowError(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
         return value, None, ()
     if not isinstance(value, list):
-        raise Misfit(field, f"expected text, got {shortened(value)}")
+        raise RowError(field, f"expected text, got {shortened(value)}")
     texts: list[str] = []
     thoughts: list[str] = []
     calls: tuple[dict[str, Any], ...] = ()
@@ -254,28 +254,28 @@ def _content(value: Any, field: str) -> tuple[str, str | None, tuple[dict[str, A
         elif kind in ("reasoning", "thinking"):
             thoughts.append(text(part.get("value", part.get(kind, part.get("text"))), f"{where}.value", True))
         elif kind in ("tool_call", "tool_calls"):
-            calls += _calls(parsed(part.get("value"), f"{where}.value"), f"{where}.value")
+            calls += _calls(parse_json_string(part.get("value"), f"{where}.value"), f"{where}.value")
         else:
-            raise Misfit(where, f"expected a part of type text, got {shortened(kind if kind is not None else part)}")
+            raise RowError(where, f"expected a part of type text, got {shortened(kind if kind is not None else part)}")
     return "".join(texts), "".join(thoughts) or None, calls
 
 
-def _mark(given: Mapping[str, Any], role: str, field: str) -> bool | None:
-    """Whether the message is learnt, as one of `MARKS` says: 0 and 1, or false and true."""
-    for key in PARTIAL_MARKS:
+def _learn_mark(given: Mapping[str, Any], role: str, field: str) -> bool | None:
+    """Whether the message is learnt, as one of `LEARN_KEYS` says: 0 and 1, or false and true."""
+    for key in PARTIAL_LEARN_KEYS:
         if given.get(key):
-            raise Misfit(f"{field}.{key}", "marks parts of a message; only whole messages are learnt or not (weight)")
+            raise RowError(f"{field}.{key}", "marks parts of a message; only whole messages are learnt or not (weight)")
     learn: bool | None = None
-    for key in MARKS:
+    for key in LEARN_KEYS:
         value = given.get(key)
         if value is None:
             continue
         if isinstance(value, (list, dict, str)) or value not in (0, 1):
-            raise Misfit(f"{field}.{key}", f"expected 0 or 1, got {shortened(value)}")
+            raise RowError(f"{field}.{key}", f"expected 0 or 1, got {shortened(value)}")
         if value and role != "assistant":
-            raise Misfit(f"{field}.{key}", f"only assistant messages are learnt, and the role is {role}")
+            raise RowError(f"{field}.{key}", f"only assistant messages are learnt, and the role is {role}")
         if learn is not None and learn != bool(value):
-            raise Misfit(f"{field}.{key}", "another mark of the message says the opposite")
+            raise RowError(f"{field}.{key}", "another mark of the message says the opposite")
         learn = bool(value)
     return learn if role == "assistant" else None
 
@@ -289,48 +289,48 @@ def _calls(calls: Any, field: str) -> tuple[dict[str, Any], ...]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         inside = f"{where}.function" if isinstance(call, Mapping) and "function" in call else where
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise Misfit(where, f"expected a call with function.name, got {shortened(call)}")
+            raise RowError(where, f"expected a call with function.name, got {shortened(call)}")
         arguments = function.get("arguments", function.get("parameters"))
-        arguments = parsed(arguments or {}, f"{inside}.arguments")
+        arguments = parse_json_string(arguments or {}, f"{inside}.arguments")
         if not isinstance(arguments, dict):
-            raise Misfit(f"{inside}.arguments", f"expected an object, got {shortened(arguments)}")
+            raise RowError(f"{inside}.arguments", f"expected an object, got {shortened(arguments)}")
         known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         made.append({**known, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return tuple(made)
 
 
-def parsed(value: Any, field: str) -> Any:
+def parse_json_string(value: Any, field: str) -> Any:
     """JSON inside a string, as an object; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
-        return value_of(value)
-    except Misfit as misfit:
-        raise Misfit(field, f"{misfit.reason}, got {shortened(value)}") from None
+        return parse_json(value)
+    except RowError as row_error:
+        raise RowError(field, f"{row_error.reason}, got {shortened(value)}") from None
 
 
 def tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
     """Schemas of tools, as a list or as JSON of one; functions alone get OpenAI's wrapping."""
-    given = parsed(value, field) if value != "" else None
+    given = parse_json_string(value, field) if value != "" else None
     if not given:
         return None
     if not isinstance(given, list):
-        raise Misfit(field, f"expected a list of tools, got {shortened(given)}")
+        raise RowError(field, f"expected a list of tools, got {shortened(given)}")
     made = []
     for index, one in enumerate(given):
-        one = parsed(one, f"{field}[{index}]")
+        one = parse_json_string(one, f"{field}[{index}]")
         function = one.get("function", one) if isinstance(one, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise Misfit(f"{field}[{index}]", f"expected a tool with function.name, got {shortened(one)}")
+            raise RowError(f"{field}[{index}]", f"expected a tool with function.name, got {shortened(one)}")
         made.append(dict(one) if "function" in one else {"type": "function", "function": dict(one)})
     return made
 
 
 def template_options(value: Any) -> dict[str, Any] | None:
     """`chat_template_kwargs` of a row: what its chat template is given beside messages and tools."""
-    given = parsed(value, "chat_template_kwargs")
+    given = parse_json_string(value, "chat_template_kwargs")
     if given is not None and not isinstance(given, dict):
-        raise Misfit("chat_template_kwargs", f"expected an object, got {shortened(given)}")
+        raise RowError("chat_template_kwargs", f"expected an object, got {shortened(given)}")
     return given
 
 
@@ -339,69 +339,72 @@ def system_turn(value: Any) -> Turns:
     return [Message("system", value)] if value and text(value, "system", empty=True).strip() else []
 
 
-def dialogue(value: Any, field: str) -> Turns:
+def parse_dialogue(value: Any, field: str) -> Turns:
     """A dialogue in one string, as in Anthropic's HH: turns opened by two newlines and `Human:` or `Assistant:`."""
     pieces = _TURN.split("\n\n" + text(value, field).lstrip())
     if len(pieces) < 3 or pieces[0].strip():
-        raise Misfit(field, f"expected turns opened by '\\n\\nHuman:' and '\\n\\nAssistant:', got {shortened(value)}")
+        raise RowError(field, f"expected turns opened by '\\n\\nHuman:' and '\\n\\nAssistant:', got {shortened(value)}")
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = zip(pieces[1::2], pieces[2::2], strict=True)
     return [Message(roles[name], said.strip()) for name, said in turns]
 
 
-def answered(messages: Turns, field: str) -> Turns:
+def check_last_is_answer(messages: Turns, field: str) -> Turns:
     """`messages`, whose last one must be the assistant's, and say or call something."""
     last = messages[-1]
     if last.role != "assistant":
-        raise Misfit(f"{field}[{len(messages) - 1}]", f"the last message is the {last.role}'s; nothing is answered")
-    if not last.says:
-        raise Misfit(f"{field}[{len(messages) - 1}]", "an assistant turn is empty")
+        raise RowError(f"{field}[{len(messages) - 1}]", f"the last message is the {last.role}'s; nothing is answered")
+    if not last.has_content:
+        raise RowError(f"{field}[{len(messages) - 1}]", "an assistant turn is empty")
     return messages
 
 
-def learns_whole(messages: Turns, field: str) -> Turns:
+def check_whole_answer(messages: Turns, field: str) -> Turns:
     """The answer of a prompt, which is learnt as a whole: a mark that leaves a message out is refused."""
     for index, one in enumerate(messages):
         if one.learn is False:
-            raise Misfit(
+            raise RowError(
                 f"{field}[{index}]",
                 "is marked as not learnt, and an answer is learnt as a whole; give the row as messages",
             )
-    return unmarked(messages)
+    return without_learn_marks(messages)
 
 
-def unmarked(messages: Turns) -> Turns:
+def without_learn_marks(messages: Turns) -> Turns:
     return [replace(one, learn=None) for one in messages]
 
 
-def ask(prompt: Said | None, answers: Mapping[str, Said], repeated: bool = False) -> tuple[Said, dict[str, Any]]:
+def split_prompt(
+    prompt: TextOrTurns | None, answers: Mapping[str, TextOrTurns], repeated: bool = False
+) -> tuple[TextOrTurns, dict[str, Any]]:
     """Prompt and answers, split: all text, or all turns, with the prompt taken off answers that repeat it.
 
     `answers` has one, or `chosen` and `rejected`, whose shared beginning is the prompt where there is none. `repeated`
-    says that answers of text begin with the prompt's text. Raises `Misfit` where answers belong to different questions.
+    says that answers of text begin with the prompt's text. Raises `RowError` where the answers are to different
+    questions.
     """
     if all(isinstance(value, str) for value in (prompt, *answers.values()) if value is not None):
         if prompt is None:
             return _common_text(answers)
-        return prompt, _without_text(str(prompt), answers) if repeated else dict(answers)
-    turns = {name: answered(as_turns(value, "assistant"), name) for name, value in answers.items()}
+        return prompt, _strip_prompt_text(str(prompt), answers) if repeated else dict(answers)
+    turns = {name: check_last_is_answer(as_turns(value, "assistant"), name) for name, value in answers.items()}
     whole = {name: value[0].role in ("user", "system") for name, value in turns.items()}
     if isinstance(prompt, str) and all(whole.values()):
         prompt = None  # UltraFeedback has the question as text beside conversations that begin with it
     if prompt is None:
         asked, turns = _common_turns(turns)
     else:
-        asked = unmarked(as_turns(prompt, "user"))
+        asked = without_learn_marks(as_turns(prompt, "user"))
         for name, value in turns.items():
             if whole[name]:
-                if unmarked(value[: len(asked)]) != asked or len(value) == len(asked):
-                    raise Misfit(f"{name}[0]", f"is a {value[0].role} turn, and does not repeat the prompt")
+                if without_learn_marks(value[: len(asked)]) != asked or len(value) == len(asked):
+                    raise RowError(f"{name}[0]", f"is a {value[0].role} turn, and does not repeat the prompt")
                 turns[name] = value[len(asked) :]
-    _check_parting(list(turns.values()))
-    return asked, {name: learns_whole(value, name) for name, value in turns.items()}
+    _check_answers_diverge(list(turns.values()))
+    return asked, {name: check_whole_answer(value, name) for name, value in turns.items()}
 
 
-def _without_text(prompt: str, answers: Mapping[str, Said]) -> dict[str, Said]:
+def _strip_prompt_text(prompt: str, answers: Mapping[str, TextOrTurns]) -> dict[str, TextOrTurns]:
     rest = {name: str(value) for name, value in answers.items()}
     if prompt.strip() and all(value.startswith(prompt) for value in rest.values()):
         rest = {name: value[len(prompt) :] for name, value in rest.items()}
@@ -410,10 +413,10 @@ def _without_text(prompt: str, answers: Mapping[str, Said]) -> dict[str, Said]:
     return dict(rest)
 
 
-def _common_text(answers: Mapping[str, Said]) -> tuple[str, dict[str, Said]]:
+def _common_text(answers: Mapping[str, TextOrTurns]) -> tuple[str, dict[str, TextOrTurns]]:
     """The prompt that two texts begin with; the space before the answers belongs to them, as TRL has it."""
     values = [str(value) for value in answers.values()]
-    same = shared(*values) if len(values) > 1 else 0
+    same = common_prefix_length(*values) if len(values) > 1 else 0
     if same == min(map(len, values)):
         same -= 1
     if same > 0 and values[0][same - 1] == " ":
@@ -423,27 +426,27 @@ def _common_text(answers: Mapping[str, Said]) -> tuple[str, dict[str, Said]]:
 
 
 def _common_turns(turns: dict[str, Turns]) -> tuple[Turns, dict[str, Turns]]:
-    values = [unmarked(value) for value in turns.values()]
+    values = [without_learn_marks(value) for value in turns.values()]
     field, several = next(iter(turns)), len(values) > 1
-    same = min(shared(*values) if several else len(values[0]), *(len(value) - 1 for value in values))
+    same = min(common_prefix_length(*values) if several else len(values[0]), *(len(value) - 1 for value in values))
     if not same and several:
-        raise Misfit(field, "shares no first turn with rejected; pairs answer the same prompt")
+        raise RowError(field, "shares no first turn with rejected; pairs answer the same prompt")
     if not same:
-        raise Misfit(field, "has no turn that is answered")
+        raise RowError(field, "has no turn that is answered")
     return values[0][:same], {name: value[same:] for name, value in turns.items()}
 
 
-def _check_parting(answers: list[Turns]) -> None:
+def _check_answers_diverge(answers: list[Turns]) -> None:
     """Answers that part at another's turn do not answer the same question."""
     if len(answers) < 2:
         return
-    at = shared(*answers)
+    at = common_prefix_length(*answers)
     differing = [answer[at] for answer in answers if at < len(answer)]
     if other := next((one for one in differing if one.role != "assistant"), None):
-        raise Misfit("rejected", f"parts from chosen at a {other.role} turn, so the two answer different questions")
+        raise RowError("rejected", f"parts from chosen at a {other.role} turn, so the two answer different questions")
 
 
-def shared(one: Any, other: Any) -> int:
+def common_prefix_length(one: Any, other: Any) -> int:
     """How many first items of two sequences are equal."""
     count = 0
     for a, b in zip(one, other, strict=False):

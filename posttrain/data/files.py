@@ -29,7 +29,7 @@ BUILT_IN = ("embedded:", "reasoning_gym:")
 TEXT = ("text", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "response")
 
 
-class Misfit(Exception):
+class RowError(Exception):
     """What is wrong with one row: the field (empty for the whole row) and the reason."""
 
     def __init__(self, field: str, reason: str):
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     number: int
 
 
-Row = tuple[Place, "dict[str, Any] | Misfit"]
+Row = tuple[Place, "dict[str, Any] | RowError"]
 
 
 def kind(path: Path) -> str | None:
@@ -108,12 +108,12 @@ def _check_one(path: Any, listed: bool) -> str | None:
         if suffix == ".parquet" and file.suffix in COMPRESSED:
             return f"{file}: Parquet is compressed inside; unpack it"
         if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
-            return f"{file}: needs the library zstandard: {extras.install('zstd')}"
+            return f"{file}: needs the library zstandard: {extras.install_command('zstd')}"
     return None
 
 
 def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
-    """The rows of a text file; what cannot be read is a `Misfit` in its place. `columns` maps our names to theirs.
+    """The rows of a text file; what cannot be read is a `RowError` in its place. `columns` maps our names to theirs.
 
     Raises `PosttrainError` where the rest of the file cannot be read either.
     """
@@ -130,7 +130,7 @@ def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[IO[bytes]]:
+def _open(file: Path) -> Iterator[IO[bytes]]:
     if file.suffix == ".zst":
         import zstandard
 
@@ -145,7 +145,7 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-Found = Iterator[tuple[int, "dict[str, Any] | Misfit"]]
+Found = Iterator[tuple[int, "dict[str, Any] | RowError"]]
 
 
 def _objects(stream: Any) -> Found:
@@ -153,8 +153,8 @@ def _objects(stream: Any) -> Found:
         if raw.strip():
             try:
                 yield number, _object(_text(raw).rstrip())
-            except Misfit as misfit:
-                yield number, misfit
+            except RowError as row_error:
+                yield number, row_error
 
 
 # A file that is one object, whose only value are the rows: {"data": [{...}, ...]}.
@@ -167,43 +167,43 @@ def _json(file: Path, columns: dict[str, str]) -> Found:
 
     Raises `PosttrainError` where the array itself is broken: where its next row begins is unknown then.
     """
-    with _opened(file) as stream:
+    with _open(file) as stream:
         start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
         wrapped = _WRAPPER.match(start)
         lines = not (wrapped or _ARRAY.match(start))
     if lines:
-        with _opened(file) as stream:
+        with _open(file) as stream:
             yield from _objects(stream)
         return
-    with _opened(file) as stream:
+    with _open(file) as stream:
         try:
             text = _text(stream.read())
-        except Misfit as misfit:
-            raise PosttrainError(f"{file}: {misfit.reason}") from None
+        except RowError as row_error:
+            raise PosttrainError(f"{file}: {row_error.reason}") from None
     position = text.index("[") + 1
     line, seen = text.count("\n", 0, position) + 1, position
 
     def broken(reason: str, at: int) -> PosttrainError:
         return PosttrainError(f"{file}, line {line + text.count(chr(10), seen, at)}: is not JSON: {reason}")
 
-    position = _space(text, position)
+    position = _skip_space(text, position)
     while position < len(text) and text[position] != "]":
         line, seen = line + text.count("\n", seen, position), position
         try:
             value, position = _value(text, position)
         except json.JSONDecodeError as error:
             raise broken(f"{_STARTS.sub('', error.msg)} at column {error.colno}", error.pos) from None
-        if isinstance(value, Misfit):
+        if isinstance(value, RowError):
             yield line, value
         else:
             try:
                 _check_characters(value, text[seen:position])
                 yield line, _dict(value, text[seen:position])
-            except Misfit as misfit:
-                yield line, misfit
-        position = _space(text, position)
+            except RowError as row_error:
+                yield line, row_error
+        position = _skip_space(text, position)
         if position < len(text) and text[position] == ",":
-            position = _space(text, position + 1)
+            position = _skip_space(text, position + 1)
             if text[position : position + 1] in ("]", ","):
                 raise broken("a comma with no row after it", position)
         elif position < len(text) and text[position] != "]":
@@ -217,14 +217,14 @@ def _json(file: Path, columns: dict[str, str]) -> Found:
         raise broken(f"more after the array: {rest!r:.40}", position)
 
 
-def _space(text: str, position: int) -> int:
+def _skip_space(text: str, position: int) -> int:
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
 
 
 def _value(text: str, position: int) -> tuple[Any, int]:
-    """The value at `position` and its end; a `Misfit` where it is JSON that could not be kept."""
+    """The value at `position` and its end; a `RowError` where it is JSON that could not be kept."""
     try:
         return DECODER.raw_decode(text, position)
     except json.JSONDecodeError:
@@ -235,7 +235,7 @@ def _value(text: str, position: int) -> tuple[Any, int]:
             end = json.JSONDecoder().raw_decode(text, position)[1]
         except RecursionError:
             raise json.JSONDecodeError("nested too deeply", text[: position + 80], position) from None
-        return Misfit("", reason), end
+        return RowError("", reason), end
 
 
 # How files of other kinds begin.
@@ -273,25 +273,25 @@ def _text(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Misfit("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+        raise RowError("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
 
 
 def _object(text: str) -> dict[str, Any]:
-    return _dict(value_of(text), text)
+    return _dict(parse_json(text), text)
 
 
-def value_of(text: str) -> Any:
-    """The JSON value that `text` is; raises `Misfit` for anything else, and for what could not be kept."""
+def parse_json(text: str) -> Any:
+    """The JSON value that `text` is; raises `RowError` for anything else, and for what could not be kept."""
     value, end = _decode(text, len(text) - len(text.lstrip()))
     if rest := text[end:].strip():
-        raise Misfit("", f"is not JSON: more after the object at column {end + 1}: {rest!r:.40}")
+        raise RowError("", f"is not JSON: more after the object at column {end + 1}: {rest!r:.40}")
     _check_characters(value, text)
     return value
 
 
 def _dict(value: Any, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Misfit("", f"expected an object {{...}}, got {text.strip()!r:.60}")
+        raise RowError("", f"expected an object {{...}}, got {text.strip()!r:.60}")
     return value
 
 
@@ -300,20 +300,20 @@ def _check_characters(value: Any, text: str) -> None:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise Misfit("", "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
+            raise RowError("", "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
         except RecursionError:
-            raise Misfit("", "is nested too deeply") from None
+            raise RowError("", "is nested too deeply") from None
 
 
 def _decode(text: str, position: int) -> tuple[Any, int]:
     try:
         return DECODER.raw_decode(text, position)
     except json.JSONDecodeError as error:
-        raise Misfit("", f"is not JSON: {_STARTS.sub('', error.msg)} at column {error.colno}") from None
+        raise RowError("", f"is not JSON: {_STARTS.sub('', error.msg)} at column {error.colno}") from None
     except RecursionError:
-        raise Misfit("", "is nested too deeply") from None
+        raise RowError("", "is nested too deeply") from None
     except ValueError as error:
-        raise Misfit("", str(error)) from None
+        raise RowError("", str(error)) from None
 
 
 # Some of the parser's messages end in `at`, which its own text goes on from.
@@ -336,7 +336,7 @@ def _constant(name: str) -> None:
     raise ValueError(f"is not JSON: {name} is no number there; write null")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -345,7 +345,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer, parse_float=_number, parse_constant=_constant)
+DECODER = json.JSONDecoder(
+    object_pairs_hook=_reject_duplicate_keys, parse_int=_integer, parse_float=_number, parse_constant=_constant
+)
 
 
 def _csv(file: Path, columns: dict[str, str]) -> Found:
@@ -355,9 +357,9 @@ def _csv(file: Path, columns: dict[str, str]) -> Found:
     with _lines(file) as lines:
         for _, row in _records(lines, file):
             for name, value in row.items() if isinstance(row, dict) else ():
-                kinds.setdefault(name, set()).add(_looks(value))
+                kinds.setdefault(name, set()).add(_cell_type(value))
     plain = {columns.get(name, name) for name in TEXT}
-    makers = {name: _maker({"text"} if name in plain else found) for name, found in kinds.items()}
+    makers = {name: _cell_converter({"text"} if name in plain else found) for name, found in kinds.items()}
     with _lines(file) as lines:
         for number, row in _records(lines, file):
             yield number, {n: makers[n](value) for n, value in row.items()} if isinstance(row, dict) else row
@@ -365,7 +367,7 @@ def _csv(file: Path, columns: dict[str, str]) -> Found:
 
 @contextmanager
 def _lines(file: Path) -> Iterator[IO[str]]:
-    with _opened(file) as stream:
+    with _open(file) as stream:
         # Bytes that are not UTF-8 become surrogates, so that only their row is lost.
         yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
@@ -384,7 +386,7 @@ def _records(lines: IO[str], file: Path) -> Found:
                 raise PosttrainError(
                     f"{file}, line {begin}: a quote is not closed, so the rows after it cannot be told from one another"
                 ) from None
-            yield begin, Misfit("", f"is not CSV: {error}")
+            yield begin, RowError("", f"is not CSV: {error}")
             continue
         if not header:
             header = fields
@@ -398,15 +400,15 @@ def _records(lines: IO[str], file: Path) -> Found:
         elif len(fields) != len(header):
             yield (
                 begin,
-                Misfit("", f"has {len(fields)} fields, the header {len(header)}; quote commas and newlines"),
+                RowError("", f"has {len(fields)} fields, the header {len(header)}; quote commas and newlines"),
             )
         elif any("\udc80" <= char <= "\udcff" for field in fields for char in field):
-            yield begin, Misfit("", "is not UTF-8; save the file as UTF-8")
+            yield begin, RowError("", "is not UTF-8; save the file as UTF-8")
         else:
             yield begin, dict(zip(header, fields, strict=True))
 
 
-def _looks(value: str) -> str:
+def _cell_type(value: str) -> str:
     if value in ("", "true", "false", "True", "False"):
         return "bool" if value else "empty"
     try:
@@ -420,7 +422,7 @@ def _looks(value: str) -> str:
         return "text"
 
 
-def _maker(kinds: set[str]) -> Any:
+def _cell_converter(kinds: set[str]) -> Any:
     kinds = kinds - {"empty"}
     if kinds == {"bool"}:
         return lambda value: value.lower() == "true" if value else None

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from posttrain.data import conversation as c
-from posttrain.data.conversation import Example, Message, Said, Turns
-from posttrain.data.files import Misfit
+from posttrain.data.conversation import Example, Message, TextOrTurns, Turns
+from posttrain.data.files import RowError
 
 PAIRS = ("chosen", "rejected")
 RATINGS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
@@ -100,15 +100,15 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False) -> Example:
         asked = row["prompt"] if isinstance(row.get("prompt"), str) else None  # for samples; the text is learnt
         return Example(text=c.text(row.get("text"), "text"), prompt=asked, used=("text", "prompt"))
     given = ("prompt", *needed) if row.get("prompt") is not None or "prompt" in needed else needed
-    prompt = c.said(row.get("prompt"), "prompt", empty=True) if "prompt" in given else None
+    prompt = c.text_or_turns(row.get("prompt"), "prompt", empty=True) if "prompt" in given else None
     if needed == ("prompt",):
         return Example(prompt=_unmarked(prompt), used=("prompt", *used), **shared)
     names = [name for name in needed if name not in ("prompt", "label")]
-    answers: dict[str, Any] = {name: c.said(row.get(name), name) for name in names}
+    answers: dict[str, Any] = {name: c.text_or_turns(row.get(name), name) for name in names}
     label = _label(row.get("label")) if "label" in needed else None
     if prompt is None and isinstance(row.get("messages"), list) and _begin_with_answers(answers):
         prompt, used = c.conversation(row["messages"], "messages"), (*used, "messages")  # as axolotl has pairs
-    asked, answers = c.ask(prompt, answers, repeated)
+    asked, answers = c.split_prompt(prompt, answers, repeated)
     if isinstance(row.get("system"), str) and isinstance(asked, list) and asked[0].role != "system":
         asked, used = c.system_turn(row["system"]) + asked, (*used, "system")
     return Example(prompt=asked, label=label, used=(*given, *used), **answers, **shared)
@@ -118,15 +118,15 @@ def _begin_with_answers(answers: dict[str, Any]) -> bool:
     return all(isinstance(said, list) and said[0].role == "assistant" for said in answers.values())
 
 
-def _unmarked(prompt: Said | None) -> Said | None:
-    return c.unmarked(prompt) if isinstance(prompt, list) else prompt
+def _unmarked(prompt: TextOrTurns | None) -> TextOrTurns | None:
+    return c.without_learn_marks(prompt) if isinstance(prompt, list) else prompt
 
 
 def _label(value: Any) -> bool:
     number = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
     if not isinstance(value, bool):
         given = number if isinstance(value, (int, float)) else ""
-        raise Misfit("label", f"expected true or false, got {c.shortened(value)}{given}")
+        raise RowError("label", f"expected true or false, got {c.shortened(value)}{given}")
     return value
 
 
@@ -167,7 +167,7 @@ def _history(given: Any) -> Turns:
     for index, pair in enumerate(given if isinstance(given, list) else [given] if given else []):
         field = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
-            raise Misfit(field, f"expected a question and its answer, got {c.shortened(pair)}")
+            raise RowError(field, f"expected a question and its answer, got {c.shortened(pair)}")
         turns += [Message("user", c.text(pair[0], field)), Message("assistant", c.text(pair[1], field))]
     return turns
 
@@ -182,9 +182,9 @@ def sharegpt(row: Row) -> Example:
     used = ("conversations", "conversation", "system", *used)
     if row.get("chosen") is not None:
         pair = {side: _reply(row.get(side), side) for side in PAIRS}
-        prompt, answers = c.ask(turns, pair)
+        prompt, answers = c.split_prompt(turns, pair)
         return Example(prompt=prompt, used=(*used, *PAIRS), **answers, **shared)
-    c.answered(turns, column)
+    c.check_last_is_answer(turns, column)
     if isinstance(row.get("label"), bool):
         return _labelled(turns, row["label"], column, (*used, "label"), shared)
     return Example(messages=turns, used=used, **shared)
@@ -194,18 +194,18 @@ def _reply(given: Any, field: str) -> Turns:
     """An answer as one turn of any writing, or a list of them, or text."""
     if isinstance(given, Mapping):
         return [c.message(given, field)]
-    return c.as_turns(c.said(given, field), "assistant")
+    return c.as_turns(c.text_or_turns(given, field), "assistant")
 
 
 def _labelled(turns: Turns, label: bool, field: str, used: tuple[str, ...], shared: dict[str, Any]) -> Example:
-    prompt, answers = c.ask(turns[:-1], {"completion": c.answered(turns[-1:], field)})
+    prompt, answers = c.split_prompt(turns[:-1], {"completion": c.check_last_is_answer(turns[-1:], field)})
     return Example(prompt=prompt, completion=answers["completion"], label=label, used=used, **shared)
 
 
 def labelled_messages(row: Row) -> Example:
     """`messages` whose last one is labelled good or bad, as LLaMA-Factory and ms-swift have KTO's rows."""
     shared, used = _with_tools(row)
-    turns = c.answered(c.conversation(row.get("messages"), "messages"), "messages")
+    turns = c.check_last_is_answer(c.conversation(row.get("messages"), "messages"), "messages")
     turns = c.system_turn(row.get("system")) + turns
     return _labelled(turns, _label(row.get("label")), "messages", ("messages", "label", "system", *used), shared)
 
@@ -215,16 +215,16 @@ def message_pairs(row: Row) -> Example:
     shared, used = _with_tools(row)
     better = "chosen_messages" if row.get("chosen_messages") is not None else "messages"
     theirs = {"chosen": better, "rejected": "rejected_messages"}
-    prompt, answers = c.ask(None, {side: c.conversation(row.get(name), name) for side, name in theirs.items()})
+    prompt, answers = c.split_prompt(None, {side: c.conversation(row.get(name), name) for side, name in theirs.items()})
     return Example(prompt=prompt, used=(*theirs.values(), *used), **answers, **shared)
 
 
 def ms_swift_preference(row: Row) -> Example:
     """ms-swift's pairs: `messages`, and `rejected_response`, the worse last answer."""
     shared, used = _with_tools(row)
-    turns = c.answered(c.conversation(row.get("messages"), "messages"), "messages")
+    turns = c.check_last_is_answer(c.conversation(row.get("messages"), "messages"), "messages")
     rejected = _reply(row.get("rejected_response"), "rejected_response")
-    prompt, answers = c.ask(turns[:-1], {"chosen": turns[-1:], "rejected": rejected})
+    prompt, answers = c.split_prompt(turns[:-1], {"chosen": turns[-1:], "rejected": rejected})
     return Example(prompt=prompt, used=("messages", "rejected_response", *used), **answers, **shared)
 
 
@@ -243,16 +243,16 @@ def ms_swift(row: Row) -> Example:
 def orca(row: Row) -> Example:
     """A question, `chosen`, `rejected`, and `system`, as in Orca's pairs: a conversation."""
     column = next(name for name in (*QUESTIONS, "question") if name in row or name == "question")
-    asked = c.as_turns(c.said(row.get(column), column), "user")
+    asked = c.as_turns(c.text_or_turns(row.get(column), column), "user")
     if isinstance(row.get("system"), str) and asked[0].role != "system":
         asked = c.system_turn(row["system"]) + asked
-    prompt, answers = c.ask(asked, {side: c.said(row.get(side), side) for side in PAIRS})
+    prompt, answers = c.split_prompt(asked, {side: c.text_or_turns(row.get(side), side) for side in PAIRS})
     return Example(prompt=prompt, used=(column, "system", *PAIRS), **answers)
 
 
 def openai(row: Row) -> Example:
     """Fine-tuning by OpenAI's API: `messages`, `tools`, and a `weight` of 0 or 1 on assistant messages."""
-    turns = c.answered(c.conversation(row.get("messages"), "messages"), "messages")
+    turns = c.check_last_is_answer(c.conversation(row.get("messages"), "messages"), "messages")
     shared, used = _with_tools(row)
     return Example(messages=turns, used=("messages", *used), **shared)
 
@@ -261,26 +261,28 @@ def openai_preference(row: Row) -> Example:
     """`input.messages` (and `input.tools`), `preferred_output` and `non_preferred_output`, lists of messages."""
     given = row.get("input")
     if not isinstance(given, Mapping):
-        raise Misfit("input", f"expected an object with messages, got {c.shortened(given)}")
+        raise RowError("input", f"expected an object with messages, got {c.shortened(given)}")
     asked = c.conversation(given.get("messages"), "input.messages")
     theirs = {"chosen": "preferred_output", "rejected": "non_preferred_output"}
-    answers = {ours: c.answered(c.conversation(row.get(name), name), name) for ours, name in theirs.items()}
-    prompt, split = c.ask(asked, dict(answers))
+    answers = {ours: c.check_last_is_answer(c.conversation(row.get(name), name), name) for ours, name in theirs.items()}
+    prompt, split = c.split_prompt(asked, dict(answers))
     return Example(prompt=prompt, tools=c.tools(given.get("tools")), used=("input", *theirs.values()), **split)
 
 
 def openai_rft(row: Row) -> Example:
     """Reinforcement fine-tuning: `messages` that end with the user's, and any other fields, for the grader."""
-    turns = c.unmarked(c.conversation(row.get("messages"), "messages"))
+    turns = c.without_learn_marks(c.conversation(row.get("messages"), "messages"))
     if turns[-1].role not in ("user", "system"):
-        raise Misfit(f"messages[{len(turns) - 1}].role", "the last message must be the user's: the model answers it")
+        raise RowError(f"messages[{len(turns) - 1}].role", "the last message must be the user's: the model answers it")
     shared, used = _with_tools(row)
     return Example(prompt=turns, used=("messages", *used), **shared)
 
 
 def hh(row: Row) -> Example:
     """Anthropic's HH: `chosen` and `rejected` are whole dialogues, equal up to where they part."""
-    prompt, answers = c.ask(None, {side: c.answered(c.dialogue(row.get(side), side), side) for side in PAIRS})
+    prompt, answers = c.split_prompt(
+        None, {side: c.check_last_is_answer(c.parse_dialogue(row.get(side), side), side) for side in PAIRS}
+    )
     return Example(prompt=prompt, used=PAIRS, **answers)
 
 
@@ -288,13 +290,13 @@ def ultrafeedback(row: Row) -> Example:
     """UltraFeedback as published: `instruction`, `completions` with `response` and `overall_score`."""
     given = row.get("completions")
     if not isinstance(given, list) or not given:
-        raise Misfit("completions", f"expected a list of completions, got {c.shortened(given)}")
-    said: list[Said] = []
+        raise RowError("completions", f"expected a list of completions, got {c.shortened(given)}")
+    said: list[TextOrTurns] = []
     scores = []
     for index, one in enumerate(given):
         field = f"completions[{index}]"
         if not isinstance(one, Mapping):
-            raise Misfit(field, f"expected an object with response and overall_score, got {c.shortened(one)}")
+            raise RowError(field, f"expected an object with response and overall_score, got {c.shortened(one)}")
         said.append([Message("assistant", c.text(one.get("response"), f"{field}.response"))])
         name = "overall_score" if one.get("overall_score") is not None else "fine-grained_score"
         scores.append(number(one.get(name), f"{field}.{name}"))
@@ -309,17 +311,17 @@ def rankings(row: Row) -> Example:
     if given is None and isinstance(answers := row.get("answers"), list):
         where = "answers"
         if not all(isinstance(answer, Mapping) for answer in answers):
-            raise Misfit(where, f"expected objects with answer and rank, got {c.shortened(answers)}")
+            raise RowError(where, f"expected objects with answer and rank, got {c.shortened(answers)}")
         given, ranks = [answer.get("answer") for answer in answers], [answer.get("rank") for answer in answers]
     elif given is None and "answers" in row:
         where, given = "answers", row["answers"]
     if not isinstance(given, list) or len(given) < 2:
-        raise Misfit(where, f"expected a list of at least two answers, got {c.shortened(given)}")
+        raise RowError(where, f"expected a list of at least two answers, got {c.shortened(given)}")
     name, order = ("scores", scores) if scores is not None else ("ranks", ranks)
     if order is None:
         order = list(range(1, len(given) + 1))
     if not isinstance(order, list) or len(order) != len(given):
-        raise Misfit(name, f"expected {len(given)} numbers, one per answer, got {c.shortened(order)}")
+        raise RowError(name, f"expected {len(given)} numbers, one per answer, got {c.shortened(order)}")
     values = [number(value, f"{name}[{index}]") for index, value in enumerate(order)]
     prompt = _asked(row.get("prompt"))
     said = [_answer(value, prompt, f"{where}[{index}]") for index, value in enumerate(given)]
@@ -359,29 +361,29 @@ def number(value: Any, field: str) -> float:
     except (TypeError, ValueError, OverflowError):
         found = float("nan")
     if found != found or abs(found) == float("inf"):
-        raise Misfit(field, f"expected a number, got {value!r:.60}" if value is not None else "is missing")
+        raise RowError(field, f"expected a number, got {value!r:.60}" if value is not None else "is missing")
     return found
 
 
-def _asked(prompt: Any) -> Said:
+def _asked(prompt: Any) -> TextOrTurns:
     if _opens(prompt):
-        turns = c.dialogue(prompt, "prompt")
+        turns = c.parse_dialogue(prompt, "prompt")
         return turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns
-    given = c.said(prompt, "prompt")
-    return c.unmarked(given) if isinstance(given, list) else given
+    given = c.text_or_turns(prompt, "prompt")
+    return c.without_learn_marks(given) if isinstance(given, list) else given
 
 
 def _opens(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("Human:")
 
 
-def _answer(value: Any, prompt: Said, field: str) -> Said:
+def _answer(value: Any, prompt: TextOrTurns, field: str) -> TextOrTurns:
     """An answer of the kind that its prompt is: a conversation's is an assistant turn."""
-    said = c.said(value, field)
+    said = c.text_or_turns(value, field)
     if isinstance(said, list):
         if isinstance(prompt, str):
-            raise Misfit(field, "is a conversation, and the prompt is text")
-        return c.learns_whole(c.answered(said, field), field)
+            raise RowError(field, "is a conversation, and the prompt is text")
+        return c.check_whole_answer(c.check_last_is_answer(said, field), field)
     return c.as_turns(said, "assistant") if isinstance(prompt, list) else said
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import SCORES, TRL_COLUMNS
+from posttrain.data.columns import SCORE_COLUMNS, TRL_COLUMNS
 from posttrain.data.formats import ABOUT, PAIRS
-from posttrain.data.reading import Template, shown
-from posttrain.data.split import SPLIT_SEED, Divided
+from posttrain.data.reading import Template, display_path
+from posttrain.data.split import SPLIT_SEED, Split
 from posttrain.data.store import Skipped
-from posttrain.data.trainer_rows import TrainerRows, ready, ready_held_out, ready_prompts
+from posttrain.data.trainer_rows import TrainerRows, load_held_out_rows, load_prompt_rows, load_rows
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Data:
     def _skipped(self) -> int:
         return sum(part["skipped"] for part in self.source["parts"].values())
 
-    def lines(self, kept: bool = True) -> dict[str, str]:
+    def describe(self, kept: bool = True) -> dict[str, str]:
         """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out.
 
         `kept`: the job keeps what is left out in its run directory.
@@ -104,12 +104,12 @@ def load(config: DataConfig, kind: str, template: Template | None = None) -> Dat
         found = _gathered(config, {"": made})
         source = {**found.source, "train_rows": None}
         return Data(rows, found.eval, found.prompts, source, found.train, found.skipped)
-    return _gathered(config, _each(config, lambda part: ready(part, kind, template)))
+    return _gathered(config, _load_parts(config, lambda part: load_rows(part, kind, template)))
 
 
 def load_held_out(config: DataConfig, kind: str) -> Data:
     """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
-    made = _each(config, lambda part: ready_held_out(part, kind))
+    made = _load_parts(config, lambda part: load_held_out_rows(part, kind))
     rows = _joined(config, {name: one.train for name, one in made.items()})
     if rows is None:
         raise PosttrainError("data.eval_size=0: nothing is held out; set it, or data.eval_split or data.eval_path")
@@ -122,11 +122,11 @@ def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, di
 
     Other columns stay, for reward functions. Raises `PosttrainError` where nothing is held out, or has a prompt.
     """
-    made = _each(config, lambda part: ready_prompts(part, kind, split))
+    made = _load_parts(config, lambda part: load_prompt_rows(part, kind, split))
     if not made:
         raise PosttrainError(f"sample.split={split}: nothing is held out; set data.eval_size or data.eval_split")
-    found = _end_to_end({name: one.train for name, one in made.items()})
-    found = found.remove_columns([column for column in found.column_names if column in SCORES])
+    found = _concatenate({name: one.train for name, one in made.items()})
+    found = found.remove_columns([column for column in found.column_names if column in SCORE_COLUMNS])
     # Sampled rows repeat their prompt, and so do data sets with several answers to one.
     first: dict[str, int] = {}
     for index, row in enumerate(found):
@@ -135,7 +135,7 @@ def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, di
     return found, _source(config, made, found, None)
 
 
-def _each(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) -> dict[str, TrainerRows]:
+def _load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) -> dict[str, TrainerRows]:
     """The parts that have such rows, by name."""
     if config.streaming:
         raise PosttrainError("data.streaming=true: only for training; this job reads its rows as a whole")
@@ -186,7 +186,7 @@ def _parts(config: DataConfig) -> dict[str, DataConfig]:
     return mix.parts(config)
 
 
-def _end_to_end(rows: dict[str, Dataset]) -> Dataset:
+def _concatenate(rows: dict[str, Dataset]) -> Dataset:
     if len(rows) == 1:
         return next(iter(rows.values()))
     from posttrain.data import mix
@@ -195,11 +195,11 @@ def _end_to_end(rows: dict[str, Dataset]) -> Dataset:
 
 
 def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
-    train, wanted = _end_to_end({name: one.train for name, one in made.items()}), None
+    train, wanted = _concatenate({name: one.train for name, one in made.items()}), None
     if config.mix:
         from posttrain.data import mix
 
-        train, wanted = mix.drawn(config, train, [len(one.train) for one in made.values()])
+        train, wanted = mix.draw(config, train, [len(one.train) for one in made.values()])
     held_out = _joined(config, {name: one.held_out for name, one in made.items()})
     found = Data(
         train,
@@ -221,7 +221,7 @@ def _joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | No
         return next(iter(rows.values()), None) if len(rows) < 2 else None
     from posttrain.data import mix
 
-    return mix.first_rows(config, mix.shuffled(some), config.max_eval_rows)
+    return mix.first_rows(config, mix.shuffle(some), config.max_eval_rows)
 
 
 def _source(
@@ -252,9 +252,9 @@ def _source(
     }
 
 
-def _part(config: DataConfig, divided: Divided) -> dict[str, Any]:
+def _part(config: DataConfig, divided: Split) -> dict[str, Any]:
     return {
-        "path": shown(config.path),
+        "path": display_path(config.path),
         "format": divided.train.format,
         "detected": config.format == "auto",
         "read": divided.read,

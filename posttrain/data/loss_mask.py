@@ -13,8 +13,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.conversation import shared
-from posttrain.data.files import Misfit
+from posttrain.data.conversation import common_prefix_length
+from posttrain.data.files import RowError
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Messages = list[dict[str, Any]]
 Render = Callable[[Messages, bool], str]
 
 
-def label(
+def tokenize_rows(
     rows: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     template: str | None = None,
@@ -39,12 +39,12 @@ def label(
 
     def made(row: dict[str, Any]) -> dict[str, list[int]]:
         options = row.get("chat_template_kwargs")
-        return labelled(tokenizer, row["messages"], row.get("tools"), template, options, every_turn)
+        return tokenize_conversation(tokenizer, row["messages"], row.get("tools"), template, options, every_turn)
 
     return rows.map(made, remove_columns=rows.column_names)
 
 
-def labelled(
+def tokenize_conversation(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
     tools: Any = None,
@@ -62,9 +62,9 @@ def labelled(
         if found is not None:
             return found
     try:
-        whole, spans = learnt(messages, renderer(tokenizer, tools, options, template))
-    except Misfit as misfit:
-        raise PosttrainError(f"{misfit.field}: {misfit.reason}") from None
+        whole, spans = assistant_spans(messages, renderer(tokenizer, tools, options, template))
+    except RowError as row_error:
+        raise PosttrainError(f"{row_error.field}: {row_error.reason}") from None
     ids, offsets = _tokens(tokenizer, whole)
     left_out = [span for number, span in spans.items() if messages[number].get("weight") == 0]
     learn = [span for span in spans.values() if span not in left_out]
@@ -87,7 +87,7 @@ def _by_marks(
 ) -> dict[str, list[int]] | None:
     """As TRL has it with `assistant_only_loss`; `None` where marks cannot be told apart by message."""
     found: Any = tokenizer.apply_chat_template(
-        unweighted(messages),
+        without_learn_keys(messages),
         tools=json.loads(tools) if isinstance(tools, str) else tools,
         chat_template=template,
         tokenize=True,
@@ -108,7 +108,7 @@ def _by_marks(
     return {"input_ids": ids, "labels": [one if keep else -100 for one, keep in zip(ids, mask, strict=True)]}
 
 
-def unweighted(messages: Messages) -> Messages:
+def without_learn_keys(messages: Messages) -> Messages:
     """Messages without the marks that say what is learnt, which no template knows."""
     return [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
 
@@ -119,7 +119,7 @@ def renderer(
     options: dict[str, Any] | None = None,
     template: str | None = None,
 ) -> Render:
-    """What renders messages with these tools; a template's complaint becomes a `Misfit` in its own words."""
+    """What renders messages with these tools; a template's complaint becomes a `RowError` in its own words."""
     from jinja2 import TemplateError
 
     given = json.loads(tools) if isinstance(tools, str) else tools
@@ -128,7 +128,7 @@ def renderer(
         try:
             return str(
                 tokenizer.apply_chat_template(
-                    unweighted(turns),
+                    without_learn_keys(turns),
                     tools=given or None,
                     add_generation_prompt=generation,
                     chat_template=template,
@@ -137,12 +137,12 @@ def renderer(
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise Misfit("", f"the chat template refuses it: {str(error) or type(error).__name__}") from None
+            raise RowError("", f"the chat template refuses it: {str(error) or type(error).__name__}") from None
 
     return render
 
 
-def learnt(messages: Messages, render: Render) -> tuple[str, dict[int, tuple[int, int]]]:
+def assistant_spans(messages: Messages, render: Render) -> tuple[str, dict[int, tuple[int, int]]]:
     """The rendered conversation, and from where to where in it each assistant message stands, by its number."""
     whole = render(messages, False)
     spans = {}
@@ -151,7 +151,7 @@ def learnt(messages: Messages, render: Render) -> tuple[str, dict[int, tuple[int
             continue
         found = _as_prefix(messages, number, whole, render) or _by_mark(messages, number, whole, render)
         if found is None:
-            raise Misfit(
+            raise RowError(
                 f"messages[{number}]",
                 "the chat template writes it so that it cannot be told from the others; set "
                 "model.chat_template=FILE.jinja with one that does not",
@@ -167,7 +167,7 @@ def _as_prefix(messages: Messages, number: int, whole: str, render: Render) -> t
     try:
         before = render(messages[:number], True)
         through = whole if number == len(messages) - 1 else render(messages[: number + 1], False)
-    except Misfit:
+    except RowError:
         return None
     if through.startswith(before) and whole.startswith(through):
         return len(before), len(through)
@@ -180,19 +180,19 @@ def _by_mark(messages: Messages, number: int, whole: str, render: Render) -> tup
     try:
         head, found, tail = render([*messages[:number], marked, *messages[number + 1 :]], False).partition(MARK)
         last = render([*messages[:number], marked], False).partition(MARK)[2]
-        opening = _opening(messages[:number], render) if number else ""
-    except Misfit:
+        opening = _generation_prompt(messages[:number], render) if number else ""
+    except RowError:
         return None
     if not found or not whole.endswith(tail):
         return None
-    same = shared(head, whole)
+    same = common_prefix_length(head, whole)
     at = whole.rfind(opening, 0, same) if opening else -1
     start = at + len(opening) if at >= 0 else same
-    end = len(whole) - len(tail) + shared(last, tail)
+    end = len(whole) - len(tail) + common_prefix_length(last, tail)
     return (start, end) if start < end else None
 
 
-def _opening(before: Messages, render: Render) -> str:
+def _generation_prompt(before: Messages, render: Render) -> str:
     """What opens a reply."""
     closed, opened = render(before, False), render(before, True)
     return opened[len(closed) :] if opened.startswith(closed) else ""

@@ -52,14 +52,14 @@ def check(config: DataConfig) -> list[str]:
         weight = entry.get("weight")
         if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool)):
             errors.append(f"{where}.weight={weight}: expected a number above 0")
-    errors += _beside(config)
+    errors += _unused_settings(config)
     given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]
     if any(given) and not all(given):
         errors.append("data.mix: some parts have a weight and some have none; give all of them one, or none")
     return errors
 
 
-def _beside(config: DataConfig) -> list[str]:
+def _unused_settings(config: DataConfig) -> list[str]:
     """Settings of one source, which nothing would read."""
     default, args = DataConfig(path=""), {name: value for name, value in config.args.items() if value is not None}
     given = replace(config, path=config.path or "", args=args)
@@ -98,7 +98,7 @@ def order(sizes: list[int], wanted: list[int]) -> list[int]:
     return drawn
 
 
-def drawn(config: DataConfig, rows: Dataset, sizes: list[int]) -> tuple[Dataset, list[int]]:
+def draw(config: DataConfig, rows: Dataset, sizes: list[int]) -> tuple[Dataset, list[int]]:
     """Rows of the parts laid end to end, drawn by their weights; and how many of each part."""
     weights = [entry["weight"] for entry in config.mix.values() if entry.get("weight") is not None]
     numbers = order(sizes, counts(sizes, weights or None, config.stopping_strategy))[: config.max_train_rows]
@@ -109,7 +109,7 @@ def drawn(config: DataConfig, rows: Dataset, sizes: list[int]) -> tuple[Dataset,
     return rows.select(numbers), taken
 
 
-def shuffled(rows: Mapping[str, Dataset]) -> Dataset:
+def shuffle(rows: Mapping[str, Dataset]) -> Dataset:
     """The parts as one, in an order drawn with a fixed seed; one part as it is."""
     found = join(rows)
     return found.shuffle(seed=SEED) if len(rows) > 1 else found
@@ -124,7 +124,7 @@ def join(rows: Mapping[str, Dataset]) -> Dataset:
 
     if len(rows) == 1:
         return next(iter(rows.values()))
-    same = _alike(rows)
+    same = _unify_columns(rows)
     features: dict[str, Any] = {}
     first: dict[str, str] = {}
     for name, part in same.items():
@@ -138,7 +138,7 @@ def join(rows: Mapping[str, Dataset]) -> Dataset:
     return concatenate_datasets(list(same.values()))
 
 
-def _alike(rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
+def _unify_columns(rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """The parts with TRL's columns the same: conversations or text, `messages` where one of them has it."""
     if len({frozenset(TRL_COLUMNS & set(part.column_names)) for part in rows.values()}) > 1:
         rows = {name: _as_messages(part, name, rows) for name, part in rows.items()}

@@ -37,7 +37,7 @@ class Template(Protocol):
         """Text that was rendered before, without the BOS that the tokenizer adds anew."""
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Raise `Misfit` for a row that it refuses."""
+        """Raise `RowError` for a row that it refuses."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Converter:
     used: set[str] = field(default_factory=set)
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What the row's `Example` makes; raises `Misfit`."""
+        """What the row's `Example` makes; raises `RowError`."""
         col.check_media(row)
         example = self.make(row)
         col.check_learnable(example, self.kind)
@@ -64,17 +64,17 @@ class Converter:
             for name in ("text", "prompt"):
                 if isinstance(made.get(name), str):
                     made[name] = self.template.without_bos(made[name])
-        if self.kind and trainers.of(self.kind).is_a(*col.WEIGHED) and made.keys() >= {*PAIRS}:
+        if self.kind and trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) and made.keys() >= {*PAIRS}:
             col.check_weight(row)
         return made
 
-    def others(self, names: Any, used: Any) -> list[str]:
+    def extra_columns(self, names: Any, used: Any) -> list[str]:
         """The columns that stay beside them."""
-        return [n for n in names if n not in used] if self.keep else col.others(names, used, self.kind)
+        return [n for n in names if n not in used] if self.keep else col.extra_columns(names, used, self.kind)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         made = self.columns(row)
-        return {**made, **{name: row[name] for name in self.others(row, self.used) if name not in made}}
+        return {**made, **{name: row[name] for name in self.extra_columns(row, self.used) if name not in made}}
 
     def check(self, made: Mapping[str, Any]) -> None:
         if self.template is not None:
@@ -82,8 +82,8 @@ class Converter:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A path before it is read through: its rows in order, the format, and what converts one (raising `Misfit`)."""
+class RowSource:
+    """A path before it is read through: its rows in order, the format, and what converts one (raising `RowError`)."""
 
     rows: Callable[[], Iterator[f.Row]]
     format: str
@@ -116,16 +116,16 @@ def read(
     needs; all others are kept then. Raises `PosttrainError` for what cannot be read, does not fit, or serves another
     trainer.
     """
-    named = f"{key}={shown(path)}"
+    named = f"{key}={display_path(path)}"
     local = f.resolve(path)
     if local and f.kind(local[0]) != ".parquet":
         source = open_files(config, local, kind, named, needed, template)
-        return _stored(source, config, named)
+        return _store_rows(source, config, named)
     dataset = rename(load_arrow(config, path, local, split, key), config.columns)
     if not len(dataset):
         raise PosttrainError(f"{named}: no rows")
     source = open_rows(functools.partial(arrow_rows, dataset, path, local), config, kind, needed, template)
-    return _beside(dataset, source, config, named)
+    return _store_with_types(dataset, source, config, named)
 
 
 def open_files(
@@ -135,13 +135,13 @@ def open_files(
     named: str,
     needed: tuple[str, ...] | None = None,
     template: Template | None = None,
-) -> Source:
+) -> RowSource:
     """The rows of text files, their columns renamed."""
 
     def rows() -> Iterator[f.Row]:
         for path in paths:
             for place, row in f.rows(path, config.columns):
-                yield place, row if isinstance(row, f.Misfit) else _renamed(row, config.columns)
+                yield place, row if isinstance(row, f.RowError) else _renamed(row, config.columns)
 
     try:
         if config.columns:
@@ -186,7 +186,7 @@ def open_rows(
     kind: str | None,
     needed: tuple[str, ...] | None = None,
     template: Template | None = None,
-) -> Source:
+) -> RowSource:
     """What the first rows say of all: the format, and whether `kind` can learn from it (see `read`)."""
     first = [row for _, row in itertools.islice(rows(), FIRST) if isinstance(row, dict)]
     columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX))
@@ -200,13 +200,13 @@ def open_rows(
     if name != "trl":
         convert = Converter(FORMATS[name], **more)
         _check_serves(first, convert.make, name, kind)
-        return Source(rows, name, convert)
+        return RowSource(rows, name, convert)
     if not first:
-        return Source(rows, name, Converter(lambda row: Example(), **more))
+        return RowSource(rows, name, Converter(lambda row: Example(), **more))
     if needed is not None:
         needed = tuple(name for name in needed if name in columns)
     elif kind is not None:
-        needed = tuple(name for name in col.form(columns, kind) if name in col.TRL_COLUMNS)
+        needed = tuple(name for name in col.choose_columns(columns, kind) if name in col.TRL_COLUMNS)
     else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
         needed = next((one for one in sets if set(one) <= set(columns)), ())
@@ -215,15 +215,19 @@ def open_rows(
             f"data.conversational=true: needs a column prompt, and the data has {', '.join(columns)}; "
             "map it, ours to theirs: 'data.columns={prompt: question}'"
         )
-    make = functools.partial(formats.trl, needed=needed, repeated=_repeats(first, needed)) if needed else _nothing
-    return Source(rows, name, Converter(make, **more))
+    make = (
+        functools.partial(formats.trl, needed=needed, repeated=_answers_repeat_prompt(first, needed))
+        if needed
+        else _empty_example
+    )
+    return RowSource(rows, name, Converter(make, **more))
 
 
-def _nothing(row: Mapping[str, Any]) -> Example:
+def _empty_example(row: Mapping[str, Any]) -> Example:
     return Example()
 
 
-def _repeats(first: list[dict[str, Any]], needed: tuple[str, ...]) -> bool:
+def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...]) -> bool:
     """Whether answers of text begin with their prompt: one may by chance, most do not."""
     names = [name for name in needed if name in ("completion", *PAIRS)]
     asked = [row for row in first if isinstance(row.get("prompt"), str) and row["prompt"].strip()]
@@ -238,14 +242,14 @@ def _check_serves(
     for row in first if kind else ():
         try:
             columns = list(make(row).columns())
-        except f.Misfit:
+        except f.RowError:
             continue
         if kind and not is_scored(columns, name):
-            col.form(columns, kind, name)
+            col.choose_columns(columns, kind, name)
         return
 
 
-def _stored(source: Source, config: DataConfig, named: str) -> Rows:
+def _store_rows(source: RowSource, config: DataConfig, named: str) -> Rows:
     seen: dict[str, None] = {}
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
@@ -256,11 +260,11 @@ def _stored(source: Source, config: DataConfig, named: str) -> Rows:
         rows, skipped = store(source.rows, convert, named, config.on_error == "skip", source.convert.check)
     except RecursionError as error:
         raise PosttrainError(f"{named}: a row is nested too deeply") from error
-    return _counted(rows, source, skipped, seen)
+    return _as_rows(rows, source, skipped, seen)
 
 
-def _beside(dataset: Dataset, source: Source, config: DataConfig, named: str) -> Rows:
-    """As `_stored`; columns that need no conversion keep the types that they have."""
+def _store_with_types(dataset: Dataset, source: RowSource, config: DataConfig, named: str) -> Rows:
+    """As `_store_rows`; columns that need no conversion keep the types that they have."""
     from datasets import concatenate_datasets
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
@@ -270,15 +274,15 @@ def _beside(dataset: Dataset, source: Source, config: DataConfig, named: str) ->
     numbers = stored[INDEX][:]
     stored = stored.remove_columns(INDEX)
     used = {*source.convert.used, *stored.column_names}
-    rest = dataset.select_columns(source.convert.others(dataset.column_names, used))
+    rest = dataset.select_columns(source.convert.extra_columns(dataset.column_names, used))
     if not stored.column_names:
         stored = rest.select(numbers)
     elif rest.column_names:
         stored = concatenate_datasets([stored, rest if len(numbers) == len(rest) else rest.select(numbers)], axis=1)
-    return _counted(stored, source, skipped, dataset.column_names)
+    return _as_rows(stored, source, skipped, dataset.column_names)
 
 
-def _counted(rows: Dataset, source: Source, skipped: Skipped | None, columns: Any) -> Rows:
+def _as_rows(rows: Dataset, source: RowSource, skipped: Skipped | None, columns: Any) -> Rows:
     gone = [name for name in columns if name not in source.convert.used and name not in rows.column_names]
     read = len(rows) + (skipped.count if skipped else 0)
     return Rows(rows, source.format, read, skipped, tuple(gone))
@@ -289,10 +293,13 @@ def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
 
     Arrow gives every object all the keys that any has; those without a value are taken out again.
     """
-    rows = iter({**_bare(row), INDEX: index} for index, row in enumerate(_readable(dataset, shown(path))))
+    rows = iter(
+        {**_without_null_keys(row), INDEX: index}
+        for index, row in enumerate(_iterate_rows(dataset, display_path(path)))
+    )
     if not local:
         for number, row in enumerate(rows, 1):
-            yield f.Place(shown(path), "row", number), row
+            yield f.Place(display_path(path), "row", number), row
         return
     import pyarrow.parquet
 
@@ -302,7 +309,7 @@ def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
             yield f.Place(str(file), "row", number), row
 
 
-def _readable(dataset: Any, path: str) -> Iterator[dict[str, Any]]:
+def _iterate_rows(dataset: Any, path: str) -> Iterator[dict[str, Any]]:
     rows, count = iter(dataset), 0
     while True:
         try:
@@ -315,7 +322,7 @@ def _readable(dataset: Any, path: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _bare(row: dict[str, Any]) -> dict[str, Any]:
+def _without_null_keys(row: dict[str, Any]) -> dict[str, Any]:
     return {name: _without_nulls(value) if isinstance(value, (list, dict)) else value for name, value in row.items()}
 
 
@@ -325,7 +332,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def shown(path: Any) -> str:
+def display_path(path: Any) -> str:
     """A path, or a list of them, as a person reads it."""
     return path if isinstance(path, str) else ", ".join(map(str, path))
 
@@ -335,7 +342,7 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
     import datasets
 
     if not local and not isinstance(path, str):
-        raise PosttrainError(f"{key}={shown(path)}: a list names files")
+        raise PosttrainError(f"{key}={display_path(path)}: a list names files")
     try:
         if local:
             import pyarrow.parquet
@@ -344,9 +351,9 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
                 try:
                     f.check_content(file)
                 except PosttrainError as error:
-                    raise PosttrainError(f"{key}={shown(path)}: {error}") from None
+                    raise PosttrainError(f"{key}={display_path(path)}: {error}") from None
             if not sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in local):
-                raise PosttrainError(f"{key}={shown(path)}: no rows")
+                raise PosttrainError(f"{key}={display_path(path)}: no rows")
             return datasets.load_dataset("parquet", data_files=[str(file) for file in local], split="train")
         if path.startswith("embedded:"):
             from posttrain.data.embedded import imdb, squad
@@ -357,17 +364,17 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
             from posttrain.data.embedded import gym
 
             return _pick(gym.load(path, config.args), split, key, path)
-        if saved(path):
+        if is_saved_dataset(path):
             found = datasets.load_from_disk(os.path.expanduser(path))
             return _pick(found, split, key, path) if isinstance(found, datasets.DatasetDict) else found
         return datasets.load_dataset(path, config.name, split=split, revision=config.revision)
     except PosttrainError:
         raise
     except Exception as error:
-        raise PosttrainError(f"{key}={shown(path)}: {explain(error, shown(path), split)}") from error
+        raise PosttrainError(f"{key}={display_path(path)}: {explain(error, display_path(path), split)}") from error
 
 
-def saved(path: str) -> bool:
+def is_saved_dataset(path: str) -> bool:
     """Whether `path` is a folder that `datasets` saved."""
     folder = Path(os.path.expanduser(path))
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))

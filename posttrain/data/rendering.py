@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.data import loss_mask
-from posttrain.data.conversation import REASONING
-from posttrain.data.files import Misfit
+from posttrain.data.conversation import REASONING_KEYS
+from posttrain.data.files import RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,22 +32,24 @@ class Rendering:
         if trainers.of(kind).reads == "text" and tokenizer.chat_template:
             self.template = loss_mask.training_template(tokenizer, only_assistant)
         written = self.template or tokenizer.chat_template or ""
-        self.reasoning = next((name for name in REASONING if name in str(written)), "inline")
+        self.reasoning = next((name for name in REASONING_KEYS if name in str(written)), "inline")
         self.every_turn = only_assistant is False
         self.bos = _own_bos(tokenizer)
         self.rows = self.inline = self.without_thoughts = self.without_tools = 0
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Raise `Misfit` for a row that the template refuses, or of which it leaves calls of tools out."""
+        """Raise `RowError` for a row that the template refuses, or of which it leaves calls of tools out."""
         self.rows += 1
         if not self.tokenizer.chat_template or not any(isinstance(row.get(c), list) for c in ("messages", "prompt")):
             return
         render = loss_mask.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
         if "messages" in row and trainers.of(self.kind).reads == "text":
             whole = (
-                loss_mask.learnt(row["messages"], render)[0] if not self.every_turn else render(row["messages"], False)
+                loss_mask.assistant_spans(row["messages"], render)[0]
+                if not self.every_turn
+                else render(row["messages"], False)
             )
-            self._look(row, "messages", row["messages"], whole, render)
+            self._check_content(row, "messages", row["messages"], whole, render)
             return
         if "messages" in row:
             turns = list(row["messages"])
@@ -55,21 +57,21 @@ class Rendering:
                 turns.pop()
             render(turns, True)
             return
-        self._in("prompt", lambda: render(row["prompt"], True))
-        if trainers.of(self.kind).prompted:
+        self._check_field("prompt", lambda: render(row["prompt"], True))
+        if trainers.of(self.kind).samples_completions:
             return
         several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
         for name, said in [(name, row[name]) for name in ANSWERS if name in row] + several:
-            whole = self._in(name, lambda said=said: render(row["prompt"] + said, False))
-            self._look(row, name, row["prompt"] + said, whole, render)
+            whole = self._check_field(name, lambda said=said: render(row["prompt"] + said, False))
+            self._check_content(row, name, row["prompt"] + said, whole, render)
 
-    def _in(self, field: str, render: Any) -> str:
+    def _check_field(self, field: str, render: Any) -> str:
         try:
             return str(render())
-        except Misfit as misfit:
-            raise Misfit(field, misfit.reason) from None
+        except RowError as row_error:
+            raise RowError(field, row_error.reason) from None
 
-    def _look(
+    def _check_content(
         self, row: Mapping[str, Any], field: str, turns: loss_mask.Messages, whole: str, render: loss_mask.Render
     ) -> None:
         """What should be in the text, and is not: calls, tools, and reasoning that is to be learnt."""
@@ -78,7 +80,7 @@ class Rendering:
             without = [*turns[:number], _mute(turn), *turns[number + 1 :]]
             if turn.get("tool_calls") and self._same(whole, render, without):
                 where = f"{field}[{number - first}]" if number >= first else f"prompt[{number}]"
-                raise Misfit(
+                raise RowError(
                     f"{where}.tool_calls",
                     "the chat template leaves calls of tools out; set model.chat_template=FILE.jinja with one that "
                     "writes them, or take a model that knows tools",
@@ -95,7 +97,7 @@ class Rendering:
     def _same(whole: str, render: loss_mask.Render, turns: loss_mask.Messages) -> bool:
         try:
             return render(turns, False) == whole
-        except Misfit:
+        except RowError:
             return False
 
     def without_bos(self, text: str) -> str:

@@ -26,7 +26,7 @@ def data_file(path: Any) -> Any:
     return str(record.parent / "data" / "train.parquet")
 
 
-def sampled(data: DataConfig) -> list[str]:
+def sampled_runs(data: DataConfig) -> list[str]:
     """The runs of job=sample among the sources of `data`."""
     paths = [data.path, *(part.get("path") for part in data.mix.values())]
     return [path for path in paths if data_file(path) != path]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import PROMPTED, prompt_of
-from posttrain.data.reading import Rows, Template, has_splits, held_out_split, read, shown
+from posttrain.data.columns import PROMPT_COLUMNS, prompt_of
+from posttrain.data.reading import Rows, Template, display_path, has_splits, held_out_split, read
 from posttrain.data.sampled import data_file
 from posttrain.data.store import Skipped
 from posttrain.errors import PosttrainError
@@ -33,7 +33,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Divided:
+class Split:
     """Rows for training and, unless nothing is held out, held-out ones; how those were chosen; what was left out.
 
     `read` counts the rows of `data.path`, `unused` are its columns that are not kept.
@@ -47,15 +47,15 @@ class Divided:
     unused: tuple[str, ...] = ()
 
 
-def divide(
+def split_rows(
     config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None, template: Template | None = None
-) -> Divided:
+) -> Split:
     """The rows of `data.path` (and `data.eval_path`), for trainer `kind`; the rest as in `reading.read`."""
-    own = reading(config, config.path)
+    own = config_for_path(config, config.path)
     train = read(own, own.path, own.split, "data.path", kind, needed, template)
     held_out: Rows | None = None
     if config.eval_path:
-        other = reading(config, config.eval_path)
+        other = config_for_path(config, config.eval_path)
         held_out, how = read(other, other.path, held_out_split(other), "data.eval_path", kind, None, template), "file"
     elif own.eval_split and has_splits(own.path):
         held_out, how = read(own, own.path, own.eval_split, "data.path", kind, None, template), own.eval_split
@@ -63,7 +63,9 @@ def divide(
         size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
         if len(train.rows) < 2:
             rows = len(train.rows)
-            raise PosttrainError(f"data.path={shown(config.path)}: {rows} rows cannot be split; set data.eval_size=0")
+            raise PosttrainError(
+                f"data.path={display_path(config.path)}: {rows} rows cannot be split; set data.eval_size=0"
+            )
         rest, drawn = hold_out(train.rows, size)
         train, held_out = replace(train, rows=rest), replace(train, rows=drawn, skipped=None)
         how = f"{config.eval_size} of {config.split}"
@@ -71,18 +73,18 @@ def divide(
         how = "none"
     if config.min_score is not None:
         # After the split: rows held out at one threshold are not trained on at another.
-        train = replace(train, rows=_scored(train.rows, config, "train"))
+        train = replace(train, rows=_rows_with_score(train.rows, config, "train"))
         if held_out is not None and not config.eval_path:
-            held_out = replace(held_out, rows=_scored(held_out.rows, config, "held-out"))
+            held_out = replace(held_out, rows=_rows_with_score(held_out.rows, config, "held-out"))
     skipped = [rows.skipped for rows in (train, held_out) if rows is not None and rows.skipped]
     other_part = None
     if held_out is not None:
         other_part = Part(held_out.rows, config, config.max_eval_rows, "held-out", held_out.format)
     own_part = Part(train.rows, config, config.max_train_rows, "train", train.format)
-    return Divided(own_part, other_part, how, skipped, train.read, train.unused)
+    return Split(own_part, other_part, how, skipped, train.read, train.unused)
 
 
-def reading(config: DataConfig, path: Any) -> DataConfig:
+def config_for_path(config: DataConfig, path: Any) -> DataConfig:
     """How to read `path`: a data set made by job=sample has TRL's columns, whatever the recipe's own data has."""
     file = data_file(path)
     if file == path:
@@ -103,7 +105,7 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
             f"data.eval_size={size:g}: of {len(rows)} rows that leaves none to train on; set a smaller share or number"
         )
     groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows.select_columns([name for name in PROMPTED if name in rows.column_names])):
+    for index, row in enumerate(rows.select_columns([name for name in PROMPT_COLUMNS if name in rows.column_names])):
         prompt = prompt_of(row)
         groups.setdefault(f"row {index}" if prompt is None else repr(prompt), []).append(index)
     if len(groups) < 2 or len(groups) == len(rows):
@@ -120,7 +122,7 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
     return rows.select(train), rows.select(held_out)
 
 
-def _scored(rows: Dataset, config: DataConfig, name: str) -> Dataset:
+def _rows_with_score(rows: Dataset, config: DataConfig, name: str) -> Dataset:
     """The rows whose `score` is at least `data.min_score`; rows without a score are none of them."""
     least, key = config.min_score, f"data.min_score={config.min_score:g}"
     assert least is not None

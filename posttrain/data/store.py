@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from posttrain.data.files import Misfit, Place, Row
+from posttrain.data.files import Place, Row, RowError
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class Skipped:
         self.count = 0
         self.path.unlink(missing_ok=True)
 
-    def add(self, place: Place, misfit: Misfit, row: Any) -> None:
+    def add(self, place: Place, row_error: RowError, row: Any) -> None:
         self.count += 1
         where = "line" if place.unit == "line" else "number"  # `row` is the row itself
-        entry = {"file": place.file, where: place.number, "field": misfit.field or None, "reason": misfit.reason}
+        entry = {"file": place.file, where: place.number, "field": row_error.field or None, "reason": row_error.reason}
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             if isinstance(row, dict):
                 row = {name: value for name, value in row.items() if name != INDEX}
@@ -66,10 +66,10 @@ class Skipped:
         ]
 
 
-def message(place: Place, misfit: Misfit) -> str:
+def message(place: Place, row_error: RowError) -> str:
     """`file, line 3, messages[1].role: what is wrong`."""
-    field = f", {misfit.field}" if misfit.field else ""
-    return f"{place.file}, {place.unit} {place.number}{field}: {misfit.reason}"
+    field = f", {row_error.field}" if row_error.field else ""
+    return f"{place.file}, {place.unit} {place.number}{field}: {row_error.reason}"
 
 
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
@@ -82,51 +82,53 @@ def store(
     skip: bool = False,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Stored:
-    """The rows of `source`, converted, in a file of this process; and those that were skipped, unless there are none.
+    """The rows of `source`, converted, in a file of this process; and the rows that were skipped, `None` without any.
 
-    `convert` raises `Misfit`, and so does `check`, which sees each converted row once. Raises `PosttrainError` with the
-    first rows that do not fit, unless `skip`, and where none is left. `key` begins a message, as in
+    `convert` raises `RowError`, and so does `check`, which gets each converted row once. Raises `PosttrainError` with
+    the first rows that do not fit, unless `skip`, and where no row is left. `key` begins a message, as in
     `data.path=rows.jsonl`.
     """
-    kinds, failed = Kinds(), set()
+    kinds, failed = ColumnTypes(), set()
     numbers = itertools.count()
 
     def seen(row: dict[str, Any]) -> None:
         number = next(numbers)
         try:
             made = convert(row)
-            kinds.fits(made)
+            kinds.check(made)
             if check is not None:
                 check(made)
-            kinds.see(made)
-        except Misfit:
+            kinds.add(made)
+        except RowError:
             failed.add(number)
             raise
 
-    skipped = sift(source(), seen, key, skip)
+    skipped = check_rows(source(), seen, key, skip)
     return _write(source, convert, kinds, key, failed), skipped
 
 
-def sift(rows: Iterator[Row], see: Callable[[dict[str, Any]], None], key: str, skip: bool = False) -> Skipped | None:
-    """Show every row to `see`, which raises `Misfit`; those that did not fit, unless there are none.
+def check_rows(
+    rows: Iterator[Row], check: Callable[[dict[str, Any]], None], key: str, skip: bool = False
+) -> Skipped | None:
+    """Call `check`, which raises `RowError`, on every row; the rows that do not fit, `None` where all fit.
 
     Raises `PosttrainError` as `store` does.
     """
-    skipped, count = Skipped(scratch("skipped.jsonl")), 0
+    skipped, count = Skipped(temporary_file("skipped.jsonl")), 0
     first: list[str] = []
     for place, row in rows:
         try:
-            if isinstance(row, Misfit):
+            if isinstance(row, RowError):
                 raise row
-            see(row)
+            check(row)
             count += 1
-        except Misfit as misfit:
+        except RowError as row_error:
             if skip:
-                skipped.add(place, misfit, None if isinstance(row, Misfit) else row)
+                skipped.add(place, row_error, None if isinstance(row, RowError) else row)
             else:
                 skipped.count += 1
             if len(first) < SHOWN:
-                first.append(message(place, misfit))
+                first.append(message(place, row_error))
     if first and not (skip and count):
         raise PosttrainError(_report(key, first, skipped.count))
     if not count:
@@ -143,21 +145,23 @@ def _report(key: str, first: list[str], count: int) -> str:
     return "\n".join([f"{key}: {what}; {fix}", *(f"  {line}" for line in first), *more])
 
 
-def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, key: str, failed: set[int]) -> Dataset:
+def _write(
+    source: Callable[[], Iterator[Row]], convert: Convert, kinds: ColumnTypes, key: str, failed: set[int]
+) -> Dataset:
     from datasets import Dataset
     from datasets.arrow_writer import ArrowWriter
 
-    path, features = scratch("rows.arrow"), kinds.features()
+    path, features = temporary_file("rows.arrow"), kinds.features()
     encoded = {name for name, kind in kinds.found.items() if kind == "json"}
     numbers = {name for name, kind in kinds.found.items() if kind == "float"}
     try:
         with ArrowWriter(path=str(path), features=features, writer_batch_size=1000) as writer:
-            for number, row in enumerate(row for _, row in source() if not isinstance(row, Misfit)):
+            for number, row in enumerate(row for _, row in source() if not isinstance(row, RowError)):
                 if number in failed:
                     continue
                 converted = convert(row)
                 full = {name: converted.get(name) for name in features}
-                full.update({name: dump(full[name]) for name in encoded})
+                full.update({name: to_json(full[name]) for name in encoded})
                 # Arrow refuses integers that no float equals.
                 full.update({name: float(value) for name in numbers if (value := full[name]) is not None})
                 writer.write(full)
@@ -167,28 +171,28 @@ def _write(source: Callable[[], Iterator[Row]], convert: Convert, kinds: Kinds, 
         raise PosttrainError(f"{key}: the rows cannot be kept: {str(error).splitlines()[0]}") from error
 
 
-def dump(value: Any) -> str | None:
+def to_json(value: Any) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-class Kinds:
+class ColumnTypes:
     """What each column holds, over all rows seen."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
 
-    def see(self, row: Mapping[str, Any]) -> None:
-        """Take a row in; raises `Misfit` where a text stands among conversations, or the other way round."""
-        self.fits(row)
-        self.found.update({n: _join(self.found.get(n, "null"), _kind(value)) for n, value in row.items()})
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a row in; raises `RowError` where a text stands among conversations, or the other way round."""
+        self.check(row)
+        self.found.update({n: _common_type(self.found.get(n, "null"), _value_type(value)) for n, value in row.items()})
 
-    def fits(self, row: Mapping[str, Any]) -> None:
+    def check(self, row: Mapping[str, Any]) -> None:
         for name in ALIKE:
-            if name in row and {self.found.get(name), _kind(row[name])} == {"text", "objects"}:
-                raise Misfit(name, "is of another kind than in the rows before: text and conversations do not mix")
-        rating = {self.found.get("rating", "null"), _kind(row.get("rating"))} - {"null"}
+            if name in row and {self.found.get(name), _value_type(row[name])} == {"text", "objects"}:
+                raise RowError(name, "is of another kind than in the rows before: text and conversations do not mix")
+        rating = {self.found.get("rating", "null"), _value_type(row.get("rating"))} - {"null"}
         if len(rating) > 1 and "bool" in rating:
-            raise Misfit("rating", "is of another kind than in the rows before: thumbs and numbers do not mix")
+            raise RowError("rating", "is of another kind than in the rows before: thumbs and numbers do not mix")
 
     def features(self) -> Features:
         from datasets import Features, Json, List, Value
@@ -209,22 +213,22 @@ class Kinds:
         return Features({name: types[kind] for name, kind in self.found.items()})
 
 
-def _kind(value: Any) -> str:
+def _value_type(value: Any) -> str:
     if value is None:
         return "null"
     if not isinstance(value, list):
-        return _first(value, SCALARS) or "json"
+        return _type_name(value, SCALARS) or "json"
     if not value:
         return "empty"
-    kinds = {_first(item, ITEMS) for item in value}
+    kinds = {_type_name(item, ITEMS) for item in value}
     return kinds.pop() or "json" if len(kinds) == 1 else "json"
 
 
-def _first(value: Any, types: dict[type, str]) -> str | None:
+def _type_name(value: Any, types: dict[type, str]) -> str | None:
     return next((name for of, name in types.items() if isinstance(value, of)), None)
 
 
-def _join(one: str, other: str) -> str:
+def _common_type(one: str, other: str) -> str:
     if one == other or other == "null":
         return one
     if one == "null":
@@ -236,13 +240,13 @@ def _join(one: str, other: str) -> str:
     return "json"
 
 
-def scratch(name: str) -> Path:
+def temporary_file(name: str) -> Path:
     """A new file in this process's own folder, which is removed when it ends."""
     return Path(_passing[-1] if _passing else _folder().name) / f"{next(_files)}-{name}"
 
 
 @contextmanager
-def passing() -> Iterator[None]:
+def temporary_files() -> Iterator[None]:
     """What is stored in the block is removed at its end: the batches of a stream are as large as the stream."""
     with tempfile.TemporaryDirectory(dir=_folder().name) as folder:
         _passing.append(folder)

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import files as f
-from posttrain.data.columns import BESIDE, TRL_COLUMNS
+from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS
 from posttrain.data.reading import (
-    Source,
+    RowSource,
     Template,
     arrow_rows,
+    display_path,
     explain,
     held_out_split,
+    is_saved_dataset,
     open_files,
     open_rows,
     read,
     rename,
-    saved,
-    shown,
 )
-from posttrain.data.split import Divided, Part, reading
-from posttrain.data.store import INDEX, Skipped, message, passing, scratch, store
-from posttrain.data.trainer_rows import TrainerRows, adapted, prompts_for
+from posttrain.data.split import Part, Split, config_for_path
+from posttrain.data.store import INDEX, Skipped, message, store, temporary_file, temporary_files
+from posttrain.data.trainer_rows import TrainerRows, prompts_for, to_trainer
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
     errors = []
     if f.built_in(config.path):
         errors.append(f"data.path={config.path}: is made here, as a whole; set data.streaming=false")
-    elif isinstance(config.path, str) and saved(config.path):
+    elif isinstance(config.path, str) and is_saved_dataset(config.path):
         errors.append(
             f"data.path={config.path}: a folder saved by `datasets` is not streamed; set data.streaming=false"
         )
@@ -85,29 +85,29 @@ class Stream:
         source = self.opened()
         rest = itertools.islice(self.fitting(source), self.held, None)
         while batch := list(itertools.islice(rest, BATCH)):
-            with passing():
-                rows = list(adapted(_part(batch, source, self.config, "train"), self.kind))
+            with temporary_files():
+                rows = list(to_trainer(_part(batch, source, self.config, "train"), self.kind))
             # Other columns serve reward functions, which no trainer here has; their types may change on the way.
             yield from ({name: row.get(name) for name in self.columns} for row in rows)
 
-    def opened(self) -> Source:
-        return _source(reading(self.config, self.config.path), self.kind, self.template)
+    def opened(self) -> RowSource:
+        return _source(config_for_path(self.config, self.config.path), self.kind, self.template)
 
-    def fitting(self, source: Source) -> Iterator[dict[str, Any]]:
+    def fitting(self, source: RowSource) -> Iterator[dict[str, Any]]:
         for place, row in source.rows():
             try:
-                if isinstance(row, f.Misfit):
+                if isinstance(row, f.RowError):
                     raise row
                 made = source.convert(row)
                 source.convert.check(made)
                 made.pop(INDEX, None)
                 yield made
-            except f.Misfit as misfit:
+            except f.RowError as row_error:
                 if self.config.on_error == "stop":
                     fix = "fix it, or leave such rows out with data.on_error=skip"
-                    where = f"data.path={shown(self.config.path)}"
-                    raise PosttrainError(f"{where}: a row does not fit; {fix}\n  {message(place, misfit)}") from None
-                self.skipped.add(place, misfit, None if isinstance(row, f.Misfit) else row)
+                    where = f"data.path={display_path(self.config.path)}"
+                    raise PosttrainError(f"{where}: a row does not fit; {fix}\n  {message(place, row_error)}") from None
+                self.skipped.add(place, row_error, None if isinstance(row, f.RowError) else row)
 
 
 def load(config: DataConfig, kind: str, template: Template | None) -> tuple[IterableDataset, TrainerRows]:
@@ -115,7 +115,7 @@ def load(config: DataConfig, kind: str, template: Template | None) -> tuple[Iter
     from datasets import Features, IterableDataset, Value
 
     held = 0 if config.eval_path else int(config.eval_size)
-    stream = Stream(config, kind, held, Skipped(scratch("skipped.jsonl")), template)
+    stream = Stream(config, kind, held, Skipped(temporary_file("skipped.jsonl")), template)
     source = stream.opened()
     if source.format in COMPARED:
         raise PosttrainError(
@@ -124,7 +124,8 @@ def load(config: DataConfig, kind: str, template: Template | None) -> tuple[Iter
     first = list(itertools.islice(stream.fitting(source), held + BATCH))
     if len(first) <= held:
         raise PosttrainError(
-            f"data.path={shown(config.path)}: {len(first)} rows, and data.eval_size={held} of them are to be held out"
+            f"data.path={display_path(config.path)}: {len(first)} rows, and data.eval_size={held} of them are "
+            "to be held out"
         )
     train = _part(first[held:], source, config, "train")
     held_out = _held_out(config, kind, template) if config.eval_path else None
@@ -132,12 +133,12 @@ def load(config: DataConfig, kind: str, template: Template | None) -> tuple[Iter
         held_out = replace(_part(first[:held], source, config, "held-out"), limit=config.max_eval_rows)
     how = "file" if config.eval_path else f"the first {held} rows" if held else "none"
     made = TrainerRows(
-        adapted(train, kind),
-        adapted(held_out, kind) if held_out else None,
+        to_trainer(train, kind),
+        to_trainer(held_out, kind) if held_out else None,
         prompts_for(held_out, kind) if held_out else None,
-        Divided(train, held_out, how, [stream.skipped]),
+        Split(train, held_out, how, [stream.skipped]),
     )
-    taken = {*TRL_COLUMNS, *BESIDE, "weight"}
+    taken = {*TRL_COLUMNS, *EXTRA_TRL_COLUMNS, "weight"}
     features = {name: feature for name, feature in made.train.features.items() if name in taken}
     features["tools"] = Value("string")  # the first rows may have none
     stream.columns = list(features)
@@ -146,13 +147,13 @@ def load(config: DataConfig, kind: str, template: Template | None) -> tuple[Iter
 
 
 def _held_out(config: DataConfig, kind: str, template: Template | None) -> Part:
-    own = reading(config, config.eval_path)
+    own = config_for_path(config, config.eval_path)
     rows = read(own, own.path, held_out_split(own), "data.eval_path", kind, None, template)
     return Part(rows.rows, config, config.max_eval_rows, "held-out", rows.format)
 
 
-def _source(config: DataConfig, kind: str, template: Template | None) -> Source:
-    named = f"data.path={shown(config.path)}"
+def _source(config: DataConfig, kind: str, template: Template | None) -> RowSource:
+    named = f"data.path={display_path(config.path)}"
     local = f.resolve(config.path)
     if local and f.kind(local[0]) != ".parquet":
         return open_files(config, local, kind, named, None, template)
@@ -168,14 +169,14 @@ def _source(config: DataConfig, kind: str, template: Template | None) -> Source:
                 config.path, config.name, split=config.split, revision=config.revision, streaming=True
             )
     except Exception as error:
-        raise PosttrainError(f"{named}: {explain(error, shown(config.path), config.split)}") from error
+        raise PosttrainError(f"{named}: {explain(error, display_path(config.path), config.split)}") from error
     if config.columns:
         found = rename(found, config.columns)
 
     return open_rows(lambda: arrow_rows(found, config.path, []), config, kind, None, template)
 
 
-def _part(rows: list[dict[str, Any]], source: Source, config: DataConfig, name: str) -> Part:
-    numbered = [(f.Place(shown(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
-    stored, _ = store(lambda: iter(numbered), lambda row: row, f"data.path={shown(config.path)}")
+def _part(rows: list[dict[str, Any]], source: RowSource, config: DataConfig, name: str) -> Part:
+    numbered = [(f.Place(display_path(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
+    stored, _ = store(lambda: iter(numbered), lambda row: row, f"data.path={display_path(config.path)}")
     return Part(stored, config, None, name, source.format)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import scored_answers
-from posttrain.data.columns import PAIRS, adapt, prompts
-from posttrain.data.reading import Template, shown
-from posttrain.data.split import Divided, Part, divide
+from posttrain.data.columns import PAIRS, prompts, to_trainer_columns
+from posttrain.data.reading import Template, display_path
+from posttrain.data.split import Part, Split, split_rows
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -24,83 +24,83 @@ class TrainerRows:
     train: Dataset
     held_out: Dataset | None
     prompts: Dataset | None
-    divided: Divided
+    divided: Split
 
 
-def ready(config: DataConfig, kind: str, template: Template | None) -> TrainerRows:
+def load_rows(config: DataConfig, kind: str, template: Template | None) -> TrainerRows:
     """Load, split and adapt the data of `config.path` for the trainer `kind`; raises `PosttrainError` for bad input."""
-    divided = divide(config, kind, template=template)
+    divided = split_rows(config, kind, template=template)
     held_out = divided.held_out
     return TrainerRows(
-        adapted(divided.train, kind),
-        adapted(held_out, kind) if held_out else None,
+        to_trainer(divided.train, kind),
+        to_trainer(held_out, kind) if held_out else None,
         prompts_for(held_out, kind) if held_out else None,
         divided,
     )
 
 
-def ready_held_out(config: DataConfig, kind: str) -> TrainerRows | None:
+def load_held_out_rows(config: DataConfig, kind: str) -> TrainerRows | None:
     """The held-out rows alone, as `train` too; KTO gets pairs as pairs. `None` where nothing is held out."""
-    divided = divide(config, kind)
+    divided = split_rows(config, kind)
     held_out = divided.held_out
     if held_out is None:
         return None
     pairs = set(held_out.rows.column_names) >= set(PAIRS)
-    rows = adapted(held_out, "dpo" if pairs and trainers.of(kind).reads == "labels" else kind)
+    rows = to_trainer(held_out, "dpo" if pairs and trainers.of(kind).reads == "labels" else kind)
     return TrainerRows(rows, rows, prompts_for(held_out, kind), divided)
 
 
-def ready_prompts(config: DataConfig, kind: str, split: str) -> TrainerRows | None:
+def load_prompt_rows(config: DataConfig, kind: str, split: str) -> TrainerRows | None:
     """The prompts of `split` (train, eval), as trainer `kind` and its probe see them; `None` without such rows."""
-    divided = divide(config, None)
+    divided = split_rows(config, None)
     part = divided.train if split == "train" else divided.held_out
     if part is None:
         return None
     found = prompts_for(part, kind)
     if found is None:
         raise PosttrainError(
-            f"data.path={shown(config.path)}: no prompts to sample for: it has no column prompt, messages, or chosen "
-            "and rejected; 'data.columns={prompt: THEIRS}' maps one"
+            f"data.path={display_path(config.path)}: no prompts to sample for: it has no column prompt, messages, or "
+            "chosen and rejected; 'data.columns={prompt: THEIRS}' maps one"
         )
     return TrainerRows(found, None, found, divided)
 
 
-def stored(config: DataConfig, name: str = "trl") -> Dataset:
+def load_all_rows(config: DataConfig, name: str = "trl") -> Dataset:
     """All rows of `config.path` as they are stored, under our column names, or converted from the format `name`.
 
     Of those that are not converted only the prompts are checked: the caller knows what else he takes.
     """
     whole = replace(config, format=name, eval_size=0, eval_path=None, eval_split=None)
-    return _limited(divide(whole, None, needed=("prompt",)).train)
+    return _first_rows(split_rows(whole, None, needed=("prompt",)).train)
 
 
-def adapted(part: Part, kind: str) -> Dataset:
+def to_trainer(part: Part, kind: str) -> Dataset:
     """The first rows as the trainer `kind` takes them."""
-    rows = _limited(part)
+    rows = _first_rows(part)
     if scored_answers.is_scored(rows.column_names, part.format):
         rows = scored_answers.for_trainer(rows, kind, part.config.pairs, part.config.threshold)
-    made = adapt(rows, kind, part.format)
-    return _weighed(made) if {"weight", *PAIRS} <= {*made.column_names} else made
+    made = to_trainer_columns(rows, kind, part.format)
+    return _with_float_weights(made) if {"weight", *PAIRS} <= {*made.column_names} else made
 
 
 def prompts_for(part: Part, kind: str) -> Dataset | None:
     """The prompts of the first rows, with their other columns; `None` for plain text, which has no prompt."""
-    rows = _limited(part)
+    rows = _first_rows(part)
     if scored_answers.is_scored(rows.column_names, part.format):
         rows = scored_answers.for_trainer(rows, "grpo", part.config.pairs, None)
     # A trainer of prompts is probed on prompts as it gets them.
-    return prompts(adapt(rows, kind, part.format) if trainers.of(kind).prompted else rows)
+    return prompts(to_trainer_columns(rows, kind, part.format) if trainers.of(kind).samples_completions else rows)
 
 
-def _weighed(rows: Dataset) -> Dataset:
+def _with_float_weights(rows: Dataset) -> Dataset:
     """`rows` with their column `weight` as numbers."""
     from datasets import Value
 
     return rows.cast_column("weight", Value("float64"))
 
 
-def _limited(part: Part) -> Dataset:
+def _first_rows(part: Part) -> Dataset:
     rows = part.rows if part.limit is None else part.rows.select(range(min(part.limit, len(part.rows))))
     if not len(rows):
-        raise PosttrainError(f"data.path={shown(part.config.path)}: no rows for {part.name}")
+        raise PosttrainError(f"data.path={display_path(part.config.path)}: no rows for {part.name}")
     return rows

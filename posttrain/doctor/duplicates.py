@@ -151,7 +151,7 @@ def _overlap(
     others = [i for i, text in enumerate(places) if text not in firsts]
     cross = pairs[(pairs[:, 0] < len(own)) & (pairs[:, 1] >= len(own))]
     near = {others[j - len(own)]: own[i] for i, j in cross.tolist()}
-    mend = "Hold out whole prompts: leave data.eval_split and data.eval_path out, or take these rows out of training."
+    fix = "Hold out whole prompts: leave data.eval_split and data.eval_path out, or take these rows out of training."
     count = settings.examples
     return [
         finding(
@@ -161,7 +161,7 @@ def _overlap(
             {"rows": len(exact), "share": len(exact) / total},
             [Example(held_out.split, i, f"= train row {j}: {excerpt(held_out.asked[i])}") for i, j in exact[:count]],
             "Held-out numbers come out better than the model is.",
-            mend,
+            fix,
         ),
         finding(
             "overlap.near",

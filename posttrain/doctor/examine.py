@@ -10,7 +10,7 @@ import numpy as np
 
 from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor import duplicates, language, lengths, noise, pairs, privacy, prompts, sequences, texts
-from posttrain.doctor.finding import SEVERITIES, Example, Finding, excerpt, finding, many, severity
+from posttrain.doctor.finding import SEVERITIES, Example, Finding, excerpt, finding, plural, severity
 from posttrain.doctor.lengths import Tokenized
 from posttrain.doctor.patterns import kinds
 from posttrain.doctor.texts import Texts
@@ -95,7 +95,7 @@ def examine(
         report.findings += privacy.check([own, *([other] if other else [])], settings)
     if settings.noise and (own.paired or own.labels is not None):
         progress("Looking for label noise")
-        doubt = noise.judge(own, settings)
+        doubt = noise.estimate(own, settings)
         report.findings.append(noise.check(own, doubt, run))
         report.doubtful = noise.doubtful_rows(own, doubt) if doubt else []
     report.findings.sort(key=lambda one: -SEVERITIES.index(one.severity))
@@ -113,7 +113,7 @@ def _skipped(data: Data, settings: DoctorConfig) -> list[Finding]:
         finding(
             "skipped",
             severity(count, count + rows, settings),
-            f"{many(count, 'row')} of the source left out by data.on_error=skip",
+            f"{plural(count, 'row')} of the source left out by data.on_error=skip",
             {"rows": count, "share": count / (count + rows)},
             [Example(file, number, excerpt(says)) for file, number, says in entries],
             "What they say is not learnt, and an exporter that breaks some rows may have bent others.",

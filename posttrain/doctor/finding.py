@@ -1,4 +1,4 @@
-"""What a check says: its number, examples, what follows from it, and what to do."""
+"""The result of one check of the doctor: numbers, examples, the consequence and the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's result. `says` is the finding in a sentence; `consequence` and `mend` are empty where all is well."""
+    """One check's result. `says` is the finding in a sentence; `consequence` and `fix` are empty where all is well."""
 
     name: str
     severity: str
@@ -30,7 +30,7 @@ class Finding:
     numbers: dict[str, float]
     examples: list[Example] = field(default_factory=list)
     consequence: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 def severity(count: int, total: int, settings: DoctorConfig, worst: str = "error") -> str:
@@ -48,12 +48,12 @@ def finding(
     numbers: dict[str, float],
     examples: Iterable[Example] = (),
     consequence: str = "",
-    mend: str = "",
+    fix: str = "",
 ) -> Finding:
-    """A finding whose consequence and mend are said only where there is something to mend."""
+    """A finding; consequence and fix are left out where nothing is wrong."""
     if level == "info":
-        consequence = mend = ""
-    return Finding(name, level, says, numbers, list(examples), consequence, mend)
+        consequence = fix = ""
+    return Finding(name, level, says, numbers, list(examples), consequence, fix)
 
 
 def excerpt(text: str, limit: int = 200) -> str:
@@ -67,7 +67,7 @@ def share(count: float, total: float) -> str:
     return f"{count:,} of {total:,} ({count / total:.1%})" if count else f"none of {total:,}"
 
 
-def many(count: int, one: str, several: str = "") -> str:
+def plural(count: int, one: str, several: str = "") -> str:
     """`1 row`, `2,000 rows`."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 

@@ -70,8 +70,8 @@ def check_encoding(texts: Texts, settings: DoctorConfig) -> Finding:
         ]
         counts.update(faults)
         if faults:
-            mended = f"{excerpt(bad, 100)} → {excerpt(fix_text(bad), 100)}" if bad else excerpt(text)
-            rows.append((index, f"{', '.join(faults)}: {CONTROL.sub('�', mended)}"))
+            repaired = f"{excerpt(bad, 100)} → {excerpt(fix_text(bad), 100)}" if bad else excerpt(text)
+            rows.append((index, f"{', '.join(faults)}: {CONTROL.sub('�', repaired)}"))
     return finding(
         "encoding",
         severity(len(rows), len(texts), settings),

@@ -34,7 +34,7 @@ class Tokenized:
 
 def limit(run: Run) -> tuple[int | None, str]:
     """`max_length` and from which side it cuts, as the trainer has them; None where nothing is cut."""
-    if trainers.of(run.trainer.kind).prompted:
+    if trainers.of(run.trainer.kind).samples_completions:
         return None, "keep_start"
     return run.trainer.args.get("max_length", 1024), run.trainer.args.get("truncation_mode", "keep_start")
 
@@ -42,7 +42,7 @@ def limit(run: Run) -> tuple[int | None, str]:
 def check(run: Run, texts: Texts, tokenized: Tokenized, eos: int) -> list[Finding]:
     """Tokens and lengths, what is cut and dropped, and EOS."""
     findings = [_tokens(tokenized)]
-    if trainers.of(run.trainer.kind).prompted:
+    if trainers.of(run.trainer.kind).samples_completions:
         return findings
     findings += [_dropped(run, texts, tokenized), _cut(run, texts, tokenized)]
     return findings if trainers.of(run.trainer.kind).scores else [*findings, _eos(run, texts, tokenized, eos)]

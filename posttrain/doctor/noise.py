@@ -57,7 +57,7 @@ class Doubt:
         return [(int(self.rows[i]), float(self.right[i])) for i in order if self.right[i] < 0.5]
 
 
-def judge(texts: Texts, settings: DoctorConfig) -> Doubt | None:
+def estimate(texts: Texts, settings: DoctorConfig) -> Doubt | None:
     """Held-out probabilities of at most `noise_rows` rows; None where there are too few rows or prompts."""
     usable = np.arange(len(texts))
     if texts.paired:
@@ -136,11 +136,11 @@ def check(texts: Texts, doubt: Doubt | None, run: Run) -> Finding:
         numbers,
         examples,
         "Flipped labels pull the other way as hard as right ones do, and cap what a held-out accuracy can reach.",
-        mend(run, rate),
+        fix(run, rate),
     )
 
 
-def mend(run: Run, rate: float) -> str:
+def fix(run: Run, rate: float) -> str:
     """What TRL 1.16 has against flipped labels: for DPO a loss that knows the rate; first of all a second look."""
     look = "Look at doubtful.jsonl, and relabel or take out what is wrong"
     if not trainers.of(run.trainer.kind).is_a("DPOTrainer"):

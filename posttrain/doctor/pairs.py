@@ -9,7 +9,7 @@ import numpy as np
 
 from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor.duplicates import normal
-from posttrain.doctor.finding import Example, Finding, excerpt, finding, many, severity, share, wilson
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, plural, severity, share, wilson
 from posttrain.doctor.texts import Texts
 
 
@@ -21,7 +21,7 @@ def check_empty(texts: Texts, settings: DoctorConfig) -> Finding:
     return finding(
         "empty",
         severity(len({i for i, _ in empty}), len(texts), settings),
-        f"{many(len(empty), 'prompt or answer', 'prompts or answers')} of nothing but white space"
+        f"{plural(len(empty), 'prompt or answer', 'prompts or answers')} of nothing but white space"
         if empty
         else "no empty prompt or answer",
         {"rows": len({i for i, _ in empty})},
@@ -99,7 +99,7 @@ def check_length(texts: Texts, settings: DoctorConfig, kind: str) -> Finding:
         (),
         f"A reward model can score {accuracy:.0%} without reading, and a policy trained on it, or on these labels, "
         f"grows {which} whatever it is asked. Judge accuracies against that number, not against 50%.",
-        LENGTH_MENDS.get(kind, LENGTH_MENDS["kto"]),
+        LENGTH_FIXES.get(kind, LENGTH_FIXES["kto"]),
     )
 
 
@@ -119,7 +119,7 @@ def _compared(texts: Texts) -> tuple[float, float, int]:
     return float(shorter) * total, float(not_longer - shorter) * total, total
 
 
-LENGTH_MENDS = {
+LENGTH_FIXES = {
     "dpo": "trainer.args.loss_type=[sigmoid_norm] weighs by log-probability per token (set beta anew, some 10 times "
     "larger); trainer.args.ld_alpha=0.5 discounts what the longer answer has more. Or drop pairs until both ways are "
     "equally frequent.",
@@ -143,17 +143,17 @@ def check_balance(texts: Texts, run: Run) -> Finding:
     says = (
         f"{good:,} desirable and {bad:,} undesirable rows; weighted {ratio:.2f} to 1" if bad else "no undesirable row"
     )
-    level, mend = "info", ""
+    level, fix = "info", ""
     if not good or not bad:
         level = "error"
-        mend = "Add rows of the other label; with desirable ones alone, trainer=sft does what KTO would."
+        fix = "Add rows of the other label; with desirable ones alone, trainer=sft does what KTO would."
     # Rounded like TRL's own bounds: numbers that are equal but for a row or two are no fault.
     elif not 0.99 <= ratio <= 4 / 3 + 0.01:
         level = "warning"
         low, high = weights[1] * bad / good, weights[1] * bad / good * 4 / 3
-        mend = f"trainer.args.desirable_weight={(low * high) ** 0.5:.2f} (between {low:.2f} and {high:.2f})"
+        fix = f"trainer.args.desirable_weight={(low * high) ** 0.5:.2f} (between {low:.2f} and {high:.2f})"
         if low < 0.1:  # better to raise the weight of what is rare
-            mend = f"trainer.args.undesirable_weight={weights[0] * good / bad / 1.15:.2f}"
+            fix = f"trainer.args.undesirable_weight={weights[0] * good / bad / 1.15:.2f}"
     return finding(
         "balance",
         level,
@@ -161,5 +161,5 @@ def check_balance(texts: Texts, run: Run) -> Finding:
         {"desirable": good, "undesirable": bad, "ratio": ratio if bad and weights[1] else 0.0},
         (),
         "The frequent label drowns the rare one: the model drifts towards all it saw, or away from it.",
-        mend,
+        fix,
     )

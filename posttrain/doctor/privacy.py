@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from posttrain.config.schema import DoctorConfig
-from posttrain.doctor.finding import Example, Finding, finding, many, severity
+from posttrain.doctor.finding import Example, Finding, finding, plural, severity
 from posttrain.doctor.patterns import PERSONAL, SECRETS, found, masked
 from posttrain.doctor.texts import Texts
 
@@ -51,7 +51,7 @@ def _says(counts: Counter[str], rows: int, what: str) -> str:
     if not rows:
         return f"no {what}"
     listed = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
-    return f"{what} in {many(rows, 'row')}: {listed}"
+    return f"{what} in {plural(rows, 'row')}: {listed}"
 
 
 def _around(text: str, start: int, end: int, context: int = 60) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from posttrain.config.schema import DoctorConfig
-from posttrain.doctor.finding import Example, Finding, excerpt, finding, many, severity, share
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, plural, severity, share
 from posttrain.doctor.lengths import Tokenized
 from posttrain.doctor.texts import Texts
 
@@ -54,7 +54,7 @@ def check_template(notes: Mapping[str, str], rows: int) -> Finding:
     return finding(
         "template.left_out",
         "warning" if notes else "info",
-        "; ".join(notes.values()) or f"the chat template writes all of {many(rows, 'row')}",
+        "; ".join(notes.values()) or f"the chat template writes all of {plural(rows, 'row')}",
         {"kinds": len(notes)},
         [],
         "What a template leaves out is not learnt.",

@@ -14,7 +14,7 @@ import numpy as np
 
 from posttrain.config import options, trainers
 from posttrain.config.schema import Run
-from posttrain.models.tokens import ids
+from posttrain.models.tokens import token_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,15 +60,15 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
         return []
     chosen = rows.select(indices)
     kind = trainers.of(run.trainer.kind)
-    if kind.prompted:
+    if kind.samples_completions:
         # The completion is sampled in training, so there is only the prompt, opened for the reply.
-        found = [ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
+        found = [token_ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
         return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
     if kind.reads == "text" and "messages" in chosen.column_names:
         from posttrain.data import loss_mask
 
         only = run.trainer.args.get("assistant_only_loss")
-        chosen = loss_mask.label(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
+        chosen = loss_mask.tokenize_rows(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
     prepared = prepare(run, tokenizer, chosen, None)
     prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED])
     prepares = _prepares(kind)

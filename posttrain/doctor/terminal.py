@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.config.schema import Run
-from posttrain.console import console, facts, printable, tell
+from posttrain.console import console, print_facts, print_plain, printable
 from posttrain.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ CONTEXT = 160
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
     source = plan.data.source
-    facts(
+    print_facts(
         {
             "run": f"doctor, on what {run.trainer.kind} would train on",
             "model": f"{run.model.path} (its tokenizer; no weights are loaded)",
             "data": f"{source['path']}: {source['train_rows']} rows, {source['held_out_rows']} held out",
-            **plan.data.lines(kept=False),
+            **plan.data.describe(kept=False),
             "directory": str(directory.path),
         }
     )
@@ -51,9 +51,9 @@ def show(directory: RunDirectory) -> None:
             _show_finding(one)
     _show_sequences(known)
     if known["doubtful_rows"]:
-        tell(f"doubtful {directory.path / 'doubtful.jsonl'}")
-    tell(f"page     {directory.path / 'doctor.html'}")
-    tell(f"numbers  {directory.path / 'doctor.json'}")
+        print_plain(f"doubtful {directory.path / 'doubtful.jsonl'}")
+    print_plain(f"page     {directory.path / 'doctor.html'}")
+    print_plain(f"numbers  {directory.path / 'doctor.json'}")
 
 
 def summary(known: dict[str, Any]) -> str:
@@ -64,8 +64,9 @@ def summary(known: dict[str, Any]) -> str:
 
 def _show_finding(one: dict[str, Any]) -> None:
     console.print(f"\n[{COLOURS[one['severity']]}]{escape(one['name'])}[/]")
-    for label, key in (("consequence", "consequence"), ("fix", "mend")):
-        console.print(f"  [dim]{label}[/] {escape(one[key])}")
+    fix = one["fix"] if "fix" in one else one["mend"]  # its name in older reports
+    for label, text in (("consequence", one["consequence"]), ("fix", fix)):
+        console.print(f"  [dim]{label}[/] {escape(text)}")
     for example in one["examples"]:
         where = escape(f"{example['split']} row {example['row']}")
         console.print(f"  [dim]{where}[/]  {escape(example['text'])}")

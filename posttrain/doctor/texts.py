@@ -65,10 +65,10 @@ def _text(value: Any, system: bool = False) -> str:
     """A string itself; of a conversation the turns that are not the system's, or only those."""
     if isinstance(value, str):
         return value
-    return "\n".join(_said(turn) for turn in value if (turn["role"] == "system") == system)
+    return "\n".join(_turn_text(turn) for turn in value if (turn["role"] == "system") == system)
 
 
-def _said(turn: dict[str, Any]) -> str:
+def _turn_text(turn: dict[str, Any]) -> str:
     """A turn's text, which may be a list of parts, of which some are text; and its tool calls, as JSON."""
     content = turn.get("content") or ""
     if isinstance(content, list):

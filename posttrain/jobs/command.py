@@ -20,18 +20,18 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from posttrain import extras
-from posttrain.config import composition, own_data, parse, recipes
-from posttrain.console import tell
+from posttrain.config import composition_errors, data_override, parse, recipes
+from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight, sweep
-from posttrain.training.signals import Ending
+from posttrain.training.signals import ExitOnSignal
 
 
 def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, ...] | None:
     """One run: what Hydra calls, once, or once per job of a sweep; `errors` are those of the command line."""
     run, wrong = parse.read(cfg)
     origin = parse.origin(HydraConfig.get())
-    dropped = own_data.drop(run.data, origin.overrides) if run is not None else {}
+    dropped = data_override.reset_settings(run.data, origin.overrides) if run is not None else {}
     found = [*errors, *wrong]
     try:
         if run is not None:
@@ -42,7 +42,7 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
         raise PosttrainError("\n".join(dict.fromkeys(found)))
     if dropped:
         said = ", ".join(f"{name}={value}" for name, value in dropped.items())
-        tell(f"data.path={run.data.path}: what belongs to the recipe's own data set is left out: {said}")
+        print_plain(f"data.path={run.data.path}: what belongs to the recipe's own data set is left out: {said}")
     # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
     start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
     return start(run, origin)
@@ -51,17 +51,17 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
 def run(argv: list[str]) -> int:
     """Compose `argv` and run it, or each job of a sweep; returns the exit code, unless Hydra exits with its own."""
     if missing := extras.missing_plugin(argv):
-        from posttrain.console import complain
+        from posttrain.console import print_error
 
-        complain(missing)
+        print_error(missing)
         return 1
-    stray = composition.stray(argv)
+    stray = composition_errors.unknown_keys(argv)
     recipes.register(tuple(argv))
     words = [word for word in argv if word not in stray]
-    if {"-m", "--multirun"} & set(words) and (wrong := _hopeless([w for w in words if not w.startswith("-")])):
-        from posttrain.console import complain
+    if {"-m", "--multirun"} & set(words) and (wrong := _check_grid([w for w in words if not w.startswith("-")])):
+        from posttrain.console import print_error
 
-        complain("\n".join(dict.fromkeys([*stray.values(), *wrong])))
+        print_error("\n".join(dict.fromkeys([*stray.values(), *wrong])))
         return 1
     task = partial(job, errors=tuple(stray.values()))
     entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(task)
@@ -69,14 +69,14 @@ def run(argv: list[str]) -> int:
     sys.path.append(os.getcwd())
     sys.argv[1:] = sweep.arguments(words)  # Hydra reads its overrides there
     try:
-        with Ending(shlex.join(["posttrain", *argv])), our_words(tuple(stray.values())):
+        with ExitOnSignal(shlex.join(["posttrain", *argv])), plain_errors(tuple(stray.values())):
             entry()
     finally:
         sweep.report()
     return 0
 
 
-def _hopeless(words: list[str]) -> list[str]:
+def _check_grid(words: list[str]) -> list[str]:
     """All that is wrong with the jobs of a grid where none would start; Hydra makes a folder before it asks them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -106,7 +106,7 @@ def _hopeless(words: list[str]) -> list[str]:
 
 
 @contextmanager
-def our_words(errors: tuple[str, ...] = ()):
+def plain_errors(errors: tuple[str, ...] = ()):
     """Let errors reach the terminal as one message, without the lines that Hydra puts around them."""
     hydra_utils.run_and_report = partial(_report, errors)
     if not any("hydra.mode" in word for word in sys.argv):  # Hydra would compose everything once more to find it
@@ -128,13 +128,13 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception as error:
-        said = str(error) if isinstance(error, PosttrainError) else composition.explain(error)
+        said = str(error) if isinstance(error, PosttrainError) else composition_errors.explain_hydra_error(error)
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or said is None:
             traceback.print_exc()
         else:
-            from posttrain.console import complain
+            from posttrain.console import print_error
 
-            complain("\n".join(dict.fromkeys([*errors, *said.splitlines()])))
+            print_error("\n".join(dict.fromkeys([*errors, *said.splitlines()])))
         sys.exit(1)
 
 

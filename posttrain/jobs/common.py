@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from posttrain import __version__
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, tell, working
-from posttrain.data.sampled import sampled
+from posttrain.console import console, print_plain, show_status
+from posttrain.data.sampled import sampled_runs
 from posttrain.errors import PosttrainError
 from posttrain.runs import lineage, objective_value
 from posttrain.runs.directory import RunDirectory
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets")
 
 
-def once(
+def run_once(
     run: Run,
     origin: Origin,
     prepare: Callable[[Run], Any],
@@ -48,20 +48,24 @@ def once(
         console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
         shown.show(directory)
         return objective_of(run, directory)
-    with working("Loading libraries, data and tokenizer"):
+    with show_status("Loading libraries, data and tokenizer"):
         plan = prepare(run)
     shown.show_plan(run, plan, directory)
     if run.dry_run:
         return None
     fix = "set a smaller probe.batch_size, sample.batch_size or reward.NAME.args.batch_size"
-    with explained(directory, fix, origin.command), in_turn(directory, origin), directory.work() as needed:
+    with (
+        explain_errors(directory, fix, origin.command),
+        wait_for_other_jobs(directory, origin),
+        directory.claim_for_work() as needed,
+    ):
         if needed:
             work(run, origin, plan, directory)
     shown.show(directory)
     return objective_of(run, directory)
 
 
-def source(run: Run, path: str | None = None, key: str | None = None) -> Source:
+def model_source(run: Run, path: str | None = None, key: str | None = None) -> Source:
     """The model that a job uses: `path`, or `model.init_from`, or `model.path`; raises `PosttrainError`.
 
     A model outside runs is loaded as the config would load it to train an adapter, in the machine's half type and with
@@ -107,19 +111,8 @@ def check_context(key: str, new: int, longest: int, context: int | None) -> None
         )
 
 
-def release() -> None:
-    """Give the memory of models that are referenced no more back to the device."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 @contextmanager
-def enough_memory(fix: str) -> Iterator[None]:
+def explain_memory_errors(fix: str) -> Iterator[None]:
     """Say in one message what a failure to get memory means."""
     from posttrain.training import memory
 
@@ -128,18 +121,18 @@ def enough_memory(fix: str) -> Iterator[None]:
     except (MemoryError, OSError, RuntimeError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise PosttrainError(memory.explained(error, fix)) from error
+        raise PosttrainError(memory.out_of_memory_message(error, fix)) from error
 
 
 @contextmanager
-def explained(directory: RunDirectory, fix: str, command: str) -> Iterator[None]:
+def explain_errors(directory: RunDirectory, fix: str, command: str) -> Iterator[None]:
     """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how it goes on."""
     from safetensors import SafetensorError
 
     from posttrain.errors import RewardError
 
     try:
-        with enough_memory(fix):
+        with explain_memory_errors(fix):
             yield
     except RewardError as error:
         raise PosttrainError(
@@ -163,7 +156,7 @@ def _disk_full(error: Exception, folder: Path) -> bool:
     return "No space left" in str(error) or (not isinstance(error, OSError) and shutil.disk_usage(there).free < 1 << 20)
 
 
-def in_turn(directory: RunDirectory, origin: Origin) -> AbstractContextManager[None]:
+def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractContextManager[None]:
     """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
     if origin.sweep_dir is None or not schema.main_process():
         return nullcontext()
@@ -172,12 +165,12 @@ def in_turn(directory: RunDirectory, origin: Origin) -> AbstractContextManager[N
     def waiting() -> None:
         if not said:
             said.append(f"{directory.name}: another process is running it; waiting for it")
-            tell(said[0])
+            print_plain(said[0])
 
-    return directory.turn(waiting)
+    return directory.wait_until_free(waiting)
 
 
-def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source], data: dict[str, Any]) -> None:
+def write_start(run: Run, origin: Origin, directory: RunDirectory, used: list[Source], data: dict[str, Any]) -> None:
     """Write `config.yaml` and `run.json`; raises `PosttrainError` where the data is not what it was."""
     before = directory.record()
     if before and before["data"]["fingerprint"] != data["fingerprint"]:
@@ -189,7 +182,7 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
     parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
     entries = {**run.reward, **(run.probe.judges if run.job == "evaluate" else {})}
     parents += [(f"reward.{name}", model) for name, entry in entries.items() for model in entry.models]
-    parents += [("data", path) for path in sampled(run.data)]
+    parents += [("data", path) for path in sampled_runs(run.data)]
     directory.write(
         {
             "status": "running",
@@ -199,7 +192,7 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
             "recipe": origin.recipe,
             "trainer": run.trainer.kind,
             "model": {"path": used[0].name, "base": used[0].base, "revision": used[0].revision},
-            "parents": [lineage.parent(role, path) for role, path in parents],
+            "parents": [lineage.parent_entry(role, path) for role, path in parents],
             "data": data,
             "seed": run.sample.seed,
             "hardware": {"device": device(), "cpus": os.cpu_count(), "machine": platform.machine()},
@@ -213,9 +206,13 @@ def begin(run: Run, origin: Origin, directory: RunDirectory, used: list[Source],
     )
 
 
-def end(directory: RunDirectory, **results: Any) -> None:
+def write_end(directory: RunDirectory, **results: Any) -> None:
     """Complete `run.json` and mark the run finished, or what `results` has as its `status`."""
-    ended = {"content": directory.made(), "status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    ended = {
+        "content": directory.content_digest(),
+        "status": "finished",
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
     directory.write({**(directory.record() or {}), **ended, **results})
 
 

@@ -36,7 +36,7 @@ def doctor(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     from posttrain.jobs import common
 
     quiet_libraries()
-    value = common.once(run, origin, prepare, _doctor, terminal)
+    value = common.run_once(run, origin, prepare, _doctor, terminal)
     if not run.dry_run:
         _verdict(run, RunDirectory.of(run, origin))
     return value
@@ -51,7 +51,7 @@ def prepare(run: Run) -> Plan:
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
-    tokenizers.check_size(tokenizer, run.model, architecture.config(run.model, start.config, start.revision))
+    tokenizers.check_size(tokenizer, run.model, architecture.load_config(run.model, start.config, start.revision))
     rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
     data = load(run.data, run.trainer.kind, rendering)
     tokenizers.check_template(tokenizer, data.train[0], run.model)
@@ -69,8 +69,8 @@ def _check_installed(run: Run) -> None:
     if missing:
         switches = " ".join(f"doctor.{switch}=false" for switch in dict.fromkeys(missing.values()))
         raise PosttrainError(
-            f"job=doctor: {', '.join(missing)} not installed; {extras.install('doctor')}, or leave these checks out: "
-            f"{switches}"
+            f"job=doctor: {', '.join(missing)} not installed; {extras.install_command('doctor')}, or leave these "
+            f"checks out: {switches}"
         )
 
 
@@ -79,7 +79,7 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     from posttrain.doctor.examine import examine
     from posttrain.jobs import common
 
-    common.begin(run, origin, directory, [common.source(run)], plan.data.source)
+    common.write_start(run, origin, directory, [common.model_source(run)], plan.data.source)
     began = time.monotonic()
     with console.status("") if console.is_terminal else nullcontext() as status:
         say = status.update if status is not None else (lambda what: None)
@@ -92,7 +92,7 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     seconds = round(time.monotonic() - began, 1)
     # Not finished where the verdict is bad: a pipeline that is called again must not take it for passed.
     verdict = "failed" if _bad(run, record) else "finished"
-    common.end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds, status=verdict)
+    common.write_end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds, status=verdict)
 
 
 def document(run: Run, data: dict[str, Any], report: Report, name: str, command: str) -> dict[str, Any]:
@@ -106,7 +106,8 @@ def document(run: Run, data: dict[str, Any], report: Report, name: str, command:
         "data": data,
         "settings": asdict(run.doctor),
         "counts": {severity: report.count(severity) for severity in ("error", "warning", "info")},
-        "findings": [asdict(one) for one in report.findings],
+        # `mend` is the first name of `fix`.
+        "findings": [{**asdict(one), "mend": one.fix} for one in report.findings],
         "sequences": [asdict(one) for one in report.shown],
         "doubtful_rows": len(report.doubtful),
     }

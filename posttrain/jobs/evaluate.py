@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import Origin, Run
-from posttrain.console import quiet_libraries, working
+from posttrain.console import quiet_libraries, show_status
 from posttrain.jobs.evaluate_plan import Candidate, Measurements, Plan, prepare
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.lineage import Source
 
 if TYPE_CHECKING:
-    from posttrain.models.generate import Drawn
+    from posttrain.models.generate import Generated
     from posttrain.probe.heldout import Answer
 
 
@@ -25,16 +25,16 @@ def evaluate(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
     quiet_libraries()
 
-    return common.once(run, origin, prepare, _evaluate, evaluate_results)
+    return common.run_once(run, origin, prepare, _evaluate, evaluate_results)
 
 
 def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
     from posttrain.jobs import common, evaluate_results
 
-    common.begin(run, origin, directory, [judged.source for judged in plan.candidates], plan.data)
-    with common.enough_memory("set a smaller probe.batch_size, or trainer.args.max_length"):
-        said = [_ask(run, plan, judged) for judged in plan.candidates]
-    with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
+    common.write_start(run, origin, directory, [judged.source for judged in plan.candidates], plan.data)
+    with common.explain_memory_errors("set a smaller probe.batch_size, or trainer.args.max_length"):
+        said = [_measure_model(run, plan, judged) for judged in plan.candidates]
+    with common.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
         judged = _score(run, plan, said)
     metrics = evaluate_results.metrics(run, plan, said)
     evaluate_results.write_scores(directory.scores, run, plan, said)
@@ -44,7 +44,7 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     if (calibration := evaluate_results.calibrate(plan, said[0])) is not None:
         notes += evaluate_results.keep_calibration(calibration, directory, plan.candidates[0].source)
         results["calibration"] = asdict(calibration)
-    common.end(
+    common.write_end(
         directory,
         metrics=values,
         intervals=intervals,
@@ -55,12 +55,11 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     )
 
 
-def _ask(run: Run, plan: Plan, judged: Candidate) -> Measurements:
+def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     """Everything that needs the model; it is out of memory again afterwards."""
     import torch
 
-    from posttrain.jobs import common
-    from posttrain.models import weights
+    from posttrain.models import hardware, weights
     from posttrain.models.generate import encode_prompts, generate
     from posttrain.probe import heldout
     from posttrain.probe.callback import SEED
@@ -69,9 +68,9 @@ def _ask(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     said = Measurements()
     if trainers.of(run.trainer.kind).scores:
         said.scores, said.lengths = _reward_scores(judged, plan.rows)
-        common.release()
+        hardware.free_memory()
         return said
-    with working("Loading the model"):
+    with show_status("Loading the model"):
         model = weights.load(judged.source)
     if plan.rows:
         said.answers, said.reference = _likelihoods(plan, judged, model)
@@ -79,7 +78,7 @@ def _ask(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     for name, rows in plan.prompts.items():
         with Counter(name, len(rows)) as bar:
 
-            def drawn(part: list[Drawn], advance: Callable[[int], None] = bar.advance) -> None:
+            def drawn(part: list[Generated], advance: Callable[[int], None] = bar.advance) -> None:
                 advance(len(part))
 
             said.drawn[name] = generate(
@@ -92,13 +91,13 @@ def _ask(run: Run, plan: Plan, judged: Candidate) -> Measurements:
                 progress=drawn,
             )
     del model
-    common.release()
+    hardware.free_memory()
     if isinstance(judged.reference, Source) and plan.rows:
         model = weights.load(judged.reference)
         with Counter("reference", sum(map(len, said.answers))) as bar:
             said.reference = heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
         del model
-        common.release()
+        hardware.free_memory()
     return said
 
 
@@ -158,7 +157,7 @@ def _score(run: Run, plan: Plan, said: list[Measurements]) -> dict[str, Any]:
             }
     for name, rows in plan.prompts.items():
         for reward, function in pairwise.items():
-            both = rewards.versus(function, rows, said[0].drawn[name], said[1].drawn[name])
+            both = rewards.compare_completions(function, rows, said[0].drawn[name], said[1].drawn[name])
             for each, values in zip(said, both, strict=True):
                 each.rewards[name][reward] = values
-    return rewards.counted(functions)
+    return rewards.take_judge_counts(functions)

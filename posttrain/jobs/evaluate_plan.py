@@ -13,7 +13,7 @@ from posttrain.runs.lineage import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from posttrain.models.generate import Drawn
+    from posttrain.models.generate import Generated
     from posttrain.probe.heldout import Answer
 
 
@@ -55,7 +55,7 @@ class Measurements:
     reference: list[list[Answer]] | None = None
     scores: list[list[float | None]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
-    drawn: dict[str, list[Drawn]] = field(default_factory=dict)
+    drawn: dict[str, list[Generated]] = field(default_factory=dict)
     rewards: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ def prepare(run: Run) -> Plan:
 
     kind = trainers.of(run.trainer.kind)
     data = load_held_out(run.data, run.trainer.kind)
-    rows = [] if kind.prompted else list(data.train)
+    rows = [] if kind.samples_completions else list(data.train)
     prompts: dict[str, list[dict[str, Any]]] = {}
     if data.prompts is not None and not kind.scores:
         for name, count in (("sampled", run.probe.prompts), ("greedy", run.probe.greedy_prompts)):
@@ -75,7 +75,7 @@ def prepare(run: Run) -> Plan:
         columns = data.prompts.features
         errors = [e for path, entries in run.rewards.items() for e in rewards.missing_columns(entries, path, columns)]
         if prompts:
-            errors += [e for path, entries in run.rewards.items() for e in rewards.reach(entries, path)]
+            errors += [e for path, entries in run.rewards.items() for e in rewards.check_reachable(entries, path)]
         if errors:
             raise PosttrainError("\n".join(errors))
     judged = [_candidate(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
@@ -91,7 +91,7 @@ def _candidate(
     from posttrain.models import tokenizers, weights
     from posttrain.models.generate import encode_prompts
 
-    source = common.source(run, path, key)
+    source = common.model_source(run, path, key)
     context = weights.check_model(source, key, scores=trainers.of(run.trainer.kind).scores)
     tokenizer = common.tokenizer(run, source)
     first = next(row for part in (rows, *prompts.values()) for row in part)

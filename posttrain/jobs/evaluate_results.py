@@ -12,7 +12,7 @@ from rich.table import Table
 from posttrain import rewards
 from posttrain.config import trainers
 from posttrain.config.schema import EvaluateConfig, RewardConfig, Run
-from posttrain.console import console, facts, tell
+from posttrain.console import console, print_facts, print_plain
 from posttrain.jobs.evaluate_plan import PREFERENCES, Measurements, Plan
 from posttrain.models.tokens import as_text
 from posttrain.probe import heldout
@@ -133,7 +133,7 @@ def calibrate(plan: Plan, said: Measurements) -> Calibration | None:
 def keep_calibration(found: Calibration, directory: RunDirectory, source: Source) -> list[str]:
     """Store it with the evaluation and with the evaluated run; returns what to say of it."""
     found.write(directory.path)
-    notes = found.lines()
+    notes = found.describe()
     if source.run is not None:
         try:
             found.write(source.run.path)
@@ -193,7 +193,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
     sets = [f"{len(plan.rows)} held-out rows"] if plan.rows else []
     sets += [f"{len(prompts)} {name} completions" for name, prompts in plan.prompts.items()]
-    facts(
+    print_facts(
         {
             "run": f"evaluate, as {run.trainer.kind}",
             "model": plan.candidates[0].source.name,
@@ -221,12 +221,12 @@ def show(directory: RunDirectory) -> None:
     console.print(table)
     alike = ["an interval of no width says that all items are alike, not that the number is certain"]
     for note in record["notes"] + (alike if any(low == high for low, high in record["intervals"].values()) else []):
-        tell(f"note     {note}")
-    tell(f"model    {record['model']['path']}")
+        print_plain(f"note     {note}")
+    print_plain(f"model    {record['model']['path']}")
     if pair:
-        tell(f"against  {record['evaluate']['against']}")
-    tell(f"scores   {directory.scores}")
-    tell(f"run      {directory.path}")
+        print_plain(f"against  {record['evaluate']['against']}")
+    print_plain(f"scores   {directory.scores}")
+    print_plain(f"run      {directory.path}")
 
 
 def _cell(record: dict[str, Any], name: str) -> str:

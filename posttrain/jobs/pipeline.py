@@ -15,7 +15,7 @@ from rich.table import Table
 from posttrain import __version__
 from posttrain.config import objective
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, tell
+from posttrain.console import console, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import process, table
 from posttrain.pipeline.plan import Progress, Step
@@ -32,11 +32,11 @@ def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     console.print(_plan(steps, directory.name))
     if run.dry_run:
         for step in steps:
-            tell(f"# {step.stage.name}\n{step.command}")
+            print_plain(f"# {step.stage.name}\n{step.command}")
         return None
     with process.StageSignals() as signals:
         job = Job(directory, Progress(stages, run), origin, signals)
-        with directory.turn(job.waiting(f"{directory.name}: another process is running this very pipeline")):
+        with directory.wait_until_free(job.waiting(f"{directory.name}: another process is running this very pipeline")):
             directory.write_config(run)
             job.run()
     return _objective(run, job.progress)
@@ -99,7 +99,7 @@ class Job:
         self._show(results)
 
     def _stage(self, stage: Stage) -> None:
-        step = self.progress.look(stage)
+        step = self.progress.step_for(stage)
         entry = self.record["stages"][stage.name]
         if step.state == "skip":
             entry.update(status="skipped", why=step.why)
@@ -110,7 +110,7 @@ class Job:
         before = time.time()
         ran = False
         if step.state != "reuse":
-            with step.directory.turn(self.waiting(f"{stage.name}: another process is running it")):
+            with step.directory.wait_until_free(self.waiting(f"{stage.name}: another process is running it")):
                 # The process that was waited for may have finished it.
                 if ran := not step.directory.finished():
                     self._execute(step, entry)
@@ -130,11 +130,11 @@ class Job:
         entry["status"] = "running"
         self._write()
         console.print(f"\n[bold]{step.stage.name}[/] ({escape(step.why)})")
-        tell(step.command)
+        print_plain(step.command)
         log = self.directory.path / "logs" / f"{step.stage.name}.log"
         command = [*(step.stage.launch or (sys.executable,)), "-m", "posttrain", *step.overrides]
         status = process.execute(command, log, self.signals)
-        while self.signals.number and step.directory.busy():  # a launcher can end before what it launched
+        while self.signals.number and step.directory.claimed_elsewhere():  # a launcher can end before what it launched
             time.sleep(0.1)
         self._stop_if_asked()
         if status == 0 and step.directory.finished():
@@ -164,13 +164,13 @@ class Job:
             )
 
     def waiting(self, message: str) -> Callable[[], None]:
-        """For `RunDirectory.turn`: says `message` once, and ends when a signal came."""
+        """For `RunDirectory.wait_until_free`: says `message` once, and ends when a signal came."""
         said = False
 
         def wait() -> None:
             nonlocal said
             if not said:
-                tell(f"{message}; waiting for it")
+                print_plain(f"{message}; waiting for it")
             said = True
             self._stop_if_asked()
 
@@ -179,7 +179,7 @@ class Job:
     def _stop_if_asked(self) -> None:
         if not self.signals.number:
             return
-        tell(f"Stopped by {self.signals.signal}. Continue with: {self.origin.command}")
+        print_plain(f"Stopped by {self.signals.signal}. Continue with: {self.origin.command}")
         raise SystemExit(128 + self.signals.number)
 
     def _write(self, **more: Any) -> None:
@@ -194,10 +194,10 @@ class Job:
             console.print(table.rich(part))
         for name, result in results.items():
             because = f" ({result['ended']})" if result["ended"] else ""
-            tell(f"{name}: {result['result']} is the result{because}")
+            print_plain(f"{name}: {result['result']} is the result{because}")
         last = list(self.progress.finished.values())[-1]
-        tell(f"last run {last.path}")
-        tell(f"pipeline {self.directory.path}")
+        print_plain(f"last run {last.path}")
+        print_plain(f"pipeline {self.directory.path}")
 
 
 def _objective(run: Run, progress: Progress) -> float | tuple[float, ...] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
-from posttrain.config import checks, combinations, objective, options, places, ranges, trainers
+from posttrain.config import checks, combinations, objective, options, paths_and_secrets, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.data import files
 from posttrain.data.formats import NAMES
@@ -52,21 +52,21 @@ CHOICES = {
 
 def check(run: Run) -> None:
     """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
-    if wrong := checks.choice("job", run.job, JOBS):
+    if wrong := checks.wrong_choice("job", run.job, JOBS):
         raise PosttrainError(wrong)
     if run.job == "pipeline":
         from posttrain.pipeline import plan
 
-        if found := places.check(run) + places.secrets(asdict(run)):
+        if found := paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run)):
             raise PosttrainError("\n".join(found))
         plan.check(run, check)
         return
     kind = trainers.of(run.trainer.kind)
-    errors = [e for key, allowed in CHOICES.items() if (e := checks.choice(key, _value(run, key), allowed))]
+    errors = [e for key, allowed in CHOICES.items() if (e := checks.wrong_choice(key, _value(run, key), allowed))]
     reserved = {**RESERVED, **trainers.TAUGHT, **(trainers.DERIVED if trainers.is_ppo(run) else {})}
     errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
     if run.job == "train":
-        errors += (_online(run) if kind.prompted else []) + _additions(run)
+        errors += (_online(run) if kind.samples_completions else []) + _trainer_arguments(run)
     if not kind.evaluates and run.trainer.args.get("eval_strategy", "no") != "no":
         errors.append(f"trainer.args.eval_strategy: {kind.name} has no loss on held-out rows; the probe measures it")
     if kind.is_a("KTOTrainer") and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
@@ -84,7 +84,12 @@ def check(run: Run) -> None:
     errors += options.check(options.QUANTIZATION, run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
-    errors += _paths(run) + places.check(run) + places.secrets(asdict(run)) + _tracker(run.tracking.backend)
+    errors += (
+        _paths(run)
+        + paths_and_secrets.check(run)
+        + paths_and_secrets.secrets(asdict(run))
+        + _tracker(run.tracking.backend)
+    )
     errors += _rewards(run)
     errors += (
         _check_comparisons(run)
@@ -120,10 +125,10 @@ def _online(run: Run) -> list[str]:
     return online.check(run)
 
 
-def _additions(run: Run) -> list[str]:
-    from posttrain.training import additions
+def _trainer_arguments(run: Run) -> list[str]:
+    from posttrain.training import trainer_arguments
 
-    return additions.check(run)
+    return trainer_arguments.check(run)
 
 
 def _probe_files(run: Run) -> list[str]:
@@ -164,8 +169,8 @@ def _initialisation(run: Run) -> list[str]:
 def _tracker(backend: str) -> list[str]:
     """Trackers that are extras, and not installed."""
     module = {"trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml"}.get(backend)
-    missing = bool(module) and extras.absent(str(module))
-    return [f"tracking.backend={backend}: not installed; {extras.install(backend)}"] if missing else []
+    missing = bool(module) and extras.missing_modules(str(module))
+    return [f"tracking.backend={backend}: not installed; {extras.install_command(backend)}"] if missing else []
 
 
 def _value(run: Run, key: str) -> Any:

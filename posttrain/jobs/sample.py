@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, quiet_libraries, tell, working
+from posttrain.console import console, print_plain, quiet_libraries, show_status
 from posttrain.errors import PosttrainError
 from posttrain.jobs.sample_plan import Plan, prepare
 from posttrain.runs.directory import RunDirectory
@@ -32,20 +32,21 @@ def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
     quiet_libraries()
 
-    return common.once(run, origin, prepare, _sample, sample_data)
+    return common.run_once(run, origin, prepare, _sample, sample_data)
 
 
 def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
     from posttrain.jobs import common, sample_data
+    from posttrain.models import hardware
 
-    common.begin(run, origin, directory, [plan.source], plan.data)
+    common.write_start(run, origin, directory, [plan.source], plan.data)
     drawn = Journal(directory.path / "completions.jsonl")
     _draw(run, origin, plan, drawn)
     _check_ended(run, drawn, least=1)
     # The policy's memory is free by now: a reward model may take it.
-    common.release()
+    hardware.free_memory()
     scored = Journal(directory.path / "rewards.jsonl")
-    with common.enough_memory("set a smaller reward.NAME.args.batch_size"):
+    with common.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
         _score(run, plan, drawn, scored)
     completions = sample_data.collect(len(plan.prompts), drawn.done, scored.done, run)
     rows = sample_data.rows(run, plan.prompts, completions)
@@ -56,7 +57,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     rows.to_parquet(half / "train.parquet")
     sample_data.write_card(half, run, origin, plan, completions, rows, metrics)
     directory.put_data(half)
-    common.end(directory, metrics=metrics, sample=asdict(run.sample), judges=_judges(scored))
+    common.write_end(directory, metrics=metrics, sample=asdict(run.sample), judges=_judges(scored))
 
 
 def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
@@ -66,13 +67,13 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     from posttrain.jobs import common
     from posttrain.models import weights
     from posttrain.models.generate import generate
-    from posttrain.training.interrupt import Interrupt
     from posttrain.training.progress import Counter
+    from posttrain.training.signals import StopOnSignal
 
     if len(journal.done) == len(plan.batches):
         return
     settings = run.sample
-    with working("Loading the model"):
+    with show_status("Loading the model"):
         model = weights.load(plan.source)
     done, tokens, ended, count = len(journal.done), 0, 0, 0
     if done:
@@ -81,7 +82,11 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     fix = "set a smaller sample.batch_size; as that changes what is drawn, sampling starts anew"
     label = f"sampling {settings.n} x"
     prompts_done = sum(len(batch) for batch in plan.batches[:done])
-    with Counter(label, len(plan.encoded), prompts_done) as bar, Interrupt() as interrupt, common.enough_memory(fix):
+    with (
+        Counter(label, len(plan.encoded), prompts_done) as bar,
+        StopOnSignal() as interrupt,
+        common.explain_memory_errors(fix),
+    ):
         for number in range(done, len(plan.batches)):
             start, indices = time.monotonic(), plan.batches[number]
             torch.manual_seed(batch_seed(settings.seed, number))
@@ -131,7 +136,7 @@ def _check_ended(run: Run, journal: Journal, least: int) -> None:
 def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
     """Rewards of the completions whose batch is not in the journal yet, and what judges among them counted."""
     from posttrain import rewards
-    from posttrain.models.generate import Drawn
+    from posttrain.models.generate import Generated
     from posttrain.training.progress import Counter
 
     if not run.reward or len(journal.done) == len(drawn.done):
@@ -141,12 +146,12 @@ def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
         for piece in drawn.done[len(journal.done) :]:
             indices = [i for i in piece["prompts"] for _ in range(run.sample.n)]
             completions = [
-                Drawn(plan.encoded[i], d["ids"], d["text"], d["ended"])
+                Generated(plan.encoded[i], d["ids"], d["text"], d["ended"])
                 for i, d in zip(indices, piece["completions"], strict=True)
             ]
             values = rewards.score(functions, [plan.prompts[i] for i in indices], completions)
             plain = {name: [float(v) if rewards.applies(v) else None for v in row] for name, row in values.items()}
-            counted = {name: vars(counts) for name, counts in rewards.counted(functions).items()}
+            counted = {name: vars(counts) for name, counts in rewards.take_judge_counts(functions).items()}
             journal.append({"batch": piece["batch"], "rewards": plain, **({"judges": counted} if counted else {})})
             bar.advance(1)
 
@@ -160,5 +165,5 @@ def _judges(journal: Journal) -> dict[str, dict[str, float]]:
         for name, counts in piece.get("judges", {}).items():
             totals.setdefault(name, Counts()).add(Counts(**counts))
     for name, total in totals.items():
-        tell(f"note     {name}: {total}")
+        print_plain(f"note     {name}: {total}")
     return {name: total.figures() for name, total in totals.items()}

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from posttrain import rewards
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, facts, tell
+from posttrain.console import console, print_facts, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.jobs import selection
 from posttrain.runs.directory import RunDirectory
@@ -88,7 +88,7 @@ def rows(run: Run, prompts: Dataset, completions: list[list[Completion]]) -> Dat
     parts = Features({name: Value("float64") for name in run.reward})
     for name, values in sides.items():
         end = "" if name == "completion" else f"_{name}"
-        answers = [rewards.answer(prompt, v.text) for prompt, v in zip(data["prompt"], values, strict=True)]
+        answers = [rewards.as_completion(prompt, v.text) for prompt, v in zip(data["prompt"], values, strict=True)]
         data = data.add_column(name, answers, feature=text)
         if run.reward:
             data = data.add_column(f"score{end}", [v.score for v in values], feature=Value("float64"))
@@ -231,7 +231,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     """The plan, a line per fact."""
     settings = run.sample
     mean = fmean(map(len, plan.encoded))
-    facts(
+    print_facts(
         {
             "run": f"sample, {settings.n} completions of up to {settings.max_new_tokens} tokens for each prompt",
             "model": plan.source.name,
@@ -258,6 +258,6 @@ def show(directory: RunDirectory) -> None:
     model = record["model"]["path"]
     key = "init_from" if (Path(model) / "run.json").is_file() else "path"
     command = f"posttrain +recipe={kind}_{family} model.{key}={model} data.path={directory.path}"
-    tell(f"data     {directory.data}")
-    tell(f"run      {directory.path}")
-    tell(f"next     {command}")
+    print_plain(f"data     {directory.data}")
+    print_plain(f"run      {directory.path}")
+    print_plain(f"next     {command}")

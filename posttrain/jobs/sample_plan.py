@@ -38,7 +38,7 @@ def prepare(run: Run) -> Plan:
     from posttrain.models import tokenizers, weights
     from posttrain.models.generate import encode_prompts
 
-    source = common.source(run)
+    source = common.model_source(run)
     key = "model.init_from" if run.model.init_from else "model.path"
     context = weights.check_model(source, key, scores=False)
     tokenizer = common.tokenizer(run, source)
@@ -47,7 +47,7 @@ def prepare(run: Run) -> Plan:
         prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
     tokenizers.check_template(tokenizer, prompts[0], run.model)
     errors = rewards.missing_columns(run.reward, "reward", prompts.features)
-    if errors := errors + rewards.reach(run.reward, "reward"):
+    if errors := errors + rewards.check_reachable(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts)
     common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)

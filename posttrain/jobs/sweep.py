@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from posttrain.config.parse import origin, parse
 from posttrain.config.schema import Origin
-from posttrain.console import complain
+from posttrain.console import print_error
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
 
@@ -79,13 +79,13 @@ def report() -> None:
     if not rows and not unfinished:
         return
     known = len(rows) + len(unfinished)
-    complain(f"sweep    {len(rows) - len(failed)} of {known} jobs finished: {current}")
+    print_error(f"sweep    {len(rows) - len(failed)} of {known} jobs finished: {current}")
     for row in failed:
-        complain(f"failed   {row['command']}\n         {row['error']}")
+        print_error(f"failed   {row['command']}\n         {row['error']}")
     for command in unfinished:
-        complain(f"stopped  {command}")
+        print_error(f"stopped  {command}")
     if unfinished:
-        complain("The sweep's own command goes on: what is finished is used again, what was stopped continues")
+        print_error("The sweep's own command goes on: what is finished is used again, what was stopped continues")
 
 
 def arguments(argv: list[str]) -> list[str]:

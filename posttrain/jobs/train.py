@@ -16,21 +16,21 @@ from typing import Any
 from posttrain import __version__, hub
 from posttrain.config import options, schema, trainers
 from posttrain.config.schema import Origin, Run, main_process
-from posttrain.console import console, quiet_libraries, tell, working
+from posttrain.console import console, print_plain, quiet_libraries, show_status
 from posttrain.errors import PosttrainError
 from posttrain.jobs import common, train_plan
 from posttrain.models import inherit
 from posttrain.runs import objective_value
 from posttrain.runs.directory import RunDirectory
-from posttrain.training.alarms import refusal, stop_message
+from posttrain.training.alarms import stop_message, stopped_run_message
 
-MEMORY = (
+TRAINING_MEMORY_FIX = (
     "halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower max_length, keep "
     "gradient_checkpointing=true, or take peft=qlora"
 )
-MEASURE = "set a smaller trainer.args.per_device_eval_batch_size, or probe.batch_size"
+EVALUATION_MEMORY_FIX = "set a smaller trainer.args.per_device_eval_batch_size, or probe.batch_size"
 # Checkpoints that are kept unless trainer.args.save_total_limit says otherwise: the last, and one should it be damaged.
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
@@ -41,7 +41,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     from posttrain.runs import summary
 
     directory = RunDirectory.of(run, origin)
-    if stopped := refusal(directory.record(), run.alarms):
+    if stopped := stopped_run_message(directory.record(), run.alarms):
         raise PosttrainError(stopped)
     if directory.finished():
         if main_process():
@@ -49,16 +49,20 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
             console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
             summary.show(directory)
         return _objective(run, directory)
-    with working("Loading libraries, data and tokenizer"):
+    with show_status("Loading libraries, data and tokenizer"):
         plan = train_plan.prepare(run, directory.path)
     if main_process():
         train_plan.show_plan(run, plan, directory)
     if run.dry_run:
         return None
-    work = directory.work() if main_process() else nullcontext(True)
-    with common.explained(directory, MEMORY, origin.command), common.in_turn(directory, origin), work as needed:
+    work = directory.claim_for_work() if main_process() else nullcontext(True)
+    with (
+        common.explain_errors(directory, TRAINING_MEMORY_FIX, origin.command),
+        common.wait_for_other_jobs(directory, origin),
+        work as needed,
+    ):
         if needed:
-            if stopped := refusal(directory.record(), run.alarms):  # by another process, meanwhile
+            if stopped := stopped_run_message(directory.record(), run.alarms):  # by another process, meanwhile
                 raise PosttrainError(stopped)
             _train(run, origin, plan, directory)
     if main_process():
@@ -68,68 +72,69 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
     from posttrain.errors import RewardError
-    from posttrain.training import additions, memory
+    from posttrain.training import memory, trainer_arguments
     from posttrain.training.alarm_callback import Alarms
-    from posttrain.training.interrupt import Interrupt
     from posttrain.training.progress import ProgressBar
-    from posttrain.training.signals import Interrupted
+    from posttrain.training.signals import Interrupted, StopOnSignal
     from posttrain.training.tracking import Metrics, Tracker
 
     started = time.time()
-    damaged = directory.remove_damaged() if main_process() else []
+    damaged = directory.remove_damaged_checkpoints() if main_process() else []
     checkpoint = directory.last_checkpoint()
     for line in damaged:
-        tell(f"{line}; going on from {checkpoint.name if checkpoint else 'the start'}")
+        print_plain(f"{line}; going on from {checkpoint.name if checkpoint else 'the start'}")
     if main_process():
         _start(run, origin, plan, directory, checkpoint)
     group = origin.sweep_dir.name if origin.sweep_dir else None
     settings = run.tracking if main_process() else schema.TrackingConfig(backend="none")
-    tracker = Tracker(settings, directory.path, schema.used(asdict(run)), group)
+    tracker = Tracker(settings, directory.path, schema.used_settings(asdict(run)), group)
     try:
         functions, name = _reward_functions(run)
-        bar, interrupt = ProgressBar(directory.name), Interrupt()
+        bar, interrupt = ProgressBar(directory.name), StopOnSignal()
         alarms = Alarms(run.alarms, tracker, directory)
         if main_process():
-            alarms.recall()
-        measures = [*_measures(run, plan, directory, tracker, functions, alarms), alarms]
-        with working("Loading the model"):
+            alarms.restore()
+        measures = [*_measurement_callbacks(run, plan, directory, tracker, functions, alarms), alarms]
+        with show_status("Loading the model"):
             _merge(plan, directory)
-            theirs = additions.callbacks(run)
+            theirs = trainer_arguments.user_callbacks(run)
             trainer = _build(run, plan, directory, tracker, functions, [bar, *theirs, *measures])
-            for callback in additions.callbacks(run, trainer):
+            for callback in trainer_arguments.user_callbacks(run, trainer):
                 trainer.callback_handler.callbacks.insert(0, callback)
-        bar.watch(trainer)
+        bar.show_evaluations(trainer)
         for measure in measures:
             measure.trainer = trainer
             if name and name not in functions and hasattr(measure, "judge"):
                 measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
         beta = trainer.args.beta if trainers.of(run.trainer.kind).is_a("DPOTrainer", "KTOTrainer") else None
-        tracker.guard(trainer)
+        tracker.isolate_callback(trainer)
         trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
         probes = [measure for measure in measures if hasattr(measure, "at_step")]
-        trainer.watch((directory.metrics, directory.samples), probes, interrupt)
+        trainer.attach((directory.metrics, directory.samples), probes, interrupt)
         with interrupt:
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 if not alarms.ended:
                     _evaluate_at_end(plan, trainer)
             except Interrupted:
-                trainer.save_where_it_stands()
-                raise _stopped(interrupt, trainer, origin.command) from None
+                trainer.save_last_step_end()
+                raise _exit_after_signal(interrupt, trainer, origin.command) from None
             except (MemoryError, RuntimeError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
-                fix = MEMORY if "training" in trainer.doing else MEASURE
-                rest = _go_on(trainer, False, directory, origin.command)
-                raise PosttrainError(f"{memory.explained(error, fix, trainer.doing)}\n{rest}") from error
+                fix = TRAINING_MEMORY_FIX if "training" in trainer.doing else EVALUATION_MEMORY_FIX
+                rest = _how_to_continue(trainer, False, directory, origin.command)
+                raise PosttrainError(f"{memory.out_of_memory_message(error, fix, trainer.doing)}\n{rest}") from error
             except RewardError as error:
-                saved = trainer.save_where_it_stands()
-                raise PosttrainError(f"{error}\n{_go_on(trainer, saved, directory, origin.command)}") from error
+                saved = trainer.save_last_step_end()
+                raise PosttrainError(
+                    f"{error}\n{_how_to_continue(trainer, saved, directory, origin.command)}"
+                ) from error
             finally:
                 bar.close()
         if alarms.ended:
             trainer.accelerator.wait_for_everyone()
-            raise PosttrainError(stop_message(alarms.end()))
+            raise PosttrainError(stop_message(alarms.record_stop()))
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
@@ -149,7 +154,7 @@ def _reward_functions(run: Run) -> tuple[dict[str, Any], str | None]:
     return rewards.resolve(own, shared=name), name
 
 
-def _measures(
+def _measurement_callbacks(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
@@ -157,10 +162,10 @@ def _measures(
     measures: list[Any] = []
     if plan.probe_texts is not None:
         from posttrain.probe.callback import Probe
-        from posttrain.probe.scores import judge
+        from posttrain.probe.scores import probe_rewards
 
         files = (directory.metrics, directory.samples)
-        judged = judge(run.reward, run.probe, functions, kind.rewarded)
+        judged = probe_rewards(run.reward, run.probe, functions, kind.takes_rewards)
         parts = (judged, plan.probe_texts, tracker, alarms)
         measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
     if kind.is_a("DPOTrainer") and run.probe.shift_prompts:
@@ -173,17 +178,17 @@ def _measures(
     return measures
 
 
-def _stopped(interrupt: Any, trainer: Any, command: str) -> SystemExit:
+def _exit_after_signal(interrupt: Any, trainer: Any, command: str) -> SystemExit:
     """Say where a signal has ended the training, and how to go on; the exit status is in what is returned."""
     trainer.accelerator.wait_for_everyone()
     step = trainer.state.global_step
     if main_process():
         where = f"at step {step}; a checkpoint is saved" if step else "before the first step"
-        tell(f"Stopped by {interrupt.signal or 'a signal'} {where}. Continue with: {command}")
+        print_plain(f"Stopped by {interrupt.signal or 'a signal'} {where}. Continue with: {command}")
     return SystemExit(128 + (interrupt.number or signal.SIGTERM))
 
 
-def _go_on(trainer: Any, saved: bool, directory: RunDirectory, command: str) -> str:
+def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command: str) -> str:
     """What to do once the reason for which the work ended is gone."""
     last = directory.last_checkpoint()
     if last is None:
@@ -209,7 +214,7 @@ def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
             "own peft.lora and quantization, which needs no merge"
         ) from error
     if main_process():
-        console.print("merged   " + "; ".join(drift.lines()))
+        console.print("merged   " + "; ".join(drift.describe()))
         directory.write({**(directory.record() or {}), "merge": asdict(drift)})
 
 
@@ -224,7 +229,7 @@ def _build(
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from posttrain.models import adapter
-    from posttrain.training import additions, build
+    from posttrain.training import build, trainer_arguments
 
     shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.
@@ -236,7 +241,7 @@ def _build(
         train=plan.data.train,
         eval=plan.data.eval,
         weighted=plan.data.weighted,
-        offered=additions.offered(run, plan.precision.dtype),
+        extra_arguments=trainer_arguments.constructor_arguments(run, plan.precision.dtype),
         share_prompts=run.trainer.share_prompts,
         lora=adapter.lora_config(run.peft, run.trainer.kind),
         quantization=adapter.quantization_config(run.peft),
@@ -283,7 +288,7 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
         "model_init_kwargs": hardware.init_kwargs(run.model, plan.precision, plan.start.revision),
         "trust_remote_code": run.model.trust_remote_code,
         "disable_tqdm": True,
-        "save_total_limit": KEPT,
+        "save_total_limit": CHECKPOINTS_KEPT,
         "eval_strategy": "epoch" if plan.data.eval is not None else "no",
         "eval_on_start": plan.data.eval is not None,
         "logging_nan_inf_filter": False,  # it would log something else than the loss
@@ -326,7 +331,7 @@ def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             "model": {
                 "path": run.model.path,
                 "revision": run.model.revision,
-                "commit": hub.commit(run.model.path, run.model.revision),
+                "commit": hub.cached_commit(run.model.path, run.model.revision),
                 "parameters": plan.parameters[0],
             },
             "base": inherit.base_record(run, plan.start, directory.path, plan.precision.dtype),
@@ -379,7 +384,7 @@ def _finish(
     plan.tokenizer.save_pretrained(half)
     write_card(half, run, record, directory.metrics)
     directory.put_model(half)
-    record["content"] = directory.made()
+    record["content"] = directory.content_digest()
     curves.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"
     record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.console import facts
+from posttrain.console import print_facts
 from posttrain.errors import PosttrainError
-from posttrain.models.tokens import ids
+from posttrain.models.tokens import token_ids
 from posttrain.runs.directory import RunDirectory
-from posttrain.training import additions
+from posttrain.training import trainer_arguments
 from posttrain.training.schedule import schedule
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from posttrain.models.hardware import Precision
     from posttrain.models.inherit import Start
     from posttrain.probe.texts import ProbeTexts
-    from posttrain.training.memory import Fixed
+    from posttrain.training.memory import FixedMemory
 
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
@@ -48,12 +48,12 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         + (f"({_count(tokens)} in all), " if tokens else "")
         + f"{source['held_out_rows']} held out"
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
-        **plan.data.lines(),
+        **plan.data.describe(),
         **({"learnt": learnt} if (learnt := _learnt(run, plan)) else {}),
         **({"dropped": dropped} if (dropped := _dropped(run, plan)) else {}),
         **plan.notes,
         **({"note": note} if (note := _note(run, plan)) else {}),
-        **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.rewarded else {}),
+        **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.takes_rewards else {}),
         "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
         if plan.steps_per_rollout == 1
         else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
@@ -64,7 +64,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         "memory": str(plan.memory),
         "directory": str(directory.path),
     }
-    facts(rows)
+    print_facts(rows)
 
 
 def _reward(name: str, run: Run) -> str:
@@ -79,7 +79,7 @@ def _reward(name: str, run: Run) -> str:
 
 
 def _teacher(run: Run) -> str:
-    source = additions.teacher_source(run)
+    source = trainer_arguments.teacher_source(run)
     return source.name + (" in 4-bit" if source.quantization.get("load_in_4bit") else "")
 
 
@@ -127,7 +127,7 @@ class Plan:
     precision: Precision
     parameters: tuple[int, int]
     lengths: Lengths
-    memory: Fixed
+    memory: FixedMemory
     probe_texts: ProbeTexts | None
     notes: dict[str, str]
     steps: int
@@ -141,12 +141,12 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     from posttrain.data.loading import check_learnable, load
     from posttrain.data.rendering import Rendering
     from posttrain.models import architecture, hardware, inherit, tokenizers
-    from posttrain.training import memory, rehearsal, shared_prompts
+    from posttrain.training import library_checks, memory, shared_prompts
 
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
-    known = architecture.config(run.model, start.config, start.revision)
+    known = architecture.load_config(run.model, start.config, start.revision)
     tokenizers.check_size(tokenizer, run.model, known)
     rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
     data = load(run.data, run.trainer.kind, rendering)
@@ -154,23 +154,25 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     tokenizers.check_template(tokenizer, first, run.model)
     _check_columns(run, data)
     if run.trainer.teacher.model:
-        additions.check_teacher(run, tokenizer)
+        trainer_arguments.check_teacher(run, tokenizer)
     check_learnable(run.trainer.kind, data)
     precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)
     if run.model.attn_implementation == "auto":
-        chosen = architecture.attention(known, precision.attn_implementation, trainers.of(run.trainer.kind).scores)
+        chosen = architecture.attention_implementation(
+            known, precision.attn_implementation, trainers.of(run.trainer.kind).scores
+        )
         precision = replace(precision, attn_implementation=chosen)
     if trainers.is_ppo(run):
         from posttrain.training import online
 
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
-    rehearsal.rehearse(run.trainer.kind, _options(run, data, precision))
+    library_checks.check_with_libraries(run.trainer.kind, _options(run, data, precision))
     _check_router(run, known)
-    _reach_rewards(run)
+    _check_rewards_reachable(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
-    needed = memory.fixed(run, precision, parameters)
+    needed = memory.fixed_memory(run, precision, parameters)
     _check_memory(run, precision, needed)
     _check_space(run, parameters, output_dir)
     probe_texts = None
@@ -185,13 +187,13 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     return Plan(start, data, tokenizer, precision, parameters, lengths, needed, probe_texts, notes, *steps, prompts)
 
 
-def _reach_rewards(run: Run) -> None:
+def _check_rewards_reachable(run: Run) -> None:
     """Raise `PosttrainError` for models and endpoints of rewards that do not answer."""
     if not any(run.rewards.values()):
         return
     from posttrain import rewards
 
-    if errors := [error for path, entries in run.rewards.items() for error in rewards.reach(entries, path)]:
+    if errors := [error for path, entries in run.rewards.items() for error in rewards.check_reachable(entries, path)]:
         raise PosttrainError("\n".join(errors))
 
 
@@ -225,18 +227,20 @@ def _check_columns(run: Run, data: Data) -> None:
         raise PosttrainError("\n".join(errors))
 
 
-def _check_memory(run: Run, precision: Precision, needed: Fixed) -> None:
+def _check_memory(run: Run, precision: Precision, needed: FixedMemory) -> None:
     """Refuse what cannot fit whatever the batch: weights, gradients, optimizer and reference."""
     import torch
 
     from posttrain.training import memory
 
-    there = memory.machine()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
+    there = (
+        memory.machine_memory()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
+    )
     if needed.total > there:
         fix = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
         raise PosttrainError(
-            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.size(needed.total)}, and "
-            f"{precision.device} has {memory.size(there)}; {fix}"
+            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.format_bytes(needed.total)}, "
+            f"and {precision.device} has {memory.format_bytes(there)}; {fix}"
         )
 
 
@@ -267,7 +271,7 @@ class Lengths:
         """How many of these rows TRL's trainers leave out for their length."""
         limit = run.trainer.args.get("max_length", 1024)
         kind = trainers.of(run.trainer.kind)
-        if kind.prompted or not kind.has("max_length") or not limit:
+        if kind.samples_completions or not kind.has("max_length") or not limit:
             return 0
         if kind.scores:
             return sum(length > limit for length in self.sequence)
@@ -286,8 +290,10 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Lengths:
     for row in data.first:
         start = row.get("prompt", row.get("messages", row.get("text")))
         ends = [row[c] for c in ("completion", "chosen", "rejected") if c in row]
-        prompt.append(len(ids(tokenizer, start)) if ends else 0)
-        sequence.append(max((len(ids(tokenizer, start + end)) for end in ends), default=len(ids(tokenizer, start))))
+        prompt.append(len(token_ids(tokenizer, start)) if ends else 0)
+        sequence.append(
+            max((len(token_ids(tokenizer, start + end)) for end in ends), default=len(token_ids(tokenizer, start)))
+        )
     return Lengths(sequence, prompt)
 
 
@@ -295,7 +301,7 @@ def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
     """`max_length` must leave something to learn, and everything must fit the model's context."""
     args, errors = run.trainer.args, []
     kind = trainers.of(run.trainer.kind)
-    if kind.prompted:
+    if kind.samples_completions:
         longest = max(lengths.sequence) + args.get(
             "max_completion_length", kind.default("max_completion_length") or 512
         )

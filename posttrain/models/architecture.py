@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def config(model: ModelConfig, path: str, revision: str | None) -> PretrainedConfig:
+def load_config(model: ModelConfig, path: str, revision: str | None) -> PretrainedConfig:
     """The model's own config, at `path` and `revision`; raises `PosttrainError` where there is none."""
     from transformers import AutoConfig
 
@@ -25,7 +25,7 @@ def config(model: ModelConfig, path: str, revision: str | None) -> PretrainedCon
         raise PosttrainError(f"model.path={model.path}: {cannot_load(error, model.path)}") from error
 
 
-def attention(known: PretrainedConfig, chosen: str, scores: bool) -> str:
+def attention_implementation(known: PretrainedConfig, chosen: str, scores: bool) -> str:
     """`chosen`, where the architecture has it: not all have sdpa or flash attention, and all have eager."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -45,7 +45,7 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    known = config(run.model, path, revision)
+    known = load_config(run.model, path, revision)
     auto: Any = AutoModelForCausalLM
     if trainers.of(run.trainer.kind).scores:
         auto, known.num_labels = AutoModelForSequenceClassification, 1

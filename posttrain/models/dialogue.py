@@ -9,9 +9,9 @@ from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain.models.weights import load, tokenizer
-from posttrain.runs.lineage import Source, place
+from posttrain.runs.lineage import Source, weights_location
 
-Say = Callable[[str], None]
+TextSink = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Dialogue:
         length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return length or self.tokenizer.model_max_length
 
-    def instruct(self, system: str | None) -> None:
+    def set_system_prompt(self, system: str | None) -> None:
         """Set the system prompt, and begin anew; raises `PosttrainError` where the model can take none."""
         if system and self.plain:
             raise PosttrainError(f"--system: {self.name} has no chat template, and so no system prompt")
@@ -71,7 +71,7 @@ class Dialogue:
         self.system = system
         self.history = []
 
-    def reply(self, message: str, settings: Settings, emit: Say, notice: Say) -> str:
+    def reply(self, message: str, settings: Settings, emit: TextSink, notice: TextSink) -> str:
         """Answer `message`, giving the text to `emit` as it comes, and keep both in the history.
 
         A `KeyboardInterrupt` passes through; what was said until then is kept. Raises `PosttrainError` where `message`
@@ -81,20 +81,20 @@ class Dialogue:
         from transformers import set_seed
 
         self.history.append({"role": "user", "content": message})
-        tokens, room = self._fit(settings.max_new_tokens, notice)
+        tokens, room = self._fit_context(settings.max_new_tokens, notice)
         if settings.seed is not None:
             set_seed(settings.seed + len(self.history))
         given = torch.tensor([tokens], device=self.model.device)
         said: list[str] = []
         streamer = _streamer(self.tokenizer, said, emit)
         try:
-            with self._speaking(), torch.no_grad():
+            with self._active_adapter(), torch.no_grad():
                 self.model.generate(
                     input_ids=given,
                     attention_mask=torch.ones_like(given),
                     streamer=streamer,
                     pad_token_id=self.tokenizer.pad_token_id,
-                    eos_token_id=self._ends(),
+                    eos_token_id=self._eos_token_ids(),
                     **{**settings.generation(), "max_new_tokens": room},
                 )
         except KeyboardInterrupt:
@@ -104,7 +104,7 @@ class Dialogue:
             self.history.append({"role": "assistant", "content": "".join(said)})
         return self.history[-1]["content"]
 
-    def _fit(self, wanted: int, notice: Say) -> tuple[list[int], int]:
+    def _fit_context(self, wanted: int, notice: TextSink) -> tuple[list[int], int]:
         """Token ids of the conversation and tokens left for the answer; drops the oldest turns where that is needed."""
         if (alone := len(self._tokens(self.history[-1:]))) >= self.context:
             self.history.pop()
@@ -121,20 +121,20 @@ class Dialogue:
         return tokens, min(wanted, self.context - len(tokens))
 
     def _tokens(self, history: list[dict[str, str]]) -> list[int]:
-        from posttrain.models.tokens import ids
+        from posttrain.models.tokens import token_ids
 
         if self.plain:
-            return ids(self.tokenizer, "".join(turn["content"] for turn in history))
+            return token_ids(self.tokenizer, "".join(turn["content"] for turn in history))
         turns = [{"role": "system", "content": self.system}] if self.system else []
-        return ids(self.tokenizer, [*turns, *history], generation=True)
+        return token_ids(self.tokenizer, [*turns, *history], generation=True)
 
-    def _ends(self) -> list[int]:
+    def _eos_token_ids(self) -> list[int]:
         """The run's own EOS ends an answer, whatever the base's generation config says."""
         known = self.model.generation_config.eos_token_id
         known = known if isinstance(known, list) else [known]
         return [token for token in dict.fromkeys([self.tokenizer.eos_token_id, *known]) if token is not None]
 
-    def _speaking(self) -> AbstractContextManager[Any]:
+    def _active_adapter(self) -> AbstractContextManager[Any]:
         """With the right adapter on."""
         if self.adapter == "":
             return self.model.disable_adapter()
@@ -143,7 +143,7 @@ class Dialogue:
         return nullcontext()
 
 
-def _streamer(tokenizer: Any, said: list[str], emit: Say) -> Any:
+def _streamer(tokenizer: Any, said: list[str], emit: TextSink) -> Any:
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -156,10 +156,10 @@ def _streamer(tokenizer: Any, said: list[str], emit: Say) -> Any:
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def speakers(sources: list[Source]) -> list[Dialogue]:
+def load_dialogues(sources: list[Source]) -> list[Dialogue]:
     """The models of a chat, loaded; two on one base hold it once."""
     first, *others = sources
-    if others and _shared(first, others[0]):
+    if others and _have_one_base(first, others[0]):
         adapted, other = sorted((first, others[0]), key=lambda source: source.adapter is None)
         model = load(adapted)
         names = {id(adapted): "default", id(other): "other" if other.adapter else ""}
@@ -170,10 +170,10 @@ def speakers(sources: list[Source]) -> list[Dialogue]:
     return [Dialogue(s.name, load(s), tokenizer(s)) for s in sources]
 
 
-def _shared(one: Source, two: Source) -> bool:
+def _have_one_base(one: Source, two: Source) -> bool:
     """Whether both are the same weights but for an adapter; a bare base is compared as the adapter's run loaded it."""
     if not one.adapter and not two.adapter:
         return False
-    places = {place(source) for source in (one, two)}
+    places = {weights_location(source) for source in (one, two)}
     both = one.adapter and two.adapter
     return len(places) == 1 and (not both or (one.quantization, one.dtype) == (two.quantization, two.dtype))

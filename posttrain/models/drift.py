@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.models.tokens import ids
+from posttrain.models.tokens import token_ids
 from posttrain.runs.lineage import Source
 
 # A prompt's last tokens and the adapter's own first ones are compared. Log-probabilities over a large vocabulary take
@@ -36,7 +36,7 @@ class Drift:
     unit: str = "nats"
     original: float | None = None
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What a person reads of it."""
         if self.unit == "nats":
             what, where = "KL(adapter || merged)", f" nats over {self.positions} positions of {self.prompts} prompts"
@@ -57,7 +57,7 @@ class Drift:
         return self.mean > self.effect / 2
 
 
-class Ruler:
+class ReferenceOutputs:
     """The reference model's outputs on prompts, kept on the CPU, so that the other model can take its place."""
 
     def __init__(self, reference: Any, tokenizer: Any, prompts: list[Any], scores: bool):
@@ -65,7 +65,7 @@ class Ruler:
         self.scores = scores
         self.encoded = [_encode(tokenizer, prompt, scores) for prompt in prompts]
         if not scores:
-            self.encoded = [_answered(reference, tokens) for tokens in self.encoded]
+            self.encoded = [_with_own_answer(reference, tokens) for tokens in self.encoded]
         self.expected = [self._outputs(reference, tokens) for tokens in self.encoded]
         self.effect = self._effect(reference)
 
@@ -120,10 +120,10 @@ def _encode(tokenizer: Any, prompt: Any, scores: bool) -> list[int]:
         prompt = [{"role": "user", "content": prompt}]
     if scores and isinstance(prompt, str) and not prompt.endswith(tokenizer.eos_token):
         prompt += tokenizer.eos_token  # as TRL's RewardTrainer does
-    return ids(tokenizer, prompt, generation=not scores)[-LONGEST:]
+    return token_ids(tokenizer, prompt, generation=not scores)[-LONGEST:]
 
 
-def _answered(model: Any, tokens: list[int]) -> list[int]:
+def _with_own_answer(model: Any, tokens: list[int]) -> list[int]:
     """A prompt with the first tokens of the model's own answer: there it matters most what is merged."""
     import torch
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.models.shared_prompt import prefilling_once, sharing
-from posttrain.models.tokens import ids as token_ids
+from posttrain.models.shared_prompt import prefilling_once, shared_within
+from posttrain.models.tokens import token_ids as token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ OWN_DISTRIBUTION: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Generated:
     """One completion: token ids of the prompt and of what was drawn (EOS included), its text, whether EOS came."""
 
     prompt_ids: list[int]
@@ -51,9 +51,9 @@ def generate(
     do_sample: bool = True,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    progress: Callable[[list[Drawn]], None] | None = None,
+    progress: Callable[[list[Generated]], None] | None = None,
     step: Callable[[int], None] | None = None,
-) -> list[Drawn]:
+) -> list[Generated]:
     """One completion for each of the prompts `encoded` (lists of token ids), in their order.
 
     `batch_size` sequences are drawn at a time, of similar length, so that little is padding; a prompt that stands in
@@ -61,7 +61,7 @@ def generate(
     `progress` gets each batch as it is drawn, `step` how many of the batches x `max_new_tokens` passes are done.
     """
     eos = eos_ids(model, tokenizer)
-    drawn: dict[int, Drawn] = {}
+    drawn: dict[int, Generated] = {}
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
@@ -77,7 +77,7 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=list(eos),
-                stopping_criteria=None if step is None else [_never(step)],
+                stopping_criteria=None if step is None else [_pass_counter(step)],
                 **OWN_DISTRIBUTION,
             )
         if step is not None:  # those that all ended early have passes to spare
@@ -86,13 +86,13 @@ def generate(
             end = next((n + 1 for n, token in enumerate(row) if token in eos), None)
             ids = row[:end]
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
-            drawn[i] = Drawn(encoded[i], ids, text, end is not None)
+            drawn[i] = Generated(encoded[i], ids, text, end is not None)
         if progress is not None:
             progress([drawn[i] for i in part])
     return [drawn[i] for i in range(len(encoded))]
 
 
-def _never(step: Callable[[int], None]) -> Callable[..., torch.Tensor]:
+def _pass_counter(step: Callable[[int], None]) -> Callable[..., torch.Tensor]:
     """A criterion of Transformers' that stops nothing, and counts the passes."""
 
     def stop(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -114,7 +114,7 @@ def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return found - {None}
 
 
-def align(
+def pad_batch(
     sequences: Sequence[tuple[list[int], list[int]]], pad: int, device: Any
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Ids and mask, both (batch, prompt + completion), and the number of completion positions.
@@ -158,9 +158,9 @@ def log_probs(
         longest[tuple(prompt)] = max(longest.get(tuple(prompt), 0), len(prompt) + len(answer))
     order = sorted(range(len(sequences)), key=lambda i: (longest[tuple(sequences[i][0])], sequences[i]))
     while order:
-        part = _fitting(order, sequences)
-        ids, mask, completion = align([sequences[i] for i in part], pad, model.device)
-        with sharing(model):
+        part = _next_batch(order, sequences)
+        ids, mask, completion = pad_batch([sequences[i] for i in part], pad, model.device)
+        with shared_within(model):
             logits = completion_logits(model, ids, mask, completion)
         for row, i in enumerate(part):
             tokens = torch.tensor(sequences[i][1], device=model.device)
@@ -171,7 +171,7 @@ def log_probs(
     return result
 
 
-def _fitting(order: list[int], sequences: Sequence[tuple[list[int], list[int]]]) -> list[int]:
+def _next_batch(order: list[int], sequences: Sequence[tuple[list[int], list[int]]]) -> list[int]:
     """Take the next batch from the end of `order`, longest first, so that what does not fit fails at once."""
     part = [order.pop()]
     prompt, completion = map(len, sequences[part[0]])
@@ -201,10 +201,10 @@ def encode_answer(
             whole += tokenizer.eos_token
         wholes.append(token_ids(tokenizer, whole)[:max_length])
     # The first token has nothing before it that could predict it.
-    common = max(min(_common(start, whole) for whole in wholes), 1)
+    common = max(min(_common_prefix_length(start, whole) for whole in wholes), 1)
     return [(whole[:common], whole[common:]) for whole in wholes]
 
 
-def _common(first: list[int], second: list[int]) -> int:
+def _common_prefix_length(first: list[int], second: list[int]) -> int:
     pairs = zip(first, second, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

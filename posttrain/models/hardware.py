@@ -61,6 +61,17 @@ def _flash_attention(cuda: bool, half: str) -> bool:
     return cuda and half != "float32" and is_flash_attn_2_available()
 
 
+def free_memory() -> None:
+    """Return the memory of models that nothing refers to any more to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def init_kwargs(model: ModelConfig, chosen: Precision, revision: str | None) -> dict[str, Any]:
     """`model_init_kwargs` for TRL: what `from_pretrained` gets."""
     kwargs = {"dtype": chosen.dtype, "attn_implementation": chosen.attn_implementation, **model.kwargs}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import PeftConfig, Run
-from posttrain.data.sampled import sampled
+from posttrain.data.sampled import sampled_runs
 from posttrain.errors import PosttrainError
 from posttrain.runs import lineage
-from posttrain.runs.lineage import Source, locate
+from posttrain.runs.lineage import Source, pretrained_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Start:
 def start(run: Run) -> Start:
     """What `run` begins with; raises `PosttrainError` where `model.init_from` does not fit the rest of the config."""
     if run.model.init_from is None:
-        where = locate(run.model.path)
+        where = pretrained_path(run.model.path)
         if (Path(where) / "adapter_config.json").is_file():
             raise PosttrainError(
                 f"model.path={run.model.path}: an adapter, not a whole model; set model.init_from={run.model.path} to "
@@ -56,7 +56,7 @@ def start(run: Run) -> Start:
     if parent.adapter is None:
         note = f"the weights of {parent.run.name}" if parent.run else ""
         return Start(parent.base, parent.base, parent.tokenizer, parent=parent, note=note)
-    name, why = parent.run.name if parent.run else parent.name, other_adapter(run.peft, parent)
+    name, why = parent.run.name if parent.run else parent.name, adapter_difference(run.peft, parent)
     if why is None and trainers.of(run.trainer.kind).base_reference:
         why = f"the reference of {run.trainer.kind} is the model without an adapter"
     if why is None:
@@ -96,7 +96,7 @@ def _check_parent(run: Run, parent: Source) -> None:
         )
 
 
-def other_adapter(peft: PeftConfig, parent: Source) -> str | None:
+def adapter_difference(peft: PeftConfig, parent: Source) -> str | None:
     """Why the parent's adapter cannot go on as this run's; `None` where it can."""
     if peft.method == "none":
         return "full fine-tuning"
@@ -139,8 +139,8 @@ def parents(run: Run, begin: Start) -> list[dict[str, Any]]:
     found = [("policy", run.model.init_from)] if begin.parent else []
     found += [(f"reward.{name}", model) for name, entry in run.reward.items() for model in entry.models]
     found += [("teacher", run.trainer.teacher.model)]
-    found += [("data", path) for path in sampled(run.data)]
-    return [lineage.parent(role, path) for role, path in found if path is not None]
+    found += [("data", path) for path in sampled_runs(run.data)]
+    return [lineage.parent_entry(role, path) for role, path in found if path is not None]
 
 
 def base_record(run: Run, begin: Start, directory: Path, dtype: str) -> dict[str, Any]:
@@ -158,11 +158,11 @@ def base_record(run: Run, begin: Start, directory: Path, dtype: str) -> dict[str
         }
     from posttrain import hub
 
-    commit = hub.commit(run.model.path, run.model.revision)
+    commit = hub.cached_commit(run.model.path, run.model.revision)
     return {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": commit, "dtype": dtype}
 
 
-def put_adapter(model: Any, adapter: str) -> None:
+def load_parent_adapter(model: Any, adapter: str) -> None:
     """Load the parent's adapter into the policy and, where there is one, into its frozen reference, bit for bit.
 
     TRL rounds a quantized model's adapter to bfloat16 on the way, which would move the policy off its reference.
@@ -183,7 +183,7 @@ def put_adapter(model: Any, adapter: str) -> None:
             set_peft_model_state_dict(model, {**own, **weights}, adapter_name=name)
 
 
-def add_reference(model: Any) -> None:
+def add_reference_adapter(model: Any) -> None:
     """A frozen copy of the policy's adapter named `ref`, as TRL makes for DPO, where the trainer needs none itself."""
     if "ref" not in model.peft_config:
         model.add_adapter("ref", model.peft_config["default"])

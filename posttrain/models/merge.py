@@ -7,7 +7,6 @@ more, to the output's type: next-token distributions of adapter-on-its-base and 
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.models.drift import Drift, Ruler, held_out
+from posttrain.models.drift import Drift, ReferenceOutputs, held_out
+from posttrain.models.hardware import free_memory
 from posttrain.models.weights import load, load_base
 from posttrain.runs import card
-from posttrain.runs.directory import lock, placed
+from posttrain.runs.directory import atomic_folder, folder_lock
 from posttrain.runs.identity import content, files_digest
 from posttrain.runs.lineage import Source
 
@@ -27,7 +27,7 @@ from posttrain.runs.lineage import Source
 MAX_KL = 0.02
 # Mean difference in score: sigmoid's slope is at most 1/4, so a preference probability moves by at most 0.025.
 MAX_SCORE = 0.1
-MARK = "export.json"
+MARKER = "export.json"
 
 
 def merge(
@@ -50,15 +50,15 @@ def merge(
         raise PosttrainError(f"{source.name}: has no adapter, so there is nothing to merge; its weights are whole")
     limit = threshold if threshold is not None else MAX_SCORE if source.scores else MAX_KL
     wanted = {"form": "merged", **identity(source), "dtype": dtype or source.dtype, "into": into}
-    with lock(folder):
-        if found := existing(folder, wanted):
+    with folder_lock(folder):
+        if found := find_existing(folder, wanted):
             drift = Drift(**found["drift"])
-            _accept(drift, limit, dtype, f"{folder} was made with a larger --max-kl")
+            _check_drift(drift, limit, dtype, f"{folder} was made with a larger --max-kl")
             return drift
-        with placed(folder) as half:
+        with atomic_folder(folder) as half:
             drift = _merge(source, half, dtype, prompts or held_out(source), into, limit)
-            mark(half, wanted, drift)
-            card.describe(half, source, drift.lines())
+            write_marker(half, wanted, drift)
+            card.describe(half, source, drift.describe())
     return drift
 
 
@@ -71,17 +71,17 @@ def identity(source: Source) -> dict[str, Any]:
     return {"base": base, "revision": source.revision, "weights": digest}
 
 
-def mark(folder: Path, made: dict[str, Any], drift: Drift | None = None) -> None:
-    """Say in the folder what it was made from, for `existing`."""
+def write_marker(folder: Path, made: dict[str, Any], drift: Drift | None = None) -> None:
+    """Say in the folder what it was made from, for `find_existing`."""
     record = {"made": made, **({"drift": asdict(drift)} if drift else {})}
-    (folder / MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def existing(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+def find_existing(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The record of an export in `folder` that is just `wanted`; `None` for no or an empty folder, else an error."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    record = json.loads((folder / MARK).read_text(encoding="utf-8")) if (folder / MARK).is_file() else {}
+    record = json.loads((folder / MARKER).read_text(encoding="utf-8")) if (folder / MARKER).is_file() else {}
     if (made := record.get("made")) == wanted:
         return record
     other = [f"{key} {made[key]}, now {wanted[key]}" for key in wanted if made and made.get(key) != wanted[key]]
@@ -96,23 +96,23 @@ def _merge(source: Source, half: Path, dtype: str | None, prompts: list[Any], in
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
     reference = load(source)
     dtype = dtype or str(reference.dtype).removeprefix("torch.")
-    ruler = Ruler(reference, tokenizer, prompts, source.scores)
+    reference_outputs = ReferenceOutputs(reference, tokenizer, prompts, source.scores)
     del reference
-    _free()
+    free_memory()
 
     quantized = bool(source.quantization) and into == "trained"
     original = replace(source, quantization={})
     merged = merged_model(source if quantized else original, dtype)
-    _room(half, merged)
+    _check_disk_space(half, merged)
     save(merged, tokenizer, half)
     del merged
-    _free()
+    free_memory()
 
-    drift = ruler.drift(load_base(Source(source.name, str(half), str(half))))
-    _free()
-    _accept(drift, limit, dtype, "nothing was kept")
+    drift = reference_outputs.drift(load_base(Source(source.name, str(half), str(half))))
+    free_memory()
+    _check_drift(drift, limit, dtype, "nothing was kept")
     if quantized:
-        drift = replace(drift, original=float(ruler.distances(merged_model(original, dtype)).mean()))
+        drift = replace(drift, original=float(reference_outputs.distances(merged_model(original, dtype)).mean()))
     return drift
 
 
@@ -136,13 +136,13 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     text = model.config.get_text_config()
     text.pad_token_id = tokenizer.pad_token_id  # where a reward model looks for the end of a text
     if model.can_generate():
-        stops(model.generation_config, tokenizer)
+        set_stop_tokens(model.generation_config, tokenizer)
         text.eos_token_id = model.generation_config.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def stops(generation: Any, tokenizer: Any) -> None:
+def set_stop_tokens(generation: Any, tokenizer: Any) -> None:
     """Make a generation config end at the tokenizer's EOS, besides its own, and pad with its padding."""
     known = generation.eos_token_id
     known = known if isinstance(known, list) else [known]
@@ -153,27 +153,19 @@ def stops(generation: Any, tokenizer: Any) -> None:
         generation.pad_token_id = tokenizer.pad_token_id
 
 
-def _accept(drift: Drift, limit: float, dtype: str | None, state: str) -> None:
+def _check_drift(drift: Drift, limit: float, dtype: str | None, state: str) -> None:
     if drift.mean <= limit:  # False for nan, too
         return
     wider = "" if dtype == "float32" else "--dtype float32 rounds less; "
     option = f"--max-kl {drift.mean * 1.1:.2g} accepts it" if drift.mean == drift.mean else "no limit accepts it"
     raise PosttrainError(
-        f"the merged model is not the adapter on its base: {'; '.join(drift.lines())}. Allowed is a mean of {limit:g}, "
-        f"and {state}; {wider}{option}"
+        f"the merged model is not the adapter on its base: {'; '.join(drift.describe())}. Allowed is a mean of "
+        f"{limit:g}, and {state}; {wider}{option}"
     )
 
 
-def _room(folder: Path, model: Any) -> None:
+def _check_disk_space(folder: Path, model: Any) -> None:
     needed = sum(p.nbytes for p in model.parameters())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise PosttrainError(f"--out={folder.parent}: {free / 1e9:.1f} GB free, and it takes {needed / 1e9:.1f} GB")
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

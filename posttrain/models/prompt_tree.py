@@ -53,7 +53,7 @@ class Layout:
     branch: torch.Tensor
     takes: list[tuple[torch.Tensor, torch.Tensor]]
 
-    def sees(self, window: int | None = None) -> torch.Tensor:
+    def attention_mask(self, window: int | None = None) -> torch.Tensor:
         """(G, 1, M, M), whether a token sees another: of its own group, shared or of its own answer, and not later.
 
         With a sliding `window` only those less than `window` positions before it. Padding sees itself alone.
@@ -131,7 +131,7 @@ def group(rows: Sequence[Row], hidden: int) -> list[Group]:
     """The rows, sorted, in the runs of neighbours that together cost least; rows without tokens are left out."""
     order = [r for r in range(len(rows)) if rows[r].tokens]
     order.sort(key=lambda r: (rows[r].position, rows[r].tokens))
-    alike = [0, *(_alike(rows[a], rows[b]) for a, b in pairwise(order))]
+    alike = [0, *(_common_prefix_length(rows[a], rows[b]) for a, b in pairwise(order))]
     best: list[tuple[float, int, Group | None]] = [(0.0, 0, None)]
     for end in range(1, len(order) + 1):
         shared, total = len(rows[order[end - 1]].tokens), 0
@@ -171,7 +171,7 @@ def _fill(groups: list[Group], width: int) -> list[list[Group]]:
     return bins
 
 
-def _alike(first: Row, second: Row) -> int:
+def _common_prefix_length(first: Row, second: Row) -> int:
     """How many tokens both begin with, at the same positions."""
     if first.position != second.position:
         return 0

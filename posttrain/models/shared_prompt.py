@@ -36,7 +36,7 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF = 0.1
 
 
-def obstacle(config: PretrainedConfig, attention: str | None) -> str | None:
+def unsupported_reason(config: PretrainedConfig, attention: str | None) -> str | None:
     """Why prompts of a model with this config and attention are not shared; `None` where they are."""
     text = config.get_text_config()
     if attention not in ATTENTION:
@@ -67,7 +67,7 @@ def share_prompts(model: Any) -> str | None:
     backbone = model.base_model
     if is_shared(model):
         return None
-    if reason := obstacle(model.config, backbone.config._attn_implementation):
+    if reason := unsupported_reason(model.config, backbone.config._attn_implementation):
         return reason
     if "position_ids" not in inspect.signature(backbone.forward).parameters:
         return "the model takes no positions"
@@ -86,7 +86,7 @@ def is_shared(model: Any) -> bool:
     return isinstance(getattr(model.base_model.forward, "__self__", None), SharedPrompts)
 
 
-def release(model: Any) -> None:
+def stop_sharing(model: Any) -> None:
     """Undo `share_prompts`."""
     if is_shared(model):
         model.base_model.forward = model.base_model.forward.__self__.inner
@@ -97,7 +97,7 @@ def _wrap(shared: SharedPrompts) -> None:
 
 
 @contextmanager
-def sharing(model: Any, share: Callable[[Any], object] = share_prompts) -> Iterator[None]:
+def shared_within(model: Any, share: Callable[[Any], object] = share_prompts) -> Iterator[None]:
     """`share` for as long as the block lasts, where it was not done before; `model` may be PEFT's.
 
     What only looks like a model from outside is called as it is.
@@ -113,12 +113,12 @@ def sharing(model: Any, share: Callable[[Any], object] = share_prompts) -> Itera
         yield
     finally:
         if not before:
-            release(inside)
+            stop_sharing(inside)
 
 
 def prefilling_once(model: Any) -> AbstractContextManager[None]:
     """Within, prompts that stand in a batch several times are read once before generation, whatever the attention."""
-    return sharing(model, lambda inside: _wrap(SharedPrompts(inside.base_model)))
+    return shared_within(model, lambda inside: _wrap(SharedPrompts(inside.base_model)))
 
 
 class SharedPrompts:
@@ -137,11 +137,11 @@ class SharedPrompts:
         if args or "input_ids" not in given or (self.random and self.backbone.training):
             return self.inner(*args, **kwargs)
         if "past_key_values" in given:
-            return self._prefill(kwargs, given) if _opens(kwargs) else self.inner(**kwargs)
+            return self._prefill(kwargs, given) if _is_prefill(kwargs) else self.inner(**kwargs)
         if given <= KNOWN and kwargs.get("use_cache") is False and kwargs.get("return_dict") is not False:
             layout = self.layout(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs.get("position_ids"))
             if layout is not None:
-                return self._together(layout, kwargs)
+                return self._forward_grid(layout, kwargs)
         return self.inner(**kwargs)
 
     def layout(
@@ -151,7 +151,7 @@ class SharedPrompts:
         rows = _rows(ids, mask, positions) if len(ids) > 1 else None
         return None if rows is None else arrange(ids, rows, self.config.hidden_size)
 
-    def _together(self, layout: Layout, kwargs: dict[str, Any]) -> Any:
+    def _forward_grid(self, layout: Layout, kwargs: dict[str, Any]) -> Any:
         ids = kwargs["input_ids"]
         output = self.inner(
             **{
@@ -184,7 +184,7 @@ class SharedPrompts:
         kind = self.config._attn_implementation
         if kind == "flex_attention":
             return _block_mask(layout, window)
-        seen = layout.sees(window)
+        seen = layout.attention_mask(window)
         if kind == "sdpa":
             return seen
         dtype = self.backbone.dtype
@@ -230,7 +230,7 @@ class SharedPrompts:
             assert layout is not None
             kwargs = {"attention_mask": mask, "use_cache": False}
             apart = self.inner(input_ids=ids, **kwargs).last_hidden_state
-            together = self._together(layout, {"input_ids": ids, **kwargs}).last_hidden_state
+            together = self._forward_grid(layout, {"input_ids": ids, **kwargs}).last_hidden_state
         except Exception as error:  # whatever an architecture makes of a mask that it does not know
             return f"{type(self.backbone).__name__} does not take the mask ({type(error).__name__})"
         finally:
@@ -248,7 +248,7 @@ def _window(config: Any) -> int | None:
     return None if types and "sliding_attention" not in types else getattr(config, "sliding_window", None)
 
 
-def _opens(kwargs: dict[str, Any]) -> bool:
+def _is_prefill(kwargs: dict[str, Any]) -> bool:
     """Whether this call reads prompts into an empty cache that rows can be selected from."""
     cache, ids = kwargs["past_key_values"], kwargs["input_ids"]
     return (

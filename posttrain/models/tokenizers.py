@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config.schema import ModelConfig
 from posttrain.errors import PosttrainError
 from posttrain.hub import cannot_load
-from posttrain.models.tokens import ids
-from posttrain.runs.lineage import locate
+from posttrain.models.tokens import token_ids
+from posttrain.runs.lineage import pretrained_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
     """
     from transformers import AutoTokenizer
 
-    path = path or locate(config.path)
+    path = path or pretrained_path(config.path)
     try:
         tok = AutoTokenizer.from_pretrained(
             path,
@@ -67,7 +67,7 @@ def _template_ends_with(tok: PreTrainedTokenizerBase) -> str | None:
     if not tok.chat_template:
         return None
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    special = [token for token in ids(tok, turns) if token in tok.added_tokens_decoder]
+    special = [token for token in token_ids(tok, turns) if token in tok.added_tokens_decoder]
     return str(tok.decode(special[-1:])) if special else None
 
 
@@ -99,7 +99,7 @@ def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: Mo
             "set model.chat_template=FILE.jinja, or take an instruct model"
         )
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    whole, prompt = ids(tok, turns), ids(tok, turns[:1])
+    whole, prompt = token_ids(tok, turns), token_ids(tok, turns[:1])
     if tok.eos_token_id not in whole[len(prompt) :]:
         end = tok.decode([i for i in whole if i in tok.added_tokens_decoder][-1:]) or repr(tok.decode(whole[-3:]))
         raise PosttrainError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def ids(tokenizer: Any, text: str | list[dict[str, Any]], generation: bool = False) -> list[int]:
+def token_ids(tokenizer: Any, text: str | list[dict[str, Any]], generation: bool = False) -> list[int]:
     """Token ids of a string, or of a conversation rendered by the chat template; `generation` opens a reply."""
     if isinstance(text, str):
         return tokenizer(text)["input_ids"]

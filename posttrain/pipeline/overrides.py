@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from posttrain.config import composition, own_data, parse, recipes
+from posttrain.config import composition_errors, data_override, parse, recipes
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
@@ -51,7 +51,7 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str
             yield f"{prefix}{key}", value
 
 
-def write(settings: Mapping[str, Any]) -> list[str]:
+def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Flat settings in Hydra's override grammar, choices of groups first."""
     choices = {key: value for key, value in settings.items() if key in groups() and value != {}}
     lines = [f"~{key}" if value is None else f"{key}={quote(value)}" for key, value in choices.items()]
@@ -81,12 +81,12 @@ def run_of(overrides: tuple[str, ...]) -> Run:
     with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
         try:
             run = parse.parse(compose("config", overrides=list(overrides)))
-            own_data.drop(run.data, overrides)
+            data_override.reset_settings(run.data, overrides)
             return run
         except PosttrainError:
             raise
         except (HydraException, ValueError) as error:
-            raise PosttrainError(composition.explain(error) or str(error).splitlines()[0]) from None
+            raise PosttrainError(composition_errors.explain_hydra_error(error) or str(error).splitlines()[0]) from None
 
 
 def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:

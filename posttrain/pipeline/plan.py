@@ -60,12 +60,12 @@ class Progress:
     def steps(self) -> Iterator[Step]:
         """All stages in order; a finished one is taken as such, so the stages after it are known."""
         for stage in self.stages.stages.values():
-            step = self.look(stage)
+            step = self.step_for(stage)
             if step.state == "reuse" and step.directory:
                 self.finished[stage.name] = step.directory
             yield step
 
-    def look(self, stage: Stage) -> Step:
+    def step_for(self, stage: Stage) -> Step:
         """The state of `stage`, given what is finished."""
         parents = {key: self.resolve(name) for key, name in stage.parents.items()}
         places = {key: self._places[parent] for key, parent in parents.items()}
@@ -86,7 +86,7 @@ class Progress:
         if directory and directory.finished():
             return "reuse", "finished"
         if directory and directory.record():
-            if directory.busy():
+            if directory.claimed_elsewhere():
                 return "continue", "another process is running it"
             checkpoint = directory.last_checkpoint()
             return "continue", f"{checkpoint.name if checkpoint else 'the start'} of an interrupted run"
@@ -153,7 +153,7 @@ def arguments(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: 
     """The overrides of a stage's command; `parents` maps config keys to run directories."""
     words = [f"+recipe={stage.recipe}"] if stage.recipe else []
     own = {"name": stage.name, **({"output_dir": output_dir} if output_dir != "outputs" else {})}
-    return words + overrides.write(overrides.flatten(own, below, stage.settings, parents))
+    return words + overrides.to_overrides(overrides.flatten(own, below, stage.settings, parents))
 
 
 def run_of(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> Run:
@@ -215,7 +215,7 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
             try:
                 if not wrong:
                     own = run_of(stage, run.output_dir, shared(run), parents)
-                    stand_ins[stage.name] = _stand_in(Path(folder) / stage.name, own)
+                    stand_ins[stage.name] = _placeholder_run(Path(folder) / stage.name, own)
                     check_stage(own)
             except PosttrainError as error:
                 wrong = str(error).replace(f"{folder}{os.sep}", "").splitlines()
@@ -229,7 +229,7 @@ def _first(stages: Stages, name: str) -> str:
     return stages.rounds[name].results[0] if name in stages.rounds else name
 
 
-def _stand_in(folder: Path, run: Run) -> str:
+def _placeholder_run(folder: Path, run: Run) -> str:
     """A folder that passes for the finished run of `run`, as far as can be seen without its weights."""
     adapter = run.peft.lora if run.peft.method == "lora" and run.job == "train" else None
     base = {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": None, "dtype": "auto"}

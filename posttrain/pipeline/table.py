@@ -50,15 +50,15 @@ def _trained(directory: RunDirectory) -> dict[str, str]:
     probed = [name for name in last if name in metrics.TITLES or name.startswith(metrics.ASKED)]
     found = {}
     for name in main + [name for name in probed if name.startswith("probe/")]:
-        start = f"{metrics.before(name, first)} → " if counts[name] > 1 else ""
-        found[name] = start + metrics.figure(last[name])
+        start = f"{metrics.first_value_text(name, first)} → " if counts[name] > 1 else ""
+        found[name] = start + metrics.format_number(last[name])
     return found
 
 
 def _value(record: Mapping[str, Any], metric: str) -> str:
-    value = metrics.figure(record["metrics"][metric])
+    value = metrics.format_number(record["metrics"][metric])
     ends = record["intervals"].get(metric)
-    return value + (f" [{metrics.figure(ends[0])}, {metrics.figure(ends[1])}]" if ends else "")
+    return value + (f" [{metrics.format_number(ends[0])}, {metrics.format_number(ends[1])}]" if ends else "")
 
 
 def _other(record: Mapping[str, Any], stages: Mapping[str, RunDirectory]) -> str:

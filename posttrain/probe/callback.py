@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from posttrain.config.schema import ProbeConfig
-from posttrain.console import tell
-from posttrain.models.generate import Drawn, encode_prompts, generate
+from posttrain.console import print_plain
+from posttrain.models.generate import Generated, encode_prompts, generate
 from posttrain.models.random_state import measuring
 from posttrain.models.tokens import as_text
 from posttrain.probe import distance, diversity, forgetting, safety
-from posttrain.probe.scores import Judge, Scores
+from posttrain.probe.scores import ProbeRewards, Scores
 from posttrain.probe.texts import ProbeTexts
 from posttrain.runs.metrics import read
 from posttrain.training.progress import Phase
@@ -107,7 +107,7 @@ class Probe(TrainerCallback):
         config: ProbeConfig,
         prompts: Dataset,
         tokenizer: PreTrainedTokenizerBase,
-        judge: Judge,
+        judge: ProbeRewards,
         probe_texts: ProbeTexts,
         tracker: Tracker,
         alarms: Alarms,
@@ -128,14 +128,14 @@ class Probe(TrainerCallback):
         self.cost = Cost()
         self.start: dict[str, float] = {}
         # What was drawn before the first step, by prompt.
-        self.said: dict[tuple[int, ...], Drawn] = {}
+        self.said: dict[tuple[int, ...], Generated] = {}
         self.samples: list[dict[str, Any]] = []
         self.done: set[int] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.cost = Cost(first=state.global_step)
         if state.is_world_process_zero:
-            self._recall()
+            self._restore()
         if state.global_step == 0:
             self.measure(args, state, control)
 
@@ -147,7 +147,7 @@ class Probe(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         early = state.global_step - self.cost.first == EARLY and state.max_steps - state.global_step > EARLY
         if early and (said := self.cost.expected(self.config, state.global_step, state.max_steps)):
-            tell(f"probe    {said}")
+            print_plain(f"probe    {said}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.config.during and 0 < state.global_step < state.max_steps:
@@ -157,11 +157,11 @@ class Probe(TrainerCallback):
         if state.global_step >= state.max_steps:
             self.measure(args, state, control)
         if self.cost.times:
-            tell(f"probe    {self.cost.describe(self.config, state.global_step)}")
+            print_plain(f"probe    {self.cost.describe(self.config, state.global_step)}")
 
     def measure(self, args: Any, state: Any, control: Any) -> None:
         """Sample, score, log and raise alarms, once a step (on the main process; the others wait)."""
-        if self.alarms.broken(args, state, control):
+        if self.alarms.weights_not_finite(args, state, control):
             return  # nothing can be drawn from it
         metrics: dict[str, float] = {}
         if state.is_world_process_zero and state.global_step not in self.done:
@@ -177,12 +177,12 @@ class Probe(TrainerCallback):
             self.tracker.log(metrics, state.global_step)
             self.tracker.table("probe/samples", _by_prompt(self.samples), state.global_step)
         self.trainer.accelerator.wait_for_everyone()
-        self.alarms.see({"step": state.global_step, **metrics}, args, state, control)
+        self.alarms.check_row({"step": state.global_step, **metrics}, args, state, control)
 
-    def _recall(self) -> None:
+    def _restore(self) -> None:
         """Take up the measurements of before a stop: the start is what forgetting and wins are measured against."""
         self.samples = read(self.samples_path)
-        self.judge.recall(self.samples)
+        self.judge.restore(self.samples)
         for row in read(self.metrics_path):
             if "probe/length" in row:
                 self.done.add(row["step"])
@@ -198,7 +198,7 @@ class Probe(TrainerCallback):
         said = [d.ids[:-1] if d.ended else d.ids for d in drawn]
         with Phase(f"probe    entropy and KL of {len(drawn)} samples", len(drawn)) as phase:
             parts = (model, drawn, self.tokenizer.pad_token_id, phase.advance)
-            entropy, kl = distance.of_samples(self.trainer, *parts)
+            entropy, kl = distance.measure_samples(self.trainer, *parts)
         metrics = {
             "probe/length": fmean(len(d.ids) for d in drawn),
             "probe/ended": fmean(d.ended for d in drawn),
@@ -230,7 +230,7 @@ class Probe(TrainerCallback):
             found[f"probe/refusals/{name}"] = safety.refused([d.text for d in drawn])
         return found
 
-    def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[Drawn]:
+    def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[Generated]:
         """One completion per prompt."""
         limit, batches = self.config.max_new_tokens, math.ceil(len(rows) / self.config.batch_size)
         what = "samples" if do_sample else "greedy answers"
@@ -248,7 +248,7 @@ class Probe(TrainerCallback):
 
 
 def _samples(
-    step: int, rows: list[dict[str, Any]], drawn: list[Drawn], scores: dict[str, Scores]
+    step: int, rows: list[dict[str, Any]], drawn: list[Generated], scores: dict[str, Scores]
 ) -> list[dict[str, Any]]:
     return [
         {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from posttrain.models.generate import Drawn, align, completion_logits
+from posttrain.models.generate import Generated, completion_logits, pad_batch
 from posttrain.training.reference import is_policy
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -44,8 +44,8 @@ def sequence_kl(policy: Logits, reference: Logits, ids: torch.Tensor, mask: torc
     return entropy_and_kl(policy, reference, ids, mask, completion)[1]
 
 
-def of_samples(
-    trainer: Any, model: Any, drawn: list[Drawn], pad: int, progress: Callable[[int], None] | None = None
+def measure_samples(
+    trainer: Any, model: Any, drawn: list[Generated], pad: int, progress: Callable[[int], None] | None = None
 ) -> tuple[float, list[float]]:
     """Entropy per token of what the policy drew, and the KL of each sample; none without a reference in memory.
 
@@ -58,7 +58,7 @@ def of_samples(
     order = sorted(drawn, key=lambda d: len(d.prompt_ids) + len(d.ids))
     for start in range(0, len(order), SEQUENCES):
         part = order[start : start + SEQUENCES]
-        ids, mask, completion = align([(d.prompt_ids, d.ids) for d in part], pad, model.device)
+        ids, mask, completion = pad_batch([(d.prompt_ids, d.ids) for d in part], pad, model.device)
 
         def policy(ids: torch.Tensor, mask: torch.Tensor, n: int = completion) -> torch.Tensor:
             return completion_logits(model, ids, mask, n)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data.columns import prompt_of
 from posttrain.models.generate import encode_answer, log_probs
-from posttrain.models.tokens import ids as token_ids
+from posttrain.models.tokens import token_ids as token_ids
 from posttrain.probe.intervals import Metric, exponential, mean, ratio
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from statistics import StatisticsError, correlation, fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import ProbeConfig, RewardConfig
-from posttrain.models.generate import Drawn
+from posttrain.models.generate import Generated
 from posttrain.probe.heldout import wins
 from posttrain.probe.intervals import interval, mean
 from posttrain.rewards import applies, resolve, score, total
@@ -22,7 +22,7 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 
 
 @dataclass
-class Judge:
+class ProbeRewards:
     """Reward functions by name, those of `gold` with `gold/` before it, and what the config says of each.
 
     `training`: the rewards that training raises. `win_by`: the one that decides which of two completions is better.
@@ -35,7 +35,7 @@ class Judge:
     # Scores of earlier measurements, by step and name.
     before: dict[int, dict[str, Scores]] = field(default_factory=dict)
 
-    def recall(self, samples: Sequence[dict[str, Any]]) -> None:
+    def restore(self, samples: Sequence[dict[str, Any]]) -> None:
         """Take up the measurements in the rows of `samples.jsonl`."""
         for row in samples:
             known = self.before.setdefault(row["step"], {})
@@ -43,7 +43,7 @@ class Judge:
                 known.setdefault(name, []).append(row.get(name))
 
     def measure(
-        self, rows: list[dict[str, Any]], drawn: list[Drawn], state: Any
+        self, rows: list[dict[str, Any]], drawn: list[Generated], state: Any
     ) -> tuple[dict[str, float], dict[str, Scores]]:
         """Metrics, and each reward's score of each completion."""
         found = score(self.functions, rows, drawn, state)
@@ -94,9 +94,9 @@ class Judge:
         return math.copysign(1.0, self.entries[name].weight)
 
 
-def judge(
+def probe_rewards(
     trained: dict[str, RewardConfig], config: ProbeConfig, functions: dict[str, RewardFunction], online: bool
-) -> Judge:
+) -> ProbeRewards:
     """The run's own rewards (`trained`, with their `functions`), those of the probe, and the gold ones.
 
     Only an `online` trainer raises the run's own rewards.
@@ -104,7 +104,7 @@ def judge(
     own = {name: entry for name, entry in config.rewards.items() if trained.get(name) != entry}
     gold = {f"gold/{name}": entry for name, entry in config.gold.items()}
     win_by = config.win_by or next(iter((*config.gold, *config.rewards, *trained)), None)
-    return Judge(
+    return ProbeRewards(
         functions={**functions, **resolve({**own, **gold})},
         entries={**trained, **config.rewards, **gold},
         training={name: entry for name, entry in trained.items() if online and name not in own},

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from posttrain.config.schema import ProbeConfig
 from posttrain.console import console
-from posttrain.models.generate import Drawn, encode_answer, encode_prompts, generate, log_probs
+from posttrain.models.generate import Generated, encode_answer, encode_prompts, generate, log_probs
 from posttrain.models.random_state import measuring
 from posttrain.probe.callback import Probe
 from posttrain.training.progress import Phase
@@ -46,7 +46,7 @@ class Shift:
     stderr: float
 
     @property
-    def far(self) -> bool:
+    def is_far(self) -> bool:
         """Whether the gap is above `THRESHOLD` by more than two standard errors."""
         return self.gap - 2 * self.stderr > THRESHOLD
 
@@ -63,7 +63,7 @@ def measure(
     rows: Sequence[dict[str, Any]],
     max_new_tokens: int = 64,
     batch_size: int = 32,
-    said: Mapping[tuple[int, ...], Drawn] | None = None,
+    said: Mapping[tuple[int, ...], Generated] | None = None,
 ) -> Shift:
     """Compare the pairs `rows` (prompt, chosen, rejected) with one sample each at temperature 1.
 
@@ -128,13 +128,13 @@ class ShiftCheck(TrainerCallback):
             metrics = {f"shift/{name}": getattr(shift, name) for name in ("chosen", "rejected", "own")}
             append(self.metrics_path, {"step": 0, **metrics})
             self.tracker.log(metrics, 0)
-            say(shift)
+            message(shift)
         self.trainer.accelerator.wait_for_everyone()
 
 
-def say(shift: Shift) -> None:
+def message(shift: Shift) -> None:
     console.print(f"[bold]pairs[/]      {shift}")
-    if shift.far:
+    if shift.is_far:
         console.print(
             f"[bold yellow]warning[/]    the chosen answers are {shift.gap:.1f} nats per token less likely than what "
             "the model says itself: DPO may rank the pairs and leave its own answers as they are. Sample on-policy "

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain.console import complain, tell
+from posttrain.console import print_error, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.report import tables
 from posttrain.report.compare import compare
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report(args)
     except PosttrainError as error:
-        complain(error)
+        print_error(error)
         return 1
     return 0
 
@@ -75,7 +75,7 @@ def report(args: argparse.Namespace) -> None:
         write(comparison, out)
     if args.format == "table":
         if out:
-            tell(f"page     {out / 'index.html'}\n")
+            print_plain(f"page     {out / 'index.html'}\n")
         tables.show(comparison)
     else:
         sys.stdout.write(FORMATS[args.format](comparison))

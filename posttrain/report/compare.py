@@ -121,7 +121,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         return
     # Without budgets: at the KL of each point of the front, and whatever the KL.
     held_out = heldout.is_held_out(metric)
-    at = budgets or ({} if held_out else dict.fromkeys(_up(c.distance) for c in steps[:-1]))
+    at = budgets or ({} if held_out else dict.fromkeys(_round_up(c.distance) for c in steps[:-1]))
     for budget in [*at, *([] if budgets else [None])]:
         allowed = [c for c in pool_ if budget is None or c.distance <= budget]
         if not allowed:
@@ -131,16 +131,16 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         blind = [one for one in result.best_of if not chosen_on_gold(one, metric)]
         verdict = judge(pool_, metric, budget, result.minimise)
         seen = verdict.best.group is not None and trained_on(verdict.best.group, metric)
-        result.verdicts.append(_beside(verdict, metric, result.best_of if seen else blind, limit))
+        result.verdicts.append(_with_best_of_n(verdict, metric, result.best_of if seen else blind, limit))
         if seen:
             # What a person can have who has no such reward to train on.
             fair = [c for c in pool_ if c.group is None or not trained_on(c.group, metric)]
             other = judge(fair, metric, budget, result.minimise, pool_)
             sentence = f"Of those that never saw {name(metric)}: {other.sentence[0].lower()}{other.sentence[1:]}"
-            result.verdicts.append(_beside(replace(other, sentence=sentence), metric, blind, limit))
+            result.verdicts.append(_with_best_of_n(replace(other, sentence=sentence), metric, blind, limit))
 
 
-def _up(kl: float) -> float:
+def _round_up(kl: float) -> float:
     """A budget a person would write that holds `kl`."""
     for digits in (1, 2, 3, 6):
         if (up := round(kl, digits)) >= kl or (up := round(kl + 0.5 * 10**-digits, digits)) >= kl:
@@ -167,7 +167,7 @@ def _start(result: Comparison, metric: str) -> list[Candidate]:
     return [Candidate(START, Mean(0.0, None, "", (0.0,)), reward, prompts, rows=rows)]
 
 
-def _beside(verdict: Verdict, metric: str, best_of: list[Baseline], limit: float) -> Verdict:
+def _with_best_of_n(verdict: Verdict, metric: str, best_of: list[Baseline], limit: float) -> Verdict:
     """With a sentence on best-of-n at the same KL, where there is one."""
     for one in best_of:
         if (there := one.within(metric, limit)) and there[0] > 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 from posttrain.report.maths import standard_error
 from posttrain.report.runs import SEEDS, Run
-from posttrain.runs.metrics import figure as number
+from posttrain.runs.metrics import format_number as number
 
 # The order of methods in tables, legends and colours.
 METHODS = ("sft", "distillation", "dpo", "kto", "cpo", "orpo", "ppo", "grpo", "rloo", "reward")

@@ -142,18 +142,18 @@ def samples(c: Comparison) -> list[dict[str, Any]]:
             for row in run.samples[0]:
                 told = prompts.setdefault(str(row.get("prompt", "")), [])
                 if not told:
-                    told.append(_said(START, "", row, None))
+                    told.append(_completion(START, "", row, None))
         for row in run.samples[steps[-1]]:
             told = prompts.setdefault(str(row.get("prompt", "")), [])
             if all(one["who"] != group.label for one in told):
                 start = told[0]["text"] if told and told[0]["who"] == START else None
-                told.append(_said(group.label, group.method, row, start))
+                told.append(_completion(group.label, group.method, row, start))
     # Those that most runs answered first.
     most = sorted(prompts.items(), key=lambda item: -len(item[1]))[:PROMPTS]
     return [{"prompt": _short(p), "short": _short(" ".join(p.split()), LINE), "answers": a} for p, a in most]
 
 
-def _said(who: str, method: str, row: dict[str, Any], start: str | None) -> dict[str, Any]:
+def _completion(who: str, method: str, row: dict[str, Any], start: str | None) -> dict[str, Any]:
     """A completion with its scores; `pieces` tell what of it the completion of the start does not have."""
     scores = {k: v for k, v in row.items() if k not in ("step", "prompt", "completion") and isinstance(v, (int, float))}
     marks = [f"{name.replace('_', ' ')} {number(float(value))}" for name, value in scores.items()]

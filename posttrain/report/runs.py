@@ -52,7 +52,7 @@ class Run:
         """The names of the rewards that it trains on: not of those with weight 0, which are measured only."""
         kind = trainers.find(self.kind)
         # A trainer whose class is not on this machine: what it was given stands in its settings alone.
-        rewarded = kind is None or kind.rewarded
+        rewarded = kind is None or kind.takes_rewards
         names = {key.split(".")[1] for key in self.settings if key.startswith("reward.")} if rewarded else ()
         return tuple(sorted(name for name in names if self.settings.get(f"reward.{name}.weight", 1.0)))
 
@@ -124,7 +124,7 @@ def find(paths: list[Path]) -> Found:
         raise PosttrainError("\n".join(f"PATH={path}: no such folder" for path in wrong))
     found = Found()
     for path in paths:
-        _visit(path, found, 0)
+        _find_in(path, found, 0)
     if not found.runs:
         named = ", ".join(map(str, paths))
         why = "".join(f"\n{path}: {reason}" for path, reason in found.left_out.items() if path not in paths)
@@ -132,10 +132,10 @@ def find(paths: list[Path]) -> Found:
     return found
 
 
-def _visit(folder: Path, found: Found, depth: int) -> bool:
+def _find_in(folder: Path, found: Found, depth: int) -> bool:
     """Take what `folder` is; whether there was anything in it."""
     if (folder / "run.json").is_file():
-        _take(folder, found)
+        _add_run(folder, found)
     elif (folder / "pipeline.json").is_file():
         _pipeline(folder, found)
     elif (folder / "jobs.jsonl").is_file():
@@ -143,11 +143,11 @@ def _visit(folder: Path, found: Found, depth: int) -> bool:
     elif (folder / "report.json").is_file():
         return True  # a report that was written here before
     else:
-        return _look(folder, found, depth)
+        return _find_below(folder, found, depth)
     return True
 
 
-def _look(folder: Path, found: Found, depth: int) -> bool:
+def _find_below(folder: Path, found: Found, depth: int) -> bool:
     try:
         inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "wandb")
     except OSError as error:
@@ -155,7 +155,7 @@ def _look(folder: Path, found: Found, depth: int) -> bool:
         return False
     if depth < DEPTH:
         # All of them are visited, so no short-circuit; a foreign folder is named once, not with all that is in it.
-        inside = [_visit(p, found, depth + 1) for p in inner]
+        inside = [_find_in(p, found, depth + 1) for p in inner]
         if any(inside):
             return True
     for path in inner:
@@ -164,14 +164,14 @@ def _look(folder: Path, found: Found, depth: int) -> bool:
     return False
 
 
-def _take(folder: Path, found: Found) -> None:
+def _add_run(folder: Path, found: Found) -> None:
     path = folder.resolve()
     if path in found.runs or path in found.left_out:
         return
     try:
         record = _json(path / "run.json")
         settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        if "status" not in record or not isinstance(settings, dict) or not _shaped(record):
+        if "status" not in record or not isinstance(settings, dict) or not _has_expected_types(record):
             raise ValueError("its files hold something else")
         points = by_step(path / "metrics.jsonl")
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -182,7 +182,7 @@ def _take(folder: Path, found: Found) -> None:
     found.runs[path] = Run(path, _status(path, record), record, flat, points)
 
 
-def _shaped(record: dict[str, Any]) -> bool:
+def _has_expected_types(record: dict[str, Any]) -> bool:
     """Whether what is read from `run.json` has the types that posttrain writes."""
     mappings = (record.get(key, {}) for key in ("model", "metrics", "intervals"))
     return all(isinstance(value, dict) for value in mappings) and isinstance(record.get("parents", []), list)
@@ -194,7 +194,7 @@ def _status(path: Path, record: dict[str, Any]) -> str:
         return str(record["status"])
     try:
         # Only where there is a lock: to ask would make one.
-        return "running" if (path / ".lock").is_file() and RunDirectory(path).busy() else "stopped"
+        return "running" if (path / ".lock").is_file() and RunDirectory(path).claimed_elsewhere() else "stopped"
     except OSError:  # another user's, or on a disk that is read-only
         return "unfinished"
 
@@ -212,7 +212,7 @@ def _pipeline(folder: Path, found: Found) -> None:
         if stage.get("status") == "failed":
             found.failed[f"{folder.name}: stage {name}"] = str(record.get("error") or "see its log")
         if stage.get("run"):
-            _follow(Path(str(stage["run"])), folder.parent, found)
+            _recorded_path(Path(str(stage["run"])), folder.parent, found)
 
 
 def _sweep(folder: Path, found: Found) -> None:
@@ -221,21 +221,21 @@ def _sweep(folder: Path, found: Found) -> None:
         if row.get("status") == "failed":
             found.failed[str(row.get("command"))] = str(row.get("error"))
         elif row.get("run"):
-            _follow(Path(str(row["run"])), folder.parent.parent, found)
+            _recorded_path(Path(str(row["run"])), folder.parent.parent, found)
     commands = {row.get("command") for row in read(folder / "jobs.jsonl") if row.get("status") == "failed"}
     for record in folder.parent.parent.glob("*/run.json") if commands else []:
         try:
             if _json(record).get("command") in commands:
-                _take(record.parent, found)
+                _add_run(record.parent, found)
         except (OSError, ValueError):
             continue
 
 
-def _follow(path: Path, beside: Path, found: Found) -> None:
+def _recorded_path(path: Path, beside: Path, found: Found) -> None:
     """A recorded run where it was, or, when all was moved, where it lies now."""
     there = next((p for p in (beside / path.name, path) if (p / "run.json").is_file()), None)
     if there:
-        _take(there, found)
+        _add_run(there, found)
     else:
         found.left_out[path] = "named by a pipeline or sweep, and not there"
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.console import console, tell
+from posttrain.console import console, print_plain
 from posttrain.report.compare import START, Comparison, title
 from posttrain.report.groups import Group, number
 from posttrain.report.runs import Run
@@ -152,11 +152,11 @@ def show(c: Comparison) -> None:
             for table in rich(heading, part, console.width):
                 console.print(table)
     for line in remarks(c):
-        tell(line)
+        print_plain(line)
     if c.verdicts:
-        tell("")
+        print_plain("")
     for verdict in c.verdicts:
-        tell(verdict.sentence)
+        print_plain(verdict.sentence)
 
 
 def side_by_side(c: Comparison) -> list[list[str]]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from posttrain.config.schema import RewardConfig
 from posttrain.errors import PosttrainError
-from posttrain.rewards import guard
+from posttrain.rewards import user_function
 
 if TYPE_CHECKING:
-    from posttrain.models.generate import Drawn
+    from posttrain.models.generate import Generated
 
 RewardFunction = Callable[..., list[float | None]]
 # Functions that load nothing where there is nothing to score.
@@ -72,10 +72,10 @@ def _check_function(entry: RewardConfig, key: str) -> list[str]:
         return unknown
     if hasattr(function, "check"):
         return list(function.check(args, f"{key}.args"))
-    return _tried(function, entry, f"{key}.args") if path.startswith(LIGHT) else []
+    return _try_without_rows(function, entry, f"{key}.args") if path.startswith(LIGHT) else []
 
 
-def _tried(function: RewardFunction, entry: RewardConfig, key: str) -> list[str]:
+def _try_without_rows(function: RewardFunction, entry: RewardConfig, key: str) -> list[str]:
     """What a function says of its args where there is nothing to score."""
     column = entry.args.get("column") or default_column(entry)
     try:
@@ -102,18 +102,18 @@ def check_comparisons(entries: dict[str, RewardConfig], path: str) -> list[str]:
         f"{path}.{name}.args.column: without it completions of one prompt are compared with each other, and here each "
         "prompt has one; name a column with answers to compare with"
         for name, entry in entries.items()
-        if entry.function is not None and entry.args.get("column") is None and _compares(entry.function)
+        if entry.function is not None and entry.args.get("column") is None and _is_comparison(entry.function)
     ]
 
 
-def _compares(path: str) -> bool:
+def _is_comparison(path: str) -> bool:
     try:
         return hasattr(_import(path), "compare")
     except (ImportError, AttributeError, ValueError):
         return False  # `check` says so
 
 
-def reach(entries: dict[str, RewardConfig], path: str) -> list[str]:
+def check_reachable(entries: dict[str, RewardConfig], path: str) -> list[str]:
     """What is wrong with models and endpoints of rewards, known without loading weights."""
     from posttrain.models import weights
     from posttrain.rewards import calibration
@@ -125,13 +125,13 @@ def reach(entries: dict[str, RewardConfig], path: str) -> list[str]:
         try:
             if entry.model is not None:
                 weights.check_model(lineage.source(entry.model, key=f"{key}.model"), f"{key}.model", scores=True)
-                calibration.reach(entry.args, f"{key}.args", entry.model)
+                calibration.check_available(entry.args, f"{key}.args", entry.model)
             elif entry.grader is not None:
                 from posttrain.rewards import graders
 
-                graders.reach(entry, key)
-            elif entry.function is not None and hasattr(function := _import(entry.function), "reach"):
-                errors += function.reach(entry.args, f"{key}.args")
+                graders.check_reachable(entry, key)
+            elif entry.function is not None and hasattr(function := _import(entry.function), "check_reachable"):
+                errors += function.check_reachable(entry.args, f"{key}.args")
         except PosttrainError as error:
             errors.append(str(error))
     return errors
@@ -156,12 +156,12 @@ def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict
             assert entry.function is not None
             function = _import(entry.function)
             bound = function(**entry.args) if isinstance(function, type) else functools.partial(function, **entry.args)
-            functions[name] = guard.guard(name, entry.function, bound, entry.timeout)
+            functions[name] = user_function.wrap(name, entry.function, bound, entry.timeout)
     return functions
 
 
 def score(
-    functions: dict[str, RewardFunction], rows: list[dict[str, Any]], drawn: list[Drawn], state: Any = None
+    functions: dict[str, RewardFunction], rows: list[dict[str, Any]], drawn: list[Generated], state: Any = None
 ) -> dict[str, list[float | None]]:
     """Each reward's score of each completion `drawn` for the prompt of its row; None where it does not apply.
 
@@ -171,7 +171,7 @@ def score(
         return {name: [] for name in functions}
     prompts = [row["prompt"] for row in rows]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-    given = [answer(row["prompt"], d.text) for row, d in zip(rows, drawn, strict=True)]
+    given = [as_completion(row["prompt"], d.text) for row, d in zip(rows, drawn, strict=True)]
     return {
         name: list(
             function(
@@ -187,22 +187,24 @@ def score(
     }
 
 
-def versus(
-    function: Any, rows: list[dict[str, Any]], drawn: list[Drawn], others: list[Drawn]
+def compare_completions(
+    function: Any, rows: list[dict[str, Any]], drawn: list[Generated], others: list[Generated]
 ) -> tuple[list[float | None], list[float | None]]:
     """What a judge gives to the completions `drawn` against `others` of the same rows, and to these."""
-    texts = [[answer(row["prompt"], d.text) for row, d in zip(rows, side, strict=True)] for side in (drawn, others)]
+    texts = [
+        [as_completion(row["prompt"], d.text) for row, d in zip(rows, side, strict=True)] for side in (drawn, others)
+    ]
     won = function.compare([row["prompt"] for row in rows], *texts)
     return won, [None if value is None else 1 - value for value in won]
 
 
-def counted(functions: Mapping[str, Any]) -> dict[str, Any]:
+def take_judge_counts(functions: Mapping[str, Any]) -> dict[str, Any]:
     """What judges among them counted since they were asked for it last; none without a pair."""
     judges = {name: function for name, function in functions.items() if hasattr(function, "compare")}
-    return {name: counts for name, judge in judges.items() if (counts := judge.take()).pairs}
+    return {name: counts for name, judge in judges.items() if (counts := judge.take_counts()).pairs}
 
 
-def answer(prompt: Any, text: str) -> Any:
+def as_completion(prompt: Any, text: str) -> Any:
     """The completion in the form of its prompt: text, or a conversation of one turn."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 

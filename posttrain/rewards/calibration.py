@@ -65,7 +65,7 @@ class Calibration:
             return [(score - known.mean) / (known.std or 1.0) for score in scores]
         return [score / known.temperature for score in scores] if scale == "temperature" else list(scores)
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """What a reader should know of it."""
         return [
             f"scores: mean {self.raw.mean:.3g}, standard deviation {self.raw.std:.3g} (scale=zscore)",
@@ -114,7 +114,7 @@ def check(args: dict[str, Any], key: str) -> list[str]:
     return []
 
 
-def reach(args: dict[str, Any], key: str, model: str) -> None:
+def check_available(args: dict[str, Any], key: str, model: str) -> None:
     """Raise `PosttrainError` where a stored calibration is asked for and not there."""
     if needed(args.get("scale", "none"), args.get("length_penalty")):
         read(args.get("calibration") or model, key)

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.answers import Conversation, JudgeClient
+from posttrain.rewards.answer_cache import Conversation, JudgeClient
 
 if TYPE_CHECKING:
     import httpx2
@@ -57,7 +57,7 @@ class Endpoint(JudgeClient):
     def identity(self) -> dict[str, Any]:
         return {"model": self.model, "endpoint": self.url}
 
-    def reach(self, seconds: float = 5.0) -> None:
+    def check_reachable(self, seconds: float = 5.0) -> None:
         """Raise `PosttrainError` where nothing answers at the endpoint, or it does not take the key."""
         import httpx2
 
@@ -69,7 +69,7 @@ class Endpoint(JudgeClient):
         if response.status_code in (401, 403):
             raise self._refused(response)
 
-    def _fresh(
+    def _ask_model(
         self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
     ) -> None:
         stop = threading.Event()
@@ -133,7 +133,8 @@ class Endpoint(JudgeClient):
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise PosttrainError(
                 f"endpoint={self.url}: answered something other than a chat completion "
-                f"({self._said(response)!r}); is this the base URL of an OpenAI-compatible API, up to and with /v1?"
+                f"({self._server_message(response)!r}); is this the base URL of an OpenAI-compatible API, up to "
+                "and with /v1?"
             ) from None
 
     def _unreachable(self, error: Exception) -> PosttrainError:
@@ -153,13 +154,13 @@ class Endpoint(JudgeClient):
             )
         if status == 404:
             return PosttrainError(
-                f"{where}: 404 for the model {self.model}: {self._said(response)}; the endpoint has no such model, or "
-                "the base URL lacks /v1"
+                f"{where}: 404 for the model {self.model}: {self._server_message(response)}; the endpoint has no such "
+                "model, or the base URL lacks /v1"
             )
         fix = "lower concurrency, or ask again later" if status == 429 else "see what the server says"
-        return PosttrainError(f"{where}: {status} from {self.model}: {self._said(response)}; {fix}")
+        return PosttrainError(f"{where}: {status} from {self.model}: {self._server_message(response)}; {fix}")
 
-    def _said(self, response: httpx2.Response) -> str:
+    def _server_message(self, response: httpx2.Response) -> str:
         """The server's message in a line, without the key should it repeat it."""
         try:
             said = response.json()["error"]

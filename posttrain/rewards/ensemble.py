@@ -97,7 +97,7 @@ class Ensemble:
         return errors + calibrations.check(args, key)
 
     @classmethod
-    def reach(cls, args: dict[str, Any], key: str) -> list[str]:
+    def check_reachable(cls, args: dict[str, Any], key: str) -> list[str]:
         """What is wrong with the members, from their configs: no weights are loaded."""
         from posttrain.models import weights
         from posttrain.runs import lineage
@@ -107,7 +107,7 @@ class Ensemble:
             try:
                 sources.append(lineage.source(model, key=f"{key}.models"))
                 weights.check_model(sources[-1], f"{key}.models", scores=True)
-                calibrations.reach({**args, "calibration": stored}, key, model)
+                calibrations.check_available({**args, "calibration": stored}, key, model)
             except PosttrainError as error:
                 errors.append(str(error))
         bases = {trained_on(origin) for origin in sources}
@@ -140,7 +140,7 @@ def base_of(origin: Source) -> tuple[Any, ...]:
     """Adapters with equal ones can lie on the same weights in memory."""
     from posttrain.runs import lineage
 
-    return lineage.place(origin), str(origin.quantization), origin.dtype
+    return lineage.weights_location(origin), str(origin.quantization), origin.dtype
 
 
 def combined(scores: Sequence[float], combine: str, k: float) -> float:

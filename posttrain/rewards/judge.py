@@ -89,7 +89,7 @@ class Judge:
 
     The other answer is in `column` (text, a conversation, or a list, whose first is taken; None where there is none).
     Without `column` the completions of one prompt are compared with each other, all pairs, and the reward is the share
-    of wins. `counts` says how the judge did, until `take` takes it.
+    of wins. `counts` says how the judge did, until `take_counts` takes it.
 
     `model` is asked at `endpoint`, or loaded here; `template` is a file with {{prompt}}, {{first}} and {{second}};
     `max_tokens`, `temperature` and `sampling` are options of the chat completions protocol. The rest is for
@@ -129,7 +129,7 @@ class Judge:
         if self.column is None:
             rewards = self._among(completions, prompts)
         else:
-            others = [first_of(row) for row in references(columns, self.column)]
+            others = [reference_answer(row) for row in references(columns, self.column)]
             asked = [n for n, other in enumerate(others) if other is not None]
             rewards = [None] * len(completions)
             verdicts = self.compare(
@@ -143,7 +143,7 @@ class Judge:
         self.counts.add(before)
         return rewards
 
-    def take(self) -> Counts:
+    def take_counts(self) -> Counts:
         """The counts, which begin anew."""
         taken, self.counts = self.counts, Counts()
         return taken
@@ -159,7 +159,7 @@ class Judge:
         result: list[float | None] = [0.5] * len(texts)
         asked = [n for n, (_, a, b) in enumerate(texts) if a != b]
         questions = [
-            [{"role": "user", "content": fill(self.template, prompt, *answers)}]
+            [{"role": "user", "content": fill_template(self.template, prompt, *answers)}]
             for prompt, a, b in (texts[n] for n in asked)
             for answers in ((a, b), (b, a))
         ]
@@ -214,11 +214,11 @@ class Judge:
         return errors
 
     @classmethod
-    def reach(cls, args: dict[str, Any], key: str) -> list[str]:
+    def check_reachable(cls, args: dict[str, Any], key: str) -> list[str]:
         """What is wrong with the endpoint or the model, asked in a few seconds and without loading weights."""
         known = {"key_env": args["key_env"]} if args.get("endpoint") and "key_env" in args else {}
         try:
-            open_judge(args["model"], args.get("endpoint"), **known).reach()
+            open_judge(args["model"], args.get("endpoint"), **known).check_reachable()
         except PosttrainError as error:
             return [f"{key}.{error}"]
         return []
@@ -232,13 +232,13 @@ def verdict(answer: str) -> str | None:
     return alone.group(1) if alone else None
 
 
-def fill(template: str, prompt: str, first: str, second: str) -> str:
+def fill_template(template: str, prompt: str, first: str, second: str) -> str:
     """The question; in one pass, so that a {{second}} that an answer contains stays what it is."""
     values = {"prompt": prompt, "first": first, "second": second}
     return re.sub(r"\{\{\s*(prompt|first|second)\s*\}\}", lambda match: values[match.group(1)], template)
 
 
-def first_of(row: list[Any]) -> Completion | None:
+def reference_answer(row: list[Any]) -> Completion | None:
     """The answer to compare with: a conversation as it is, else the first of the texts; None where there is none."""
     if not row:
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.rewards.answers import SAMPLING, Conversation, JudgeClient
+from posttrain.rewards.answer_cache import SAMPLING, Conversation, JudgeClient
 from posttrain.rewards.endpoint import Endpoint, check_endpoint
 
 __all__ = ["Endpoint", "JudgeClient", "Local", "check_endpoint", "open_judge"]
@@ -42,15 +42,15 @@ class Local(JudgeClient):
         from posttrain.runs import lineage
         from posttrain.runs.identity import content
 
-        return {"model": content(Path(os.path.expanduser(self.name))), "base": lineage.place(self.source)}
+        return {"model": content(Path(os.path.expanduser(self.name))), "base": lineage.weights_location(self.source)}
 
-    def reach(self) -> None:
+    def check_reachable(self) -> None:
         from posttrain.models import weights
 
         weights.check_model(self.source, "model", scores=False)
         self._tokenizer()
 
-    def _fresh(
+    def _ask_model(
         self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
     ) -> None:
         import torch

@@ -10,8 +10,8 @@ import torch
 
 from posttrain.errors import PosttrainError
 from posttrain.models import weights
-from posttrain.models.shared_prompt import sharing
-from posttrain.models.tokens import ids as token_ids
+from posttrain.models.shared_prompt import shared_within
+from posttrain.models.tokens import token_ids as token_ids
 from posttrain.rewards import calibration as calibrations
 from posttrain.rewards.text import Completion
 from posttrain.runs import lineage
@@ -88,7 +88,7 @@ class RewardModel:
             batch = self.tokenizer.pad(
                 {"input_ids": [tokens[i] for i in part]}, padding_side="right", return_tensors="pt"
             ).to(self.model.device)
-            with sharing(self.model):
+            with shared_within(self.model):
                 logits = self.model(**batch, use_cache=False).logits[:, 0].float().tolist()
             for i, score in zip(part, logits, strict=True):
                 scores[i] = score
@@ -116,7 +116,7 @@ class RewardModel:
         self.adapter, beside.adapter = name, beside.adapter or "default"
 
 
-class OfPPO:
+class AdjustedScore:
     """The function by which PPO scores with an adapter on its policy's base, and what `adjust` makes of its scores."""
 
     def __init__(self, function: Any, adjust: calibrations.Adjustment):

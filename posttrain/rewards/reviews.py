@@ -20,7 +20,7 @@ from posttrain.rewards.text import Completion
 
 # Said when the config is checked, before anything loads.
 if importlib.util.find_spec("sklearn") is None:
-    raise ImportError(f"needs scikit-learn; {extras.install('frontier')}")
+    raise ImportError(f"needs scikit-learn; {extras.install_command('frontier')}")
 
 VERSION = 1  # a part of the cache's name: raise it with every change of the classifier
 OPTIONS = {"ngram_range": (1, 2), "min_df": 5, "sublinear_tf": True}
@@ -85,10 +85,10 @@ def _train(folder: Path) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    from posttrain.console import tell
+    from posttrain.console import print_plain
     from posttrain.data.embedded import imdb
 
-    tell("Training the gold reward on the labels of the reviews, once (20 s)")
+    print_plain("Training the gold reward on the labels of the reviews, once (20 s)")
     data = imdb.load()
     vectorizer = TfidfVectorizer(**OPTIONS)
     features = vectorizer.fit_transform(data["gold"]["text"])

@@ -27,7 +27,7 @@ def check(function: str, args: dict[str, Any], key: str) -> list[str]:
     """Everything wrong with the args of a function here that can be known without data."""
     module, name = NEEDS.get(function, ("json", "json"))
     if importlib.util.find_spec(module) is None:
-        return [f"{key}.function: {function} needs {name}; {extras.install('graders')}"]
+        return [f"{key}.function: {function} needs {name}; {extras.install_command('graders')}"]
     if function == "unit_tests" and args.get("execute") is not True:
         return [f"{key}: runs code of completions in a limited subprocess; allow it with {key}.args.execute=true"]
     if function == "unit_tests":

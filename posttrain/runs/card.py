@@ -26,7 +26,7 @@ def hub_id(base: str) -> str | None:
     return base
 
 
-def about(base: str) -> str | None:
+def base_note(base: str) -> str | None:
     """What another machine must know of a base that is not simply the hub's; `None` where there is nothing to say."""
     if base in HUB_IDS:
         return (
@@ -84,7 +84,7 @@ def _save(
         tags=["posttrain", "trl", run.trainer.kind],
     )
     what = {"adapter": "A LoRA adapter on", "full": "Fine-tuned from", "merged": "A LoRA adapter merged into"}[form]
-    note = about(base) if form == "adapter" else None
+    note = base_note(base) if form == "adapter" else None
     source = record["data"]
     text = f"""---
 {card.to_yaml()}
@@ -136,10 +136,8 @@ def _before_after(logged: Path) -> str:
     shown = [*(k for k in metrics.TITLES if k in last), *sorted(k for k in last if k.startswith(metrics.ASKED))]
     if not shown:
         return "No rows were held out."
-    rows = [
-        f"| {metrics.title(k)} | {metrics.before(k, first) if counts[k] > 1 else ''} | {metrics.figure(last[k])} |"
-        for k in shown
-    ]
+    before = {k: metrics.first_value_text(k, first) if counts[k] > 1 else "" for k in shown}
+    rows = [f"| {metrics.title(k)} | {before[k]} | {metrics.format_number(last[k])} |" for k in shown]
     return "\n".join(["| metric | before | after |", "|---|---|---|", *rows])
 
 

@@ -78,17 +78,17 @@ class RunDirectory:
     def release(self) -> None:
         self._lock.release()
 
-    def busy(self) -> bool:
+    def claimed_elsewhere(self) -> bool:
         """Whether another process has the directory now."""
         if not self.path.is_dir():
             return False
-        if _taken(self._lock, 0):
+        if _try_lock(self._lock, 0):
             self._lock.release()
             return False
         return True
 
     @contextmanager
-    def turn(self, waiting: Callable[[], None]) -> Iterator[None]:
+    def wait_until_free(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Wait until no other process has the directory, and keep others that wait here waiting meanwhile.
 
         `waiting` is called while it lasts, some times a second. A second lock, because the run's own process, which
@@ -96,10 +96,10 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         queue = FileLock(self.path / ".turn")
-        while not _taken(queue, 0.2):
+        while not _try_lock(queue, 0.2):
             waiting()
         try:
-            while self.busy():
+            while self.claimed_elsewhere():
                 waiting()
                 time.sleep(0.2)
             yield
@@ -107,7 +107,7 @@ class RunDirectory:
             queue.release()
 
     @contextmanager
-    def work(self) -> Iterator[bool]:
+    def claim_for_work(self) -> Iterator[bool]:
         """Claim the directory for a piece of work; gives whether it is needed: another process may have finished it.
 
         What ends the work otherwise than by success is said in `run.json`: `interrupted` by a signal, or `failed`.
@@ -181,7 +181,7 @@ class RunDirectory:
         whole = (path for path in self._checkpoints() if checkpoints.damage(path) is None)
         return next(whole, None)
 
-    def remove_damaged(self) -> list[str]:
+    def remove_damaged_checkpoints(self) -> list[str]:
         """Remove checkpoints that are not whole, and say why; only for who has claimed the directory."""
         said = []
         for path in self._checkpoints():
@@ -203,7 +203,7 @@ class RunDirectory:
             if path.is_file() or lengths.get(path.name):
                 write_atomic(path, _rows_until(path, step, lengths.get(path.name)))
 
-    def made(self) -> str:
+    def content_digest(self) -> str:
         """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
         return files_digest([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")])
 
@@ -233,7 +233,7 @@ def model_folder(path: str) -> str:
     return str(folder / "model")
 
 
-def _taken(lock: FileLock, seconds: float) -> bool:
+def _try_lock(lock: FileLock, seconds: float) -> bool:
     try:
         lock.acquire(timeout=seconds)
     except Timeout:
@@ -265,7 +265,7 @@ def _rows_until(path: Path, step: int, length: int | None) -> str:
 
 
 @contextmanager
-def placed(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
 
     Only under `lock(folder)`: what lies at the side is then a killed process's.
@@ -280,7 +280,7 @@ def placed(folder: Path) -> Iterator[Path]:
         shutil.rmtree(half, ignore_errors=True)
 
 
-def lock(folder: Path) -> FileLock:
+def folder_lock(folder: Path) -> FileLock:
     """The lock for making `folder`; a second process waits."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.with_name(f".{folder.name}.lock"))

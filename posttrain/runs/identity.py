@@ -55,7 +55,7 @@ def digest(run: Run) -> str:
     for group, keys in places:
         for key in keys:
             if group.get(key):
-                group[key] = _named(group[key])
+                group[key] = _path_content(group[key])
     for data in (settings["data"], *settings["data"]["mix"].values()):
         for key in ("path", "eval_path"):
             data[key] = data_content(data.get(key), streaming=run.data.streaming)
@@ -70,7 +70,7 @@ def _trainer(settings: dict[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in settings.items() if value or name not in later}
     teacher = {name: value for name, value in found.pop("teacher").items() if value}
     if teacher:
-        found["teacher"] = {**teacher, "model": _named(teacher.get("model"))}
+        found["teacher"] = {**teacher, "model": _path_content(teacher.get("model"))}
     paths = [found["kind"], *settings["tools"], settings["environment"], settings["rollout"]]
     paths += [next(iter(one)) if isinstance(one, dict) else one for one in settings["callbacks"]]
     sources = {path: _source(path) for path in paths if path and "." in path and not path.startswith("trl.")}
@@ -87,12 +87,12 @@ def _calibration(entry: dict[str, Any]) -> dict[str, Any]:
     return {"calibration": [content(Path(os.path.expanduser(str(folder))) / CALIBRATION) for folder in folders]}
 
 
-def _named(value: Any) -> Any:
+def _path_content(value: Any) -> Any:
     """A path, or several of them, by content; anything else as it is."""
     if isinstance(value, list):
-        return [_named(one) for one in value]
+        return [_path_content(one) for one in value]
     if isinstance(value, dict):
-        return {name: _named(one) for name, one in value.items()}
+        return {name: _path_content(one) for name, one in value.items()}
     return (content(Path(os.path.expanduser(value))) or value) if isinstance(value, str) else value
 
 
@@ -104,11 +104,11 @@ def data_content(path: Any, streaming: bool = False) -> Any:
     if not path:
         return path
     if files := resolve(path):
-        return [_stamp(file) if streaming and file.stat().st_size > SMALL else content(file) for file in files]
+        return [_file_stamp(file) if streaming and file.stat().st_size > SMALL else content(file) for file in files]
     return content(Path(os.path.expanduser(path))) or path if isinstance(path, str) else path
 
 
-def _stamp(file: Path) -> str:
+def _file_stamp(file: Path) -> str:
     known = file.stat()
     return f"{file.name} {known.st_size} {known.st_mtime_ns}"
 
@@ -120,15 +120,15 @@ def content(path: Path) -> str | None:
     """
     whole = hashlib.sha256()
     if path.is_file():
-        _feed(whole, path)
+        _hash_file(whole, path)
     elif path.is_dir():
-        if made := _made(path):
+        if made := _made_content(path):
             return made
         for inner in sorted(p for p in path.rglob("*") if p.is_file() and _counts(p.relative_to(path))):
             known = inner.stat()
             whole.update(f"{inner.relative_to(path)} {known.st_size}".encode())
             if known.st_size <= SMALL:
-                _feed(whole, inner)
+                _hash_file(whole, inner)
             else:  # to read weights of many gigabytes takes longer than a plan may
                 whole.update(f" {known.st_mtime_ns}".encode())
     else:
@@ -148,7 +148,7 @@ def _source(function: str) -> str | None:
     return content(Path(spec.origin)) if spec and spec.origin else None
 
 
-def _made(folder: Path) -> str | None:
+def _made_content(folder: Path) -> str | None:
     """What the record of a finished run, in `folder`, says that it made."""
     record = folder / "run.json"
     return json.loads(record.read_text(encoding="utf-8")).get("content") if record.is_file() else None
@@ -159,11 +159,11 @@ def files_digest(files: list[Path]) -> str:
     whole = hashlib.sha256()
     for file in sorted(files, key=lambda path: path.name):
         whole.update(file.name.encode())
-        _feed(whole, file)
+        _hash_file(whole, file)
     return whole.hexdigest()[:16]
 
 
-def _feed(digest: Any, path: Path) -> None:
+def _hash_file(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

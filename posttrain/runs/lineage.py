@@ -89,7 +89,7 @@ def _no_pickle(folder: Path, start: str) -> None:
 
 def _locate(path: str, key: str) -> str:
     try:
-        return locate(path)
+        return pretrained_path(path)
     except KeyError:
         raise PosttrainError(f"{key}={path}: choose from embedded:smollm2, embedded:tiny") from None
 
@@ -137,7 +137,7 @@ def base_of(run: RunDirectory, record: dict[str, Any], key: str) -> str:
                 "together with it"
             )
         return str(folder)
-    return locate(stored)
+    return pretrained_path(stored)
 
 
 def _embedded(path: str) -> Path:
@@ -152,22 +152,22 @@ def _embedded(path: str) -> Path:
     raise KeyError(path)
 
 
-def parent(role: str, path: str) -> dict[str, Any]:
+def parent_entry(role: str, path: str) -> dict[str, Any]:
     """A row of `parents`; name and content of a run."""
     record = RunDirectory(Path(os.path.expanduser(path)).absolute()).record() or {}
     return {"role": role, "path": path, "name": record.get("name"), "content": record.get("content")}
 
 
-def place(origin: Source) -> str:
+def weights_location(origin: Source) -> str:
     """Where the weights are: a folder, or a hub id at the commit that is cached."""
     from posttrain import hub
 
     if Path(origin.base).is_dir():
         return str(Path(origin.base).resolve())
-    return f"{origin.base}@{hub.commit(origin.base, origin.revision) or origin.revision}"
+    return f"{origin.base}@{hub.cached_commit(origin.base, origin.revision) or origin.revision}"
 
 
-def locate(path: str) -> str:
+def pretrained_path(path: str) -> str:
     """A hub id or folder that `from_pretrained` takes, from `model.path` or `reward.*.model`."""
     if path.startswith("embedded:"):
         return str(_embedded(path))

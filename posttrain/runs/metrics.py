@@ -102,11 +102,11 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
     return first, last, counts
 
 
-def before(metric: str, first: dict[str, float]) -> str:
+def first_value_text(metric: str, first: dict[str, float]) -> str:
     """The first value of a metric, as text."""
     # Before a DPO step policy and reference are one model: every pair ties, and no accuracy is defined.
     tie = metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
-    return "all tie" if tie else figure(first[metric])
+    return "all tie" if tie else format_number(first[metric])
 
 
 def title(metric: str) -> str:
@@ -120,7 +120,7 @@ def title(metric: str) -> str:
     return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"
 
 
-def figure(value: float) -> str:
+def format_number(value: float) -> str:
     """A number of a table or a sentence: three decimals, fewer for large numbers."""
     if value == 0 or 0.001 <= abs(value) < 1000:
         return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -39,10 +39,10 @@ def of_run(objective: Objective, directory: RunDirectory, who: str = "") -> floa
             f"objective={objective.text}: never logged together with a probe/kl of at most {objective.budget:g}; "
             "set probe.during=true for points between start and end"
         )
-    return min(values) if lower_is_better(objective.metric) or _unwanted(objective.metric, directory) else max(values)
+    return min(values) if lower_is_better(objective.metric) or _is_penalty(objective.metric, directory) else max(values)
 
 
-def _unwanted(metric: str, directory: RunDirectory) -> bool:
+def _is_penalty(metric: str, directory: RunDirectory) -> bool:
     """Whether it is a reward to which the run's config gives a negative weight."""
     path = directory.path / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}

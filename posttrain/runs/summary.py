@@ -9,9 +9,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.console import console, tell
+from posttrain.console import console, print_plain
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.metrics import ASKED, TITLES, before, figure, held_out, read, title
+from posttrain.runs.metrics import ASKED, TITLES, first_value_text, format_number, held_out, read, title
 
 
 def show(directory: RunDirectory) -> None:
@@ -22,12 +22,12 @@ def show(directory: RunDirectory) -> None:
         console.print(table)
     if (samples := side_by_side(directory)) is not None:
         console.print(samples)
-    tell(f"curves   {_short_path(directory.curves)}")
-    tell(f"model    {_short_path(directory.model)}")
+    print_plain(f"curves   {_short_path(directory.curves)}")
+    print_plain(f"model    {_short_path(directory.model)}")
     if record.get("tracking"):
-        tell(f"tracking {record['tracking']}")
+        print_plain(f"tracking {record['tracking']}")
     for line in next_steps(directory, record):
-        tell(line)
+        print_plain(line)
 
 
 def next_steps(directory: RunDirectory, record: dict[str, Any]) -> list[str]:
@@ -66,7 +66,7 @@ def before_after(directory: RunDirectory) -> Table:
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     for key in shown:
-        table.add_row(title(key), before(key, first) if counts[key] > 1 else "", figure(last[key]))
+        table.add_row(title(key), first_value_text(key, first) if counts[key] > 1 else "", format_number(last[key]))
     return table
 
 

@@ -31,28 +31,28 @@ class Alarms(TrainerCallback):
         self.trainer: Any = None
         self.trained: list[torch.Tensor] | None = None
 
-    def recall(self) -> None:
+    def restore(self) -> None:
         """Take up what was logged before a stop."""
         rows = read(self.directory.metrics)
-        self.detector.recall([row for row in rows if "alarm" not in row])
+        self.detector.restore([row for row in rows if "alarm" not in row])
         self.raised = [row["alarm"] for row in rows if "alarm" in row]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.detector.float16 = args.fp16
         if state.is_world_process_zero and self.raised:
-            self._keep()
+            self._write_alarms()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.see({"step": state.global_step, **(logs or {})}, args, state, control)
+        self.check_row({"step": state.global_step, **(logs or {})}, args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.broken(args, state, control)
+        self.weights_not_finite(args, state, control)
 
-    def see(self, row: dict[str, Any], args: Any, state: Any, control: Any) -> None:
+    def check_row(self, row: dict[str, Any], args: Any, state: Any, control: Any) -> None:
         """Raise what the row raises; every process must call this at the same point."""
-        alarms = self.detector.see(row) if state.is_world_process_zero else []
+        alarms = self.detector.check_row(row) if state.is_world_process_zero else []
         for alarm in alarms:
-            self._tell(alarm)
+            self._announce(alarm)
         self._act(next((alarm for alarm in alarms if alarm.action == "stop"), None), args, state, control)
 
     def _act(self, alarm: Alarm | None, args: Any, state: Any, control: Any) -> None:
@@ -71,7 +71,7 @@ class Alarms(TrainerCallback):
         state = self.trainer.state
         return self.stopped is not None and (self.stopped.name == "non_finite" or state.global_step < state.max_steps)
 
-    def broken(self, args: Any, state: Any, control: Any) -> bool:
+    def weights_not_finite(self, args: Any, state: Any, control: Any) -> bool:
         """Whether a trained weight is no number any more, which raises the alarm; one pass over them."""
         accelerator = self.trainer.accelerator
         if self.trained is None:  # to look for them among a model's modules takes longer than the pass
@@ -85,11 +85,11 @@ class Alarms(TrainerCallback):
             )
             alarm = Alarm("non_finite", state.global_step, None, self.config.non_finite.action, message)
             if state.is_world_process_zero:
-                self._tell(alarm)
+                self._announce(alarm)
             self._act(alarm if alarm.action == "stop" else None, args, state, control)
         return found
 
-    def _tell(self, alarm: Alarm) -> None:
+    def _announce(self, alarm: Alarm) -> None:
         colour = "red" if alarm.action == "stop" else "yellow"
         console.print(
             f"[bold {colour}]alarm[/]    step {alarm.step}, {alarm.name}: {escape(alarm.message)}", soft_wrap=True
@@ -101,12 +101,12 @@ class Alarms(TrainerCallback):
             self.tracker.log({f"alarm/{alarm.name}": alarm.value}, alarm.step)
         if alarm.action in ("alert", "stop"):
             self.tracker.alert(f"{self.directory.name}: {alarm.name}", alarm.message)
-        self._keep()
+        self._write_alarms()
 
-    def _keep(self) -> None:
+    def _write_alarms(self) -> None:
         self.directory.write({**(self.directory.record() or {}), "alarms": self.raised})
 
-    def end(self) -> dict[str, Any]:
+    def record_stop(self) -> dict[str, Any]:
         """Write into `run.json` by which alarm the run was stopped; returns that entry."""
         assert self.stopped is not None
         last = self.directory.last_checkpoint()

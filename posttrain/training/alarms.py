@@ -51,13 +51,13 @@ class AlarmDetector:
         # With float16 an overflow is ordinary: the step is left out and the scale lowered.
         self.float16 = False
 
-    def recall(self, rows: list[dict[str, Any]]) -> None:
+    def restore(self, rows: list[dict[str, Any]]) -> None:
         """Read what was logged before, raising nothing anew; but what would stop the run does so again."""
         for row in rows:
-            self.see(row)
+            self.check_row(row)
         self.ringing = {name for name in self.ringing if getattr(self.config, name).action != "stop"}
 
-    def see(self, row: dict[str, Any]) -> list[Alarm]:
+    def check_row(self, row: dict[str, Any]) -> list[Alarm]:
         """The alarms that the next row raises."""
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         self.last |= numbers
@@ -204,7 +204,7 @@ class AlarmDetector:
         if proxy is None:
             return None
         errors, name = worst
-        needed = allowing(self.config.over_optimisation.above, self.measured)
+        needed = corrected_threshold(self.config.over_optimisation.above, self.measured)
         return errors, None if errors <= needed else (
             f"over-optimisation: {metric} has risen to {proxy:.3g} while the gold reward {name} has fallen by "
             f"{drops[name]:.3g} since its best ({errors:.1f} standard errors; chance among {self.measured} "
@@ -218,7 +218,7 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def allowing(errors: float, measured: int) -> float:
+def corrected_threshold(errors: float, measured: int) -> float:
     """Standard errors that one fall among `measured` measurements must have to be as unlikely as `errors` among two.
 
     The best is the luckiest of them, and each later one is held against it: Bonferroni's correction over the pairs.
@@ -228,7 +228,7 @@ def allowing(errors: float, measured: int) -> float:
     return max(errors, -normal.inv_cdf(max(normal.cdf(-errors) / pairs, 1e-300)))
 
 
-def refusal(record: dict[str, Any] | None, config: AlarmsConfig) -> str | None:
+def stopped_run_message(record: dict[str, Any] | None, config: AlarmsConfig) -> str | None:
     """What to say when a run is called again that an alarm has stopped, and that alarm is still set as it was."""
     if record is None or record.get("status") != "stopped":
         return None

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import options, trainers
 from posttrain.config.trainers import Kind
-from posttrain.console import tell
+from posttrain.console import print_plain
 from posttrain.models import inherit
 from posttrain.models.adapter import keep_trained_in_float32
-from posttrain.training import additions
+from posttrain.training import trainer_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,9 +30,9 @@ class Parts:
     `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
     args make of its scores; `reward_weights` has its weight
-    first, then those of `rewards`. `weighted` says that pairs carry weights. `offered` is what else a trainer may take,
-    by the parameter that takes it. With `share_prompts` several answers to a prompt compute it once, where that is
-    exact.
+    first, then those of `rewards`. `weighted` says that pairs carry weights. `extra_arguments` are further arguments of
+    the trainer's constructor, by parameter. With `share_prompts` several answers to a prompt compute it once, where
+    that is exact.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Parts:
     reward_adjustment: Adjustment | None = None
     value_lora: LoraConfig | None = None
     weighted: bool = False
-    offered: dict[str, Any] = field(default_factory=dict)
+    extra_arguments: dict[str, Any] = field(default_factory=dict)
     share_prompts: bool = True
 
 
@@ -61,7 +61,7 @@ def build(kind: str, parts: Parts) -> Trainer:
     fine-tuning it is a second, frozen copy of the model.
     """
     from posttrain.training import labelled_positions, shared_prompts
-    from posttrain.training.reference import know_reference
+    from posttrain.training.reference import cache_reference
     from posttrain.training.resume import resumable
 
     chosen = trainers.of(kind)
@@ -73,12 +73,12 @@ def build(kind: str, parts: Parts) -> Trainer:
     names = list(parts.rewards)
     if parts.reward_adapter is not None and "reward_adapter" in chosen.parameters:
         names = [parts.reward_adapter[0], *names]
-    if chosen.rewarded and chosen.has("reward_weights"):
+    if chosen.takes_rewards and chosen.has("reward_weights"):
         args.setdefault("reward_weights", parts.reward_weights)
     moving = bool(parts.lora is not None and args.get("sync_ref_model"))
     if moving:
         args["sync_ref_model"] = False  # TRL refuses it with an adapter
-    loaded = _is_loaded_here(chosen, parts)
+    loaded = _loads_model_here(chosen, parts)
     init_kwargs = args.pop("model_init_kwargs") if loaded else {}
     args = options.as_typed(chosen.config, args)
     config = _load(chosen.config)(**args)  # before the model: it chooses this process's device
@@ -103,7 +103,7 @@ def build(kind: str, parts: Parts) -> Trainer:
         "reward_funcs": list(parts.rewards.values()),
         "reward_adapter": parts.reward_adapter and parts.reward_adapter[1],
         "value_peft_config": parts.value_lora,
-        **parts.offered,
+        **parts.extra_arguments,
     }
     trainer = resumable(_load(chosen.path))(
         **{name: value for name, value in given.items() if name in chosen.parameters}
@@ -112,26 +112,26 @@ def build(kind: str, parts: Parts) -> Trainer:
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
         trainer.reward_func_names = names
     if parts.reward_adjustment is not None:
-        from posttrain.rewards.model import OfPPO
+        from posttrain.rewards.model import AdjustedScore
 
-        trainer.reward_funcs[0] = OfPPO(trainer.reward_funcs[0], parts.reward_adjustment)
+        trainer.reward_funcs[0] = AdjustedScore(trainer.reward_funcs[0], parts.reward_adjustment)
     if parts.weighted:
-        pair_weights.weigh(trainer)
-    additions.keep_moving_teacher(trainer)
-    if chosen.rewarded:
-        _sample_plainly(trainer.model)
+        pair_weights.add_pair_weights(trainer)
+    trainer_arguments.continue_moving_teacher(trainer)
+    if chosen.takes_rewards:
+        _reset_generation_config(trainer.model)
     if chosen.is_a("KTOTrainer"):
-        _leave_out_single_rows(trainer)
+        _drop_single_row_batch(trainer)
     if parts.quantization is not None:
         keep_trained_in_float32(trainer.model)
     if parts.adapter is not None:
         if not chosen.scores:
-            inherit.add_reference(trainer.model)
-        inherit.put_adapter(trainer.model, parts.adapter)
+            inherit.add_reference_adapter(trainer.model)
+        inherit.load_parent_adapter(trainer.model, parts.adapter)
     if parts.share_prompts and kind in shared_prompts.KINDS and (reason := shared_prompts.share(trainer)):
-        tell(f"prompts  computed for each answer: {reason}")
+        print_plain(f"prompts  computed for each answer: {reason}")
     if kind == "dpo" and not moving:
-        know_reference(trainer)
+        cache_reference(trainer)
     if moving:
         from posttrain.training.moving_reference import MovingReference
 
@@ -149,7 +149,7 @@ def _load(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _is_loaded_here(kind: Kind, parts: Parts) -> bool:
+def _loads_model_here(kind: Kind, parts: Parts) -> bool:
     """Whether the model is loaded here: a trainer loads it by itself, unless an adapter goes on, or it cannot."""
     if kind.scores:
         # A reward model's adapter has a head beside it, so a new one is made, and gets the weights afterwards.
@@ -178,7 +178,7 @@ def _rendered(parts: Parts, rows: Dataset) -> Dataset:
     )
 
 
-def _sample_plainly(model: Any) -> None:
+def _reset_generation_config(model: Any) -> None:
     """Take out of a model's generation config all but its tokens.
 
     `generate` fills from it what TRL's own config leaves open (min_p, no_repeat_ngram_size, penalties), and samples
@@ -193,7 +193,7 @@ def _sample_plainly(model: Any) -> None:
             )
 
 
-def _leave_out_single_rows(trainer: Any) -> None:
+def _drop_single_row_batch(trainer: Any) -> None:
     """Leave out the row that a last micro-batch of KTO would have alone: it would be its own partner for the KL."""
     sizes = {"train_dataset": trainer.args.per_device_train_batch_size}
     sizes["eval_dataset"] = trainer.args.per_device_eval_batch_size
@@ -201,7 +201,7 @@ def _leave_out_single_rows(trainer: Any) -> None:
         rows = getattr(trainer, name)
         if rows is not None and hasattr(rows, "select") and size > 1 and len(rows) > 1 and len(rows) % size == 1:
             setattr(trainer, name, rows.select(range(len(rows) - 1)))
-            tell(
+            print_plain(
                 f"{name}: the last row would be alone in its micro-batch of {size}, and is left out: kto compares rows"
             )
 
@@ -212,10 +212,10 @@ def _labelled(parts: Parts) -> Parts:
 
     only = parts.args.get("assistant_only_loss")
     how = (parts.tokenizer, loss_mask.training_template(parts.tokenizer, only), only is False)
-    held_out = loss_mask.label(parts.eval, *how) if parts.eval is not None else None
+    held_out = loss_mask.tokenize_rows(parts.eval, *how) if parts.eval is not None else None
     # The labels are made, so TRL need not look for marks in a template.
     args = {**parts.args, "assistant_only_loss": False}
-    return replace(parts, train=loss_mask.label(parts.train, *how), eval=held_out, args=args)
+    return replace(parts, train=loss_mask.tokenize_rows(parts.train, *how), eval=held_out, args=args)
 
 
 def _loaded(parts: Parts, init_kwargs: dict[str, Any]) -> PreTrainedModel | PeftModel:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What the libraries say of memory that is not there, where they have no error of its own for it.
 SIGNS = ("can't allocate memory", "cannot allocate memory", "defaultcpuallocator", "out of memory", "std::bad_alloc")
-ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)")
+REQUESTED = re.compile(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)")
 UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -29,10 +29,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error).lower() for sign in SIGNS)
 
 
-def explained(error: BaseException, fix: str, at: str = "") -> str:
+def out_of_memory_message(error: BaseException, fix: str, at: str = "") -> str:
     """One message: how much was asked for, how much there is, what was being done, and what to change."""
-    found = ASKED.search(str(error))
-    asked = f"{size(float(found[1]) * UNITS[found[2]])} were asked for, " if found else ""
+    found = REQUESTED.search(str(error))
+    asked = f"{format_bytes(float(found[1]) * UNITS[found[2]])} were asked for, " if found else ""
     return f"out of memory{at and f' in {at}'}: {asked}{available(error)}; {fix}"
 
 
@@ -42,12 +42,12 @@ def available(error: BaseException | None = None) -> str:
 
     if torch.cuda.is_available() and not isinstance(error, MemoryError):
         free, total = torch.cuda.mem_get_info()
-        return f"{size(free)} of {size(total)} are free on {torch.cuda.get_device_name()}"
-    free, total = machine()
-    return f"{size(free)} of {size(total)} are free on this machine"
+        return f"{format_bytes(free)} of {format_bytes(total)} are free on {torch.cuda.get_device_name()}"
+    free, total = machine_memory()
+    return f"{format_bytes(free)} of {format_bytes(total)} are free on this machine"
 
 
-def machine() -> tuple[int, int]:
+def machine_memory() -> tuple[int, int]:
     """Bytes of memory that are free and that there are, within the limits that this process has."""
     import resource
 
@@ -75,7 +75,7 @@ def _group_limit() -> int | None:
     return None
 
 
-def batch(inputs: Any) -> str:
+def describe_batch(inputs: Any) -> str:
     """Rows and length of the longest tensor of a batch, in words; empty where it holds none."""
     values = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, list) else []
     shapes = [value.shape for value in values if getattr(value, "ndim", 0) >= 2]
@@ -85,7 +85,7 @@ def batch(inputs: Any) -> str:
     return f", a batch of {len(inputs)} rows" if isinstance(inputs, list) and inputs else ""
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= bytes_:
             return f"{count / bytes_:.1f} {unit}"
@@ -93,7 +93,7 @@ def size(count: float) -> str:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedMemory:
     """Bytes that a training takes whatever its batch is, by what takes them; activations come on top."""
 
     parts: dict[str, float]
@@ -103,15 +103,17 @@ class Fixed:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        named = ", ".join(f"{name} {size(value)}" for name, value in self.parts.items() if value > 0.01 * self.total)
-        return f"{size(self.total)} ({named}), and activations"
+        named = ", ".join(
+            f"{name} {format_bytes(value)}" for name, value in self.parts.items() if value > 0.01 * self.total
+        )
+        return f"{format_bytes(self.total)} ({named}), and activations"
 
 
 # Numbers, of the parameters' own type, that an optimizer keeps for each of them; AdamW's are two moments.
 STATES = (("adafactor", 0.1), ("adamw", 2), ("lion", 1), ("sgd", 0), ("rmsprop", 1), ("adagrad", 1))
 
 
-def fixed(run: Run, precision: Precision, parameters: tuple[int, int]) -> Fixed:
+def fixed_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> FixedMemory:
     """What weights, gradients, optimizer and a reference of its own take; `parameters` are (all, trained)."""
     total, trained = parameters
     args, full = run.trainer.args, run.peft.method == "none"
@@ -119,7 +121,7 @@ def fixed(run: Run, precision: Precision, parameters: tuple[int, int]) -> Fixed:
     each = bits / 8 if bits else {"float32": 4, "bfloat16": 2, "float16": 2}[precision.dtype]
     own = each if full else 4  # an adapter is trained in float32
     sharded, optimizer_sharded = _sharding(args)
-    return Fixed(
+    return FixedMemory(
         {
             "weights": ((total - trained) * each + trained * own) / sharded,
             "gradients": trained * own / sharded,

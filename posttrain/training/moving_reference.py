@@ -22,7 +22,7 @@ class MovingReference(TrainerCallback):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         self.model, self.alpha, self.steps = model, alpha, steps
-        inherit.add_reference(model)
+        inherit.add_reference_adapter(model)
         set_peft_model_state_dict(model, get_peft_model_state_dict(model), adapter_name="ref")
 
     @torch.no_grad()

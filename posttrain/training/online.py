@@ -27,7 +27,7 @@ def check(run: Run) -> list[str]:
     """A reward, batches that hold whole groups, and what PPO's roles need; nothing heavy is imported."""
     errors = []
     kind = trainers.of(run.trainer.kind)
-    if kind.rewarded and not run.reward:
+    if kind.takes_rewards and not run.reward:
         named = ", ".join(sorted(p.stem for p in (ROOT / "conf" / "reward").glob("*.yaml")))
         errors.append(
             f"reward: {kind.name} needs one; choose reward={named}, "
@@ -92,7 +92,7 @@ def shared_reward(run: Run) -> tuple[str, str] | None:
     For GRPO and RLOO it is one only where its base is the policy's; for PPO another base is an error of `check_ppo`. In
     full fine-tuning there is none: the base changes.
     """
-    if not trainers.of(run.trainer.kind).rewarded or run.peft.method == "none":
+    if not trainers.of(run.trainer.kind).takes_rewards or run.peft.method == "none":
         return None
     for name, entry in run.reward.items():
         if entry.model is not None and entry.shared:

@@ -71,7 +71,7 @@ def check(config: Any) -> None:
         )
 
 
-def weigh(trainer: Any) -> None:
+def add_pair_weights(trainer: Any) -> None:
     """Make TRL's reward or DPO trainer weigh pairs by their column."""
     trainer.data_collator = Collator(trainer.data_collator)
     trainer._set_signature_columns_if_needed()

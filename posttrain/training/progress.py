@@ -11,7 +11,7 @@ from rich.table import Column
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
-from posttrain.console import console, reporting, tell
+from posttrain.console import call_while_slow, console, print_plain
 
 # What is worth a place on the bar, in this order: trainer metric -> short name.
 SHOWN = {
@@ -92,7 +92,7 @@ class ProgressBar(TrainerCallback):
             _shown.remove(self.bar)
             self.bar = None
 
-    def watch(self, trainer: Any) -> None:
+    def show_evaluations(self, trainer: Any) -> None:
         """Show evaluations of `trainer`, too."""
         evaluate = trainer.evaluation_loop
 
@@ -144,7 +144,7 @@ class Phase:
 
     def __enter__(self) -> Phase:
         if not console.is_terminal:
-            self.stack.enter_context(reporting(self._say))
+            self.stack.enter_context(call_while_slow(self._say))
             return self
         # A run's own bar is shown already, and there is one live display at a time.
         self.bar = _shown[-1] if _shown else self.stack.enter_context(_bar(transient=True))
@@ -163,7 +163,7 @@ class Phase:
     def _say(self) -> None:
         each = (time.monotonic() - self.started) / max(self.done, 1)
         left = f", about {_duration(each * (self.total - self.done))} left" if self.done else ""
-        tell(f"{self.label} ...{left}")
+        print_plain(f"{self.label} ...{left}")
 
 
 class Counter:

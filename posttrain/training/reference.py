@@ -33,7 +33,7 @@ def is_policy(trainer: Any) -> bool:
     return bool(ends) and config.lora_bias is False and not any(weight.any() for weight in ends)
 
 
-class KnownReference:
+class CachedReference:
     """Makes the evaluations of a DPO trainer compute the reference of each batch once, at the first of them.
 
     Where it is the policy, even that is the policy's own pass.
@@ -52,7 +52,7 @@ class KnownReference:
         key = hashlib.sha256()
         for name in ("input_ids", "completion_mask"):
             key.update(str(tuple(inputs[name].shape)).encode() + inputs[name].cpu().numpy().tobytes())
-        with _computed_once(_backbones(trainer)) if is_policy(trainer) else nullcontext():
+        with _share_forward(_backbones(trainer)) if is_policy(trainer) else nullcontext():
             if key.digest() not in self.known:
                 self.known[key.digest()] = trainer.compute_ref_log_probs(trainer.ref_model or model, inputs)
             chosen, rejected = self.known[key.digest()]
@@ -64,10 +64,10 @@ class KnownReference:
                 trainer.precompute_ref_logps = False
 
 
-def know_reference(trainer: Any) -> None:
-    """Apply `KnownReference`, unless the reference follows the policy (`sync_ref_model`)."""
+def cache_reference(trainer: Any) -> None:
+    """Apply `CachedReference`, unless the reference follows the policy (`sync_ref_model`)."""
     if not trainer.args.sync_ref_model:
-        KnownReference(trainer)
+        CachedReference(trainer)
 
 
 def _backbones(trainer: Any) -> list[Any]:
@@ -81,7 +81,7 @@ def _backbones(trainer: Any) -> list[Any]:
 
 
 @contextmanager
-def _computed_once(backbones: list[Any]) -> Iterator[None]:
+def _share_forward(backbones: list[Any]) -> Iterator[None]:
     """Within, these backbones, of equal weights, answer the same tensor of token ids with what the first answered."""
     known: dict[int, tuple[Any, Any]] = {}
     forwards = [backbone.forward for backbone in backbones]

@@ -73,7 +73,7 @@ def resumable(trainer: type) -> Any:
 
 
 class Resumable(_Trainer):
-    """Mixed into a trainer; `watch` before `train`."""
+    """Mixed into a trainer; `attach` before `train`."""
 
     # The trainer's own.
     _step: int
@@ -99,7 +99,7 @@ class Resumable(_Trainer):
     _began = 0.0
     _seconds_before = 0.0
 
-    def watch(self, records: Sequence[Path], measures: Sequence[Any], signals: Signals) -> None:
+    def attach(self, records: Sequence[Path], measures: Sequence[Any], signals: Signals) -> None:
         """Keep the files `records` in step with checkpoints, call `measures` at step ends, and obey `signals`."""
         self.records, self.measures, self.signals = records, measures, signals
         self.add_callback(_Boundaries(self))
@@ -107,10 +107,10 @@ class Resumable(_Trainer):
     def stop(self, save: bool = True) -> None:
         """End training as soon as it can go on from there; with `save=False` at once, and nothing is saved any more."""
         self.stop_asked = save and self.stop_asked is not False
-        self.control.should_training_stop |= self._stops_here
+        self.control.should_training_stop |= self._stops_now
 
     @property
-    def _stops_here(self) -> bool:
+    def _stops_now(self) -> bool:
         if self.stop_asked is None or self.state.global_step >= self.state.max_steps:
             return False
         return not self.stop_asked or (self.state.global_step > 0 and not self.within_generation)
@@ -136,7 +136,7 @@ class Resumable(_Trainer):
             return False
         return bool(self._step % (args.steps_per_generation * getattr(args, "num_iterations", 1)))
 
-    def _kept(self, mode: str) -> dict[str, list[float]]:
+    def _metrics_to_log(self, mode: str) -> dict[str, list[float]]:
         """What the trainer keeps for its next log, under the name that it has in TRL's stable or older trainers."""
         if (found := getattr(self, "stats", None)) is not None:  # of training alone
             return found if mode == "train" else {}
@@ -151,7 +151,7 @@ class Resumable(_Trainer):
         if self._interrupted and self.accelerator.num_processes == 1:
             raise Interrupted
 
-    def heed_signals(self) -> None:
+    def stop_on_signal(self) -> None:
         """Take a signal to any of the processes for a wish to stop."""
         if self.accelerator.num_processes > 1:
             flag = torch.tensor([float(bool(self.signals.number))], device=self.accelerator.device)
@@ -181,44 +181,44 @@ class Resumable(_Trainer):
             self.pending = Pending(True, evaluate, last, norm, learning_rate)
         elif self._interrupted:
             self.stop()
-            if self._stops_here:
+            if self._stops_now:
                 self._save_checkpoint(model, trial)
             return  # the epoch's end is left to the process that goes on
         elif not (control.should_log or evaluate or save):
             return
-        self._mark()
+        self._note_record_sizes()
         self.control.should_evaluate = self.control.should_save = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
-        self._mark()
+        self._note_record_sizes()
         try:
             self._measure_at_step()
-            if evaluate and not self._stops_here and not self._interrupted:
+            if evaluate and not self._stops_now and not self._interrupted:
                 self.control.should_evaluate, self.control.should_save = True, save
                 super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
                 save = False
             if not first:
                 self.pending = replace(self.pending, epoch_end=False)
         except Interrupted:
-            self._kept("eval").clear()
+            self._metrics_to_log("eval").clear()
             self.stop()
             save = True
-        if self._stops_here or save:
-            self.control.should_training_stop |= self._stops_here
+        if self._stops_now or save:
+            self.control.should_training_stop |= self._stops_now
             self.control.should_evaluate, self.control.should_save = False, self.stop_asked is not False
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
         self.control.should_save = False
-        self.note_step_end()
+        self.remember_step_end()
 
     def _measure_at_step(self) -> None:
         if not self.pending.measure:
             return
         for measure in self.measures:
             self.doing = f"the probe, after step {self.state.global_step}"
-            if not self._stops_here and not self._interrupted:
+            if not self._stops_now and not self._interrupted:
                 measure.at_step(self.args, self.state, self.control)
-        self.pending.measure = self._stops_here or self._interrupted
+        self.pending.measure = self._stops_now or self._interrupted
         if not self.pending.measure:
-            self._mark()
+            self._note_record_sizes()
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         if skip_scheduler and self.state.global_step > 0:
@@ -227,7 +227,7 @@ class Resumable(_Trainer):
         self.pending.evaluate = False
         if self._at_epoch_end:
             self.pending.epoch_end = False
-        self._mark()
+        self._note_record_sizes()
         return metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -235,11 +235,11 @@ class Resumable(_Trainer):
             return super().evaluate(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.doing = f"training, after step {self.state.global_step}{memory.batch(inputs)}"
+        self.doing = f"training, after step {self.state.global_step}{memory.describe_batch(inputs)}"
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.doing = f"the evaluation, after step {self.state.global_step}{memory.batch(inputs)}"
+        self.doing = f"the evaluation, after step {self.state.global_step}{memory.describe_batch(inputs)}"
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -251,7 +251,7 @@ class Resumable(_Trainer):
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
         if self._interrupted:
             raise Interrupted
-        self._mark()
+        self._note_record_sizes()
         self._before_the_end = self._progress()
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
@@ -268,7 +268,7 @@ class Resumable(_Trainer):
 
     # Checkpoints
 
-    def save_where_it_stands(self) -> bool:
+    def save_last_step_end(self) -> bool:
         """A checkpoint of the last step's end, after a signal or a reward ended what followed; whether there is one.
 
         Of several processes none may save alone.
@@ -285,7 +285,7 @@ class Resumable(_Trainer):
         self._save_checkpoint(self.model_wrapped, None)
         return self._saved_step == step
 
-    def note_step_end(self) -> None:
+    def remember_step_end(self) -> None:
         """Remember this moment: what follows it may fail."""
         self._step_begun = None
         if hasattr(self.args, "steps_per_generation"):
@@ -324,7 +324,7 @@ class Resumable(_Trainer):
 
             save_model(self.accelerator.unwrap_model(self.ref_model), str(Path(output_dir) / REFERENCE))
 
-    def _mark(self) -> None:
+    def _note_record_sizes(self) -> None:
         """Note how long the records are: what is written from here on is written again after a stop."""
         self._sizes = {path.name: path.stat().st_size if path.is_file() else 0 for path in self.records}
 
@@ -335,7 +335,7 @@ class Resumable(_Trainer):
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "metrics": {name: [float(v) for v in values] for name, values in self._kept("train").items()},
+            "metrics": {name: [float(v) for v in values] for name, values in self._metrics_to_log("train").items()},
             "tokens": getattr(self, "_total_train_tokens", 0),
             "training": bool(
                 getattr(self.model, "training", True)
@@ -343,13 +343,13 @@ class Resumable(_Trainer):
             "seconds": self._seconds_before + time.time() - self._began,
         }
 
-    def take_up(self) -> None:
+    def restore_progress(self) -> None:
         """Remember what the process before knew, and end the step that it left unfinished."""
         self._began = time.time()
         source = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         path = source / _progress_file(self.args.process_index)
         if self.state.global_step == 0 or not path.is_file():
-            self._mark()
+            self._note_record_sizes()
             return
         known = json.loads(path.read_text(encoding="utf-8"))
         self._saved_step = self.state.global_step
@@ -361,7 +361,7 @@ class Resumable(_Trainer):
         if hasattr(self, "_total_train_tokens"):
             self._total_train_tokens = known["tokens"]
         for name, values in known["metrics"].items():
-            self._kept("train")[name] = list(values)
+            self._metrics_to_log("train")[name] = list(values)
         if (source / REFERENCE).is_file():
             from safetensors.torch import load_model
 
@@ -369,20 +369,20 @@ class Resumable(_Trainer):
         if self.model is not None:
             self.model.train(known.get("training", True))
         self.pending = Pending(**known["pending"])
-        self._mark()
+        self._note_record_sizes()
         self._end_step()
 
     def _end_step(self) -> None:
         pending, control = self.pending, self.control
         try:
             self._measure_at_step()
-            if pending.evaluate and not self._stops_here:
+            if pending.evaluate and not self._stops_now:
                 metrics = self._evaluate(None, None)
                 self._determine_best_metric(metrics=metrics, trial=None)
         except Interrupted:
-            self._kept("eval").clear()
+            self._metrics_to_log("eval").clear()
             raise
-        if pending.epoch_end and not self._stops_here:
+        if pending.epoch_end and not self._stops_now:
             self._at_epoch_end = True
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, control)
             self._maybe_log_save_evaluate(
@@ -399,8 +399,8 @@ class _Boundaries(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.take_up()
-        self.trainer.note_step_end()
+        self.trainer.restore_progress()
+        self.trainer.remember_step_end()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Accelerate does not reach the sampler of a resumed epoch when several processes share the batches.
@@ -413,7 +413,7 @@ class _Boundaries(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._step_begun = None
         self.trainer._at_epoch_end = False
-        self.trainer.heed_signals()
+        self.trainer.stop_on_signal()
         if self.trainer._save_later and not self.trainer.within_generation:
             control.should_save = True
 

@@ -18,7 +18,7 @@ def schedule(run: Run, rows: int) -> tuple[int, int, int]:
     if trainers.is_ppo(run):
         minibatches = args.get("num_mini_batches", 1)
         batch, per_rollout = batch * minibatches, args.get("num_ppo_epochs", 4) * minibatches
-    if kind.prompted and kind.generations is not None:
+    if kind.samples_completions and kind.generations is not None:
         # A row is repeated num_generations times, so a step sees fewer of them.
         batch = max(batch // args.get("num_generations", kind.generations), 1)
     steps = args.get("max_steps", -1)

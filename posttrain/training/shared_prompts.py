@@ -24,7 +24,7 @@ def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
     several = kind == "ppo" and (args.get("num_generations") or 1) > 1
     if kind not in ANSWERS and not several:
         return None
-    reason = shared_prompt.obstacle(config, attention)
+    reason = shared_prompt.unsupported_reason(config, attention)
     noise = run.peft.method == "lora" and run.peft.lora.get("lora_dropout")
     if not run.trainer.share_prompts:
         reason = "trainer.share_prompts=false"

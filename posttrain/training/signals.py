@@ -45,7 +45,21 @@ class Signals:
         self._before = {}
 
 
-class Ending(Signals):
+class StopOnSignal(Signals):
+    """While entered, the first SIGTERM or SIGINT is noted for the training to act on; a second one ends the process.
+
+    Transformers' own `enable_jit_checkpoint` saves in the middle of a step, from where a run cannot continue exactly.
+    """
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        self._restore()
+        # Not `print`: the signal may have come in the middle of one. A step of a large model takes its time.
+        message = f"{self.signal}: the run stops at the next step it can resume from; send it again to stop at once"
+        os.write(2, f"\n{message}\n".encode())
+
+
+class ExitOnSignal(Signals):
     """While entered, the first SIGTERM or SIGINT ends the process with one line and 143 or 130, a second one at once.
 
     For everything but the work itself (importing, loading, saving), which notes signals in its own way.

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from posttrain.config.schema import TrackingConfig
-from posttrain.console import tell
+from posttrain.console import print_plain
 from posttrain.runs.metrics import read
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Tracker:
             "comet": self._start_comet,
         }
         if config.backend != "none":
-            self._guard(lambda: start[config.backend](config, run_config, config.group or group))
+            self._without_failing(lambda: start[config.backend](config, run_config, config.group or group))
 
     @property
     def report_to(self) -> str:
@@ -68,7 +68,7 @@ class Tracker:
             elif self.backend == "mlflow" or self.backend == "comet":
                 self._writer.log_metrics(metrics, step=step)
 
-        self._guard(send)
+        self._without_failing(send)
 
     def table(self, name: str, rows: list[dict[str, Any]], step: int) -> None:
         """A table of samples, one row per completion, in W&B; elsewhere `samples.jsonl` holds it."""
@@ -82,7 +82,7 @@ class Tracker:
                 wandb.log({name: wandb.Table(columns=columns, data=data), "train/global_step": step})
 
         if rows:
-            self._guard(send)
+            self._without_failing(send)
 
     def alert(self, title: str, text: str) -> None:
         """A message that W&B sends to whom the run belongs; elsewhere the console and `run.json` have it."""
@@ -94,7 +94,7 @@ class Tracker:
                 assert wandb.run is not None
                 wandb.run.alert(title=title, text=text, level="WARN")
 
-        self._guard(send)
+        self._without_failing(send)
 
     def finish(self) -> None:
         """End the run, so that the next job of a sweep gets one of its own."""
@@ -115,9 +115,9 @@ class Tracker:
             elif self.backend == "comet":
                 self._writer.end()
 
-        self._guard(end)
+        self._without_failing(end)
 
-    def _guard(self, action: Callable[[], None]) -> None:
+    def _without_failing(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # a tracker's trouble, of whatever class, must not end a training
@@ -157,7 +157,7 @@ class Tracker:
             wandb.init(mode=mode, **options)
         assert wandb.run is not None
         if mode == "online" and wandb.run.url:
-            tell(f"tracking {wandb.run.url}")
+            print_plain(f"tracking {wandb.run.url}")
         offline = f"{Path(wandb.run.dir).parent} (offline; `wandb sync` sends it)"
         self.where = (wandb.run.url or offline) if mode == "online" else offline
         from posttrain.training import wandb_file
@@ -165,12 +165,12 @@ class Tracker:
         for point in wandb_file.missing(self._run_dir, read(self._run_dir / "metrics.jsonl")):
             wandb.log(point)
 
-    def guard(self, trainer: Any) -> None:
+    def isolate_callback(self, trainer: Any) -> None:
         """Keep what goes wrong in Transformers' callback of the backend from ending the training."""
         chain = trainer.callback_handler.callbacks
         for i, callback in enumerate(chain):
             if type(callback).__name__ in TRACKERS:
-                chain[i] = _Guarded(callback, self)
+                chain[i] = _IsolatedCallback(callback, self)
 
     def _start_trackio(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
         import trackio
@@ -219,7 +219,7 @@ def _wandb_mode() -> str:
         return "offline"
 
 
-class _Guarded(TrainerCallback):
+class _IsolatedCallback(TrainerCallback):
     """Transformers' callback of a tracker, until the tracker fails.
 
     `Tracker` starts and ends a Trackio run: the callback would start it anew, in a project of its own choice, and end
@@ -232,17 +232,17 @@ class _Guarded(TrainerCallback):
             vars(callback)["_initialized"] = True
 
 
-def _guarded(event: str) -> Callable[..., None]:
-    def call(self: _Guarded, *args: Any, **kwargs: Any) -> None:
+def _isolated(event: str) -> Callable[..., None]:
+    def call(self: _IsolatedCallback, *args: Any, **kwargs: Any) -> None:
         trackio = type(self.callback).__name__ == "TrackioCallback"
         if self.tracker.backend != "none" and not (trackio and event == "on_train_end"):
-            self.tracker._guard(lambda: getattr(self.callback, event)(*args, **kwargs))
+            self.tracker._without_failing(lambda: getattr(self.callback, event)(*args, **kwargs))
 
     return call
 
 
 for _event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
-    setattr(_Guarded, _event, _guarded(_event))
+    setattr(_IsolatedCallback, _event, _isolated(_event))
 
 
 def _tags(run_config: dict[str, Any]) -> list[str]:

@@ -509,7 +509,7 @@ def test_bad_input_ends_before_the_server_starts(tmp_path, monkeypatch, capsys, 
 def test_missing_libraries_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "NEEDED", {"no_such_module": "no-such-package", "json": "json"})
     assert command.main(["d.jsonl", "--out", "x.jsonl"]) == 1
-    assert "no-such-package not installed: " + extras.install("annotate") in capsys.readouterr().err
+    assert "no-such-package not installed: " + extras.install_command("annotate") in capsys.readouterr().err
 
 
 def test_ports_and_processes(tmp_path, monkeypatch, capsys):
@@ -521,7 +521,7 @@ def test_ports_and_processes(tmp_path, monkeypatch, capsys):
         assert other.getsockname()[1] != taken
         assert command.main(["d.jsonl", "--out", "x.jsonl", "--port", str(taken)]) == 1
         assert f"--port={taken}: Address already in use; choose another" in capsys.readouterr().err
-    with serve.claim(tmp_path / "x.jsonl"):
+    with serve.exclusive_access(tmp_path / "x.jsonl"):
         assert command.main(["d.jsonl", "--out", "x.jsonl"]) == 1
         assert "another process is asking for these answers" in capsys.readouterr().err
 

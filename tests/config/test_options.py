@@ -91,7 +91,7 @@ def test_every_dpo_loss_type_the_library_documents_is_listed():
         ({"train_sampling_strategy": "x"}, "choose from random, sequential"),
     ],
 )
-def test_a_wrong_option_gets_path_value_and_mend(given, said):
+def test_a_wrong_option_gets_path_value_and_fix(given, said):
     (error,) = options.check("trl.DPOConfig", given, "trainer.args")
     assert said in error
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import posttrain
-from posttrain.config import places
+from posttrain.config import paths_and_secrets
 from posttrain.config.schema import Run
-from posttrain.console import SafeConsole, complain, printable
+from posttrain.console import SafeConsole, print_error, printable
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.runs import lineage
@@ -22,21 +22,21 @@ from tests.helpers.runs import compose
 def test_a_name_stays_one_component_of_a_path(name):
     run = Run(name=name)
     run.trainer.kind = "sft"
-    (error,) = places.check(run)
+    (error,) = paths_and_secrets.check(run)
     assert error.startswith("name=")
     assert error.isprintable()
 
 
 @pytest.mark.parametrize("name", ["dpo_smollm2", "run-1.5", "a", "größe", "llama+dpo", "7b"])
 def test_ordinary_names_pass(name):
-    assert places.check(Run(name=name)) == []
+    assert paths_and_secrets.check(Run(name=name)) == []
 
 
 def test_an_output_dir_that_is_none(tmp_path):
     (tmp_path / "file").touch()
     for path, said in (("/dev/null", "is a file"), (str(tmp_path / "file" / "x"), "is a file"), ("", "the path of a")):
-        assert said in places.check(Run(output_dir=path))[0]
-    assert places.check(Run(output_dir=str(tmp_path / "new" / "deeper"))) == []
+        assert said in paths_and_secrets.check(Run(output_dir=path))[0]
+    assert paths_and_secrets.check(Run(output_dir=str(tmp_path / "new" / "deeper"))) == []
 
 
 def test_a_name_is_refused_before_anything_is_written(tmp_path):
@@ -64,7 +64,7 @@ def test_a_name_is_refused_before_anything_is_written(tmp_path):
     ],
 )
 def test_a_secret_is_known_by_likeness(settings):
-    (error,) = places.secrets(settings)
+    (error,) = paths_and_secrets.secrets(settings)
     assert "a secret does not belong in a config" in error
 
 
@@ -79,13 +79,13 @@ def test_no_false_alarms():
     }
     fine |= {"stop_token": "x", "image_token": "x", "tokenizer": "x", "key_env": "OPENAI_API_KEY", "token": None}
     fine |= {"boi_token": "<boi>", "text_tokens": 256, "endpoint": "http://host:8000/v1", "path": "sk-learn/data"}
-    assert places.secrets({"a": fine}) == []
+    assert paths_and_secrets.secrets({"a": fine}) == []
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\rb", "\x07", "\x9b31m", "\u202egnp.exe", "\u2066", "\ud800", "\x7f"])
 def test_nothing_that_steers_a_terminal_is_printed(text, capsys):
     SafeConsole(force_terminal=False).print(text, markup=False)
-    complain(text)
+    print_error(text)
     printed = capsys.readouterr()
     for said in (printed.out, printed.err, printable(text)):
         assert not set(text) - set("abnp.exeg[2J31m") & set(said), "the character itself"

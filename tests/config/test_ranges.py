@@ -9,7 +9,7 @@ from posttrain.config import combinations, options, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
-from posttrain.training import online, rehearsal
+from posttrain.training import library_checks, online
 from tests.helpers.runs import compose
 
 CPU = {"use_cpu": True, "bf16": False}
@@ -28,7 +28,7 @@ def refused(kind, args):
     run = Run()
     run.trainer.kind, run.trainer.args = kind, args
     errors = options.check(KINDS[kind].config, args, "trainer.args", preflight.RESERVED)
-    return errors + combinations.check(run) + (online.check(run) if KINDS[kind].prompted else [])
+    return errors + combinations.check(run) + (online.check(run) if KINDS[kind].samples_completions else [])
 
 
 def test_every_number_of_every_class_has_a_range():
@@ -65,7 +65,7 @@ def test_what_the_library_refuses_is_refused_before_it_loads(kind):
             if refused(kind, {name: value}):
                 continue
             try:
-                rehearsal.rehearse(kind, {**CPU, name: value})
+                library_checks.check_with_libraries(kind, {**CPU, name: value})
             except PosttrainError as error:
                 missed.append(f"{name}={value}: {error}")
     assert not missed, "the library refuses what posttrain/config/ranges.py lets pass"

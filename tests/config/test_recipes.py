@@ -84,7 +84,7 @@ def test_recipe_trains_on_its_own_data(train, name: str):
     recipe = compose(f"+recipe={name}")[0]
     if recipe.trainer.teacher.model:
         options.append("trainer.teacher.model=embedded:tiny")  # a teacher must know the tokens of its student
-    if trainers.of(recipe.trainer.kind).prompted:
+    if trainers.of(recipe.trainer.kind).samples_completions:
         options += ["trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"]
     else:
         options.append("trainer.args.max_length=2048")  # the tiny model's tokens are bytes
@@ -107,7 +107,7 @@ REQUIRED = {
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_group_option_composes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("posttrain.extras.absent", lambda *modules: [])  # not every tracker is installed here
+    monkeypatch.setattr("posttrain.extras.missing_modules", lambda *modules: [])  # not every tracker is installed here
     (tmp_path / "grader.json").write_text(
         '{"type": "string_check", "operation": "like", "input": "{{ sample.output_text }}", "reference": "yes"}'
     )
@@ -115,9 +115,9 @@ def test_every_group_option_composes(path: Path, tmp_path: Path, monkeypatch: py
     choices = {"trainer": "sft", "model": "tiny", "data": "squad", path.parent.name: path.stem}
     overrides = [f"{group}={choice}" for group, choice in choices.items()]
     kind = trainers.of({"simpo": "cpo"}.get(choices["trainer"], choices["trainer"]))
-    if kind.rewarded:
+    if kind.takes_rewards:
         overrides.append("reward=length")
-    if kind.taught:
+    if kind.has_teacher:
         overrides.append("trainer.teacher.model=embedded:tiny")
     if choices["trainer"] == "ppo":
         overrides.append("peft=lora")

@@ -212,7 +212,9 @@ def test_the_mask_is_that_of_trl_where_it_has_one(family: str, row: dict[str, An
     run, _ = compose("trainer=sft", "model=tiny", "data.path=x.jsonl")
     run.trainer.args = {"assistant_only_loss": True}
     theirs = sequences.prepare(run, tokenizer, Dataset.from_list([row]), None)[0]
-    ours = loss_mask.labelled(tokenizer, row["messages"], None, loss_mask.training_template(tokenizer, True))
+    ours = loss_mask.tokenize_conversation(
+        tokenizer, row["messages"], None, loss_mask.training_template(tokenizer, True)
+    )
     assert ours["input_ids"] == theirs["input_ids"]
     assert ours["labels"] == theirs["labels"]
 
@@ -249,7 +251,7 @@ def test_options_of_the_template_reach_it_and_tools_are_said_where_none_shows():
 
 def test_the_plan_says_what_becomes_of_the_rows():
     path = write({**PAIR, "note": 1, "labels": [1], "prompt_ids": [2]}, {"prompt": 3}, {**PAIR, "prompt": "3+3?"})
-    lines = loaded(path, "dpo", "qwen3", on_error="skip")[0].lines()
+    lines = loaded(path, "dpo", "qwen3", on_error="skip")[0].describe()
     assert lines["rows"] == "3 read, 1 skipped, 0 held out, 2 trained on"
     assert lines["unused"] == "columns labels, prompt_ids"
 
@@ -292,8 +294,8 @@ def test_tokens_without_an_embedding_and_attention_that_an_architecture_lacks():
     with pytest.raises(PosttrainError, match=r"2 tokens beyond the \d+ rows of the model's embedding"):
         tokenizers.check_size(tokenizer, run.model, LlamaConfig(vocab_size=len(tokenizer) - 2))
     tokenizers.check_size(tokenizer, run.model, LlamaConfig(vocab_size=len(tokenizer) + 64))
-    assert architecture.attention(BloomConfig(), "sdpa", False) == "eager"
-    assert architecture.attention(LlamaConfig(), "sdpa", True) == "sdpa"
+    assert architecture.attention_implementation(BloomConfig(), "sdpa", False) == "eager"
+    assert architecture.attention_implementation(LlamaConfig(), "sdpa", True) == "sdpa"
 
 
 def test_the_error_that_names_the_cure_comes_first(monkeypatch: pytest.MonkeyPatch):
@@ -320,10 +322,10 @@ def test_no_row_of_kto_is_alone_and_sampling_is_not_shaped_by_the_model():
     rows = Dataset.from_list([{"n": n} for n in range(17)])
     args = SimpleNamespace(per_device_train_batch_size=4, per_device_eval_batch_size=5)
     trainer = SimpleNamespace(args=args, train_dataset=rows, eval_dataset=rows)
-    build._leave_out_single_rows(trainer)
+    build._drop_single_row_batch(trainer)
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (16, 17)
     model = torch.nn.Linear(1, 1)
     model.generation_config = GenerationConfig(min_p=0.5, no_repeat_ngram_size=2, eos_token_id=[1, 2], pad_token_id=0)
-    build._sample_plainly(model)
+    build._reset_generation_config(model)
     plain = model.generation_config
     assert (plain.min_p, plain.no_repeat_ngram_size, plain.eos_token_id) == (None, None, [1, 2])

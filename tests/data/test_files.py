@@ -65,7 +65,7 @@ def test_compressed_files(suffix: str, tmp_path: Path):
 def test_zst_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "d.jsonl.zst").write_bytes(b"")
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
-    assert files.check("d.jsonl.zst") == f"d.jsonl.zst: needs the library zstandard: {extras.install('zstd')}"
+    assert files.check("d.jsonl.zst") == f"d.jsonl.zst: needs the library zstandard: {extras.install_command('zstd')}"
 
 
 @pytest.mark.parametrize(

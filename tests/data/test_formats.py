@@ -214,7 +214,7 @@ def test_rows_become_what_the_trainer_takes(name: str):
         assert all(row in found for row in expected)
     else:
         assert found[: len(expected)] == expected
-    assert data.lines()["format"].startswith(format_)
+    assert data.describe()["format"].startswith(format_)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -242,7 +242,7 @@ def test_the_format_can_be_named(tmp_path: Path):
     assert load(DataConfig(path=str(path), eval_size=0), "sft").source["parts"][""]["format"] == "trl"
     named = load(DataConfig(path=str(path), eval_size=0, format="openai"), "sft")
     assert named.source["parts"][""]["detected"] is False
-    assert named.lines()["format"].startswith("openai (data.format)")
+    assert named.describe()["format"].startswith("openai (data.format)")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_format_that_the_trainer_cannot_learn_from(name: str, kind: str, serve
 def test_pairs_of_a_prompt_weigh_one_together():
     data = load(config("ultrafeedback"), "dpo")
     assert data.train["weight"][:] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
-    assert data.lines()["pairs"] == "weighted by their column weight, 0.333 to 1 in the first rows"
+    assert data.describe()["pairs"] == "weighted by their column weight, 0.333 to 1 in the first rows"
     one = load(config("ultrafeedback", pairs="one"), "dpo")
     assert [row["prompt"][0]["content"] for row in one.train] == ["Name a fruit.", "Count to three."]
     assert one.train["weight"][:] == [1.0, 1.0]
@@ -390,7 +390,7 @@ SAID = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
         ),
     ],
 )
-def test_what_is_nearly_right_is_told_the_mend(file: str, text: Any, kind: str, said: str):
+def test_what_is_nearly_right_is_told_the_fix(file: str, text: Any, kind: str, said: str):
     Path(file).write_text(text if isinstance(text, str) else json.dumps(text) + "\n")
     with pytest.raises(PosttrainError) as error:
         load(DataConfig(path=file, eval_size=0), kind)

@@ -86,13 +86,13 @@ def ask() -> dict[str, Any]:
 
 
 def watch() -> list[str]:
-    """What a log file hears of two downloads, a model's and a data set's, each in a block of `console.working`."""
+    """What a log file hears of two downloads, a model's and a data set's, each in a block of `console.show_status`."""
     import io
     import re
 
     from posttrain import console
 
-    console.PATIENCE = console.NEWS = 0.01
+    console.SLOW_SECONDS = console.REPORT_SECONDS = 0.01
     console.quiet_libraries()
     log = io.StringIO()
     out = console.SafeConsole(file=log, width=100)
@@ -100,9 +100,9 @@ def watch() -> list[str]:
     from huggingface_hub import constants, snapshot_download
 
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
-    with console.working("Loading the model", out):
+    with console.show_status("Loading the model", out):
         snapshot_download(LARGE)
-    with console.working("Loading the data", out):
+    with console.show_status("Loading the data", out):
         load_dataset(LARGE, split="train")
     return sorted({re.sub(r"[\d.,]+ [kM]B|\d+ bytes|\d+%", "N", line) for line in log.getvalue().splitlines()})
 

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import adapt
+from posttrain.data.columns import to_trainer_columns
 from posttrain.data.loading import fingerprint, load
 from posttrain.errors import PosttrainError
 
@@ -76,7 +76,7 @@ def test_each_form_reaches_the_trainers_that_can_use_it(row, kind, columns, tmp_
 
 def test_pairs_become_both_labels_and_neighbours_differ():
     data = Dataset.from_list([{"prompt": f"{i}", "chosen": "y", "rejected": "n"} for i in range(64)])
-    unpaired = adapt(data, "kto")
+    unpaired = to_trainer_columns(data, "kto")
     assert len(unpaired) == 128
     assert sum(unpaired["label"]) == 64
     assert {row["completion"] for row in unpaired if row["label"]} == {"y"}

@@ -61,9 +61,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
     from transformers import AutoTokenizer
 
     from posttrain.data.embedded import tiny
-    from posttrain.data.loss_mask import labelled
+    from posttrain.data.loss_mask import tokenize_conversation
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
     forgetful = "{% for m in messages %}{{ m.role }}{% if loop.last %}: {{ m.content }}{% endif %}\n{% endfor %}"
     with pytest.raises(PosttrainError, match=r"set model.chat_template=FILE.jinja"):
-        labelled(tokenizer, ROWS[0], template=forgetful)
+        tokenize_conversation(tokenizer, ROWS[0], template=forgetful)

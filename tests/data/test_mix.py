@@ -65,7 +65,7 @@ def test_shares_held_out_rows_and_the_record():
         "a": (16, 0.5),
         "b": (16, 0.5),
     }
-    assert data.lines()["mixture"] == "a 50.0% (16 rows), b 50.0% (16 rows)"
+    assert data.describe()["mixture"] == "a 50.0% (16 rows), b 50.0% (16 rows)"
     assert data.train["text"][:] == load(DataConfig(path="", mix=parts, eval_size=10), "sft").train["text"][:]
     first = load(DataConfig(path="", mix=parts, eval_size=10, max_train_rows=8, max_eval_rows=5), "sft")
     again = load_held_out(DataConfig(path="", mix=parts, eval_size=10), "sft")
@@ -220,9 +220,9 @@ def test_a_stream_leaves_nothing_behind_and_a_bad_row_ends_it_with_its_place():
 
     write("a.jsonl", [{"text": f"{n}"} for n in range(600)])
     data = load(DataConfig(path="a.jsonl", streaming=True, eval_size=0), "sft")
-    kept = set(Path(store.scratch("x")).parent.rglob("*"))
+    kept = set(Path(store.temporary_file("x")).parent.rglob("*"))
     assert sorted(int(row["text"]) for row in data.train) == list(range(600))
-    assert set(Path(store.scratch("x")).parent.rglob("*")) == kept
+    assert set(Path(store.temporary_file("x")).parent.rglob("*")) == kept
     with Path("a.jsonl").open("a") as file:
         file.write('{"text": 7}\n')
     data = load(DataConfig(path="a.jsonl", streaming=True, eval_size=0), "sft")

@@ -1,4 +1,4 @@
-"""Files that people bring from other trainers, in the shapes that those document: read, or refused with the mend."""
+"""Files that people bring from other trainers, in the shapes that those document: read, or refused with the fix."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_it_is_read(name: str):
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "mend"),
+    ("row", "kind", "fix"),
     [
         ({"query": "a", "chosen": "A", "rejected_answer": "B"}, "dpo", "data.columns={prompt: question, chosen: best"),
         ({"messages": [user("<image>a"), said("A")], "images": ["x.png"]}, "sft", "the model reads text only"),
@@ -171,8 +171,8 @@ def test_it_is_read(name: str):
         ({"segments": [{"label": True, "text": "A"}]}, "sft", "map them, ours to theirs"),
     ],
 )
-def test_it_is_refused_with_the_mend(row: dict[str, Any], kind: str, mend: str):
+def test_it_is_refused_with_the_fix(row: dict[str, Any], kind: str, fix: str):
     Path("d.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(PosttrainError) as error:
         load(DataConfig(path="d.jsonl", eval_size=0), kind)
-    assert mend in str(error.value)
+    assert fix in str(error.value)

@@ -173,7 +173,7 @@ def check(argv: list[str]) -> None:
     if not any(word.startswith(("+recipe=", "trainer=", "job=pipeline")) for word in given):
         given = ["trainer=dpo", "model=tiny", "data.path=pairs.jsonl", *given]
     given = [word.replace("+recipe=mine", "+recipe=rlhf_smollm2") for word in given]
-    run = parse.parse(recipes.composed([*given, *([f"job={job}"] if job else [])]))
+    run = parse.parse(recipes.compose([*given, *([f"job={job}"] if job else [])]))
     if run.job != "pipeline":
         assert options.check(trainers.of(run.trainer.kind).config, run.trainer.args, "trainer.args") == []
         assert options.check("LoraConfig", run.peft.lora, "peft.lora") == []

@@ -63,7 +63,7 @@ def test_clean_pairs_leave_every_check_silent():
     findings += privacy.check([rows, other], SETTINGS)
     assert {one.name: one.severity for one in findings} == {one.name: "info" for one in findings}
     assert len(findings) == 13
-    assert all(one.consequence == one.mend == "" for one in findings)
+    assert all(one.consequence == one.fix == "" for one in findings)
 
 
 def test_empty_identical_and_contradictory_rows_are_counted():
@@ -273,24 +273,24 @@ def dpo(**args: object) -> Run:
 
 def test_flipped_labels_are_counted_and_listed():
     rows, turned = flipped(0.12)
-    doubt = noise.judge(rows, SETTINGS)
+    doubt = noise.estimate(rows, SETTINGS)
     found = noise.check(rows, doubt, dpo())
     assert found.severity == "warning"
     assert found.numbers["low"] < 0.12 < found.numbers["high"]
     assert found.numbers["rate"] == pytest.approx(0.12, abs=0.04)
     listed = {row for row, _ in doubt.doubtful(len(turned))}
     assert len(listed & turned) > 0.95 * len(turned)
-    assert re.search(r"trainer\.args\.loss_type=\[robust\] trainer\.args\.label_smoothing=0\.\d\d ", found.mend)
+    assert re.search(r"trainer\.args\.loss_type=\[robust\] trainer\.args\.label_smoothing=0\.\d\d ", found.fix)
 
 
 def test_right_labels_are_not_called_noise():
     rows, _ = flipped(0.0)
-    found = noise.check(rows, noise.judge(rows, SETTINGS), dpo())
+    found = noise.check(rows, noise.estimate(rows, SETTINGS), dpo())
     assert (found.severity, found.numbers["rate"]) == ("info", 0.0)
     random_pairs = texts(clean(300))
-    blind = noise.judge(random_pairs, SETTINGS)
+    blind = noise.estimate(random_pairs, SETTINGS)
     assert noise.check(random_pairs, blind, dpo()).severity == "info"
-    assert noise.judge(texts(clean(50)), SETTINGS) is None
+    assert noise.estimate(texts(clean(50)), SETTINGS) is None
 
 
 def test_noise_of_single_labels():
@@ -302,10 +302,10 @@ def test_noise_of_single_labels():
     kind = [("please" in c or "thanks" in c or "gladly" in c) for c in completions]
     labels = [k != (i in turned) for i, k in enumerate(kind)]
     single = Texts("train", rows.system, rows.prompts, {"completion": completions}, labels)
-    found = noise.check(single, noise.judge(single, SETTINGS), kto(1, 1)[1])
+    found = noise.check(single, noise.estimate(single, SETTINGS), kto(1, 1)[1])
     assert found.severity == "warning"
     assert found.numbers["rate"] == pytest.approx(0.1, abs=0.05)
-    assert "kto has no loss for flipped labels" in found.mend
+    assert "kto has no loss for flipped labels" in found.fix
 
 
 def test_the_least_disagreement_is_read_where_the_model_is_surest():
@@ -317,21 +317,21 @@ def test_the_least_disagreement_is_read_where_the_model_is_surest():
     assert doubt.doubtful(2) == [(90, 0.01), (91, 0.01)]
 
 
-def test_the_mend_keeps_what_else_the_recipe_trains_on():
-    both = noise.mend(dpo(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0]), 0.12)
+def test_the_fix_keeps_what_else_the_recipe_trains_on():
+    both = noise.fix(dpo(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0]), 0.12)
     assert "trainer.args.loss_type=[robust,sft] trainer.args.label_smoothing=0.12 (robust DPO)" in both
-    assert "loss_weights=null" in noise.mend(dpo(loss_type=["apo_zero", "sft"], loss_weights=[1.0, 1.0]), 0.12)
-    assert "label_smoothing=0.45" in noise.mend(dpo(loss_type="robust"), 0.49)
+    assert "loss_weights=null" in noise.fix(dpo(loss_type=["apo_zero", "sft"], loss_weights=[1.0, 1.0]), 0.12)
+    assert "label_smoothing=0.45" in noise.fix(dpo(loss_type="robust"), 0.49)
 
 
-def test_the_mends_are_options_that_trl_takes():
+def test_the_fixes_are_options_that_trl_takes():
     assert options.check("trl.DPOConfig", {"loss_type": ["robust"], "label_smoothing": 0.12}, "trainer.args", {}) == []
     assert options.check("trl.DPOConfig", {"loss_type": ["sigmoid_norm"], "ld_alpha": 0.5}, "trainer.args", {}) == []
     assert options.check("trl.KTOConfig", {"desirable_weight": 0.3}, "trainer.args", {}) == []
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "level", "mend"),
+    ("good", "bad", "level", "fix"),
     [
         (100, 100, "info", ""),
         (133, 100, "info", ""),
@@ -342,14 +342,14 @@ def test_the_mends_are_options_that_trl_takes():
         (100, 0, "error", "Add rows of the other label"),
     ],
 )
-def test_kto_balance(good, bad, level, mend):
+def test_kto_balance(good, bad, level, fix):
     found = pairs.check_balance(*kto(good, bad))
     assert found.severity == level
-    assert found.mend.startswith(mend)
+    assert found.fix.startswith(fix)
     assert (found.numbers["desirable"], found.numbers["undesirable"]) == (good, bad)
 
 
-def test_the_kto_weights_of_the_mend_balance():
+def test_the_kto_weights_of_the_fix_balance():
     for weight in ("desirable_weight=0.38", "desirable_weight=2.31", "undesirable_weight=17.39"):
         name, value = weight.split("=")
         good, bad = {"0.38": (300, 100), "2.31": (50, 100), "17.39": (2000, 100)}[value]

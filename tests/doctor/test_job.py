@@ -107,10 +107,10 @@ def test_the_report_is_complete_in_form_and_shows_no_secret(sick):
     assert known["schema"] == 1
     assert known["counts"] == {"error": 1, "warning": 8, "info": 9}
     for one in known["findings"]:
-        assert set(one) == {"name", "severity", "says", "numbers", "examples", "consequence", "mend"}
+        assert set(one) == {"name", "severity", "says", "numbers", "examples", "consequence", "fix", "mend"}
         assert all(isinstance(value, (int, float)) for value in one["numbers"].values())
         assert all(set(example) == {"split", "row", "text"} for example in one["examples"])
-        assert bool(one["consequence"]) == bool(one["mend"]) == (one["severity"] != "info")
+        assert bool(one["consequence"]) == bool(one["fix"]) == bool(one["mend"]) == (one["severity"] != "info")
     assert {key for one in known["sequences"] for key in one} == {"row", "side", "pieces", "cut"}
     for file in folder.rglob("*"):
         if file.is_file() and file.name != ".lock":

@@ -115,10 +115,10 @@ def _child(folder: Path, args: tuple[str, ...], stop: Callable[[int], None] | No
         write_pairs(folder / "pairs.jsonl")
 
     def work() -> None:
-        from posttrain.training.signals import Ending
+        from posttrain.training.signals import ExitOnSignal
 
         os.chdir(folder)
-        with Ending("the same command"):  # as the command does it
+        with ExitOnSignal("the same command"):  # as the command does it
             run(*args)
 
     child = start(work, folder / "log.txt")

@@ -25,7 +25,7 @@ GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GP
 )
 def test_every_way_to_say_it_is_known(error, asked):
     assert memory.is_out_of_memory(error)
-    said = memory.explained(error, "take less", "training")
+    said = memory.out_of_memory_message(error, "take less", "training")
     assert said.startswith("out of memory in training: ")
     assert said.endswith("are free on this machine; take less")
     assert (f"{asked} were asked for" in said) == (asked is not None)
@@ -67,7 +67,7 @@ def planned(*overrides, parameters=(8_030_000_000, 20_000_000), world=None, monk
     run, _ = compose(*overrides, "model.path=m", "data.path=d")
     names = dict.fromkeys(Precision.__dataclass_fields__)
     precision = Precision(**{**names, "device": "GPU", "dtype": "bfloat16", "bf16": True, "fp16": False})
-    return memory.fixed(run, precision, parameters).parts
+    return memory.fixed_memory(run, precision, parameters).parts
 
 
 def test_what_takes_memory_follows_the_options(monkeypatch):

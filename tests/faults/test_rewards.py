@@ -8,7 +8,7 @@ import time
 import pytest
 
 from posttrain.errors import PosttrainError, RewardError
-from posttrain.rewards.guard import guard
+from posttrain.rewards.user_function import wrap
 from tests.faults.test_stops import command
 from tests.helpers import rewards as theirs
 from tests.helpers.faults import differences, run
@@ -34,7 +34,7 @@ def test_what_is_wrong_is_named(kind):
     function, said = BAD[kind]
     seconds = 0.05 if kind == "an answer that never comes" else 60
     with pytest.raises(RewardError, match=rf"reward mine \(my.module.f\), on 2 completions: {said}"):
-        guard("mine", "my.module.f", function, timeout=seconds)(completions=["a", "b"])
+        wrap("mine", "my.module.f", function, timeout=seconds)(completions=["a", "b"])
 
 
 def test_numbers_of_all_kinds_pass():
@@ -42,7 +42,7 @@ def test_numbers_of_all_kinds_pass():
     import torch
 
     for values in ([True, None], np.array([1, 2]), torch.tensor([1.0, 2.0]), (math.nan, -math.inf)):
-        found = guard("mine", "m.f", lambda completions, values=values, **_: values)(completions=["a", "b"])
+        found = wrap("mine", "m.f", lambda completions, values=values, **_: values)(completions=["a", "b"])
         assert [None if v is None else type(v) for v in found] == [None if v is None else float for v in list(values)]
 
 
@@ -53,7 +53,7 @@ def test_a_function_that_waits_for_others_is_guarded_too():
         raise KeyError("x")
 
     with pytest.raises(RewardError, match=r"reward mine .*raised KeyError: 'x'"):
-        asyncio.run(guard("mine", "m.f", broken)(completions=["a"]))
+        asyncio.run(wrap("mine", "m.f", broken)(completions=["a"]))
 
 
 def test_a_reward_that_fails_in_the_fifth_step_costs_nothing(tmp_path, pairs, monkeypatch):

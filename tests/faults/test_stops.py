@@ -113,7 +113,7 @@ def signalled(at, call=1):
 
 
 SIGNALS = {
-    "a step before which an epoch ends": ("sft", "posttrain.training.resume:Resumable.heed_signals", 3, "step 3"),
+    "a step before which an epoch ends": ("sft", "posttrain.training.resume:Resumable.stop_on_signal", 3, "step 3"),
     "an evaluation": ("sft", "transformers:Trainer.evaluate", 1, "step 3"),
     "the probe's samples": ("sft", "posttrain.probe.callback:Probe._generate", 2, "step 2"),
     "the last measurement": ("sft", "posttrain.probe.callback:Probe.on_train_end", 1, "step 7"),

@@ -55,7 +55,7 @@ def test_jobs_of_two_sweeps_wait_for_each_other_at_one_run(tmp_path, pairs, caps
     args = command("sft", "probe.prompts=0", "trainer.args.eval_strategy=no", "trainer.args.eval_on_start=false")
     first = start(lambda: run(*args), tmp_path / "log.txt")
     here = directory(*args)
-    while not here.busy():
+    while not here.claimed_elsewhere():
         time.sleep(0.05)
     job, origin = compose(*args)
     train(job, replace(origin, sweep_dir=Path("sweep")))

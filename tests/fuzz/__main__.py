@@ -65,12 +65,12 @@ def settings(random_: random.Random) -> dict[str, Any]:
 
 def one_config(given: dict[str, Any]) -> str:
     """Compose and check one config; returns what became of it, raises for a finding."""
-    from posttrain.config import composition
-    from posttrain.pipeline.overrides import write
+    from posttrain.config import composition_errors
+    from posttrain.pipeline.overrides import to_overrides
 
     kind = given[""]
     flat = {key: value for key, value in given.items() if key}
-    words = write({"trainer": kind, "model": "tiny", "data": "squad", **flat})
+    words = to_overrides({"trainer": kind, "model": "tiny", "data": "squad", **flat})
     if kind in ("grpo", "rloo", "ppo"):
         words.append("reward=length")
     if kind == "ppo" and "peft" not in flat:
@@ -81,7 +81,7 @@ def one_config(given: dict[str, Any]) -> str:
     except PosttrainError as error:
         return "refused" if str(error).strip() else _empty()
     except Exception as error:
-        if composition.explain(error) is None:
+        if composition_errors.explain_hydra_error(error) is None:
             raise
         return "refused by the grammar"
     _libraries(run)
@@ -95,15 +95,15 @@ def _empty() -> str:
 def _libraries(run: Any) -> None:
     """What comes before weights: an error here is said before a run directory exists, yet later than it could be."""
     from posttrain.models import architecture
-    from posttrain.training import rehearsal
+    from posttrain.training import library_checks
 
     own = {**run.trainer.args, **CPU, "eval_strategy": run.trainer.args.get("eval_strategy", "epoch")}
     try:
-        rehearsal.rehearse(run.trainer.kind, own)
-        from posttrain.runs.lineage import locate
+        library_checks.check_with_libraries(run.trainer.kind, own)
+        from posttrain.runs.lineage import pretrained_path
 
         if run.job == "train":
-            architecture.architecture(run, locate(run.model.path), None)
+            architecture.architecture(run, pretrained_path(run.model.path), None)
     except PosttrainError as error:
         raise Late(str(error)) from None
 

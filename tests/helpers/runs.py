@@ -50,11 +50,11 @@ def write_pairs(path: Path, count: int = 40) -> None:
 
 def compose(*overrides: str) -> tuple[Any, Any]:
     """The `Run` and `Origin` that the command line `overrides` would give."""
-    from posttrain.config import own_data, parse, schema
+    from posttrain.config import data_override, parse, schema
 
     recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
     run = parse.parse(composed(overrides))
-    own_data.drop(run.data, overrides)
+    data_override.reset_settings(run.data, overrides)
     return run, schema.Origin(recipe, tuple(overrides), None)
 
 

@@ -172,19 +172,19 @@ def test_completion_in_zsh(shell):
 def test_a_plugin_that_is_missing_is_answered_by_the_command_that_installs_it(word, monkeypatch, capsys):
     from posttrain.jobs import command
 
-    monkeypatch.setattr(extras, "absent", lambda *modules: list(modules))
+    monkeypatch.setattr(extras, "missing_modules", lambda *modules: list(modules))
     assert command.run(["-m", "+recipe=dpo_smollm2", word]) == 1
     assert f"{word}: not installed; pip install " in capsys.readouterr().err
 
 
 def test_extras_are_installed_by_a_command_that_works_before_a_release(monkeypatch, tmp_path):
     checkout = Path(extras.__file__).parents[1]
-    assert extras.install("doctor") == f"pip install -e '{checkout}[doctor]'"
+    assert extras.install_command("doctor") == f"pip install -e '{checkout}[doctor]'"
     monkeypatch.chdir(checkout)
-    assert extras.install("doctor") == "pip install -e '.[doctor]'"
+    assert extras.install_command("doctor") == "pip install -e '.[doctor]'"
     # From a wheel, whose metadata lists the libraries of each extra.
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "site" / "posttrain" / "extras.py"))
-    said = extras.install("doctor")
+    said = extras.install_command("doctor")
     assert said.startswith("pip install ")
     assert "rensa<0.6,>=0.5" in said
     assert "posttrain" not in said

@@ -388,7 +388,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 def own_code(folder):
     """A model that brings code of its own."""
-    shutil.copytree(lineage.locate("embedded:tiny"), folder)
+    shutil.copytree(lineage.pretrained_path("embedded:tiny"), folder)
     (folder / "configuration_own.py").write_text(OWN_CONFIG)
     (folder / "modeling_own.py").write_text(OWN_MODEL)
     known = json.loads((folder / "config.json").read_text())

@@ -74,7 +74,7 @@ def test_a_pipe_is_one_message(runs, monkeypatch, capsys):
 
 
 def test_two_runs_on_one_base_are_told_apart_and_hold_it_once(runs, monkeypatch, capsys):
-    pair = dialogue.speakers([lineage.source(run) for run in runs[:2]])
+    pair = dialogue.load_dialogues([lineage.source(run) for run in runs[:2]])
     assert pair[0].model is pair[1].model
     for message in ("3?", "What?", "Hello"):
         said = [s.reply(message, SETTINGS, lambda t: None, pytest.fail) for s in pair]
@@ -86,7 +86,7 @@ def test_two_runs_on_one_base_are_told_apart_and_hold_it_once(runs, monkeypatch,
 
 
 def test_a_run_beside_its_base(runs):
-    pair = dialogue.speakers([lineage.source("embedded:tiny"), lineage.source(runs[0])])
+    pair = dialogue.load_dialogues([lineage.source("embedded:tiny"), lineage.source(runs[0])])
     assert pair[0].model is pair[1].model
     said = [s.reply("3?", SETTINGS, lambda t: None, pytest.fail) for s in pair]
     assert said == [answer("embedded:tiny", "3?"), answer(runs[0], "3?")]
@@ -94,7 +94,7 @@ def test_a_run_beside_its_base(runs):
 
 
 def test_runs_of_other_quantization_get_a_base_each(runs, monkeypatch, capsys):
-    pair = dialogue.speakers([lineage.source(runs[0]), lineage.source(runs[2])])
+    pair = dialogue.load_dialogues([lineage.source(runs[0]), lineage.source(runs[2])])
     assert pair[0].model is not pair[1].model
     out, _ = say(monkeypatch, capsys, "3?\n", runs[2], "--system", "s")
     assert out.strip() == answer(runs[2], "3?", "s") == "yes"
@@ -103,8 +103,8 @@ def test_runs_of_other_quantization_get_a_base_each(runs, monkeypatch, capsys):
 
 
 def test_each_turn_sees_those_before_in_the_template(runs, monkeypatch):
-    (voice,) = dialogue.speakers([lineage.source(runs[0])])
-    voice.instruct("s")
+    (voice,) = dialogue.load_dialogues([lineage.source(runs[0])])
+    voice.set_system_prompt("s")
     first = voice.reply("3?", SETTINGS, lambda t: None, pytest.fail)
     voice.history.append({"role": "user", "content": "4?"})
     assert voice.tokenizer.decode(voice._tokens(voice.history)) == (
@@ -114,7 +114,7 @@ def test_each_turn_sees_those_before_in_the_template(runs, monkeypatch):
 
 
 def test_the_stream_is_the_answer_in_parts(runs):
-    (voice,) = dialogue.speakers([lineage.source("embedded:tiny")])
+    (voice,) = dialogue.load_dialogues([lineage.source("embedded:tiny")])
     parts = []
     whole = voice.reply("Hi", dialogue.Settings(24, temperature=1.0, seed=3), parts.append, pytest.fail)
     assert "".join(parts) == whole
@@ -134,7 +134,7 @@ def test_commands(runs, monkeypatch, capsys):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(runs):
-    (voice,) = dialogue.speakers([lineage.source("embedded:tiny")])
+    (voice,) = dialogue.load_dialogues([lineage.source("embedded:tiny")])
     terminal = chat.Terminal(interactive=True, headings=False)
     printed = []
 
@@ -146,14 +146,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(runs):
                 raise KeyboardInterrupt
 
     terminal.emit = impatient
-    chat.turn("Hi", [voice], dialogue.Settings(400, temperature=1.0, seed=1), terminal)
+    chat.answer_message("Hi", [voice], dialogue.Settings(400, temperature=1.0, seed=1), terminal)
     assert 3 < len(voice.history[-1]["content"]) < 300
-    chat.turn("And?", [voice], SETTINGS, terminal)
+    chat.answer_message("And?", [voice], SETTINGS, terminal)
     assert [turn["role"] for turn in voice.history] == ["user", "assistant"] * 2
     terminal.interactive = False
     printed.clear()
     with pytest.raises(KeyboardInterrupt):
-        chat.turn("Hi", [voice], dialogue.Settings(400, temperature=1.0, seed=1), terminal)
+        chat.answer_message("Hi", [voice], dialogue.Settings(400, temperature=1.0, seed=1), terminal)
 
 
 def test_at_the_prompt_ctrl_c_goes_on_and_ctrl_d_ends(monkeypatch, capsys):
@@ -171,7 +171,7 @@ def test_at_the_prompt_ctrl_c_goes_on_and_ctrl_d_ends(monkeypatch, capsys):
 
 
 def test_a_full_context_forgets_the_oldest_turns_and_says_so(runs):
-    (voice,) = dialogue.speakers([lineage.source("embedded:tiny")])
+    (voice,) = dialogue.load_dialogues([lineage.source("embedded:tiny")])
     notices = []
     for i in range(3):
         voice.history += [{"role": "user", "content": f"{i}" * 660}, {"role": "assistant", "content": "a"}]
@@ -189,7 +189,7 @@ def test_a_base_model_continues_text_and_says_so(monkeypatch, capsys):
     Path("base/chat_template.jinja").unlink()
     _, err = say(monkeypatch, capsys, "abc\n", "./base")
     assert err == "./base has no chat template: it continues your text\n"
-    (voice,) = dialogue.speakers([lineage.source("./base")])
+    (voice,) = dialogue.load_dialogues([lineage.source("./base")])
     voice.history = [{"role": "user", "content": "abc"}]
     assert voice.tokenizer.decode(voice._tokens(voice.history)) == "abc"
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))

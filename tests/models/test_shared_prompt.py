@@ -158,13 +158,13 @@ def test_a_mask_hides_one_answer_from_the_other():
     assert layout is not None
     order = ids.flatten()[layout.source][0].tolist()
     at = {token: n for n, token in enumerate(order)}
-    seen = layout.sees()[0, 0]
+    seen = layout.attention_mask()[0, 0]
     assert [layout.position[0, at[t]].item() for t in (7, 8, 1, 2, 3)] == [0, 1, 2, 3, 2]
     assert {(t, u) for t in at for u in at if seen[at[t], at[u]]} == {
         *((t, t) for t in at),
         *((8, 7), (1, 7), (1, 8), (2, 7), (2, 8), (2, 1), (3, 7), (3, 8)),
     }
-    narrow = layout.sees(window=2)[0, 0]
+    narrow = layout.attention_mask(window=2)[0, 0]
     assert not narrow[at[3], at[7]]
     assert narrow[at[3], at[8]]
 

@@ -123,7 +123,7 @@ def record():
 )
 def test_a_value_is_read_back_from_its_override(value):
     """Through the shell and Hydra: same value, same type."""
-    (word,) = shlex.split(shlex.join(overrides.write({"trainer.args.model_kwargs": value})))
+    (word,) = shlex.split(shlex.join(overrides.to_overrides({"trainer.args.model_kwargs": value})))
     got = overrides.run_of(("+recipe=sft_smollm2", word)).trainer.args["model_kwargs"]
     assert (got, type(got)) == (value, type(value))
 
@@ -131,7 +131,7 @@ def test_a_value_is_read_back_from_its_override(value):
 def test_settings_become_overrides_choices_first_later_layers_over_earlier():
     common = {"tracking": {"tags": ["a"]}, "model": "qwen", "peft": "lora", "trainer": {"args": {"seed": 1}}}
     stage = {"tracking": "none", "model.dtype": "float32", "trainer": {"args": {"seed": 2}}, "reward": None}
-    assert overrides.write(overrides.flatten(common, stage)) == [
+    assert overrides.to_overrides(overrides.flatten(common, stage)) == [
         *("model=qwen", "peft=lora", "tracking=none", "~reward"),
         *("model.dtype=float32", "trainer.args.seed=2"),
     ]
@@ -139,9 +139,9 @@ def test_settings_become_overrides_choices_first_later_layers_over_earlier():
 
 def test_a_reward_in_place_of_the_recipes():
     mine = {"reward": {"mine": {"function": "a.b"}}}
-    beside = overrides.run_of(("+recipe=ppo_smollm2", *overrides.write(overrides.flatten(mine))))
+    beside = overrides.run_of(("+recipe=ppo_smollm2", *overrides.to_overrides(overrides.flatten(mine))))
     assert [*beside.reward] == ["abstention", "mine"]
-    instead = overrides.write(overrides.flatten({"reward": None}, mine))
+    instead = overrides.to_overrides(overrides.flatten({"reward": None}, mine))
     assert [*overrides.run_of(("+recipe=ppo_smollm2", *instead)).reward] == ["mine"]
 
 

@@ -69,7 +69,7 @@ def test_the_hints_agree_with_the_page(release):
     rows = table("1.12's PPOConfig" if release == "1.12" else "older API")
     said = {bare(old): bare(new) for old, new, *_ in rows if new and bare(old) not in HERE}
     for old, new in said.items():
-        hint = hints.of_option("PPOConfig", old, HERE) or names.OPTIONS.get(old)
+        hint = hints.for_option("PPOConfig", old, HERE) or names.OPTIONS.get(old)
         if old in names.OPTIONS and not hint.startswith("set ") and old != "mini_batch_size":
             assert new in hint, (old, hint)  # mini_batch_size was a size, and is told by both of its factors
 

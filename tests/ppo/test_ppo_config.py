@@ -1,4 +1,4 @@
-"""Options and inputs that are refused, each with a message that names option, value and mend."""
+"""Options and inputs that are refused, each with a message that names option, value and fix."""
 
 import dataclasses
 import json

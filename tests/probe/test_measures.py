@@ -10,10 +10,10 @@ import torch
 
 from posttrain.config.schema import ProbeConfig, RewardConfig, SafetyConfig
 from posttrain.errors import PosttrainError
-from posttrain.models.generate import Drawn
+from posttrain.models.generate import Generated
 from posttrain.probe import distance, diversity, forgetting, safety, texts
 from posttrain.probe.callback import Cost
-from posttrain.probe.scores import Judge, length_explains
+from posttrain.probe.scores import ProbeRewards, length_explains
 from tests.helpers.runs import rows
 from tests.probe.test_callback import table_model
 
@@ -97,7 +97,7 @@ def test_refusals_are_told_by_their_phrases(text, refusal):
 
 
 def drawn(lengths):
-    return [Drawn([1], [2] * n, "x", True) for n in lengths]
+    return [Generated([1], [2] * n, "x", True) for n in lengths]
 
 
 def judge(scores, **entries):
@@ -105,7 +105,7 @@ def judge(scores, **entries):
     given = {name: iter(values) for name, values in scores.items()}
     functions = {name: (lambda completions, name=name, **_: next(given[name])) for name in scores}
     known = {name: RewardConfig(function="f", weight=entries.get(name, 1.0)) for name in scores}
-    return Judge(functions, known, {n: e for n, e in known.items() if not n.startswith("gold/")}, "gold/g")
+    return ProbeRewards(functions, known, {n: e for n, e in known.items() if not n.startswith("gold/")}, "gold/g")
 
 
 PROMPTS = [{"prompt": str(i)} for i in range(4)]
@@ -151,7 +151,7 @@ def test_a_continued_judge_knows_the_start_from_samples():
     expected = measured(whole, (0, 2))[1]
     parts.measure(PROMPTS, drawn([1] * 4), SimpleNamespace(global_step=0))
     parts.before.clear()
-    parts.recall([{"step": 0, "gold/g": value} for value in (0, 1, 0, 1)])
+    parts.restore([{"step": 0, "gold/g": value} for value in (0, 1, 0, 1)])
     assert measured(parts, (2,)) == [expected]
 
 
@@ -186,7 +186,7 @@ def test_the_cost_is_a_share_of_the_time_without_it(long):
     assert cost.describe(ProbeConfig(every=5), 10).endswith("of the training time")
 
 
-def test_the_mend_keeps_the_cost_below_the_limit(long):
+def test_the_fix_keeps_the_cost_below_the_limit(long):
     """Six measurements of 1 s in 60 s of training are 10%; 5% pay for three: at 0, 50 and 100 of 100 steps."""
     cost = Cost(seconds=6.0, times=6)
     cost.began -= 66.01

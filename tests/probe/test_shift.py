@@ -47,7 +47,7 @@ def test_the_measurement_by_hand():
     ("gap", "stderr", "far"), [(0.5, 0.0, False), (THRESHOLD, 0.0, False), (1.5, 0.1, True), (1.5, 0.3, False)]
 )
 def test_a_gap_must_be_large_and_certain(gap, stderr, far):
-    assert Shift(-2.0, -2.0, -2.0 + gap, gap, stderr).far is far
+    assert Shift(-2.0, -2.0, -2.0 + gap, gap, stderr).is_far is far
 
 
 def test_a_policy_that_never_says_such_things_is_warned_of(train, capsys):

@@ -72,10 +72,10 @@ def test_an_evaluation_calibrates_and_rewards_read_it(train):
     options = ("+recipe=reward_smollm2", *LORA, "trainer.args.max_steps=4", "trainer.args.learning_rate=0.05")
     reward = train(*options)
     key = {"rm": RewardConfig(model=str(reward.path), args={"scale": "zscore"})}
-    [error] = rewards.reach(key, "reward")
+    [error] = rewards.check_reachable(key, "reward")
     assert "calibration.json is not there; it is measured by job=evaluate" in error
     found = train(*options, "job=evaluate", f"model.init_from={reward.path}")
-    assert rewards.reach(key, "reward") == []
+    assert rewards.check_reachable(key, "reward") == []
     known = read(str(reward.path), "")
     from posttrain.rewards.ensemble import Ensemble
 
@@ -150,7 +150,9 @@ def test_models_are_looked_at_before_weights_load(monkeypatch, tmp_path):
 
     def reached(models, **args):
         args = {"models": models, **args}
-        return rewards.reach({"e": RewardConfig(function="posttrain.rewards.ensemble.Ensemble", args=args)}, "reward")
+        return rewards.check_reachable(
+            {"e": RewardConfig(function="posttrain.rewards.ensemble.Ensemble", args=args)}, "reward"
+        )
 
     assert reached(["./a", "embedded:tiny"]) == [
         "reward.e.args.models=./a: no such folder",

@@ -183,7 +183,7 @@ def test_templates():
     assert render("{{ item.list }}") == '[1, "é"]'
     assert render("no {braces}") == "no {braces}"
     for text, of in (("{{item.none}}", "item"), ("{{item.n.x}}", "item"), ("{{sample.output_json.z}}", "sample")):
-        with pytest.raises(template.Absent) as absent:
+        with pytest.raises(template.MissingValue) as absent:
             render(text)
         assert absent.value.of == of
     for text in (
@@ -491,7 +491,7 @@ def test_training_with_a_grader(train, write, recipe: str):
 def test_an_endpoint_that_does_not_answer_is_said_before_weights_load(write):
     entry = RewardConfig(grader=write(SCORE), args={"endpoint": "http://127.0.0.1:9/v1", "retries": 0})
     assert rewards.check({"g": entry}, "reward") == []
-    errors = rewards.reach({"g": entry}, "reward")
+    errors = rewards.check_reachable({"g": entry}, "reward")
     assert len(errors) == 1
     assert errors[0].startswith("reward.g.args: endpoint=http://127.0.0.1:9/v1: cannot be reached")
 

@@ -11,7 +11,7 @@ import pytest
 from posttrain import rewards
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
-from posttrain.rewards.judge import TEMPLATE, Judge, fill, verdict
+from posttrain.rewards.judge import TEMPLATE, Judge, fill_template, verdict
 from tests.helpers import endpoint
 from tests.helpers.runs import compose, rows
 
@@ -19,7 +19,7 @@ from tests.helpers.runs import compose, rows
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Answers apart, and the embedded tiny model where it is.
-    monkeypatch.setattr("posttrain.rewards.answers._file", lambda key: tmp_path / "answers" / f"{key}.json")
+    monkeypatch.setattr("posttrain.rewards.answer_cache._file", lambda key: tmp_path / "answers" / f"{key}.json")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -112,7 +112,7 @@ def test_references_of_every_form():
 
 def test_what_an_answer_says_of_the_template_stays_text(tmp_path: Path):
     hostile = "[[A]] {{second}} {0} \\1"
-    assert fill("{{prompt}}|{{ first }}|{{second}}", "p", hostile, "s") == f"p|{hostile}|s"
+    assert fill_template("{{prompt}}|{{ first }}|{{second}}", "p", hostile, "s") == f"p|{hostile}|s"
     for place_ in ("{{prompt}}", "{{first}}", "{{second}}"):
         assert TEMPLATE.count(place_) == 1
     (tmp_path / "t.txt").write_text("Q {{prompt}} 1 {{first}} 2 {{second}}")
@@ -157,14 +157,14 @@ def test_where_nothing_answers_is_said_before_weights_load():
         "+recipe=grpo_smollm2", "reward=judge", "reward.judge.args.model=m",
         "reward.judge.args.endpoint=http://127.0.0.1:9/v1",
     )  # fmt: skip
-    [error] = rewards.reach(run.reward, "reward")
+    [error] = rewards.check_reachable(run.reward, "reward")
     assert error.startswith("reward.judge.args.endpoint=http://127.0.0.1:9/v1: cannot be reached")
     run.reward["judge"].args.update(endpoint=None, model="./nowhere")
-    assert rewards.reach(run.reward, "reward") == ["reward.judge.args.model=./nowhere: no such folder"]
+    assert rewards.check_reachable(run.reward, "reward") == ["reward.judge.args.model=./nowhere: no such folder"]
     with endpoint.serve(longer) as server:
         server.statuses = [401]
         run.reward["judge"].args.update(endpoint=server.url, key_env="JUDGE_KEY")
-        [error] = rewards.reach(run.reward, "reward")
+        [error] = rewards.check_reachable(run.reward, "reward")
     assert "environment variable JUDGE_KEY is not set" in error
 
 

@@ -129,14 +129,14 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere(monkeypatch: pytest
     assert kept == ['{"answer": "A"}']
 
 
-def test_what_goes_wrong_is_said_with_the_mend():
+def test_what_goes_wrong_is_said_with_the_fix():
     with endpoint.serve(shout) as server:
         server.statuses = [401]
         with pytest.raises(PosttrainError, match="environment variable OPENAI_API_KEY is not set"):
             open_judge("m", server.url).ask([say("a")])
         server.statuses = [401]
         with pytest.raises(PosttrainError, match="OPENAI_API_KEY is not set"):
-            open_judge("m", server.url).reach()
+            open_judge("m", server.url).check_reachable()
         with pytest.raises(PosttrainError, match="no such model, or the base URL lacks /v1"):
             open_judge("m", server.url.removesuffix("/v1")).ask([say("a")])
     with pytest.raises(PosttrainError, match=r"cannot be reached.*start the server"):

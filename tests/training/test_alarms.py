@@ -28,7 +28,7 @@ def raised(rows, **settings):
         for key, value in values.items():
             setattr(getattr(config, name), key, value)
     watch = AlarmDetector(config)
-    return [(alarm.name, alarm.step) for row in rows for alarm in watch.see(row)]
+    return [(alarm.name, alarm.step) for row in rows for alarm in watch.check_row(row)]
 
 
 def gold(step, reward, drop, stderr):
@@ -125,8 +125,10 @@ def test_the_luckiest_of_many_measurements_is_no_over_optimisation():
     assert raised([*best, late]) == []
     assert raised([*best, gold(20, 3.0, 0.37, 0.1)]) == [("over_optimisation", 20)]
     # P(z > 2) = 0.02275; among 3 and 20 measurements a 3rd and a 190th of it.
-    assert [alarms.allowing(2.0, m) for m in (1, 2, 3, 20)] == pytest.approx([2, 2, 2.4291, 3.6738], abs=1e-3)
-    assert alarms.allowing(50.0, 20) == 50
+    assert [alarms.corrected_threshold(2.0, m) for m in (1, 2, 3, 20)] == pytest.approx(
+        [2, 2, 2.4291, 3.6738], abs=1e-3
+    )
+    assert alarms.corrected_threshold(50.0, 20) == 50
 
 
 def test_an_alarm_rings_once_and_again_after_it_was_clear():
@@ -134,10 +136,10 @@ def test_an_alarm_rings_once_and_again_after_it_was_clear():
     assert raised(kl, kl={"above": 5.0}) == [("kl", 0), ("kl", 3)]
 
 
-def test_messages_hold_the_number_and_the_mend():
+def test_messages_hold_the_number_and_the_fix():
     config = AlarmsConfig()
     config.kl.above = 5.0
-    (alarm,) = AlarmDetector(config).see({"step": 4, "probe/kl": 6.25})
+    (alarm,) = AlarmDetector(config).check_row({"step": 4, "probe/kl": 6.25})
     assert alarm.message.startswith("KL to the reference is 6.25 nats per answer, beyond the budget of 5; raise ")
     assert (alarm.value, alarm.action) == (6.25, "warn")
 
@@ -145,7 +147,7 @@ def test_messages_hold_the_number_and_the_mend():
 def test_with_float16_a_single_overflow_is_no_alarm():
     watch = AlarmDetector(AlarmsConfig())
     watch.float16 = True
-    found = [watch.see({"step": i, "loss": value}) for i, value in enumerate([math.inf, 1.0, *[math.nan] * 3])]
+    found = [watch.check_row({"step": i, "loss": value}) for i, value in enumerate([math.inf, 1.0, *[math.nan] * 3])]
     assert [len(alarms) for alarms in found] == [0, 0, 0, 0, 1]
 
 
@@ -153,12 +155,12 @@ def test_a_continued_run_knows_what_was_before():
     config = AlarmsConfig()
     config.kl.above = 5.0
     watch = AlarmDetector(config)
-    watch.recall([START, {"step": 2, "probe/kl": 6.0}])
-    assert watch.see({"step": 4, "probe/kl": 6.0}) == [], "said before the stop"
-    assert [a.name for a in watch.see({**START, "step": 4, "probe/entropy": 0.1})] == ["collapse"]
+    watch.restore([START, {"step": 2, "probe/kl": 6.0}])
+    assert watch.check_row({"step": 4, "probe/kl": 6.0}) == [], "said before the stop"
+    assert [a.name for a in watch.check_row({**START, "step": 4, "probe/entropy": 0.1})] == ["collapse"]
     config.kl.action = "stop"
-    watch.recall([{"step": 2, "probe/kl": 6.0}])
-    assert [a.name for a in watch.see({"step": 4, "probe/kl": 6.0})] == ["kl"], "what stops, stops again"
+    watch.restore([{"step": 2, "probe/kl": 6.0}])
+    assert [a.name for a in watch.check_row({"step": 4, "probe/kl": 6.0})] == ["kl"], "what stops, stops again"
 
 
 @pytest.mark.parametrize(
@@ -282,8 +284,8 @@ def test_told_says_how_to_go_on():
         "checkpoint": None,
         "setting": setting(AlarmsConfig(), "kl"),
     }
-    assert alarms.refusal({"status": "stopped", "stopped": stopped}, AlarmsConfig()) == (
+    assert alarms.stopped_run_message({"status": "stopped", "stopped": stopped}, AlarmsConfig()) == (
         "alarms.kl: stopped at step 3: m. No checkpoint had been saved. To go on all the same, the same command with "
         "alarms.kl.action=warn, or another threshold"
     )
-    assert alarms.refusal({"status": "finished"}, AlarmsConfig()) is None
+    assert alarms.stopped_run_message({"status": "finished"}, AlarmsConfig()) is None

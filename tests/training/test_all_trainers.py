@@ -43,11 +43,11 @@ def command(name, *more):
     words += [f"trainer.args.max_steps={STEPS}", "trainer.args.gradient_checkpointing=false", "data.max_eval_rows=null"]
     if kind.reads in ("triples", "advised"):
         words.append(f"data.path={kind.reads}.jsonl")
-    if kind.rewarded:
+    if kind.takes_rewards:
         words.append("+reward.letter.function=tests.helpers.rewards.letter")
     if kind.has("success_reward_threshold"):
         words.append("trainer.args.success_reward_threshold=0.5")
-    if kind.taught:
+    if kind.has_teacher:
         words += ["trainer.teacher.model=outputs/teacher"]
     for option in ("max_completion_length", "max_new_tokens"):
         if kind.has(option):
@@ -81,7 +81,7 @@ def stopped_at(step, monkeypatch):
     """The run is told to end after `step`, as by SIGTERM."""
     from posttrain.training.resume import Resumable
 
-    heed = Resumable.heed_signals
+    heed = Resumable.stop_on_signal
 
     def heed_signals(self):
         if self.state.global_step == step:
@@ -90,7 +90,7 @@ def stopped_at(step, monkeypatch):
                 time.sleep(0.01)
         heed(self)
 
-    monkeypatch.setattr(Resumable, "heed_signals", heed_signals)
+    monkeypatch.setattr(Resumable, "stop_on_signal", heed_signals)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -105,7 +105,7 @@ def test_it_trains_and_continues_exactly(name, monkeypatch):
     assert len(losses) == STEPS
     assert all(map(math.isfinite, losses))
     held_out = [row["eval_loss"] for row in logged if "eval_loss" in row]
-    if kind.evaluates and not kind.rewarded and name not in ("sdft", "iw_opd"):
+    if kind.evaluates and not kind.takes_rewards and name not in ("sdft", "iw_opd"):
         assert held_out[-1] < held_out[0], "it learns on held-out rows"
     saved = weights(whole.model)
     assert all("lora_" in weight for weight in saved)
@@ -127,7 +127,7 @@ def test_it_trains_and_continues_exactly(name, monkeypatch):
 @pytest.mark.parametrize("name", SERVED)
 def test_one_that_needs_a_server_is_checked(name):
     kind = trainers.of(name)
-    assert kind.prompted
+    assert kind.samples_completions
     run, _ = compose(*command(name))
     preflight.check(run)
     run.trainer.args["max_completion_lenght"] = 8
@@ -301,7 +301,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_its_weights_load(tmp_
     from posttrain.runs import lineage
 
     place = tmp_path / "other"
-    tiny = Path(lineage.locate("embedded:tiny"))
+    tiny = Path(lineage.pretrained_path("embedded:tiny"))
     place.mkdir()
     for file in tiny.iterdir():
         (place / file.name).write_bytes(file.read_bytes())

@@ -12,13 +12,13 @@ from posttrain.training.progress import Phase
 
 def test_a_log_file_hears_of_a_phase_once_if_it_takes_a_while(monkeypatch, capsys):
     """No line for what is quick; of what is not, one, with the time that is left as far as that can be told."""
-    monkeypatch.setattr("posttrain.console.PATIENCE", 0.05)
+    monkeypatch.setattr("posttrain.console.SLOW_SECONDS", 0.05)
     with Phase("probe    quick", 2) as phase:
         phase.advance()
     with Phase("probe    slow", 4) as phase:
         phase.advance(2)
         time.sleep(0.3)
-    with console.working("Loading"):
+    with console.show_status("Loading"):
         time.sleep(0.3)
     assert capsys.readouterr().out.splitlines() == ["probe    slow ..., about 0 s left", "Loading ..."]
 
@@ -27,9 +27,9 @@ def test_bars_of_libraries_are_counted_and_not_shown(monkeypatch, capsys):
     """In one line, in bytes before rows; the bar that the hub draws for the same bytes on the network is left out."""
     from tqdm.auto import tqdm
 
-    monkeypatch.setattr("posttrain.console.PATIENCE", 0.02)
-    monkeypatch.setattr("posttrain.console.NEWS", 0.02)
-    with console.working("Loading the model"):
+    monkeypatch.setattr("posttrain.console.SLOW_SECONDS", 0.02)
+    monkeypatch.setattr("posttrain.console.REPORT_SECONDS", 0.02)
+    with console.show_status("Loading the model"):
         rows = tqdm(total=4000, desc="Tokenizing: ", disable=True)
         rows.update(1000)
         time.sleep(0.15)

@@ -18,7 +18,7 @@ def passes(monkeypatch):
     """Backbone passes of evaluations, before the first step and after it."""
     seen = {True: 0, False: 0}
     step = [0]
-    forward, loss = SharedPrompts.forward, reference.KnownReference.compute_loss
+    forward, loss = SharedPrompts.forward, reference.CachedReference.compute_loss
 
     def counted(self, *args, **kwargs):
         if step:
@@ -34,7 +34,7 @@ def passes(monkeypatch):
 
     step.clear()
     monkeypatch.setattr(SharedPrompts, "forward", counted)
-    monkeypatch.setattr(reference.KnownReference, "compute_loss", evaluated)
+    monkeypatch.setattr(reference.CachedReference, "compute_loss", evaluated)
     monkeypatch.setattr("posttrain.runs.curves.draw_curves", lambda *args: None)
     return seen
 
@@ -43,7 +43,7 @@ def passes(monkeypatch):
 def test_evaluations_compute_the_reference_once_and_before_the_first_step_not_at_all(train, passes, monkeypatch, peft):
     run = train(*DPO, f"peft={peft}", "name=known")
     assert passes == {True: 1, False: 1}, "one batch of 8 held-out pairs: the policy's pass alone, each time"
-    monkeypatch.setattr("posttrain.training.reference.know_reference", lambda trainer: None)
+    monkeypatch.setattr("posttrain.training.reference.cache_reference", lambda trainer: None)
     monkeypatch.setattr(reference, "is_policy", lambda trainer: False)
     monkeypatch.setattr("posttrain.probe.distance.is_policy", lambda trainer: False)
     plain = train(*DPO, f"peft={peft}", "name=computed")

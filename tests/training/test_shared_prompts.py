@@ -38,13 +38,13 @@ RUNS = {
 def together(monkeypatch):
     """How many tokens each backbone pass computed, of how many in the rows it was called with."""
     seen = []
-    original = SharedPrompts._together
+    original = SharedPrompts._forward_grid
 
     def spy(self, layout, kwargs):
         seen.append((layout.source.numel(), kwargs["input_ids"].numel()))
         return original(self, layout, kwargs)
 
-    monkeypatch.setattr(SharedPrompts, "_together", spy)
+    monkeypatch.setattr(SharedPrompts, "_forward_grid", spy)
     return seen
 
 

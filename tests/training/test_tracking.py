@@ -143,7 +143,7 @@ def test_a_tracker_that_is_not_installed_is_answered_before_anything_loads(pairs
     from posttrain.jobs import preflight
     from tests.helpers.runs import compose
 
-    monkeypatch.setattr(extras, "absent", lambda *modules: list(modules))
+    monkeypatch.setattr(extras, "missing_modules", lambda *modules: list(modules))
     run, _ = compose("trainer=dpo", "model=tiny", "data.path=pairs.jsonl", "tracking=mlflow")
     with pytest.raises(PosttrainError, match=r"tracking.backend=mlflow: not installed; pip install .*mlflow"):
         preflight.check(run)

@@ -18,7 +18,7 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-INSTALL = f"needs reasoning-gym; {extras.install('reasoning-gym')}"
+INSTALL = f"needs reasoning-gym; {extras.install_command('reasoning-gym')}"
 SIZE, SEED = 500, 0
 # A task draws each entry from its seed plus the entry's number, so seeds side by side give nearly the same entries.
 HELD_OUT = 1 << 30

@@ -54,9 +54,9 @@ def smollm2_model() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Turn the GGUF file into an ordinary Llama folder, and remove the file."""
-    from posttrain.console import SafeConsole, working
+    from posttrain.console import SafeConsole, show_status
 
-    with working("Converting SmolLM2-135M-Instruct, once (30 s)", SafeConsole(stderr=True)):
+    with show_status("Converting SmolLM2-135M-Instruct, once (30 s)", SafeConsole(stderr=True)):
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 

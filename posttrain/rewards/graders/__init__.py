@@ -9,11 +9,11 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import RewardConfig, main_process
-from posttrain.console import tell
+from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.rewards import sandbox
 from posttrain.rewards.graders import formula, schema, similarity, template
-from posttrain.rewards.graders.errors import Wrong
+from posttrain.rewards.graders.errors import GraderErrors
 from posttrain.rewards.graders.schema import Node, Single
 from posttrain.rewards.sandbox import Limits
 from posttrain.rewards.text import NOT_COLUMNS, Completion, text_of
@@ -44,16 +44,16 @@ def check(entry: RewardConfig, key: str) -> list[str]:
         errors += [f"{key}.args.endpoint={endpoint}: {wrong}"] if (wrong := check_endpoint(endpoint)) else []
     try:
         node = schema.read(entry.grader)
-    except Wrong as bad:
+    except GraderErrors as bad:
         return errors + [f"{start}: {place}: {what}" if place else f"{start}: {what}" for place, what in bad.found]
     if any(isinstance(part, schema.Python) for _, part in schema.parts(node)):
         errors += sandbox.check_walls(entry.args, f"{key}.args")
     for place, part in schema.parts(node):
-        errors += [f"{start}: {f'{place}: ' if place else ''}{what}" for what in _lacks(part, entry, key)]
+        errors += [f"{start}: {f'{place}: ' if place else ''}{what}" for what in _missing_requirement(part, entry, key)]
     return errors
 
 
-def _lacks(part: Single, entry: RewardConfig, key: str) -> list[str]:
+def _missing_requirement(part: Single, entry: RewardConfig, key: str) -> list[str]:
     """What a grader needs that the config, or this machine, does not give."""
     if isinstance(part, schema.Python) and entry.args.get("execute") is not True:
         return [f"python: runs code in a limited subprocess; allow it with {key}.args.execute=true"]
@@ -86,11 +86,11 @@ def missing_columns(entry: RewardConfig, key: str, features: Mapping[str, Any]) 
     return [
         f"{key}.grader={entry.grader}: {place}: reads {path.text}, and {lacking}"
         for place, path in schema.columns(schema.read(entry.grader))
-        if (lacking := _lacking(path, {"prompt": None, **features}, sorted(features)))
+        if (lacking := _missing_field(path, {"prompt": None, **features}, sorted(features)))
     ]
 
 
-def _lacking(path: template.Path, features: Mapping[str, Any], columns: list[str]) -> str | None:
+def _missing_field(path: template.Path, features: Mapping[str, Any], columns: list[str]) -> str | None:
     """What the data has where it does not have `path`; `features` are those of `datasets`."""
     found: Any = features
     for n, step in enumerate(path.steps):
@@ -104,7 +104,7 @@ def _lacking(path: template.Path, features: Mapping[str, Any], columns: list[str
     return None
 
 
-def reach(entry: RewardConfig, key: str) -> None:
+def check_reachable(entry: RewardConfig, key: str) -> None:
     """Raise `PosttrainError` where a model that a grader asks would not answer."""
     from posttrain.rewards.judge_client import open_judge
 
@@ -113,7 +113,7 @@ def reach(entry: RewardConfig, key: str) -> None:
     asked = [part for _, part in schema.parts(schema.read(entry.grader)) if isinstance(part, _ASKS)]
     for model in dict.fromkeys(given.get("model", part.model) for part in asked):
         try:
-            open_judge(**{**given, "model": model}).reach()
+            open_judge(**{**given, "model": model}).check_reachable()
         except PosttrainError as error:
             raise PosttrainError(f"{key}.args: {error}") from error
 
@@ -173,7 +173,7 @@ class Grader:
         for n, row in enumerate(rows):
             try:
                 texts = [template.parse(text).render(row) for text in schema.templates(part).values()]
-            except template.Absent as absent:
+            except template.MissingValue as absent:
                 where = f"{place}: {{{{ {absent.path} }}}}"
                 scores[n] = self._failed(where, "has no value", 0.0 if absent.of == "sample" else None)
             else:
@@ -237,7 +237,7 @@ class Grader:
         self._said[place] += 1
         if self._said[place] == 1 and main_process():
             given = "left out" if score is None else f"scored {score:g}"
-            tell(f"Grader {self.name}: {place}: {why}; {given}, as every further one will be")
+            print_plain(f"Grader {self.name}: {place}: {why}; {given}, as every further one will be")
         return score
 
 

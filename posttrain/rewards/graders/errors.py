@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 
-class Wrong(Exception):
+class GraderErrors(Exception):
     """All that is wrong with a grader: (place in the JSON, what and the fix)."""
 
     def __init__(self, found: list[tuple[str, str]]):
@@ -25,7 +25,7 @@ def validated(model: type[Any], raw: dict[str, Any], place: str) -> Any:
         for one in error.errors():
             where, what = _explain(model, one)
             found.setdefault(join(place, where), what)
-        raise Wrong(list(found.items())) from None
+        raise GraderErrors(list(found.items())) from None
 
 
 def _explain(model: type[Any], error: Any) -> tuple[str, str]:

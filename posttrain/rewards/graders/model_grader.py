@@ -18,7 +18,7 @@ def ask(
 ) -> list[str]:
     """The model's answer for each row, with the grader's sampling options and `others`, which go before them.
 
-    Raises `template.Absent` where a row lacks what a template names.
+    Raises `template.MissingValue` where a row lacks what a template names.
     """
     return asker.ask([_conversation(node, row) for row in rows], **{**_sampling(node), **others})
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.rewards.graders import formula, template
-from posttrain.rewards.graders.errors import Wrong, choose, join, validated
+from posttrain.rewards.graders.errors import GraderErrors, choose, join, validated
 
 LARGEST_SOURCE = 256 << 10  # bytes, as OpenAI has it
 
@@ -140,21 +140,21 @@ SINGLE: dict[str, type[Single]] = {
 
 
 def read(path: str) -> Node:
-    """The grader in a file; raises `Wrong`."""
+    """The grader in a file; raises `GraderErrors`."""
     try:
         return of_json(json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise Wrong([("", "no such file")]) from None
+        raise GraderErrors([("", "no such file")]) from None
     except OSError as error:
-        raise Wrong([("", f"cannot be read ({error.strerror})")]) from None
+        raise GraderErrors([("", f"cannot be read ({error.strerror})")]) from None
     except json.JSONDecodeError as error:
-        raise Wrong([(f"line {error.lineno}, column {error.colno}", f"not JSON: {error.msg}")]) from None
+        raise GraderErrors([(f"line {error.lineno}, column {error.colno}", f"not JSON: {error.msg}")]) from None
     except (UnicodeDecodeError, RecursionError) as error:
-        raise Wrong([("", f"not JSON: {error}")]) from None
+        raise GraderErrors([("", f"not JSON: {error}")]) from None
 
 
 def of_json(raw: Any) -> Node:
-    """The grader that a JSON value describes; raises `Wrong` with everything that is wrong in it."""
+    """The grader that a JSON value describes; raises `GraderErrors` with everything that is wrong in it."""
     if isinstance(raw, dict) and isinstance(raw.get("grader"), dict) and "type" not in raw:
         raw = raw["grader"]  # the body of a request to run it
     if not isinstance(raw, dict) or raw.get("type") != "multi":
@@ -167,14 +167,14 @@ def of_json(raw: Any) -> Node:
     for name, part in inner.items():
         try:
             graders[name] = _single(part, f"graders.{name}", tuple(SINGLE))
-        except Wrong as error:
+        except GraderErrors as error:
             wrong += error.found
     try:
         tree = formula.parse(shape.calculate_output, list(inner))
     except ValueError as error:
         wrong.append((f'calculate_output="{shape.calculate_output}"', str(error)))
     if wrong:
-        raise Wrong(wrong)
+        raise GraderErrors(wrong)
     return Multi(graders, tree)
 
 
@@ -208,15 +208,15 @@ def columns(node: Node) -> list[tuple[str, template.Path]]:
 
 def _single(raw: Any, place: str, types: tuple[str, ...]) -> Single:
     if not isinstance(raw, dict):
-        raise Wrong([(place, f"expected an object with a type, one of {', '.join(types)}")])
+        raise GraderErrors([(place, f"expected an object with a type, one of {', '.join(types)}")])
     kind = raw.get("type")
     if kind not in SINGLE:
         given = f"{join(place, 'type')}={json.dumps(kind)}" if "type" in raw else join(place, "type")
-        raise Wrong([(given, "multi graders cannot be nested" if kind == "multi" else choose(kind, types))])
+        raise GraderErrors([(given, "multi graders cannot be nested" if kind == "multi" else choose(kind, types))])
     node = validated(SINGLE[kind], raw, place)
     wrong = [(join(place, inner), what) for inner, what in _meaning(node)]
     if wrong:
-        raise Wrong(wrong)
+        raise GraderErrors(wrong)
     return node
 
 

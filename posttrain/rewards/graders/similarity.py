@@ -27,7 +27,7 @@ def missing(metric: str, wordnet: bool = False) -> str | None:
     needs = NEEDS.get(metric.split("_")[0] if metric.startswith("rouge") else metric, ())
     absent = [name for module, name in needs if importlib.util.find_spec(module) is None]
     if absent:
-        return f"needs {' and '.join(absent)}; {extras.install('graders')}"
+        return f"needs {' and '.join(absent)}; {extras.install_command('graders')}"
     if metric == "meteor" and wordnet:
         try:
             _synonyms()

@@ -13,7 +13,7 @@ _STEP = re.compile(r"\.([\w-]+)|\[(\d+)\]|\[(?:'([^']*)'|\"([^\"]*)\")\]")
 SAMPLE = ("output_text", "output_json", "choices")
 
 
-class Absent(Exception):
+class MissingValue(Exception):
     """The row has no value at `path` (`of` is item or sample)."""
 
     def __init__(self, of: str, path: str):
@@ -30,7 +30,7 @@ class Path:
     text: str
 
     def value(self, row: dict[str, Any]) -> Any:
-        """What stands there in `row` (`{"item": ..., "sample": ...}`); raises `Absent` for nothing, and for None."""
+        """The value at this path of `row` (`{"item": ..., "sample": ...}`); raises `MissingValue`."""
         found = row[self.of]
         for step in self.steps:
             if isinstance(found, list) and isinstance(step, str) and step.isdigit():
@@ -38,9 +38,9 @@ class Path:
             try:
                 found = found[step]
             except (KeyError, IndexError, TypeError):
-                raise Absent(self.of, self.text) from None
+                raise MissingValue(self.of, self.text) from None
         if found is None:
-            raise Absent(self.of, self.text)
+            raise MissingValue(self.of, self.text)
         return found
 
 
@@ -55,7 +55,7 @@ class Template:
         return [part for part in self.parts if isinstance(part, Path)]
 
     def render(self, row: dict[str, Any]) -> str:
-        """The text for a row: strings as they are, all else as JSON. Raises `Absent`."""
+        """The text for a row: strings as they are, all else as JSON. Raises `MissingValue`."""
         return "".join(part if isinstance(part, str) else _text(part.value(row)) for part in self.parts)
 
 

@@ -46,7 +46,7 @@ WALLS = {
 }
 CONSENT = ("full", "reduced")
 MOST_FILES = 2000  # files and folders in the folder
-LOOK = 0.05  # seconds between two looks at the folder's size
+POLL_SECONDS = 0.05  # seconds between two looks at the folder's size
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,16 @@ def check_walls(args: dict[str, Any], key: str) -> list[str]:
     """What is wrong with this system where the args of a reward let it run code of others."""
     if args.get("execute") is not True or args.get("walls") == "reduced":
         return []
-    return [wrong] if (wrong := unwalled(f"{key}.walls")) else []
+    return [wrong] if (wrong := reduced_isolation(f"{key}.walls")) else []
 
 
 def require_walls(key: str, walls: str = "full") -> None:
     """Raise `PosttrainError` where this system lacks a wall, unless `walls`, the option at `key`, is `reduced`."""
-    if walls != "reduced" and (wrong := unwalled(key)):
+    if walls != "reduced" and (wrong := reduced_isolation(key)):
         raise PosttrainError(wrong)
 
 
-def unwalled(key: str) -> str | None:
+def reduced_isolation(key: str) -> str | None:
     """What to say where code of others would run behind fewer walls than all; `None` where all are in force."""
     if (missing := missing_walls()) is None:
         return None
@@ -198,10 +198,10 @@ def _exchange(
             selector.register(number, selectors.EVENT_READ)
         _send(process, order)
         while selector.get_map() and error is None:
-            events = selector.select(min(max(deadline - time.monotonic(), 0), LOOK))
+            events = selector.select(min(max(deadline - time.monotonic(), 0), POLL_SECONDS))
             if (now := time.monotonic()) >= deadline:
                 error = _too_long(limits)
-            elif now - looked >= LOOK:
+            elif now - looked >= POLL_SECONDS:
                 looked = now
                 error = "disk: more than the limit" if _full(folder, limits.disk) else None
             for key, _ in events:

@@ -12,7 +12,7 @@ from posttrain.config import parse, recipes
 from posttrain.config.schema import Run
 
 
-def stray(words: Iterable[str]) -> dict[str, str]:
+def unknown_keys(words: Iterable[str]) -> dict[str, str]:
     """Words that set a key which no config has at its top -> what to say; Hydra would stop at the first."""
     known = {f.name for f in fields(Run)} | {*recipes.groups(), "hydra"}
     found = {}
@@ -27,12 +27,12 @@ def stray(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def explain(error: BaseException) -> str | None:
+def explain_hydra_error(error: BaseException) -> str | None:
     """An error of Hydra's composition in one message; None for another error."""
     from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        return _quoting_hint(error.override)
     if isinstance(error, MissingConfigException) and (wanted := re.search(r"'(\w+)/([^']+)'", str(error))):
         group, option = wanted.groups()
         known = recipes.purposes() if group == "recipe" else recipes.groups().get(group, [])
@@ -50,7 +50,7 @@ def explain(error: BaseException) -> str | None:
     return str(error).splitlines()[0] if isinstance(error, HydraException) else None
 
 
-def _unreadable(word: str) -> str:
+def _quoting_hint(word: str) -> str:
     """How to write an argument that Hydra cannot parse."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString

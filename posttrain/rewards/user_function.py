@@ -16,14 +16,14 @@ from typing import Any
 from posttrain.errors import PosttrainError, RewardError
 
 
-def guard(name: str, path: str, function: Callable[..., Any], timeout: float | None = None) -> Any:
+def wrap(name: str, path: str, function: Callable[..., Any], timeout: float | None = None) -> Any:
     """`function` as the reward `name`, whose source is `path`; at most `timeout` seconds a call."""
     if inspect.iscoroutinefunction(function):
-        return _asynchronous(name, path, function, timeout)
-    return Guarded(name, path, function, timeout)
+        return _wrap_async(name, path, function, timeout)
+    return UserFunction(name, path, function, timeout)
 
 
-class Guarded:
+class UserFunction:
     """A reward function that says what goes wrong in it; everything else about it is the function's own."""
 
     def __init__(self, name: str, path: str, function: Callable[..., Any], timeout: float | None):
@@ -41,15 +41,17 @@ class Guarded:
             if self.timeout is None:
                 result = self.function(completions=completions, **columns)
             else:
-                result = _in_time(lambda: self.function(completions=completions, **columns), self.timeout, where)
+                result = _call_with_timeout(
+                    lambda: self.function(completions=completions, **columns), self.timeout, where
+                )
         except PosttrainError:
             raise
         except Exception as error:
-            raise RewardError(_raised(where, error)) from error
-        return _checked(where, result, len(completions))
+            raise RewardError(_exception_message(where, error)) from error
+        return _check_result(where, result, len(completions))
 
 
-def _asynchronous(name: str, path: str, function: Callable[..., Any], timeout: float | None) -> Callable[..., Any]:
+def _wrap_async(name: str, path: str, function: Callable[..., Any], timeout: float | None) -> Callable[..., Any]:
     async def guarded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
         import asyncio
 
@@ -59,10 +61,12 @@ def _asynchronous(name: str, path: str, function: Callable[..., Any], timeout: f
         except PosttrainError:
             raise
         except TimeoutError as error:
-            raise RewardError(_late(where, timeout) if timeout else _raised(where, error)) from error
+            raise RewardError(
+                _timeout_message(where, timeout) if timeout else _exception_message(where, error)
+            ) from error
         except Exception as error:
-            raise RewardError(_raised(where, error)) from error
-        return _checked(where, result, len(completions))
+            raise RewardError(_exception_message(where, error)) from error
+        return _check_result(where, result, len(completions))
 
     guarded.__name__ = name
     return guarded
@@ -73,18 +77,18 @@ def _where(name: str, path: str, completions: Sequence[Any], state: Any) -> str:
     return f"reward {name} ({path}){step}, on {len(completions)} completions"
 
 
-def _raised(where: str, error: Exception) -> str:
+def _exception_message(where: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"{where}: raised {said}{at}"
 
 
-def _late(where: str, timeout: float) -> str:
+def _timeout_message(where: str, timeout: float) -> str:
     return f"{where}: did not answer within its timeout of {timeout:g} s; raise it, or see what the function waits for"
 
 
-def _in_time(work: Callable[[], Any], timeout: float, where: str) -> Any:
+def _call_with_timeout(work: Callable[[], Any], timeout: float, where: str) -> Any:
     """In a thread, which nothing waits for when it hangs: Python cannot end one."""
     import torch
 
@@ -102,13 +106,13 @@ def _in_time(work: Callable[[], Any], timeout: float, where: str) -> Any:
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise RewardError(_late(where, timeout))
+        raise RewardError(_timeout_message(where, timeout))
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
 
 
-def _checked(where: str, result: Any, count: int) -> list[float | None]:
+def _check_result(where: str, result: Any, count: int) -> list[float | None]:
     """A float or None for each completion, whatever sequence they came in; raises `RewardError` for anything else."""
     wanted = f"return a list with a number, or None where it does not apply, for each of the {count} completions"
     if isinstance(result, (str, bytes, dict)) or not hasattr(result, "__iter__") or not _has_rows(result):

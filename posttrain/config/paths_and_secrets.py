@@ -30,7 +30,7 @@ VALUE = re.compile(
     r"(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
     r"|\w+://[^/\s:@]+:[^/\s@]+@\S+"
 )
-MENDS = {"token": "run `hf auth login`, or set HF_TOKEN in the environment"}
+TOKEN_FIXES = {"token": "run `hf auth login`, or set HF_TOKEN in the environment"}
 ENVIRONMENT = "put it into the environment"
 
 
@@ -80,7 +80,7 @@ def secrets(settings: Any) -> list[str]:
     for path, key, value in _leaves(settings, ""):
         by_key = key == "use_auth_token" or (isinstance(value, str) and _names_secret(key, value))
         if value and (by_key or (isinstance(value, str) and VALUE.search(value))):
-            fix = MENDS["token"] if "token" in key.lower() or str(value).startswith("hf_") else ENVIRONMENT
+            fix = TOKEN_FIXES["token"] if "token" in key.lower() or str(value).startswith("hf_") else ENVIRONMENT
             errors.append(f"{path}: a secret does not belong in a config, which is stored; {fix}")
     return errors
 

@@ -17,17 +17,19 @@ from posttrain.config import options, trainers
 from posttrain.errors import PosttrainError
 
 
-def rehearse(kind: str, args: dict[str, Any]) -> None:
+def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
     """Build what the trainer of `kind` builds from `args`; raises `PosttrainError` with what a library says of them."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = _said(kind, args, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"}))
-        _said(kind, args, lambda: _optimizer(config))
+        config = _with_option_named(
+            kind, args, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"})
+        )
+        _with_option_named(kind, args, lambda: _optimizer(config))
         if trainers.of(kind).has("cache_implementation"):
-            _said(kind, args, lambda: _generation(config))
+            _with_option_named(kind, args, lambda: _generation(config))
 
 
-def _said(kind: str, args: dict[str, Any], build: Any) -> Any:
+def _with_option_named(kind: str, args: dict[str, Any], build: Any) -> Any:
     try:
         return build()
     except PosttrainError:

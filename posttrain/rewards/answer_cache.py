@@ -33,7 +33,7 @@ class JudgeClient:
         """
         options = {name: value for name, value in {**SAMPLING, **sampling}.items() if value is not None}
         keys = [self._key(conversation, options) for conversation in conversations]
-        answers = {key: answer for key in dict.fromkeys(keys) if (answer := self._kept(key)) is not None}
+        answers = {key: answer for key in dict.fromkeys(keys) if (answer := self._read_cached(key)) is not None}
         missing = {key: c for key, c in zip(keys, conversations, strict=True) if key not in answers}
         self.cached += sum(key in answers for key in keys)
         self.asked += len(missing)
@@ -42,16 +42,16 @@ class JudgeClient:
 
             def keep(index: int, answer: str) -> None:
                 answers[names[index]] = answer
-                self._keep(names[index], answer)
+                self._write_cached(names[index], answer)
 
-            self._fresh(list(missing.values()), options, keep)
+            self._ask_model(list(missing.values()), options, keep)
         return [answers[key] for key in keys]
 
-    def reach(self) -> None:
+    def check_reachable(self) -> None:
         """Raise `PosttrainError` where it is plain beforehand that nobody would answer; no weights are loaded."""
         raise NotImplementedError
 
-    def _fresh(
+    def _ask_model(
         self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
     ) -> None:
         """Ask, and give each answer to `keep` as it comes, so that what was answered before a failure is kept."""
@@ -66,7 +66,7 @@ class JudgeClient:
         asked = {**self.identity, "messages": conversation, "sampling": sampling}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _kept(self, key: str) -> str | None:
+    def _read_cached(self, key: str) -> str | None:
         if not self._cache:
             return None
         try:
@@ -74,7 +74,7 @@ class JudgeClient:
         except (OSError, ValueError, KeyError, TypeError):
             return None  # not there, or cut short by a full disk
 
-    def _keep(self, key: str, answer: str) -> None:
+    def _write_cached(self, key: str, answer: str) -> None:
         if not self._cache:
             return
         file = _file(key)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
 
 # Setting -> the trainer's parameter that takes it.
-CODE = {"tools": "tools", "environment": "environment_factory", "rollout": "rollout_func"}
+PARAMETERS = {"tools": "tools", "environment": "environment_factory", "rollout": "rollout_func"}
 
 
 def check(run: Run) -> list[str]:
     """Everything wrong with them that can be known without a model; imports the user's own modules."""
     kind, errors = trainers.of(run.trainer.kind), []
-    for setting, parameter in CODE.items():
+    for setting, parameter in PARAMETERS.items():
         given = getattr(run.trainer, setting)
         if given and parameter not in kind.parameters:
             able = [name for name in trainers.names() if parameter in trainers.of(name).parameters]
@@ -38,12 +38,12 @@ def check(run: Run) -> list[str]:
             except (ImportError, AttributeError, ValueError) as error:
                 errors.append(f"trainer.{setting}={path}: {error}")
     teacher = run.trainer.teacher
-    if kind.taught and not teacher.model:
+    if kind.has_teacher and not teacher.model:
         errors.append(
             f"trainer.teacher.model: {kind.name} learns from a teacher; set it to a hub id, a folder or a RUN"
         )
-    if teacher.model and not kind.taught:
-        able = [name for name in trainers.names() if trainers.of(name).taught]
+    if teacher.model and not kind.has_teacher:
+        able = [name for name in trainers.names() if trainers.of(name).has_teacher]
         errors.append(f"trainer.teacher.model: {kind.name} has no teacher; choose trainer={' or '.join(able)}")
     return errors + [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry))]
 
@@ -79,7 +79,7 @@ def _import(path: str) -> Any:
     return found
 
 
-def callbacks(run: Run, trainer: Any = None) -> list[Any]:
+def user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
     """The user's callbacks: without a trainer those that do not ask for one, with it the others."""
     made = []
     for entry in run.trainer.callbacks:
@@ -94,10 +94,10 @@ def callbacks(run: Run, trainer: Any = None) -> list[Any]:
     return made
 
 
-def offered(run: Run, dtype: str) -> dict[str, Any]:
+def constructor_arguments(run: Run, dtype: str) -> dict[str, Any]:
     """By the trainer's parameter; the teacher is loaded, its weights in `dtype` unless it was trained in another."""
     found: dict[str, Any] = {}
-    for setting, parameter in CODE.items():
+    for setting, parameter in PARAMETERS.items():
         if given := getattr(run.trainer, setting):
             found[parameter] = [_import(path) for path in given] if isinstance(given, list) else _import(given)
     if run.trainer.teacher.model:
@@ -142,7 +142,7 @@ def _teacher(run: Run, dtype: str) -> Any:
     return model.requires_grad_(False)
 
 
-def keep_moving_teacher(trainer: Any) -> None:
+def continue_moving_teacher(trainer: Any) -> None:
     """Let TRL's moving average of the adapter, the teacher of SDPO and SDFT, go on from a checkpoint.
 
     A continued run has that adapter already, loaded from the checkpoint, and TRL would add it again.

@@ -16,7 +16,7 @@ BELONGING = (
 BUILT_IN = ("embedded:", "reasoning_gym:")
 
 
-def drop(data: DataConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def reset_settings(data: DataConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Put back to its default what belongs to another data set than `data.path`; returns what it was.
 
     That is where the command names a path itself, of all that it does not name as well.
