@@ -49,6 +49,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "short_small_steps": (*SHORT, "trainer.args.per_device_train_batch_size=2"),
     "short_384_small_steps": (*SHORT, "data.max_train_rows=384", "trainer.args.per_device_train_batch_size=2"),
     "short_384_faster": (*SHORT, "data.max_train_rows=384", "trainer.args.learning_rate=6.0e-4"),
+    "short_more_faster": (*SHORT, "data.max_train_rows=512", "trainer.args.learning_rate=6.0e-4"),
+    "short_384_faster_likelihood": (
+        *(*SHORT, "data.max_train_rows=384", "trainer.args.learning_rate=6.0e-4"),
+        "trainer.args.loss_weights=[1.0,2.0]",
+    ),
     "short_preference": (*SHORT, "trainer.args.loss_weights=[3.0,1.0]"),
     "short_likelihood": (*SHORT, "trainer.args.loss_weights=[1.0,3.0]"),
     "short_rank": (*SHORT, "peft.lora.r=64", "peft.lora.lora_alpha=128"),
