@@ -142,7 +142,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     """A row per run, below one of the model before training for each kind of contexts."""
     if not results:
         return NONE
-    lines = ["| setting | seed | invented | withheld | F1 | change of F1 | all three | minutes |", "|---|" + "---|" * 7]
+    lines = ["| setting | seed | invented | withheld | F1 | change of F1 | all three | on |", "|---|" + "---|" * 7]
     named = ""
     for one in sorted(results, key=lambda one: SETTINGS[one["setting"]][:2] == SHORT):
         contexts = "short contexts" if SETTINGS[one["setting"]][:2] == SHORT else "the recipe's contexts"
@@ -152,7 +152,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| before, {contexts} | | {' | '.join(before)} | | | |")
         after = (shown(one[f"{name}_after"]) for name in ("invented", "withheld", "answer_f1"))
         cells = [f"`{one['setting']}`", one["seed"], *after, shown(one["answer_f1_change"])]
-        cells += ["yes" if reached(one) else "no", f"{one['seconds'] / 60:.1f}"]
+        cells += ["yes" if reached(one) else "no", "CPU" if "CPU" in one["machine"] else "GPU"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
