@@ -24,13 +24,13 @@ def printable(text: str) -> str:
 
 
 def _replace_steering(character: str) -> str:
-    steers = unicodedata.category(character) in STEERING or ord(character) in DIRECTIONS
+    steers = unicodedata.category(character) in CONTROL_CATEGORIES or ord(character) in DIRECTION_MARKS
     return REPLACEMENT if steers and character not in "\n\t" else character
 
 
 # Control characters, surrogates, which no terminal can be sent, and other ends of lines; joiners of emoji stay.
-STEERING = ("Cc", "Cs", "Zl", "Zp")
-DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+DIRECTION_MARKS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 

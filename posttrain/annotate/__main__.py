@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from posttrain.annotate.session import Session
 
 # module -> package
-NEEDED = {
+PACKAGES = {
     **{name: name for name in ("starlette", "uvicorn", "nh3", "krippendorff")},
     "markdown_it": "markdown-it-py",
 }
-TOKEN = "POSTTRAIN_ANNOTATE_TOKEN"
+TOKEN_VARIABLE = "POSTTRAIN_ANNOTATE_TOKEN"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sides and shared items (default 0)")
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="H", help=f"wider than this machine: asks for a token ({TOKEN})"
+        "--host", default="127.0.0.1", metavar="H", help=f"wider than this machine: asks for a token ({TOKEN_VARIABLE})"
     )
     parser.add_argument("--port", type=int, metavar="P", help=f"default {PORT}, or another where that is taken")
     return parser
@@ -89,7 +89,7 @@ def check(args: argparse.Namespace) -> None:
     """Raise `PosttrainError` with everything that is wrong in the options."""
     from posttrain.annotate.answers import answers_path
     from posttrain.annotate.export import FORMATS
-    from posttrain.annotate.items import MOST
+    from posttrain.annotate.items import MAX_COMPLETIONS
 
     errors, source = [], Path(args.source).expanduser()
     if args.out.suffix not in FORMATS or args.out.name.endswith((".answers.jsonl", ".votes.jsonl")):
@@ -103,17 +103,17 @@ def check(args: argparse.Namespace) -> None:
             f"--out={args.out}: exists, without {answers_path(args.out).name} beside it, and would be overwritten; "
             "choose another name"
         )
-    if not 2 <= args.show <= MOST:
-        errors.append(f"--show={args.show}: expected 2 to {MOST}")
+    if not 2 <= args.show <= MAX_COMPLETIONS:
+        errors.append(f"--show={args.show}: expected 2 to {MAX_COMPLETIONS}")
     if args.guidelines and not args.guidelines.is_file():
         errors.append(f"--guidelines={args.guidelines}: no such file")
     errors += [f"--votes={args.votes}: expected at least 1"] if args.votes < 1 else []
     errors += [f"--overlap={args.overlap}: expected 0 or more"] if args.overlap < 0 else []
     errors += [f"--port={args.port}: expected 1 to 65535"] if not 1 <= (args.port or PORT) <= 65535 else []
     errors += [f"{word}: expected KEY=VALUE" for word in args.settings if "=" not in word]
-    if len(os.environ.get(TOKEN) or "x" * 16) < 16:
-        errors.append(f"{TOKEN}: expected at least 16 characters")
-    missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if len(os.environ.get(TOKEN_VARIABLE) or "x" * 16) < 16:
+        errors.append(f"{TOKEN_VARIABLE}: expected at least 16 characters")
+    missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing and not args.source.endswith(".answers.jsonl"):
         errors.append(f"{', '.join(missing)} not installed: {extras.install_command('annotate')}")
     if errors:
@@ -149,7 +149,7 @@ def annotate(args: argparse.Namespace, command: str) -> None:
         if args.guidelines:
             session.guidelines = args.guidelines.read_text(encoding="utf-8")
         plan(args, items, session)
-        serve.run(session, listening, args.host, os.environ.get(TOKEN))
+        serve.run(session, listening, args.host, os.environ.get(TOKEN_VARIABLE))
         print_summary(session, args, command)
 
 

@@ -17,7 +17,7 @@ from posttrain.annotate.answers import Answers
 
 RESAMPLES = 1000
 # Items below which a bootstrap over them says nothing.
-FEWEST = 10
+MIN_ITEMS = 10
 Votes = Mapping[str, Mapping[str, Hashable]]  # item -> annotator -> choice
 
 
@@ -73,14 +73,14 @@ def alpha(votes: Votes) -> float | None:
 def alpha_interval(votes: Votes) -> tuple[float, float] | None:
     """The 95% interval of `alpha`, by a bootstrap (BCa) over items.
 
-    `None` with fewer than `FEWEST` items, and where all agree: resampling cannot show what it has never seen.
+    `None` with fewer than `MIN_ITEMS` items, and where all agree: resampling cannot show what it has never seen.
     """
     import numpy as np
 
     from posttrain.probe.intervals import Metric, interval
 
     counts = np.asarray(_counts(votes), float)
-    if len(counts) < FEWEST:
+    if len(counts) < MIN_ITEMS:
         return None
     given = counts.sum(1)
     # Disagreement within items, of which alpha is a function together with how often each category was chosen.

@@ -22,7 +22,7 @@ from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
 
 SUFFIX = ".answers.jsonl"
-KINDS = ("task", "item", "shown", "answer", "undo")
+LINE_TYPES = ("task", "item", "shown", "answer", "undo")
 
 
 def answers_path(out: Path) -> Path:
@@ -111,7 +111,11 @@ def read(path: Path) -> list[dict[str, Any]]:
             value = json.loads(line)
         except ValueError:
             value = None
-        if not isinstance(value, dict) or value.get("kind") not in KINDS or (number == 1) != (value["kind"] == "task"):
+        if (
+            not isinstance(value, dict)
+            or value.get("kind") not in LINE_TYPES
+            or (number == 1) != (value["kind"] == "task")
+        ):
             raise PosttrainError(
                 f"{path}, line {number}: not a line of an answers file: {line[:60].decode(errors='replace')!r}; "
                 "repair or remove that line, or choose another --out"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # As many as there are digit keys.
-MOST = 9
-OWN = {"completions", "scores", *SCORE_COLUMNS, *TRL_COLUMNS}
+MAX_COMPLETIONS = 9
+OWN_COLUMNS = {"completions", "scores", *SCORE_COLUMNS, *TRL_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _numbers(values: Any) -> dict[str, float]:
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
     # As JSON has it: dates as text, numbers that are none (NaN) as null.
-    extra = {k: None if isinstance(v, float) and v != v else v for k, v in row.items() if k not in OWN}
+    extra = {k: None if isinstance(v, float) and v != v else v for k, v in row.items() if k not in OWN_COLUMNS}
     return json.loads(json.dumps(extra, default=str))
 
 

@@ -15,7 +15,7 @@ from posttrain.errors import PosttrainError
 from posttrain.runs.journal import Journal
 
 # So long an item that someone has before them is not given to another.
-LEASE = 30 * 60
+LEASE_SECONDS = 30 * 60
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,12 @@ class Session:
 
     def _free(self, item: str, annotator: str, now: float) -> bool:
         holders = self.answers.shown.get(item, {})
-        held = sum(now - since < LEASE for name, since in holders.items() if name != annotator)
+        held = sum(now - since < LEASE_SECONDS for name, since in holders.items() if name != annotator)
         return self.answers.votes[item] + held < self.needed
 
     def _holds(self, item: str, annotator: str) -> bool:
         since = self.answers.shown.get(item, {}).get(annotator)
-        return since is not None and self.clock() - since < LEASE
+        return since is not None and self.clock() - since < LEASE_SECONDS
 
     def _current(self, annotator: str, mine: list[str]) -> Item | None:
         """What was undone, else what this person has before them already, else the next."""

@@ -103,7 +103,7 @@ class AlarmsConfig:
 NAMES = tuple(f.name for f in fields(AlarmsConfig))
 
 # Alarms that only the probe feeds.
-PROBED = ("kl", "forgetting", "collapse", "length", "over_optimisation")
+NEED_PROBE = ("kl", "forgetting", "collapse", "length", "over_optimisation")
 
 
 def setting(config: AlarmsConfig, name: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def check(config: AlarmsConfig, probed: bool, kl_logged: bool, measured: Mapping
         if entry.action not in ACTIONS:
             errors.append(f"alarms.{name}.action={entry.action}: choose from {', '.join(ACTIONS)}")
         fed = probed or (name == "kl" and kl_logged)
-        if entry.action == "stop" and name in PROBED and not fed:
+        if entry.action == "stop" and name in NEED_PROBE and not fed:
             errors.append(
                 f"alarms.{name}.action=stop: nothing is measured during training that could raise it; set probe.every "
                 "and probe.prompts"

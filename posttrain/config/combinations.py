@@ -40,9 +40,14 @@ LOW_RANK_GRADIENTS = ("galore_", "apollo_")
 
 # LoRA initialisations: those that need passes over data or gradients before training, which are not made here, and
 # those that do what they say.
-NOT_MADE = ("eva", "corda", "lora_ga")
+UNSUPPORTED_INITIALISATIONS = ("eva", "corda", "lora_ga")
 INITIALISATIONS = re.compile(r"gaussian|olora|pissa|pissa_niter_[1-9]\d*|orthogonal|mica")
-OF_INITIALISATION = {"eva_config": "eva", "corda_config": "corda", "lora_ga_config": "lora_ga", "loftq_config": "loftq"}
+INITIALISATION_OPTIONS = {
+    "eva_config": "eva",
+    "corda_config": "corda",
+    "lora_ga_config": "lora_ga",
+    "loftq_config": "loftq",
+}
 # The losses of DPO in TRL 1.16 that can have another divergence than the reverse KL.
 DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
@@ -288,12 +293,12 @@ def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> lis
     where = f"{path}.init_lora_weights={start}"
     errors = [
         f"{path}.{name}: only read with init_lora_weights={needs}, which is not made here; leave it out"
-        for name, needs in OF_INITIALISATION.items()
+        for name, needs in INITIALISATION_OPTIONS.items()
         if lora.get(name)
     ]
     if isinstance(start, bool) or not isinstance(start, str):
         return errors
-    if start.startswith(NOT_MADE):
+    if start.startswith(UNSUPPORTED_INITIALISATIONS):
         errors.append(
             f"{where}: begins with passes over data that are not made here, so that the adapter would begin otherwise; "
             "leave it out, or choose gaussian, pissa or olora"

@@ -13,9 +13,9 @@ from typing import Any
 
 from posttrain.errors import PosttrainError
 
-AT = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
+AT_KL = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
 # Of what less is better; everything else is taken to be better when it is more.
-LOWER = ("loss", "perplexity", "nll", "forgetting", "repetition", "self_bleu", "kl", "gold_drop")
+LOWER_IS_BETTER = ("loss", "perplexity", "nll", "forgetting", "repetition", "self_bleu", "kl", "gold_drop")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def parse(objective: Any) -> list[Objective]:
 def _one(text: str) -> Objective:
     if " " not in text:
         return Objective(text, text)
-    if not (match := AT.fullmatch(text)):
+    if not (match := AT_KL.fullmatch(text)):
         raise PosttrainError(
             f"objective={text}: expected METRIC, or METRIC at kl NUMBER, such as probe/gold/rm at kl 5"
         )
@@ -72,4 +72,6 @@ def lower_is_better(metric: str) -> bool:
     """By its name: a loss, a KL, repetition, forgetting. A reward may be called as it likes: its weight decides."""
     if metric.startswith(("probe/rewards/", "probe/gold/")):
         return False
-    return metric == "probe/refusals/harmless" or any(part.removeprefix("eval_") in LOWER for part in metric.split("/"))
+    return metric == "probe/refusals/harmless" or any(
+        part.removeprefix("eval_") in LOWER_IS_BETTER for part in metric.split("/")
+    )

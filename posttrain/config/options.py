@@ -20,7 +20,7 @@ from posttrain.config.classes import Source, find
 # Classes that are no trainer's config.
 LORA, QUANTIZATION = "peft.LoraConfig", "transformers.BitsAndBytesConfig"
 # Names that need no path, beside TRL's.
-SHORT = {
+SHORT_NAMES = {
     "LoraConfig": LORA,
     "BitsAndBytesConfig": QUANTIZATION,
     "TrainingArguments": "transformers.TrainingArguments",
@@ -105,7 +105,7 @@ def as_typed(cls: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # The losses of DPO that read `label_smoothing` in TRL 1.16; the others ignore it, conservative DPO's sigmoid too.
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+LOSSES_WITH_SMOOTHING = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -> list[str]:
@@ -123,10 +123,10 @@ def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -
     types = args.get("loss_type") or ["sigmoid"]
     types = [types] if isinstance(types, str) else types
     where = f"trainer.args.label_smoothing={amount:g}"
-    if amount and not set(types) & set(SMOOTHED):
+    if amount and not set(types) & set(LOSSES_WITH_SMOOTHING):
         errors.append(
             f"{where}: TRL ignores it with loss_type=[{','.join(map(str, types))}]; set "
-            f"trainer.args.loss_type=[robust], or leave it out (read by {', '.join(SMOOTHED)})"
+            f"trainer.args.loss_type=[robust], or leave it out (read by {', '.join(LOSSES_WITH_SMOOTHING)})"
         )
     elif "exo_pair" in types and not amount:
         errors.append(f"{where}: loss_type=[exo_pair] needs it above 0; its paper sets 0.001")
@@ -204,7 +204,7 @@ def _literal_as_choices(option: Option) -> Option:
 
 def source_of(cls: str) -> Source:
     """The class at the dotted path `cls` (TRL's without `trl.`), from the installed library, without importing it."""
-    cls = cls if "." in cls else SHORT.get(cls, f"trl.{cls}")
+    cls = cls if "." in cls else SHORT_NAMES.get(cls, f"trl.{cls}")
     if (found := find(cls)) is None:
         package = cls.partition(".")[0]
         raise ModuleNotFoundError(

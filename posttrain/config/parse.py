@@ -14,7 +14,7 @@ from posttrain.config.schema import Origin, RewardConfig, Run
 from posttrain.errors import PosttrainError
 
 # The types of the schema in words.
-KINDS = {
+TYPE_WORDS = {
     "float": "a number",
     "int": "a whole number",
     "bool": "true or false",
@@ -107,7 +107,7 @@ def _fits(cls: Any, key: str, value: Any) -> bool:
 
 def _type_in_words(f: Any) -> str:
     base, _, none = str(f.type).partition(" | ")
-    name = next((text for start, text in KINDS.items() if base.startswith(start)), base)
+    name = next((text for start, text in TYPE_WORDS.items() if base.startswith(start)), base)
     return f"{name}, or null" if none else name
 
 

@@ -19,7 +19,7 @@ SECRET = re.compile(
     r"api_?key|secret|passw(or)?d|passphrase|credential|private_?key|access_?key|bearer|authorization", re.IGNORECASE
 )
 # `hf_token` is one; what tokenizers call tokens is not.
-TOKEN = re.compile(r"(?:^|.*[_-])token", re.IGNORECASE)
+TOKEN_KEY = re.compile(r"(?:^|.*[_-])token", re.IGNORECASE)
 NOT_SECRET = re.compile(
     r"(?:add_|use_)?(?:eos|bos|pad|unk|sep|cls|mask|stop|start|end|eot|eom|eod|image|audio|video|special|sentence|word"
     r"|assistant|user|system|decoder_start|forced_\w+|response|instruction|think|tool\w*|new|first|last|next)_token",
@@ -89,7 +89,7 @@ def _names_secret(key: str, value: str) -> bool:
     if SECRET.search(key):
         return not key.lower().endswith(("_env", "_file", "_path"))
     # Special tokens look like <this> or [this]; a secret does not.
-    return bool(TOKEN.fullmatch(key) and not NOT_SECRET.fullmatch(key) and not re.fullmatch(r"[<\[].*[>\]]", value))
+    return bool(TOKEN_KEY.fullmatch(key) and not NOT_SECRET.fullmatch(key) and not re.fullmatch(r"[<\[].*[>\]]", value))
 
 
 def _leaves(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, Any]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-LARGEST = 2**31 - 1  # of integers that go to C, such as lengths, ranks and steps
+MAX_INT = 2**31 - 1  # of integers that go to C, such as lengths, ranks and steps
 
 COUNT, FROM_0, ABOVE_0 = "[1, inf)", "[0, inf)", "(0, inf)"
 SHARE, PART = "[0, 1]", "(0, 1]"
@@ -79,13 +79,13 @@ RANGES: dict[str, str] = {
     "llm_int8_threshold": FROM_0,
 }
 # Where one class takes another range than the others.
-OF_CLASS: dict[str, dict[str, str]] = {
+CLASS_RANGES: dict[str, dict[str, str]] = {
     "DPOConfig": {"beta": ABOVE_0},  # at 0 its loss is a constant
     "KTOConfig": {"beta": ABOVE_0},
     "PPOConfig": {"num_generations": COUNT},
 }
 # Numbers of any size: a bonus and a penalty, offsets of a score.
-FREE = ("entropy_coef", "reward_weights", "reward_clip_range")
+UNBOUNDED = ("entropy_coef", "reward_weights", "reward_clip_range")
 # At and above 1 these are numbers of steps, below 1 shares of the run.
 WHOLE_ABOVE_1 = ("logging_steps", "eval_steps", "save_steps")
 NOT_EMPTY = (
@@ -98,7 +98,7 @@ NOT_EMPTY = (
 )
 
 # The numbers of our own schema, by their path.
-SCHEMA: dict[str, str] = {
+SCHEMA_RANGES: dict[str, str] = {
     "data.eval_size": FROM_0,
     **dict.fromkeys(("data.max_train_rows", "data.max_eval_rows"), COUNT),
     **dict.fromkeys(("data.min_score", "data.threshold", "sample.threshold"), "(-inf, inf)"),
@@ -131,7 +131,7 @@ SCHEMA: dict[str, str] = {
     "data.mix.*.weight": ABOVE_0,
 }
 # What may stand under a name of the user's choice -> where its ranges are.
-NAMED = (
+USER_NAMED_RANGES = (
     (re.compile(r"data\.mix\.[^.]+\.weight"), "data.mix.*.weight"),
     (re.compile(r"data\.mix\.[^.]+\."), "data."),
     (re.compile(r"(?:reward|probe\.rewards|probe\.gold)\.[^.]+\.weight"), "reward.*.weight"),
@@ -176,7 +176,7 @@ def interval(text: str) -> Interval:
 
 def of_option(cls: str, name: str) -> str | None:
     """The interval of an option of a library's class."""
-    return OF_CLASS.get(cls, {}).get(name) or RANGES.get(name)
+    return CLASS_RANGES.get(cls, {}).get(name) or RANGES.get(name)
 
 
 def problem(cls: str, name: str, value: Any) -> str | None:
@@ -197,8 +197,8 @@ def out_of_range(number: float, text: str | None) -> str | None:
     known = interval(text or "(-inf, inf)")
     if number not in known:
         return f"expected {known}"
-    if isinstance(number, int) and known.high == math.inf and number > LARGEST:
-        return f"expected at most {LARGEST}"
+    if isinstance(number, int) and known.high == math.inf and number > MAX_INT:
+        return f"expected at most {MAX_INT}"
     return None
 
 
@@ -212,19 +212,19 @@ def _numbers(value: Any) -> list[float]:
 
 
 def check_schema(settings: Mapping[str, Any], path: str = "") -> list[str]:
-    """What is wrong with the numbers of our own schema, nested as it is; what `SCHEMA` does not name is passed over."""
+    """What is wrong with the numbers of our own schema; keys that `SCHEMA_RANGES` does not name are ignored."""
     errors = []
     for key, value in settings.items():
         where = f"{path}{key}"
         if isinstance(value, Mapping):
             errors += check_schema(value, f"{where}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and (text := _of_schema(where)):
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and (text := _schema_range(where)):
             errors += [f"{where}={value:.10g}: {wrong}"] if (wrong := out_of_range(value, text)) else []
     return errors
 
 
-def _of_schema(path: str) -> str | None:
-    for pattern, instead in NAMED:
+def _schema_range(path: str) -> str | None:
+    for pattern, instead in USER_NAMED_RANGES:
         if pattern.match(path):
-            return SCHEMA.get(pattern.sub(instead, path))
-    return SCHEMA.get(path)
+            return SCHEMA_RANGES.get(pattern.sub(instead, path))
+    return SCHEMA_RANGES.get(path)

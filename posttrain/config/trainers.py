@@ -20,9 +20,9 @@ from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
 # Trainers of this project; all others are TRL's, or are given by their path.
-OWN = {"ppo": "posttrain.ppo.PPOTrainer"}
+OWN_TRAINERS = {"ppo": "posttrain.ppo.PPOTrainer"}
 # Options of PPOConfig that follow from others.
-DERIVED = {
+DERIVED_OPTIONS = {
     "num_iterations": "it is num_ppo_epochs",
     "steps_per_generation": "it is gradient_accumulation_steps x num_mini_batches",
     "generation_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x "
@@ -30,14 +30,14 @@ DERIVED = {
     "normalize_advantages": "PPO's is whiten_advantages",
 }
 # Options that name a teacher; the trainer is given the model itself.
-TAUGHT = {
+TEACHER_OPTIONS = {
     "teacher_model_name_or_path": "set trainer.teacher.model",
     "teacher_model_revision": "set trainer.teacher.revision",
     "teacher_model_init_kwargs": "set trainer.teacher.model, and trainer.teacher.quantization",
 }
 # Where TRL's trainers lie, and the names of classes that end a lineage.
 TRL = ("trl.trainer", "trl.experimental")
-BASES = ("_BaseTrainer", "Trainer")
+BASE_CLASSES = ("_BaseTrainer", "Trainer")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Kind:
 @cache
 def find(name: str) -> Kind | None:
     """The trainer of this name, or at this path; `None` where there is none."""
-    path = OWN.get(name) or _in_trl(name) or name
+    path = OWN_TRAINERS.get(name) or _in_trl(name) or name
     source = classes.find(path)
     if source is None or (config := _config(source)) is None:
         return None
@@ -174,7 +174,7 @@ def names() -> tuple[str, ...]:
     stable = sorted(f.name.removesuffix("_trainer.py") for f in folder.glob("*_trainer.py")) if folder else []
     folder = classes.package_folder(TRL[1])
     experimental = sorted({f.parent.name for f in folder.glob("*/*_trainer.py")}) if folder else []
-    return tuple(dict.fromkeys([*OWN, *(name for name in [*stable, *experimental] if _in_trl(name))]))
+    return tuple(dict.fromkeys([*OWN_TRAINERS, *(name for name in [*stable, *experimental] if _in_trl(name))]))
 
 
 def _in_trl(name: str) -> str | None:
@@ -194,7 +194,9 @@ def _in_trl(name: str) -> str | None:
 
 
 def _lineage(source: Source) -> list[Source]:
-    return [one for one in source.lineage() if one.name not in BASES and not one.module.startswith("transformers.")]
+    return [
+        one for one in source.lineage() if one.name not in BASE_CLASSES and not one.module.startswith("transformers.")
+    ]
 
 
 def _init(source: Source) -> ast.FunctionDef | None:
@@ -204,7 +206,7 @@ def _init(source: Source) -> ast.FunctionDef | None:
 def parameters(source: Source) -> list[str]:
     """Those of the `__init__` of a class, and of its bases' where it passes on what else it is given."""
     init = _init(source)
-    inherited = [name for base in source.bases() if base.name not in BASES for name in parameters(base)]
+    inherited = [name for base in source.bases() if base.name not in BASE_CLASSES for name in parameters(base)]
     if init is None:
         return inherited
     own = [arg.arg for arg in (*init.args.args[1:], *init.args.kwonlyargs)]

@@ -14,12 +14,12 @@ from posttrain.data.conversation import Example, Message, TextOrTurns, Turns
 from posttrain.data.files import RowError
 
 PAIRS = ("chosen", "rejected")
-RATINGS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
-ANSWERS = ("completion", "response")
+RATING_COLUMNS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
+ANSWER_COLUMNS = ("completion", "response")
 # Where a question stands beside chosen and rejected, in Orca's pairs and their kind.
-QUESTIONS = ("question", "query", "input")
-UP = {"up": 1, "thumbs_up": 1, "👍": 1, "+1": 1, "good": 1, "like": 1}
-DOWN = {"down": 0, "thumbs_down": 0, "👎": 0, "-1": 0, "bad": 0, "dislike": 0}
+QUESTION_COLUMNS = ("question", "query", "input")
+THUMBS_UP = {"up": 1, "thumbs_up": 1, "👍": 1, "+1": 1, "good": 1, "like": 1}
+THUMBS_DOWN = {"down": 0, "thumbs_down": 0, "👎": 0, "-1": 0, "bad": 0, "dislike": 0}
 
 # The tones of a thumb's skin, and the mark that it is a picture.
 _TONES = re.compile(
@@ -44,13 +44,13 @@ def detect(columns: Iterable[str], first: list[dict[str, Any]]) -> str:
         return "ultrafeedback"
     if "instruction" in have and ({"output"} <= have or have >= set(PAIRS)):
         return "alpaca"
-    if "prompt" not in have and "messages" not in have and have >= set(PAIRS) and have & set(QUESTIONS):
+    if "prompt" not in have and "messages" not in have and have >= set(PAIRS) and have & set(QUESTION_COLUMNS):
         return "orca"
     if have >= set(PAIRS):
         return "hh" if any(_dialogue(row.get("chosen")) for row in rows) else "trl"
     if "prompt" in have and _ranked(have, rows):
         return "rankings"
-    if "prompt" in have and have & set(ANSWERS) and have & set(RATINGS) and "label" not in have:
+    if "prompt" in have and have & set(ANSWER_COLUMNS) and have & set(RATING_COLUMNS) and "label" not in have:
         return "ratings"
     if {"messages", "label"} <= have and "completion" not in have:
         return "labelled_messages"
@@ -242,7 +242,7 @@ def ms_swift(row: Row) -> Example:
 
 def orca(row: Row) -> Example:
     """A question, `chosen`, `rejected`, and `system`, as in Orca's pairs: a conversation."""
-    column = next(name for name in (*QUESTIONS, "question") if name in row or name == "question")
+    column = next(name for name in (*QUESTION_COLUMNS, "question") if name in row or name == "question")
     asked = c.as_turns(c.text_or_turns(row.get(column), column), "user")
     if isinstance(row.get("system"), str) and asked[0].role != "system":
         asked = c.system_turn(row["system"]) + asked
@@ -335,8 +335,8 @@ def rankings(row: Row) -> Example:
 
 def ratings(row: Row) -> Example:
     """`prompt`, `completion` (or `response`) and a number, a thumb, or true or false."""
-    column = next((name for name in RATINGS if name in row), RATINGS[0])
-    answer = next((name for name in ANSWERS if name in row), ANSWERS[0])
+    column = next((name for name in RATING_COLUMNS if name in row), RATING_COLUMNS[0])
+    answer = next((name for name in ANSWER_COLUMNS if name in row), ANSWER_COLUMNS[0])
     prompt = _asked(row.get("prompt"))
     said = _answer(row.get(answer), prompt, answer)
     return Example(
@@ -348,8 +348,8 @@ def rating(value: Any, field: str) -> float | bool:
     """A number, or whether it is good."""
     if isinstance(value, str):
         known = _TONES.sub("", value).strip().lower()
-        if known in UP or known in DOWN:
-            return known in UP
+        if known in THUMBS_UP or known in THUMBS_DOWN:
+            return known in THUMBS_UP
         if known in ("true", "false"):
             return known == "true"
     return value if isinstance(value, bool) else number(value, field)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 # The first rows, which stand for all where it would take long to look at every one.
-FIRST = 256
+FIRST_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
         held_out,
         _joined(config, {name: one.prompts for name, one in made.items()}),
         _source(config, made, train, held_out, wanted),
-        train.select(range(min(FIRST, len(train)))),
+        train.select(range(min(FIRST_ROWS, len(train)))),
         [skipped for one in made.values() for skipped in one.divided.skipped],
     )
     if found.weighted and not any(weight is None or weight for weight in train["weight"]):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Stands for a message's content: two characters of the private use area, which no text has side by side.
-MARK = "\ue0f0\ue0f1"
+PLACEHOLDER = "\ue0f0\ue0f1"
 
 Messages = list[dict[str, Any]]
 # Messages, and whether a reply is opened, as text.
@@ -176,10 +176,10 @@ def _as_prefix(messages: Messages, number: int, whole: str, render: Render) -> t
 
 def _by_mark(messages: Messages, number: int, whole: str, render: Render) -> tuple[int, int] | None:
     """Where earlier turns are written otherwise once later ones follow: by what stays when the content is replaced."""
-    marked = {"role": "assistant", "content": MARK}
+    marked = {"role": "assistant", "content": PLACEHOLDER}
     try:
-        head, found, tail = render([*messages[:number], marked, *messages[number + 1 :]], False).partition(MARK)
-        last = render([*messages[:number], marked], False).partition(MARK)[2]
+        head, found, tail = render([*messages[:number], marked, *messages[number + 1 :]], False).partition(PLACEHOLDER)
+        last = render([*messages[:number], marked], False).partition(PLACEHOLDER)[2]
         opening = _generation_prompt(messages[:number], render) if number else ""
     except RowError:
         return None

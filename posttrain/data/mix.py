@@ -17,16 +17,27 @@ if TYPE_CHECKING:
 
 SEED = 0
 # What a part takes from `data` where it does not say otherwise; the rest is about one source only.
-INHERITED = ("eval_size", "conversational", "on_error", "threshold", "pairs")
+INHERITED_SETTINGS = ("eval_size", "conversational", "on_error", "threshold", "pairs")
 # What says where one source is and how it is read: only in a part.
-ONE = ("path", "name", "revision", "split", "eval_path", "eval_split", "columns", "args", "min_score", "format")
+SOURCE_SETTINGS = (
+    "path",
+    "name",
+    "revision",
+    "split",
+    "eval_path",
+    "eval_split",
+    "columns",
+    "args",
+    "min_score",
+    "format",
+)
 # What stands for the mixture as a whole.
-WHOLE = ("mix", "stopping_strategy", "streaming")
+MIXTURE_SETTINGS = ("mix", "stopping_strategy", "streaming")
 
 
 def parts(config: DataConfig) -> dict[str, DataConfig]:
     """The sources by name."""
-    common = {name: getattr(config, name) for name in INHERITED}
+    common = {name: getattr(config, name) for name in INHERITED_SETTINGS}
     return {
         name: DataConfig(**{**common, **{key: value for key, value in entry.items() if key != "weight"}})
         for name, entry in config.mix.items()
@@ -35,7 +46,7 @@ def parts(config: DataConfig) -> dict[str, DataConfig]:
 
 def check(config: DataConfig) -> list[str]:
     """What is wrong with the mixture, before anything is read."""
-    known = [f.name for f in fields(DataConfig) if f.name not in WHOLE] + ["weight"]
+    known = [f.name for f in fields(DataConfig) if f.name not in MIXTURE_SETTINGS] + ["weight"]
     errors = []
     for name, entry in config.mix.items():
         where = f"data.mix.{name}"
@@ -63,7 +74,11 @@ def _unused_settings(config: DataConfig) -> list[str]:
     """Settings of one source, which nothing would read."""
     default, args = DataConfig(path=""), {name: value for name, value in config.args.items() if value is not None}
     given = replace(config, path=config.path or "", args=args)
-    found = [f"data.{name}={getattr(given, name)}" for name in ONE if getattr(given, name) != getattr(default, name)]
+    found = [
+        f"data.{name}={getattr(given, name)}"
+        for name in SOURCE_SETTINGS
+        if getattr(given, name) != getattr(default, name)
+    ]
     if not found:
         return []
     fix = "~data leaves out what a recipe takes from a group, data.args.OPTION=null an option of its own"

@@ -18,14 +18,14 @@ from posttrain.data import formats
 from posttrain.data.conversation import Example
 from posttrain.data.formats import FORMATS, PAIRS, detect
 from posttrain.data.scored_answers import is_scored
-from posttrain.data.store import INDEX, Skipped, store
+from posttrain.data.store import INDEX_COLUMN, Skipped, store
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 # So many rows tell the format.
-FIRST = 200
+DETECTION_ROWS = 200
 
 
 class Template(Protocol):
@@ -153,7 +153,7 @@ def open_files(
 
 
 def _check_columns(paths: list[Path], columns: dict[str, str]) -> None:
-    first = itertools.islice((row for path in paths for _, row in f.rows(path, columns)), FIRST)
+    first = itertools.islice((row for path in paths for _, row in f.rows(path, columns)), DETECTION_ROWS)
     have = list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
     for ours, theirs in columns.items():
         if have and theirs not in have:
@@ -188,8 +188,8 @@ def open_rows(
     template: Template | None = None,
 ) -> RowSource:
     """What the first rows say of all: the format, and whether `kind` can learn from it (see `read`)."""
-    first = [row for _, row in itertools.islice(rows(), FIRST) if isinstance(row, dict)]
-    columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX))
+    first = [row for _, row in itertools.islice(rows(), DETECTION_ROWS) if isinstance(row, dict)]
+    columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX_COLUMN))
     name = detect(columns, first) if config.format == "auto" else config.format
     more: dict[str, Any] = {
         "kind": kind,
@@ -268,11 +268,11 @@ def _store_with_types(dataset: Dataset, source: RowSource, config: DataConfig, n
     from datasets import concatenate_datasets
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
-        return {**source.convert.columns(row), INDEX: row[INDEX]}
+        return {**source.convert.columns(row), INDEX_COLUMN: row[INDEX_COLUMN]}
 
     stored, skipped = store(source.rows, convert, named, config.on_error == "skip", source.convert.check)
-    numbers = stored[INDEX][:]
-    stored = stored.remove_columns(INDEX)
+    numbers = stored[INDEX_COLUMN][:]
+    stored = stored.remove_columns(INDEX_COLUMN)
     used = {*source.convert.used, *stored.column_names}
     rest = dataset.select_columns(source.convert.extra_columns(dataset.column_names, used))
     if not stored.column_names:
@@ -294,7 +294,7 @@ def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
     Arrow gives every object all the keys that any has; those without a value are taken out again.
     """
     rows = iter(
-        {**_without_null_keys(row), INDEX: index}
+        {**_without_null_keys(row), INDEX_COLUMN: index}
         for index, row in enumerate(_iterate_rows(dataset, display_path(path)))
     )
     if not local:

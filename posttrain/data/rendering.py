@@ -14,8 +14,8 @@ from posttrain.data.files import RowError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-ANSWERS = ("completion", "chosen", "rejected")
+_THINK_BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+ANSWER_COLUMNS = ("completion", "chosen", "rejected")
 
 
 class Rendering:
@@ -61,7 +61,7 @@ class Rendering:
         if trainers.of(self.kind).samples_completions:
             return
         several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
-        for name, said in [(name, row[name]) for name in ANSWERS if name in row] + several:
+        for name, said in [(name, row[name]) for name in ANSWER_COLUMNS if name in row] + several:
             whole = self._check_field(name, lambda said=said: render(row["prompt"] + said, False))
             self._check_content(row, name, row["prompt"] + said, whole, render)
 
@@ -86,7 +86,7 @@ class Rendering:
                     "writes them, or take a model that knows tools",
                 )
             if turn["role"] == "assistant" and number >= first:
-                given = turn.get(self.reasoning) or next(iter(_THOUGHT.findall(turn["content"])), "")
+                given = turn.get(self.reasoning) or next(iter(_THINK_BLOCK.findall(turn["content"])), "")
                 missing = missing or given.strip() not in whole
         self.without_thoughts += missing
         if row.get("tools"):

@@ -15,8 +15,8 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SCORED = ("completions", "scores")
-RATED = ("completion", "rating")
+SCORED_COLUMNS = ("completions", "scores")
+RATED_COLUMNS = ("completion", "rating")
 SEED = 0
 
 
@@ -38,7 +38,7 @@ def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -
     """
     several, reads = "scores" in rows.column_names, trainers.of(kind).reads
     if reads == "prompts":
-        rows = rows.remove_columns([c for c in (*SCORED, *RATED) if c in rows.column_names])
+        rows = rows.remove_columns([c for c in (*SCORED_COLUMNS, *RATED_COLUMNS) if c in rows.column_names])
         return rows if several else _each_prompt_once(rows)
     if not several and reads != "pairs" and threshold is None:
         _check_thumbs(rows, kind)

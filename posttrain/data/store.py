@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 Stored: TypeAlias = "tuple[Dataset, Skipped | None]"
-SHOWN = 5
+MAX_SHOWN = 5
 # Columns in which text beside conversations would be trained on as something else.
-ALIKE = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+SAME_TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 # bool before int, which it is a kind of.
-SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
-ITEMS: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
+SCALAR_TYPES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
+ITEM_TYPES: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
 # Where a row of a loaded data set stands in it, on its way through the store.
-INDEX = "__index__"
+INDEX_COLUMN = "__index__"
 _files = itertools.count()
 _passing: list[str] = []
 
@@ -53,7 +53,7 @@ class Skipped:
         entry = {"file": place.file, where: place.number, "field": row_error.field or None, "reason": row_error.reason}
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             if isinstance(row, dict):
-                row = {name: value for name, value in row.items() if name != INDEX}
+                row = {name: value for name, value in row.items() if name != INDEX_COLUMN}
             file.write(json.dumps({**entry, "row": row}, ensure_ascii=False, default=str) + "\n")
 
     def first(self, most: int) -> list[tuple[str, int, str]]:
@@ -127,7 +127,7 @@ def check_rows(
                 skipped.add(place, row_error, None if isinstance(row, RowError) else row)
             else:
                 skipped.count += 1
-            if len(first) < SHOWN:
+            if len(first) < MAX_SHOWN:
                 first.append(message(place, row_error))
     if first and not (skip and count):
         raise PosttrainError(_report(key, first, skipped.count))
@@ -187,7 +187,7 @@ class ColumnTypes:
         self.found.update({n: _common_type(self.found.get(n, "null"), _value_type(value)) for n, value in row.items()})
 
     def check(self, row: Mapping[str, Any]) -> None:
-        for name in ALIKE:
+        for name in SAME_TYPE_COLUMNS:
             if name in row and {self.found.get(name), _value_type(row[name])} == {"text", "objects"}:
                 raise RowError(name, "is of another kind than in the rows before: text and conversations do not mix")
         rating = {self.found.get("rating", "null"), _value_type(row.get("rating"))} - {"null"}
@@ -217,10 +217,10 @@ def _value_type(value: Any) -> str:
     if value is None:
         return "null"
     if not isinstance(value, list):
-        return _type_name(value, SCALARS) or "json"
+        return _type_name(value, SCALAR_TYPES) or "json"
     if not value:
         return "empty"
-    kinds = {_type_name(item, ITEMS) for item in value}
+    kinds = {_type_name(item, ITEM_TYPES) for item in value}
     return kinds.pop() or "json" if len(kinds) == 1 else "json"
 
 

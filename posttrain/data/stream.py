@@ -30,15 +30,15 @@ from posttrain.data.reading import (
     rename,
 )
 from posttrain.data.split import Part, Split, config_for_path
-from posttrain.data.store import INDEX, Skipped, message, store, temporary_file, temporary_files
+from posttrain.data.store import INDEX_COLUMN, Skipped, message, store, temporary_file, temporary_files
 from posttrain.data.trainer_rows import TrainerRows, prompts_for, to_trainer
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-STREAMED = ("text", "pairs")
-COMPARED = ("ultrafeedback", "rankings", "ratings")
+STREAMABLE = ("text", "pairs")
+COMPARISON_FORMATS = ("ultrafeedback", "rankings", "ratings")
 BATCH, BUFFER, SEED = 256, 1000, 0
 
 
@@ -53,7 +53,7 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
         )
     if job != "train":
         errors.append(f"data.streaming=true: job={job} reads its rows as a whole; set it to false")
-    elif (reads := trainers.of(kind).reads) not in STREAMED:
+    elif (reads := trainers.of(kind).reads) not in STREAMABLE:
         why = "mixes good and bad answers over all rows" if reads == "labels" else "draws its prompts from all rows"
         errors.append(f"data.streaming=true: {kind} {why}; set it to false, or choose from sft, reward, dpo")
     if job == "train" and max_steps <= 0:
@@ -100,7 +100,7 @@ class Stream:
                     raise row
                 made = source.convert(row)
                 source.convert.check(made)
-                made.pop(INDEX, None)
+                made.pop(INDEX_COLUMN, None)
                 yield made
             except f.RowError as row_error:
                 if self.config.on_error == "stop":
@@ -117,7 +117,7 @@ def load(config: DataConfig, kind: str, template: Template | None) -> tuple[Iter
     held = 0 if config.eval_path else int(config.eval_size)
     stream = Stream(config, kind, held, Skipped(temporary_file("skipped.jsonl")), template)
     source = stream.opened()
-    if source.format in COMPARED:
+    if source.format in COMPARISON_FORMATS:
         raise PosttrainError(
             f"data.streaming=true: rows of the format {source.format} are compared with one another; set it to false"
         )

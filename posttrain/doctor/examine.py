@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from posttrain.data.loading import Data
 
-SHOWN = 3
+ROWS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def show(run: Run, tokenizer: PreTrainedTokenizerBase, own: Texts, tokenized: To
     most, mode = lengths.limit(run)
     clean = [row for row in tokenized.sample[:50] if not kinds(f"{own.system[row[0].row]}\n{own.row(row[0].row)}")]
     shown = []
-    for row in clean[:SHOWN]:
+    for row in clean[:ROWS_SHOWN]:
         for one in row:
             after = one.cut(most, mode)
             shown.append(Shown(one.row, one.side, _pieces(tokenizer, after), len(one.ids) - len(after.ids)))

@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 
 SEED, LONGEST = 0, 64
 # The options that preparation reads, beside max_length; others may need the machine that trains.
-READ = ("truncation_mode", "dataset_num_proc", "assistant_only_loss", "completion_only_loss", "dataset_text_field")
+PREPARATION_OPTIONS = (
+    "truncation_mode",
+    "dataset_num_proc",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "dataset_text_field",
+)
 # What the collators read, of the columns that preparation makes or leaves.
-PREPARED = ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
+PREPARED_COLUMNS = ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
         only = run.trainer.args.get("assistant_only_loss")
         chosen = loss_mask.tokenize_rows(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
     prepared = prepare(run, tokenizer, chosen, None)
-    prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED])
+    prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED_COLUMNS])
     prepares = _prepares(kind)
     return [_sequences(prepares, index, row) for index, row in zip(indices, prepared, strict=True)]
 
@@ -81,7 +87,9 @@ def prepare(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, limit: 
     kind = trainers.of(prepares)
     library = importlib.import_module("trl")
     known = options.options_of(kind.config)
-    settings = {name: value for name, value in run.trainer.args.items() if name in READ and name in known}
+    settings = {
+        name: value for name, value in run.trainer.args.items() if name in PREPARATION_OPTIONS and name in known
+    }
     settings |= {"max_length": limit, "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False}
     config = getattr(library, kind.config.rpartition(".")[2])(output_dir="unused", **settings)
     # The parts of a trainer that its preparation reads; a whole one would load the model.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ANSWERS = ("chosen", "rejected", "completion", "text")
+ANSWER_COLUMNS = ("chosen", "rejected", "completion", "text")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Texts:
 def of(rows: Dataset, split: str) -> Texts:
     """The texts of rows in TRL's columns: of `messages`, the last turn is the answer."""
     columns = {
-        name: list(rows[name]) for name in ("prompt", "messages", "label", *ANSWERS) if name in rows.column_names
+        name: list(rows[name]) for name in ("prompt", "messages", "label", *ANSWER_COLUMNS) if name in rows.column_names
     }
     if "messages" in columns:
         conversations = columns.pop("messages")
@@ -56,7 +56,7 @@ def of(rows: Dataset, split: str) -> Texts:
         split,
         [_text(prompt, system=True) if not isinstance(prompt, str) else "" for prompt in prompts],
         [_text(prompt) for prompt in prompts],
-        {name: [_text(value) for value in columns[name]] for name in ANSWERS if name in columns},
+        {name: [_text(value) for value in columns[name]] for name in ANSWER_COLUMNS if name in columns},
         columns.get("label"),
     )
 

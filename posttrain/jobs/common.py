@@ -226,4 +226,4 @@ def objective_of(run: Run, directory: RunDirectory) -> float | tuple[float, ...]
     """What a sweep optimises, as `objective` names it."""
     if not schema.main_process():
         return None
-    return objective_value.result(run.objective, lambda one: objective_value.of_run(one, directory))
+    return objective_value.from_metrics(run.objective, lambda one: objective_value.of_run(one, directory))

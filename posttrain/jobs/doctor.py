@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from posttrain.doctor.examine import Report
 
 # The version of doctor.json.
-SCHEMA = 1
+SCHEMA_VERSION = 1
 # What each switch needs, by the name that it is imported under.
-NEEDS = {"duplicates": ("rensa", "scipy"), "language": ("py3langid", "ftfy"), "noise": ("sklearn", "scipy")}
+PACKAGES = {"duplicates": ("rensa", "scipy"), "language": ("py3langid", "ftfy"), "noise": ("sklearn", "scipy")}
 
 
 def doctor(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
@@ -61,7 +61,7 @@ def prepare(run: Run) -> Plan:
 def _check_installed(run: Run) -> None:
     missing = {
         name: switch
-        for switch, names in NEEDS.items()
+        for switch, names in PACKAGES.items()
         if getattr(run.doctor, switch)
         for name in names
         if importlib.util.find_spec(name) is None
@@ -98,7 +98,7 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
 def document(run: Run, data: dict[str, Any], report: Report, name: str, command: str) -> dict[str, Any]:
     """What `doctor.json` holds: keys are added in later versions, and none is taken away or renamed."""
     return {
-        "schema": SCHEMA,
+        "schema": SCHEMA_VERSION,
         "name": name,
         "command": command,
         "trainer": run.trainer.kind,

@@ -35,7 +35,7 @@ def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
             print_plain(f"# {step.stage.name}\n{step.command}")
         return None
     with process.StageSignals() as signals:
-        job = Job(directory, Progress(stages, run), origin, signals)
+        job = PipelineRun(directory, Progress(stages, run), origin, signals)
         with directory.wait_until_free(job.waiting(f"{directory.name}: another process is running this very pipeline")):
             directory.write_config(run)
             job.run()
@@ -55,7 +55,7 @@ def _plan(steps: list[Step], title: str) -> Table:
     return result
 
 
-class Job:
+class PipelineRun:
     """One execution of a pipeline, on record in `pipeline.json`."""
 
     def __init__(self, directory: RunDirectory, progress: Progress, origin: Origin, signals: process.StageSignals):
@@ -213,4 +213,4 @@ def _objective(run: Run, progress: Progress) -> float | tuple[float, ...] | None
             raise PosttrainError(f"objective={one.text}: {name} did not measure it; there are no metrics")
         return objective_value.of_run(replace(one, metric=metric), progress.finished[stage], name)
 
-    return objective_value.result(run.objective, find)
+    return objective_value.from_metrics(run.objective, find)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     pass
 
 # Options of TRL's config classes that this layer decides.
-RESERVED = {
+RESERVED_OPTIONS = {
     "output_dir": "set output_dir (the run directory is made inside it)",
     "report_to": "choose tracking=wandb|trackio|tensorboard|mlflow|comet|none",
     "run_name": "set name",
@@ -63,7 +63,11 @@ def check(run: Run) -> None:
         return
     kind = trainers.of(run.trainer.kind)
     errors = [e for key, allowed in CHOICES.items() if (e := checks.wrong_choice(key, _value(run, key), allowed))]
-    reserved = {**RESERVED, **trainers.TAUGHT, **(trainers.DERIVED if trainers.is_ppo(run) else {})}
+    reserved = {
+        **RESERVED_OPTIONS,
+        **trainers.TEACHER_OPTIONS,
+        **(trainers.DERIVED_OPTIONS if trainers.is_ppo(run) else {}),
+    }
     errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
     if run.job == "train":
         errors += (_online(run) if kind.samples_completions else []) + _trainer_arguments(run)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     pass
 
 # So many completions that are all cut off say that max_new_tokens is too small.
-EARLY = 64
+CHECK_ENDED_AFTER = 64
 
 
 def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
@@ -106,7 +106,7 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
             ended += sum(d.ended for d in completions)
             rate = tokens / (time.monotonic() - began)
             bar.advance(len(indices), f"{rate:.0f} tokens/s  {ended / count:.0%} ended")
-            _check_ended(run, journal, EARLY)
+            _check_ended(run, journal, CHECK_ENDED_AFTER)
             if interrupt.signal and number + 1 < len(plan.batches):
                 console.print(f"Stopped by {interrupt.signal}. Continue with: {origin.command}", soft_wrap=True)
                 raise SystemExit(128 + interrupt.number)

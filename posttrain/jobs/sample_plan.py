@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # Prompts are sorted by length within windows of this many batches, longest first: what does not fit fails at once.
-WINDOW = 64
+WINDOW_BATCHES = 64
 
 
 @dataclass
@@ -55,7 +55,7 @@ def prepare(run: Run) -> Plan:
     return Plan(source, tokenizer, prompts, encoded, plan, data)
 
 
-def batches(lengths: list[int], size: int, window: int = WINDOW) -> list[list[int]]:
+def batches(lengths: list[int], size: int, window: int = WINDOW_BATCHES) -> list[list[int]]:
     """Indices in batches of `size`: sorted by length, longest first, within windows of `window` batches."""
     result = []
     for start in range(0, len(lengths), size * window):

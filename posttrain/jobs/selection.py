@@ -14,10 +14,10 @@ from fractions import Fraction
 from posttrain.config.schema import SampleConfig
 
 Scores = Sequence[Sequence[float | None]]
-Texts = Sequence[Sequence[str | None]]
+Completions = Sequence[Sequence[str | None]]
 
 
-def completions(config: SampleConfig, scores: Scores, texts: Texts) -> list[tuple[int, int]]:
+def completions(config: SampleConfig, scores: Scores, texts: Completions) -> list[tuple[int, int]]:
     """(prompt, completion) of each kept one, in order, by `config.select`: all, best, top or threshold.
 
     - all: every completion, scored or not
@@ -46,7 +46,7 @@ def completions(config: SampleConfig, scores: Scores, texts: Texts) -> list[tupl
     return [key for key, score in value.items() if score >= config.threshold]
 
 
-def pairs(config: SampleConfig, scores: Scores, texts: Texts) -> list[tuple[int, int, int]]:
+def pairs(config: SampleConfig, scores: Scores, texts: Completions) -> list[tuple[int, int, int]]:
     """(prompt, chosen, rejected): the best and the worst completion of each prompt, at least `config.margin` apart.
 
     Prompts whose best and worst are equal in score or in text give none.

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 # A layout must compute less than this share of what the rows as they are would.
-WORTH = 0.9
+MAX_RELATIVE_COST = 0.9
 # Most rows in a group.
-LARGEST = 64
+MAX_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def arrange(ids: torch.Tensor, rows: Sequence[Row], hidden: int) -> Layout | Non
         return None
     width = max(one.length for one in groups)
     bins = _fill(groups, width)
-    if cost(len(bins), width, hidden) > WORTH * cost(ids.size(0), ids.size(1), hidden):
+    if cost(len(bins), width, hidden) > MAX_RELATIVE_COST * cost(ids.size(0), ids.size(1), hidden):
         return None
     shape = (len(bins), width)
     source, position, branch = (np.zeros(shape, dtype=np.int64) for _ in range(3))
@@ -136,7 +136,7 @@ def group(rows: Sequence[Row], hidden: int) -> list[Group]:
     for end in range(1, len(order) + 1):
         shared, total = len(rows[order[end - 1]].tokens), 0
         found: tuple[float, int, Group | None] | None = None
-        for begin in range(end - 1, max(end - 1 - LARGEST, -1), -1):
+        for begin in range(end - 1, max(end - 1 - MAX_GROUP, -1), -1):
             if begin < end - 1:
                 shared = min(shared, alike[begin + 1])
             if not shared:

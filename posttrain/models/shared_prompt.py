@@ -30,10 +30,18 @@ if TYPE_CHECKING:
 # Attention that takes any mask.
 ATTENTION = ("sdpa", "eager", "flex_attention")
 # What a backbone may be called with for rows to be put together; `margin` is data, of reward models, that it ignores.
-KNOWN = {"input_ids", "attention_mask", "position_ids", "use_cache", "return_dict", "output_router_logits", "margin"}
+KNOWN_ARGUMENTS = {
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "use_cache",
+    "return_dict",
+    "output_router_logits",
+    "margin",
+}
 # Largest difference of hidden states, relative to their own size, that counts as rounding.
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
-HALF = 0.1
+HALF_PRECISION_ROUNDING = 0.1
 
 
 def unsupported_reason(config: PretrainedConfig, attention: str | None) -> str | None:
@@ -138,7 +146,7 @@ class SharedPrompts:
             return self.inner(*args, **kwargs)
         if "past_key_values" in given:
             return self._prefill(kwargs, given) if _is_prefill(kwargs) else self.inner(**kwargs)
-        if given <= KNOWN and kwargs.get("use_cache") is False and kwargs.get("return_dict") is not False:
+        if given <= KNOWN_ARGUMENTS and kwargs.get("use_cache") is False and kwargs.get("return_dict") is not False:
             layout = self.layout(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs.get("position_ids"))
             if layout is not None:
                 return self._forward_grid(layout, kwargs)
@@ -192,7 +200,7 @@ class SharedPrompts:
 
     def _prefill(self, kwargs: dict[str, Any], given: set[str]) -> Any:
         """Read each of the prompts before generation once, and repeat their keys and values."""
-        if not given <= {*KNOWN, "past_key_values", "cache_position"}:
+        if not given <= {*KNOWN_ARGUMENTS, "past_key_values", "cache_position"}:
             return self.inner(**kwargs)
         ids, mask, positions = (kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
         assert ids is not None
@@ -236,7 +244,7 @@ class SharedPrompts:
         finally:
             self.backbone.train(training)
         apart = apart * mask[..., None]
-        limit = ROUNDING.get(apart.dtype, HALF)
+        limit = ROUNDING.get(apart.dtype, HALF_PRECISION_ROUNDING)
         if not (together - apart).norm() <= limit * apart.norm():
             return f"{type(self.backbone).__name__} gives other results for rows that are put together"
         return None

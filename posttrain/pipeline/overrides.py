@@ -19,7 +19,7 @@ from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
 # Text that Hydra reads as text without quotes.
-PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
+UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
 KEY = re.compile(r"[\w./-]+")
 
 
@@ -71,7 +71,7 @@ def quote(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{quote(inner)}" for key, inner in value.items()) + "}"
     text = str(value)
-    return text if PLAIN.fullmatch(text) else QuotedString(text=text, quote=Quote.double).with_quotes()
+    return text if UNQUOTED.fullmatch(text) else QuotedString(text=text, quote=Quote.double).with_quotes()
 
 
 @lru_cache(maxsize=256)

@@ -19,9 +19,9 @@ from posttrain.errors import PosttrainError
 from posttrain.pipeline import overrides
 from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.identity import NOT_THE_RESULT
+from posttrain.runs.identity import NOT_IN_DIGEST
 
-UNKNOWN = "????????"  # the hash of a run whose parents are not there yet
+UNKNOWN_HASH = "????????"  # the hash of a run whose parents are not there yet
 UNSET = object()
 
 
@@ -73,7 +73,7 @@ class Progress:
         run = run_of(stage, self.output_dir, self.shared, places)
         waits = [name for name in dict.fromkeys(parents.values()) if name not in self.finished]
         directory = None if waits else RunDirectory.of(run, Origin(stage.recipe, args, None))
-        folder = directory.name if directory else f"{run.name}-{UNKNOWN}"
+        folder = directory.name if directory else f"{run.name}-{UNKNOWN_HASH}"
         self._places[stage.name] = str(Path(run.output_dir) / folder)
         step = Step(stage, run, args, directory, "run", "new", tuple(dict.fromkeys(parents.values())))
         state, why = self._state(step, waits)
@@ -158,7 +158,7 @@ def arguments(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: 
 
 def run_of(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> Run:
     """The `Run` of that command; composed once for a stage, whatever its parents' directories turn out to be."""
-    unknown = {key: str(Path(output_dir) / f"{name}-{UNKNOWN}") for key, name in stage.parents.items()}
+    unknown = {key: str(Path(output_dir) / f"{name}-{UNKNOWN_HASH}") for key, name in stage.parents.items()}
     run = overrides.run_of(tuple(arguments(stage, output_dir, below, unknown)))
     names = {unknown[key]: place for key, place in parents.items() if unknown[key] != place}
     return _replaced(run, names) if names else run
@@ -186,7 +186,7 @@ def differences(file: Path, run: Run, without: Mapping[str, str]) -> list[str]:
     """The settings in which `run` is another than the one of that `config.yaml`, as `key old -> new`."""
     old = overrides.flatten(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
     new = overrides.flatten(asdict(run))
-    keys = [k for k in dict.fromkeys([*new, *old]) if k.partition(".")[0] not in NOT_THE_RESULT and k not in without]
+    keys = [k for k in dict.fromkeys([*new, *old]) if k.partition(".")[0] not in NOT_IN_DIGEST and k not in without]
     pairs = [(key, old.get(key, UNSET), new.get(key, UNSET)) for key in keys]
     return [f"{key} {_figure(a)} -> {_figure(b)}" for key, a, b in pairs if a != b and {} not in (a, b)]
 

@@ -16,7 +16,7 @@ from posttrain.pipeline.stages import search_path
 from posttrain.training.signals import Signals
 
 # What Hydra says below every error.
-HINT = "Set the environment variable HYDRA_FULL_ERROR"
+HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR"
 
 
 class StageSignals(Signals):
@@ -65,4 +65,6 @@ def execute(command: Sequence[str], log: Path, signals: StageSignals) -> int:
 def last_error(log: Path) -> str:
     """The last line of a log that says something."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith(HINT)), "no output")
+    return next(
+        (line.strip() for line in reversed(lines) if line.strip() and not line.startswith(HYDRA_HINT)), "no output"
+    )

@@ -19,8 +19,8 @@ from posttrain.pipeline.gates import Gate
 from posttrain.pipeline.overrides import flatten, groups
 
 # The keys of a stage that are the pipeline's; all others are settings of the stage's run.
-OWN = ("recipe", "from", "gate", "launch", "each")
-GROUP = ("rounds", "start", "result", "stop", "stages")
+STAGE_KEYS = ("recipe", "from", "gate", "launch", "each")
+GROUP_KEYS = ("rounds", "start", "result", "stop", "stages")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 PREVIOUS = "previous"
 
@@ -117,9 +117,9 @@ def _name(name: str, found: Iterable[str], groups: Iterable[str]) -> list[str]:
 
 
 def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any], errors: list[str]) -> Stage:
-    own = {key: value for layer in (common, entry) for key, value in layer.items() if key in OWN}
-    settings = flatten(*({k: v for k, v in layer.items() if k not in OWN} for layer in (common, entry)))
-    for key in flatten({k: v for k, v in common.items() if k not in OWN}):
+    own = {key: value for layer in (common, entry) for key, value in layer.items() if key in STAGE_KEYS}
+    settings = flatten(*({k: v for k, v in layer.items() if k not in STAGE_KEYS} for layer in (common, entry)))
+    for key in flatten({k: v for k, v in common.items() if k not in STAGE_KEYS}):
         group = key.partition(".")[0]
         if "." in key and isinstance(choice := entry.get(group), str) and choice != "none" and group in groups():
             errors.append(
@@ -177,7 +177,7 @@ def _expand(
 ) -> tuple[list[Stage], Rounds]:
     """The stages of a group that repeats, once for each round, `NAME_1`, `NAME_2`, ..."""
     path, count, inner = f"stages.{name}", entry["rounds"], entry.get("stages")
-    errors += [f"{path}.{k}: unknown key; known here: {', '.join(GROUP)}" for k in entry if k not in GROUP]
+    errors += [f"{path}.{k}: unknown key; known here: {', '.join(GROUP_KEYS)}" for k in entry if k not in GROUP_KEYS]
     if not isinstance(inner, dict) or not (inner := {k: v for k, v in inner.items() if isinstance(v, dict)}):
         errors.append(f"{path}.stages: a group of rounds needs stages of its own")
         return [], Rounds(None, (), (), None)

@@ -13,10 +13,10 @@ from rich.table import Table
 from posttrain.runs import metrics
 from posttrain.runs.directory import RunDirectory, write_atomic
 
-TRAINED = "training: held out, start → end of each stage"
-MEASURED = "evaluation: held out, with {share:.0%} intervals; change is paired, over the same prompts"
+TRAINING_TITLE = "training: held out, start → end of each stage"
+EVALUATION_TITLE = "evaluation: held out, with {share:.0%} intervals; change is paired, over the same prompts"
 # Of another model, or with it: a column of its own says how far the two are apart.
-OTHERS = ("against/", "difference/", "sampled/win_rate", "greedy/win_rate")
+OTHER_MODEL_PREFIXES = ("against/", "difference/", "sampled/win_rate", "greedy/win_rate")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ def tables(stages: Mapping[str, RunDirectory]) -> list[Cells]:
     trained = {name: found for name in stages if name not in judged and (found := _trained(stages[name]))}
     measured: dict[str, dict[str, str]] = {}
     for name, record in judged.items():
-        measured[name] = {m: _value(record, m) for m in record["metrics"] if not m.startswith(OTHERS)}
+        measured[name] = {m: _value(record, m) for m in record["metrics"] if not m.startswith(OTHER_MODEL_PREFIXES)}
         apart = {m: _value(record, f"difference/{m}") for m in measured[name] if f"difference/{m}" in record["metrics"]}
         if apart:
             measured[f"{name}: change from {_other(record, stages)}"] = apart
     share = next((record["evaluate"]["confidence"] for record in judged.values() if "evaluate" in record), 0.95)
-    both = [Cells(TRAINED, _rows(trained)), Cells(MEASURED.format(share=share), _rows(measured))]
+    both = [Cells(TRAINING_TITLE, _rows(trained)), Cells(EVALUATION_TITLE.format(share=share), _rows(measured))]
     return [table for table in both if table.rows]
 
 
@@ -47,7 +47,7 @@ def _trained(directory: RunDirectory) -> dict[str, str]:
     """Metric -> `before → after`, of the probe and of the evaluation metric that people know best."""
     first, last, counts = metrics.held_out(directory.metrics)
     main = [name for name in metrics.TITLES if name in last and name.startswith("eval_")][:1]
-    probed = [name for name in last if name in metrics.TITLES or name.startswith(metrics.ASKED)]
+    probed = [name for name in last if name in metrics.TITLES or name.startswith(metrics.REQUESTED)]
     found = {}
     for name in main + [name for name in probed if name.startswith("probe/")]:
         start = f"{metrics.first_value_text(name, first)} → " if counts[name] > 1 else ""

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 SEED = 0
 # What the probe may cost, as a share of the time that training takes without it.
-SHARE = 0.05
+MAX_SHARE = 0.05
 # Seconds from which on a run is long enough to be worth advice about that.
-LONG = 600.0
+LONG_RUN_SECONDS = 600.0
 # Steps after which the cost of the whole run is reckoned, and said where it will be more.
-EARLY = 10
+FORECAST_STEPS = 10
 # Prompts in the tracker's table, which is sent whole each time; samples.jsonl has them all.
-SHOWN = 16
+TABLE_PROMPTS = 16
 
 
 @dataclass
@@ -64,14 +64,14 @@ class Cost:
         return self.seconds / self.trained
 
     def describe(self, config: ProbeConfig, step: int) -> str:
-        """The cost as a sentence, with the fix where it is more than `SHARE`."""
+        """The cost as a sentence, with the fix where it is more than `MAX_SHARE`."""
         text = f"{self.times} measurements took {self.seconds:.0f} s, {self.share:.1%} of the training time"
-        if self.share <= SHARE or self.trained < LONG:
+        if self.share <= MAX_SHARE or self.trained < LONG_RUN_SECONDS:
             return text
         return f"{text}; {self._fix(config, self.trained, step - self.first)}"
 
     def expected(self, config: ProbeConfig, step: int, steps: int) -> str | None:
-        """What is to be said after `step` of `steps` steps: the cost of a long run, where it will be above `SHARE`.
+        """What is to be said after `step` of `steps` steps: the cost of a long run, where it will be above `MAX_SHARE`.
 
         At least the cost: evaluations to come, at which `config.during` measures, are not known.
         """
@@ -81,19 +81,19 @@ class Cost:
         planned = self.times + sum(1 for at in range(step + 1, steps) if config.every and at % config.every == 0) + 1
         each = self.seconds / self.times
         share = planned * each / whole
-        if share <= SHARE or whole < LONG:
+        if share <= MAX_SHARE or whole < LONG_RUN_SECONDS:
             return None
         text = f"{planned} measurements of {each:.1f} s will be about {share:.0%} of the training time"
         return f"{text}; {self._fix(config, whole, steps - self.first)}"
 
     def _fix(self, config: ProbeConfig, trained: float, steps: int) -> str:
-        """What brings the cost below `SHARE`: as many measurements as that pays for, or else smaller ones."""
-        paid = int(SHARE * trained * self.times / self.seconds)
+        """What brings the cost below `MAX_SHARE`: as many measurements as that pays for, or else smaller ones."""
+        paid = int(MAX_SHARE * trained * self.times / self.seconds)
         if paid < 2:  # the start and the end
-            return f"fewer probe.prompts or a smaller probe.max_new_tokens bring it below {SHARE:.0%}"
+            return f"fewer probe.prompts or a smaller probe.max_new_tokens bring it below {MAX_SHARE:.0%}"
         every = "null" if paid == 2 else math.ceil(steps / (paid - 1))
         without = " probe.during=false" if config.during else ""
-        return f"probe.every={every}{without} brings it below {SHARE:.0%}"
+        return f"probe.every={every}{without} brings it below {MAX_SHARE:.0%}"
 
 
 class Probe(TrainerCallback):
@@ -145,7 +145,10 @@ class Probe(TrainerCallback):
             self.measure(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        early = state.global_step - self.cost.first == EARLY and state.max_steps - state.global_step > EARLY
+        early = (
+            state.global_step - self.cost.first == FORECAST_STEPS
+            and state.max_steps - state.global_step > FORECAST_STEPS
+        )
         if early and (said := self.cost.expected(self.config, state.global_step, state.max_steps)):
             print_plain(f"probe    {said}")
 
@@ -266,5 +269,5 @@ def _by_prompt(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     places: dict[str, int] = {}
     for sample in samples:
         places.setdefault(sample["prompt"], len(places))
-    kept = [sample for sample in samples if places[sample["prompt"]] < SHOWN]
+    kept = [sample for sample in samples if places[sample["prompt"]] < TABLE_PROMPTS]
     return sorted(kept, key=lambda sample: (places[sample["prompt"]], sample["step"]))

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from statistics import fmean
 
 # Self-BLEU compares each with all others: the cost grows with the square of their number.
-COMPARED = 64
+MAX_TEXTS = 64
 
 
 def _ngrams(ids: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
@@ -36,12 +36,12 @@ def distinct(sequences: Sequence[Sequence[Hashable]], n: int) -> float | None:
 def self_bleu(texts: Sequence[str]) -> float | None:
     """The BLEU-4 of each text against all others, mean, in [0, 1]: 1 where all say the same.
 
-    Of the first `COMPARED` texts that are not empty; None with fewer than two. BLEU by sacrebleu: 13a tokens,
+    Of the first `MAX_TEXTS` texts that are not empty; None with fewer than two. BLEU by sacrebleu: 13a tokens,
     exponential smoothing, only the orders that a short text has. Source: Zhu et al. 2018, "Texygen".
     """
     from sacrebleu.metrics import BLEU
 
-    texts = [text for text in texts if text.strip()][:COMPARED]
+    texts = [text for text in texts if text.strip()][:MAX_TEXTS]
     if len(texts) < 2:
         return None
     bleu = BLEU(effective_order=True)

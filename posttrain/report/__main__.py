@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"csv": tables.as_csv, "json": tables.as_json, "markdown": tables.as_markdown}
 # What a folder of a report is known by.
-MARK = "report.json"
+MARKER = "report.json"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 def report(args: argparse.Namespace) -> None:
     """Read, compare, write the page, print."""
     out = args.out or (Path("report") if args.format == "table" else None)
-    if out and out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out and out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise PosttrainError(f"--out={out}: holds something else than a report; choose another folder")
     comparison = compare(find(args.paths), args.metric, args.kl_budget, args.reference, args.lower_is_better)
     if out:
@@ -86,7 +86,7 @@ def write(comparison: Comparison, out: Path) -> None:
     from posttrain.report import page, plots, style
 
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / MARK, tables.as_json(comparison))
+    write_atomic(out / MARKER, tables.as_json(comparison))
     figures = plots.draw(comparison)
     for name in page.PICTURES:
         (out / f"{name}.png").unlink(missing_ok=True)

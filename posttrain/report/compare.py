@@ -20,8 +20,8 @@ from posttrain.report.verdict import Candidate, Verdict, judge, name
 START = "the starting policy"
 REWARDS = ("probe/gold/", "probe/rewards/")
 # What the probe logs that is an axis, its total, its cost, or the error of something else.
-APART = ("probe/kl", "probe/reward", "probe/seconds", "probe/share")
-ENDS = ("_low", "_high")
+NOT_A_MODE = ("probe/kl", "probe/reward", "probe/seconds", "probe/share")
+INTERVAL_SUFFIXES = ("_low", "_high")
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Comparison:
     def modes(self) -> list[str]:
         """What tells failure modes: everything else that the probe measures."""
         found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/")}
-        apart = (*APART, self.metric)
+        apart = (*NOT_A_MODE, self.metric)
         return sorted(m for m in found if not m.startswith(REWARDS) and m not in apart and not _beside_another(m))
 
 
@@ -324,7 +324,7 @@ def is_reward(metric: str) -> bool:
 
 
 def _beside_another(metric: str) -> bool:
-    return metric.endswith(ENDS) or "_stderr" in metric
+    return metric.endswith(INTERVAL_SUFFIXES) or "_stderr" in metric
 
 
 def _metrics(group: Group) -> set[str]:

@@ -19,10 +19,10 @@ from posttrain.runs.metrics import format_number as number
 # The order of methods in tables, legends and colours.
 METHODS = ("sft", "distillation", "dpo", "kto", "cpo", "orpo", "ppo", "grpo", "rloo", "reward")
 # Settings in a label; runs that differ in more go by their names.
-SHOWN = 3
+MAX_LABEL_SETTINGS = 3
 # What changes neither the training nor a measurement, only how often and where it is measured, logged and kept.
-BESIDE = ("probe.every", "probe.during", "probe.batch_size", "probe.shift_prompts")
-BESIDE_ARGS = re.compile(
+IGNORED_SETTINGS = ("probe.every", "probe.during", "probe.batch_size", "probe.shift_prompts")
+IGNORED_ARGS = re.compile(
     r"trainer\.args\.(eval_|save_|logging_|per_device_eval_|dataloader_(num_|pin_|persistent_|prefetch_)|log_"
     r"|report_to$|run_name$|output_dir$|disable_tqdm$|num_completions_to_print$)"
 )
@@ -193,7 +193,7 @@ def _counting(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> di
             return f"{parent.kind}: {identity(parent, names, (*seen, run.name))}"
         return contents.get(value) or value
 
-    beside = {key for key in run.settings if key in BESIDE or (not chosen and BESIDE_ARGS.match(key))}
+    beside = {key for key in run.settings if key in IGNORED_SETTINGS or (not chosen and IGNORED_ARGS.match(key))}
     return {key: counted(value) for key, value in run.settings.items() if key not in (*SEEDS, *beside)}
 
 
@@ -227,7 +227,7 @@ def _label(groups: list[Group], names: dict[str, Run]) -> None:
         for i, group in enumerate(own):
             parts = [f"{_short(key, rows)}={values[i]}" for key, values in rows.items() if values[i]]
             own_name = [] if (called := _name(group)) == method else [called]
-            group.label = " ".join([method, *(parts if len(rows) <= SHOWN else own_name)])
+            group.label = " ".join([method, *(parts if len(rows) <= MAX_LABEL_SETTINGS else own_name)])
     counts: dict[str, int] = {}
     for group in groups:
         counts[group.label] = counts.get(group.label, 0) + 1

@@ -17,15 +17,15 @@ from posttrain.report.groups import Mean, number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 # Prompts whose completions stand side by side, and the characters of a long text that are kept: its end.
 PROMPTS = 24
 LONGEST = 2000
-LINE = 140
+LINE_LENGTH = 140
 # Share of words that two completions must have in common to be shown as changes.
-ALIKE = 0.3
+MIN_COMMON_WORDS = 0.3
 # Pixels of the page for an inch of a picture.
-DOTS = 100
+DPI = 100
 PICTURES = {
     "frontier": (
         "Reward against KL",
@@ -48,11 +48,11 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
     """The page; every text in it is escaped, and its policy forbids scripts but its own."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
     of_method = {group.method: group.method for group in c.groups}
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
         # The policy names the script by its digest: text that slipped through escaping would still not run.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -110,7 +110,7 @@ def svg(figure: Figure) -> Any:
     text = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
     )
-    wide = round(figure.get_figwidth() * DOTS)
+    wide = round(figure.get_figwidth() * DPI)
     return Markup(text.replace("<svg", f'<svg style="--natural: {wide}px"', 1))
 
 
@@ -150,7 +150,7 @@ def samples(c: Comparison) -> list[dict[str, Any]]:
                 told.append(_completion(group.label, group.method, row, start))
     # Those that most runs answered first.
     most = sorted(prompts.items(), key=lambda item: -len(item[1]))[:PROMPTS]
-    return [{"prompt": _short(p), "short": _short(" ".join(p.split()), LINE), "answers": a} for p, a in most]
+    return [{"prompt": _short(p), "short": _short(" ".join(p.split()), LINE_LENGTH), "answers": a} for p, a in most]
 
 
 def _completion(who: str, method: str, row: dict[str, Any], start: str | None) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
     """
     old, new = (re.findall(r"\S+\s*|\s+", text) for text in (before, after))
     matcher = difflib.SequenceMatcher(None, [w.strip() for w in old], [w.strip() for w in new], autojunk=False)
-    if matcher.ratio() < ALIKE:
+    if matcher.ratio() < MIN_COMMON_WORDS:
         return [("new", after)]
     found: list[tuple[str, str]] = []
     for kind, i, j, k, m in matcher.get_opcodes():

@@ -15,7 +15,7 @@ from posttrain.config import trainers
 from posttrain.config.schema import OTHER_JOBS
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.identity import NOT_THE_RESULT
+from posttrain.runs.identity import NOT_IN_DIGEST
 from posttrain.runs.metrics import by_step, read
 
 # How far below a given path runs are looked for: outputs/sweeps/DATE is three.
@@ -177,7 +177,7 @@ def _add_run(folder: Path, found: Found) -> None:
     except (OSError, ValueError, yaml.YAMLError) as error:
         found.left_out[path] = f"not a run of posttrain: {str(error).splitlines()[0]}"
         return
-    unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
+    unused = (*NOT_IN_DIGEST, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
     flat = flatten({key: value for key, value in settings.items() if key not in unused})
     found.runs[path] = Run(path, _status(path, record), record, flat, points)
 

@@ -28,7 +28,7 @@ SHADES = (-0.45, 0.5)
 BEST_OF = ("#000000", "*")
 DASHES = ("-", "--", "-.", ":")
 # Where a label may stand from its mark, in points, best first.
-SPOTS = ((7, 5), (7, -10), (-7, 5), (-7, -10), (0, 10), (0, -16), (14, 14), (-14, 14), (14, -20), (-14, -20))
+LABEL_OFFSETS = ((7, 5), (7, -10), (-7, 5), (-7, -10), (0, 10), (0, -16), (14, 14), (-14, 14), (14, -20), (-14, -20))
 # Entries of a legend, and the characters of one.
 MOST, LONGEST = 24, 40
 
@@ -124,7 +124,7 @@ def place(axis: Any, labels: Sequence[Any]) -> None:
     marks = axis.transData.transform([label.xy for label in labels]) if labels else ()
     taken: list[Any] = []
     for label in labels:
-        for across, up in SPOTS:
+        for across, up in LABEL_OFFSETS:
             label.set_position((across, up))
             label.set_ha("left" if across > 0 else "right" if across < 0 else "center")
             box = label.get_window_extent(renderer)

@@ -18,7 +18,7 @@ from posttrain.report.groups import Group, number
 from posttrain.report.runs import Run
 
 # Of the metrics of job=sample and job=evaluate, those that fit a line.
-TOLD = ("score", "best_of_n", "kept", "win_rate", "accuracy", "perplexity", "ended")
+LINE_METRICS = ("score", "best_of_n", "kept", "win_rate", "accuracy", "perplexity", "ended")
 
 
 # Rewards in the main table, the metric of the report first; CSV and JSON have all.
@@ -123,7 +123,7 @@ def description(run: Run) -> str:
     ends = run.record.get("intervals", {})
     parts = []
     for key, value in metrics.items():
-        if key.rpartition("/")[2] in TOLD and not key.startswith(("against/", "difference/")):
+        if key.rpartition("/")[2] in LINE_METRICS and not key.startswith(("against/", "difference/")):
             interval = f" [{number(ends[key][0])}, {number(ends[key][1])}]" if ends.get(key) else ""
             parts.append(f"{key} {value if isinstance(value, int) else number(value)}{interval}")
     return ", ".join(parts[:6])

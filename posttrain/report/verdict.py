@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 # Seeds from which the spread of a group is known from itself, and degrees of freedom from which a pooled one is.
 ALONE, FEWEST = 3, 2
 # Of those that cannot be told from the best, how many are named.
-NAMED = 5
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _tied(ties: Sequence[Candidate], best: Candidate) -> str:
     if len(ties) < 2:
         return ""
     labels = [c.label for c in ties[1:]]
-    named = labels if len(labels) <= NAMED else [*labels[: NAMED - 1], f"{len(labels) - NAMED + 1} more"]
+    named = labels if len(labels) <= MAX_NAMED else [*labels[: MAX_NAMED - 1], f"{len(labels) - MAX_NAMED + 1} more"]
     listed = f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
     nearest = min((best, *ties), key=lambda c: c.distance)
     least = f"; of them all {nearest.label} has the least KL" if nearest.kl else ""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RewardFunction = Callable[..., list[float | None]]
 # Functions that load nothing where there is nothing to score.
-LIGHT = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
+CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
 MODEL_ARGS = ("batch_size", "max_length", "dtype", "scale", "length_penalty", "calibration")
 
 
@@ -72,7 +72,7 @@ def _check_function(entry: RewardConfig, key: str) -> list[str]:
         return unknown
     if hasattr(function, "check"):
         return list(function.check(args, f"{key}.args"))
-    return _try_without_rows(function, entry, f"{key}.args") if path.startswith(LIGHT) else []
+    return _try_without_rows(function, entry, f"{key}.args") if path.startswith(CHECKED_BY_CALL) else []
 
 
 def _try_without_rows(function: RewardFunction, entry: RewardConfig, key: str) -> list[str]:

@@ -27,7 +27,7 @@ PANELS = {
 }
 HELD_OUT = ("eval_", "probe/")
 # Measurements from which points are joined: fewer are a before and an after, and nothing is known between.
-JOINED = 4
+LINE_FROM = 4
 
 
 def _without_tie(row: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _line(axis: Any, key: str, points: Sequence[tuple[float, float]]) -> None:
     named = title(key)
     label = key if not held_out else named if named.startswith("held-out") else f"held out: {named}"
     if held_out or len(values) < 20:
-        joined = len(values) >= JOINED
+        joined = len(values) >= LINE_FROM
         axis.plot(steps, values, marker="o", ls=(":" if held_out else "-") if joined else "", ms=5, lw=1.2, label=label)
         return
     (line,) = axis.plot(steps, smooth(values), lw=1.6, label=label)

@@ -201,7 +201,7 @@ class RunDirectory:
         step = checkpoints.step(checkpoint) if checkpoint else -1
         for path in (self.metrics, self.samples):
             if path.is_file() or lengths.get(path.name):
-                write_atomic(path, _rows_until(path, step, lengths.get(path.name)))
+                write_atomic(path, _length_until(path, step, lengths.get(path.name)))
 
     def content_digest(self) -> str:
         """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
@@ -241,7 +241,7 @@ def _try_lock(lock: FileLock, seconds: float) -> bool:
     return True
 
 
-def _rows_until(path: Path, step: int, length: int | None) -> str:
+def _length_until(path: Path, step: int, length: int | None) -> str:
     """The first `length` bytes of a JSON-lines file, or its rows up to `step`; raises where a row of them is damaged.
 
     The last row may be cut short, by a full disk or a kill.

@@ -19,13 +19,13 @@ from posttrain.config.schema import OTHER_JOBS, Run
 from posttrain.data.files import resolve
 
 # Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
-BESIDE = ("checkpoints", "export", "merged", "base")
+NOT_CONTENT = ("checkpoints", "export", "merged", "base")
 # Settings of the trainer that name the user's own code.
-CODE = ("tools", "environment", "rollout", "callbacks")
-SMALL = 64 << 20
+CODE_SETTINGS = ("tools", "environment", "rollout", "callbacks")
+HASHED_WHOLE = 64 << 20
 CALIBRATION = "calibration.json"
 # Settings that change where things go or what is shown, never what is trained.
-NOT_THE_RESULT = ("name", "output_dir", "objective", "dry_run", "tracking", "alarms")
+NOT_IN_DIGEST = ("name", "output_dir", "objective", "dry_run", "tracking", "alarms")
 # Arguments of rewards that name files, runs or models.
 REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
 
@@ -35,7 +35,7 @@ def digest(run: Run) -> str:
 
     A local file or folder counts by its content, wherever it lies; a finished run by what it made.
     """
-    unused = (*NOT_THE_RESULT, *OTHER_JOBS.get(run.job, ()))
+    unused = (*NOT_IN_DIGEST, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
     if settings["trainer"]["share_prompts"]:  # the same result but for rounding; without it the rounding is wanted
         del settings["trainer"]["share_prompts"]
@@ -66,7 +66,10 @@ def digest(run: Run) -> str:
 
 def _trainer(settings: dict[str, Any]) -> dict[str, Any]:
     """The trainer's settings, as far as they are set, and the source of the user's own code that they name."""
-    later = ("teacher", *CODE)  # settings that earlier versions did not have leave their runs' names as they are
+    later = (
+        "teacher",
+        *CODE_SETTINGS,
+    )  # settings that earlier versions did not have leave their runs' names as they are
     found = {name: value for name, value in settings.items() if value or name not in later}
     teacher = {name: value for name, value in found.pop("teacher").items() if value}
     if teacher:
@@ -104,7 +107,9 @@ def data_content(path: Any, streaming: bool = False) -> Any:
     if not path:
         return path
     if files := resolve(path):
-        return [_file_stamp(file) if streaming and file.stat().st_size > SMALL else content(file) for file in files]
+        return [
+            _file_stamp(file) if streaming and file.stat().st_size > HASHED_WHOLE else content(file) for file in files
+        ]
     return content(Path(os.path.expanduser(path))) or path if isinstance(path, str) else path
 
 
@@ -127,7 +132,7 @@ def content(path: Path) -> str | None:
         for inner in sorted(p for p in path.rglob("*") if p.is_file() and _counts(p.relative_to(path))):
             known = inner.stat()
             whole.update(f"{inner.relative_to(path)} {known.st_size}".encode())
-            if known.st_size <= SMALL:
+            if known.st_size <= HASHED_WHOLE:
                 _hash_file(whole, inner)
             else:  # to read weights of many gigabytes takes longer than a plan may
                 whole.update(f" {known.st_mtime_ns}".encode())
@@ -170,4 +175,4 @@ def _hash_file(digest: Any, path: Path) -> None:
 
 
 def _counts(inner: Path) -> bool:
-    return inner.parts[0] not in BESIDE and not any(p.startswith((".", "checkpoint-")) for p in inner.parts)
+    return inner.parts[0] not in NOT_CONTENT and not any(p.startswith((".", "checkpoint-")) for p in inner.parts)

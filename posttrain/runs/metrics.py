@@ -25,10 +25,10 @@ TITLES = {
 }
 
 # Measured where the config asks for it; shown behind those above.
-ASKED = ("probe/rewards/", "probe/gold/", "probe/forgetting/", "probe/refusals/")
+REQUESTED = ("probe/rewards/", "probe/gold/", "probe/forgetting/", "probe/refusals/")
 
 # What job=evaluate measures.
-EVALUATED = {
+EVALUATION_TITLES = {
     "loss_per_token": "loss (nats per token)",
     "perplexity": "perplexity (per token)",
     "implicit_accuracy": "preference accuracy (implicit reward)",
@@ -50,7 +50,16 @@ SET_TITLES = {
 }
 
 # Bookkeeping that says nothing about the model.
-SKIPPED = ("runtime", "per_second", "num_tokens", "epoch", "model_preparation_time", "step", "kl_stderr", "step_time")
+BOOKKEEPING = (
+    "runtime",
+    "per_second",
+    "num_tokens",
+    "epoch",
+    "model_preparation_time",
+    "step",
+    "kl_stderr",
+    "step_time",
+)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -92,7 +101,7 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
     for row in read(path):
         for key, value in row.items():
             # What a person named may hold any word.
-            bookkeeping = not key.startswith(ASKED) and any(word in key for word in SKIPPED)
+            bookkeeping = not key.startswith(REQUESTED) and any(word in key for word in BOOKKEEPING)
             if not key.startswith(("eval_", "probe/")) or bookkeeping:
                 continue
             if isinstance(value, (int, float)):
@@ -114,7 +123,7 @@ def title(metric: str) -> str:
     kind, _, rest = metric.partition("/")
     if kind not in ("sampled", "greedy"):
         plain = metric.removeprefix("probe/").removeprefix("rewards/").replace("_", " ")
-        return {**TITLES, **EVALUATED}.get(metric, plain)
+        return {**TITLES, **EVALUATION_TITLES}.get(metric, plain)
     if rest.startswith("win_rates/"):
         return f"{kind}: win rate by {rest.removeprefix('win_rates/').replace('_', ' ')}"
     return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from posttrain.console import console, print_plain
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.metrics import ASKED, TITLES, first_value_text, format_number, held_out, read, title
+from posttrain.runs.metrics import REQUESTED, TITLES, first_value_text, format_number, held_out, read, title
 
 
 def show(directory: RunDirectory) -> None:
@@ -60,7 +60,7 @@ def _short_path(path: Path) -> str:
 def before_after(directory: RunDirectory) -> Table:
     """The held-out metrics at the first and at the last measurement."""
     first, last, counts = held_out(directory.metrics)
-    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith(ASKED))
+    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith(REQUESTED))
     table = Table(title=f"{directory.name}: held out, before and after", title_justify="left")
     table.add_column("metric")
     table.add_column("before", justify="right")

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from posttrain.models.hardware import Precision
 
 # What the libraries say of memory that is not there, where they have no error of its own for it.
-SIGNS = ("can't allocate memory", "cannot allocate memory", "defaultcpuallocator", "out of memory", "std::bad_alloc")
+OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "defaultcpuallocator",
+    "out of memory",
+    "std::bad_alloc",
+)
 REQUESTED = re.compile(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)")
 UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -26,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
         return False
-    return any(sign in str(error).lower() for sign in SIGNS)
+    return any(sign in str(error).lower() for sign in OUT_OF_MEMORY_WORDS)
 
 
 def out_of_memory_message(error: BaseException, fix: str, at: str = "") -> str:
@@ -110,7 +116,7 @@ class FixedMemory:
 
 
 # Numbers, of the parameters' own type, that an optimizer keeps for each of them; AdamW's are two moments.
-STATES = (("adafactor", 0.1), ("adamw", 2), ("lion", 1), ("sgd", 0), ("rmsprop", 1), ("adagrad", 1))
+OPTIMIZER_STATES = (("adafactor", 0.1), ("adamw", 2), ("lion", 1), ("sgd", 0), ("rmsprop", 1), ("adagrad", 1))
 
 
 def fixed_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> FixedMemory:
@@ -135,7 +141,7 @@ def _state(optimizer: str, width: float) -> float:
     """Bytes that an optimizer keeps for a parameter of `width` bytes on the device."""
     if "paged" in optimizer:
         return 0  # it moves to the machine's memory when there is no room
-    numbers = next((count for name, count in STATES if name in optimizer), 2)
+    numbers = next((count for name, count in OPTIMIZER_STATES if name in optimizer), 2)
     return numbers * (1 if "8bit" in optimizer else width)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COLUMN = "weight"
 # These sort the scores of a batch, and compare answers of different pairs.
-SORTED = {"aot", "aot_unpaired"}
+LOSSES_OVER_BATCH = {"aot", "aot_unpaired"}
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Collator:
         return {**self.collator(examples), COLUMN: torch.tensor(weights, dtype=torch.float32)}
 
 
-class Scaled:
+class GradientScale:
     """Takes `weight` from what a model is called with, and scales the gradient of the rows it answers with."""
 
     def __init__(self, model: Any):
@@ -59,7 +59,7 @@ class Scaled:
 def check(config: Any) -> None:
     """Raise `PosttrainError` where TRL's config asks for what does not take pairs one by one, in their order."""
     asked = getattr(config, "loss_type", None) or ()
-    if SORTED & ({asked} if isinstance(asked, str) else {*asked}):
+    if LOSSES_OVER_BATCH & ({asked} if isinstance(asked, str) else {*asked}):
         raise PosttrainError(
             f"trainer.args.loss_type={asked}: compares answers of different pairs, so a pair has no weight there; "
             "choose another, or give the column another name: 'data.columns={OTHER: weight}'"
@@ -78,4 +78,4 @@ def add_pair_weights(trainer: Any) -> None:
     trainer._signature_columns = [*trainer._signature_columns, COLUMN]
     for model in (trainer.model, getattr(trainer, "ref_model", None)):
         if model is not None:
-            Scaled(model)
+            GradientScale(model)

@@ -14,7 +14,7 @@ from transformers.trainer_utils import has_length
 from posttrain.console import call_while_slow, console, print_plain
 
 # What is worth a place on the bar, in this order: trainer metric -> short name.
-SHOWN = {
+FIGURE_NAMES = {
     "loss": "loss",
     "reward": "reward",
     "rewards/margins": "margin",
@@ -33,7 +33,7 @@ _shown: list[Progress] = []
 # Columns from which a terminal has room for a bar and every figure; what a narrower one has beside the figures.
 NARROW, BESIDE = 120, 36
 # The figures that a narrow terminal shows first.
-FIRST = ("loss", "reward", "kl")
+NARROW_FIGURES = ("loss", "reward", "kl")
 
 
 class ProgressBar(TrainerCallback):
@@ -119,8 +119,8 @@ class ProgressBar(TrainerCallback):
     def _figures(self, state: Any) -> str:
         assert self.started is not None
         # PPO logs its KL per answer and per token; the first key with a short name has it.
-        values = {name: self.latest[key] for key, name in reversed(SHOWN.items()) if key in self.latest}
-        parts = [f"{name} {values[name]:.3g}" for name in dict.fromkeys(SHOWN.values()) if name in values]
+        values = {name: self.latest[key] for key, name in reversed(FIGURE_NAMES.items()) if key in self.latest}
+        parts = [f"{name} {values[name]:.3g}" for name in dict.fromkeys(FIGURE_NAMES.values()) if name in values]
         tokens = self.latest.get("num_tokens", float(state.num_input_tokens_seen or 0)) - self.started[2]
         seconds = time.monotonic() - self.started[0]
         if tokens > 0 and seconds > 0:
@@ -218,7 +218,7 @@ def _bar(transient: bool = False) -> Progress:
 
 def _fitted(parts: list[str]) -> str:
     """As many figures as a narrow terminal has room for: loss, reward, KL and speed before the others."""
-    ordered = sorted(parts, key=lambda part: not (part.startswith(FIRST) or part.endswith("tokens/s")))
+    ordered = sorted(parts, key=lambda part: not (part.startswith(NARROW_FIGURES) or part.endswith("tokens/s")))
     line = ""
     for part in (part.replace("tokens/s", "tok/s") for part in ordered):
         if len(line) + 1 + len(part) <= console.width - BESIDE:

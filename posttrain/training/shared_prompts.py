@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # What has several answers to a prompt in a batch, and how many.
-ANSWERS = {"dpo": "both answers", "reward": "both answers", "grpo": "all answers", "rloo": "all answers"}
-KINDS = (*ANSWERS, "ppo")
+SHARED_ANSWERS = {"dpo": "both answers", "reward": "both answers", "grpo": "all answers", "rloo": "all answers"}
+KINDS = (*SHARED_ANSWERS, "ppo")
 # These switch dropout off unless they are told not to; the others leave it on.
-WITHOUT_DROPOUT = ("dpo", "reward", "ppo")
+DISABLE_DROPOUT = ("dpo", "reward", "ppo")
 
 
 def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
     """What the plan says of shared prompts; `None` where there are none."""
     kind, args = run.trainer.kind, run.trainer.args
     several = kind == "ppo" and (args.get("num_generations") or 1) > 1
-    if kind not in ANSWERS and not several:
+    if kind not in SHARED_ANSWERS and not several:
         return None
     reason = shared_prompt.unsupported_reason(config, attention)
     noise = run.peft.method == "lora" and run.peft.lora.get("lora_dropout")
     if not run.trainer.share_prompts:
         reason = "trainer.share_prompts=false"
-    elif noise and not args.get("disable_dropout", kind in WITHOUT_DROPOUT):
+    elif noise and not args.get("disable_dropout", kind in DISABLE_DROPOUT):
         reason = f"peft.lora.lora_dropout={noise} is drawn for each answer in training; 0 shares them"
     if reason:
         return f"computed for each answer: {reason}"
-    return f"computed once for {ANSWERS.get(kind, 'the answers in a microbatch')}"
+    return f"computed once for {SHARED_ANSWERS.get(kind, 'the answers in a microbatch')}"
 
 
 def share(trainer: Any) -> str | None:

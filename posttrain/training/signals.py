@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 # Seconds after which a process that a signal has ended is gone, whatever still holds it: a library that swallowed the
 # end, or its work at the interpreter's exit.
-PATIENCE = 10.0
+EXIT_SECONDS = 10.0
 
 
 class Signals:
@@ -74,7 +74,7 @@ class ExitOnSignal(Signals):
             os._exit(128 + number)
         super()._note(number, frame)
         os.write(2, f"\n{self.signal}: stopped. The same command goes on: {self.command}\n".encode())
-        timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
+        timer = threading.Timer(EXIT_SECONDS, os._exit, (128 + number,))
         timer.daemon = True
         timer.start()
         raise SystemExit(128 + number)

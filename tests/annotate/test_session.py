@@ -13,7 +13,7 @@ from posttrain.annotate import __main__ as command
 from posttrain.annotate import agreement, export, items, selection
 from posttrain.annotate.answers import read
 from posttrain.annotate.candidates import Candidate, Group
-from posttrain.annotate.session import LEASE, Session, order
+from posttrain.annotate.session import LEASE_SECONDS, Session, order
 from posttrain.config.schema import DataConfig
 from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
@@ -182,7 +182,7 @@ def test_an_item_belongs_to_one_person_at_a_time(tmp_path):
     assert (asked(run, "ann"), asked(run, "bob"), asked(run, "ann")) == ("a", "b", "a")
     assert say(run, "ann", 0) == "a"
     assert asked(run, "ann") == "c"
-    clock.now += LEASE + 1
+    clock.now += LEASE_SECONDS + 1
     assert say(run, "bob", "skip") == "b", "his again, nobody took it"
     assert say(run, "cid", 0) == "b", "skipped by one, it is another's"
     assert asked(run, "cid") == "c", "left by ann"
@@ -507,7 +507,7 @@ def test_bad_input_ends_before_the_server_starts(tmp_path, monkeypatch, capsys, 
 
 
 def test_missing_libraries_are_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "NEEDED", {"no_such_module": "no-such-package", "json": "json"})
+    monkeypatch.setattr(command, "PACKAGES", {"no_such_module": "no-such-package", "json": "json"})
     assert command.main(["d.jsonl", "--out", "x.jsonl"]) == 1
     assert "no-such-package not installed: " + extras.install_command("annotate") in capsys.readouterr().err
 

@@ -146,7 +146,7 @@ def test_the_losses_that_smooth_are_those_of_the_library():
     source = inspect.getsource(inspect.getmodule(DPOTrainer))
     branches = re.split(r'\n +(?:el)?if loss_type == "(\w+)":', source)
     read = {name for name, body in zip(branches[1::2], branches[2::2], strict=True) if "self.label_smoothing" in body}
-    assert read == set(options.SMOOTHED)
+    assert read == set(options.LOSSES_WITH_SMOOTHING)
 
 
 def test_lora_and_quantization_typos():

@@ -27,12 +27,18 @@ def numeric(cls):
 def refused(kind, args):
     run = Run()
     run.trainer.kind, run.trainer.args = kind, args
-    errors = options.check(KINDS[kind].config, args, "trainer.args", preflight.RESERVED)
+    errors = options.check(KINDS[kind].config, args, "trainer.args", preflight.RESERVED_OPTIONS)
     return errors + combinations.check(run) + (online.check(run) if KINDS[kind].samples_completions else [])
 
 
 def test_every_number_of_every_class_has_a_range():
-    skipped = {*ranges.FREE, "fsdp", "include_num_input_tokens_seen", "trackio_static_space_id", *preflight.RESERVED}
+    skipped = {
+        *ranges.UNBOUNDED,
+        "fsdp",
+        "include_num_input_tokens_seen",
+        "trackio_static_space_id",
+        *preflight.RESERVED_OPTIONS,
+    }
     for cls in CLASSES:
         without = [
             name
@@ -47,9 +53,9 @@ def test_every_number_of_every_class_has_a_range():
 
 def test_the_table_names_options_that_exist():
     known = {name for cls in CLASSES for name in options.options_of(cls)}
-    assert {*ranges.RANGES, *ranges.FREE, *ranges.NOT_EMPTY, *ranges.WHOLE_ABOVE_1} <= known
+    assert {*ranges.RANGES, *ranges.UNBOUNDED, *ranges.NOT_EMPTY, *ranges.WHOLE_ABOVE_1} <= known
     assert {*combinations.PACKAGES} <= known
-    for cls, own in ranges.OF_CLASS.items():
+    for cls, own in ranges.CLASS_RANGES.items():
         assert {*own} <= {*options.options_of(cls)}
 
 
@@ -59,7 +65,7 @@ def test_what_the_library_refuses_is_refused_before_it_loads(kind):
     before = {name for other in list(KINDS)[: list(KINDS).index(kind)] for name in numeric(KINDS[other].config)}
     missed = []
     for name in numeric(KINDS[kind].config):
-        if name in before or name in preflight.RESERVED:
+        if name in before or name in preflight.RESERVED_OPTIONS:
             continue
         for value in VALUES:
             if refused(kind, {name: value}):
@@ -71,7 +77,7 @@ def test_what_the_library_refuses_is_refused_before_it_loads(kind):
     assert not missed, "the library refuses what posttrain/config/ranges.py lets pass"
 
 
-@pytest.mark.parametrize("text", sorted({*ranges.RANGES.values(), *ranges.SCHEMA.values()}))
+@pytest.mark.parametrize("text", sorted({*ranges.RANGES.values(), *ranges.SCHEMA_RANGES.values()}))
 def test_no_interval_holds_nan(text):
     assert math.nan not in ranges.interval(text)
 
@@ -111,7 +117,7 @@ def test_a_number_out_of_range(cls, given, said):
 
 def test_the_ranges_of_our_own_schema_hold_its_defaults_and_name_its_fields():
     assert ranges.check_schema(asdict(compose("trainer=sft", "model=tiny", "data=squad")[0])) == []
-    flat = {path for path in ranges.SCHEMA if "*" not in path}
+    flat = {path for path in ranges.SCHEMA_RANGES if "*" not in path}
     run = asdict(Run())
     for path in flat:
         group = run

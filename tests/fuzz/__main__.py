@@ -39,7 +39,7 @@ def settings(random_: random.Random) -> dict[str, Any]:
     """A few settings by their keys; most of the values are wrong."""
     kind = random_.choice(list(KINDS))
     known = options.options_of(KINDS[kind].config)
-    ours = [path for path in ranges.SCHEMA if "*" not in path]
+    ours = [path for path in ranges.SCHEMA_RANGES if "*" not in path]
     found: dict[str, Any] = {"": kind}
     for _ in range(random_.randint(1, 4)):
         place = random_.random()

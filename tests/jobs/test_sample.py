@@ -286,7 +286,7 @@ def test_answers_that_were_cut_off_are_left_out(train, monkeypatch):
     ended = train(*SAMPLE, "sample.unfinished=false", "sample.max_new_tokens=60")
     metrics = ended.record()["metrics"]
     assert 0 < metrics["kept"] <= round(metrics["ended"] * 96) < 96
-    monkeypatch.setattr(job, "EARLY", 12)
+    monkeypatch.setattr(job, "CHECK_ENDED_AFTER", 12)
     few = ("sample.unfinished=false", "sample.max_new_tokens=2", "sample.seed=2")
     with pytest.raises(PosttrainError, match=r"sample.max_new_tokens=2: all of the first 12 completions are cut off"):
         train(*SAMPLE, *few)

@@ -118,7 +118,7 @@ def test_kl_grows_with_training(train):
 
 @pytest.mark.parametrize("long", [True, False])
 def test_a_probe_that_costs_much_says_so_in_a_long_run_early_and_at_the_end(train, capsys, monkeypatch, long):
-    monkeypatch.setattr("posttrain.probe.callback.LONG", 0.0 if long else 600.0)
+    monkeypatch.setattr("posttrain.probe.callback.LONG_RUN_SECONDS", 0.0 if long else 600.0)
     train(
         *("+recipe=sft_smollm2", "probe.prompts=2", "probe.greedy_prompts=0", "probe.max_new_tokens=4"),
         *("probe.every=4", "~probe.rewards.invented", "trainer.args.max_steps=21", "trainer.args.eval_strategy=no"),

@@ -163,7 +163,7 @@ def test_length_explains_nothing_where_all_is_alike():
 @pytest.fixture
 def long(monkeypatch):
     """A run of any time is long enough for advice."""
-    monkeypatch.setattr("posttrain.probe.callback.LONG", 0.0)
+    monkeypatch.setattr("posttrain.probe.callback.LONG_RUN_SECONDS", 0.0)
 
 
 def test_a_run_of_minutes_gets_no_advice_on_what_its_probe_costs():

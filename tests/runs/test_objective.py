@@ -9,7 +9,7 @@ from posttrain.config import objective
 from posttrain.config.objective import Objective, parse
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.objective_value import of_run, result
+from posttrain.runs.objective_value import from_metrics, of_run
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def directory(tmp_path):
     ],
 )
 def test_the_number_of_a_run(directory, text, expected):
-    assert result(text, lambda one: of_run(one, directory)) == expected
+    assert from_metrics(text, lambda one: of_run(one, directory)) == expected
 
 
 def test_of_an_unwanted_reward_the_least_is_best(directory):
@@ -70,9 +70,9 @@ def test_what_no_run_will_measure_is_said_before_it():
 
 
 def test_two_objectives_are_two_numbers(directory):
-    both = result(["probe/gold/rm at kl 5", "probe/kl"], lambda one: of_run(one, directory))
+    both = from_metrics(["probe/gold/rm at kl 5", "probe/kl"], lambda one: of_run(one, directory))
     assert both == (0.7, 9.0)
-    assert result(None, lambda one: math.nan) is None
+    assert from_metrics(None, lambda one: math.nan) is None
 
 
 def test_what_cannot_be_read_is_said(directory):

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from posttrain.rewards.judge_client import JudgeClient
 
 LIMITS = tuple(field.name for field in fields(Limits))
-ASKER = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
-_ASKS = (schema.ScoreModel, schema.LabelModel)
-ARGS = ("execute", "walls", *LIMITS, *ASKER, "sampling", "embeddings", "wordnet")
+JUDGE_ARGS = ("model", "endpoint", "key_env", "concurrency", "timeout", "retries", "backoff", "batch_size", "cache")
+_MODEL_GRADERS = (schema.ScoreModel, schema.LabelModel)
+ARGS = ("execute", "walls", *LIMITS, *JUDGE_ARGS, "sampling", "embeddings", "wordnet")
 
 
 def check(entry: RewardConfig, key: str) -> list[str]:
@@ -57,7 +57,7 @@ def _missing_requirement(part: Single, entry: RewardConfig, key: str) -> list[st
     """What a grader needs that the config, or this machine, does not give."""
     if isinstance(part, schema.Python) and entry.args.get("execute") is not True:
         return [f"python: runs code in a limited subprocess; allow it with {key}.args.execute=true"]
-    if isinstance(part, _ASKS):
+    if isinstance(part, _MODEL_GRADERS):
         if entry.args.get("endpoint") is None and entry.args.get("model") is None:
             return [
                 f"model={part.model}: set where it answers, {key}.args.endpoint=http://HOST/v1, or a model to load "
@@ -109,8 +109,8 @@ def check_reachable(entry: RewardConfig, key: str) -> None:
     from posttrain.rewards.judge_client import open_judge
 
     assert entry.grader is not None
-    given = {name: entry.args[name] for name in ASKER if name in entry.args}
-    asked = [part for _, part in schema.parts(schema.read(entry.grader)) if isinstance(part, _ASKS)]
+    given = {name: entry.args[name] for name in JUDGE_ARGS if name in entry.args}
+    asked = [part for _, part in schema.parts(schema.read(entry.grader)) if isinstance(part, _MODEL_GRADERS)]
     for model in dict.fromkeys(given.get("model", part.model) for part in asked):
         try:
             open_judge(**{**given, "model": model}).check_reachable()
@@ -130,7 +130,7 @@ class Grader:
         self.__name__ = self.name = name
         self.node = node
         self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
-        self.answering = {key: args[key] for key in ASKER if key in args}
+        self.answering = {key: args[key] for key in JUDGE_ARGS if key in args}
         self.sampling: dict[str, Any] = args.get("sampling") or {}
         self.embedding: dict[str, Any] = {"model": args.get("embeddings")}
         self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}

@@ -35,16 +35,16 @@ from posttrain.console import printable
 from posttrain.errors import PosttrainError
 
 ISOLATION = Path(__file__).with_name("isolation.py")
-GRACE = 1.0  # seconds, for the interpreter to start and to tell what went wrong
+START_SECONDS = 1.0  # seconds, for the interpreter to start and to tell what went wrong
 # Python itself takes some 30 MB of address space.
-LEAST: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "output": 1}
+MINIMUM_LIMITS: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "output": 1}
 # What is open to code that breaks out of the interpreter where none of these is in force.
 WALLS = {
     "files of yours": {"landlock"},
     "the network and other processes": {"seccomp", "namespaces"},
     "what root may do": {"capabilities"},
 }
-CONSENT = ("full", "reduced")
+WALLS_CHOICES = ("full", "reduced")
 MOST_FILES = 2000  # files and folders in the folder
 POLL_SECONDS = 0.05  # seconds between two looks at the folder's size
 
@@ -136,7 +136,7 @@ def run_all(calls: list[tuple[str, str, list[Any]]], limits: Limits | None = Non
 def check(args: dict[str, Any], key: str) -> list[str]:
     """What is wrong with limits among the args of a reward."""
     errors = []
-    for name, least in LEAST.items():
+    for name, least in MINIMUM_LIMITS.items():
         value = args.get(name, least)
         if isinstance(value, bool) or not isinstance(value, (int, float) if name == "seconds" else int):
             errors.append(f"{key}.{name}={value}: expected a number{'' if name == 'seconds' else ' of bytes'}")
@@ -144,8 +144,8 @@ def check(args: dict[str, Any], key: str) -> list[str]:
             errors.append(f"{key}.{name}={value}: expected at least {least}")
     if not isinstance(args.get("packages", False), bool):
         errors.append(f"{key}.packages={args['packages']}: expected true or false")
-    if (walls := args.get("walls", "full")) not in CONSENT:
-        errors.append(f"{key}.walls={walls}: choose from {', '.join(CONSENT)}")
+    if (walls := args.get("walls", "full")) not in WALLS_CHOICES:
+        errors.append(f"{key}.walls={walls}: choose from {', '.join(WALLS_CHOICES)}")
     return errors
 
 
@@ -190,7 +190,7 @@ def _exchange(
     """Send the order and read until the end: the answer, what was printed, and which limit was overstepped."""
     assert process.stdin is not None
     assert process.stdout is not None
-    deadline = time.monotonic() + limits.seconds + GRACE
+    deadline = time.monotonic() + limits.seconds + START_SECONDS
     read: dict[int, bytearray] = {result: bytearray(), process.stdout.fileno(): bytearray()}
     began, looked, error = time.monotonic(), time.monotonic(), None
     with selectors.DefaultSelector() as selector:
@@ -268,7 +268,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
+        process.wait(START_SECONDS)
     with suppress(ProcessLookupError, PermissionError):  # PermissionError: zombies only (macOS)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
