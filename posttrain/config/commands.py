@@ -4,7 +4,7 @@
 COMMANDS = {
     "train": ("train a recipe, or a model and data of your own; the default", "job:"),
     "recipes": ("list the recipes; `posttrain recipes NAME` prints one, composed", "posttrain.config.recipes"),
-    "doctor": ("check the data before training: duplicates, leaks, length bias, EOS", "job:doctor"),
+    "doctor": ("check the data before training: duplicates, leaks, length bias", "job:doctor"),
     "sample": ("draw completions of a model or run, score and select them as data", "job:sample"),
     "evaluate": ("held-out metrics of a model or run with confidence intervals", "job:evaluate"),
     "chat": ("talk to a run or a model, or to two side by side", "posttrain.chat"),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from posttrain.config import recipes
 
 EXAMPLES = """\
   posttrain +recipe=dpo_smollm2                                one run
-  posttrain +recipe=dpo_llama trainer.args.beta=0.05           any TRL option, under its own name
-  posttrain +recipe=dpo_llama model.path=ORG/NAME data.path=pairs.jsonl
-  posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1  a sweep
-  posttrain +recipe=dpo_llama dry_run=true                     the plan; loads no weights
-  posttrain job=pipeline 'stages={...}'                        recipes one after another (docs/pipelines.md)"""
+  posttrain +recipe=dpo_llama dry_run=true                     its plan, no weights
+  posttrain +recipe=dpo_llama trainer.args.beta=0.05           an option of TRL
+  posttrain trainer=dpo peft=lora model.path=ORG/NAME data.path=pairs.jsonl
+  posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1  a sweep"""
 JOBS = {
     "train": EXAMPLES,
     "doctor": "  posttrain doctor +recipe=dpo_smollm2\n"
@@ -23,20 +23,23 @@ JOBS = {
     "evaluate": "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN\n"
     "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN evaluate.against=RUN2      docs/sample.md",
 }
+# Of the names of recipes, as they end: the embedded model first.
+MODELS = ("smollm2", "llama", "qwen")
 # Of a job's own settings; those of training are in `trainer.args`.
 SECTIONS = {"doctor": "doctor", "sample": "sample", "evaluate": "evaluate"}
 CLOSING = """\
---cfg job shows the composed config. A run goes to output_dir/NAME-HASH; the same command continues it there.
-posttrain train --help trainer=dpo lists the options of a trainer."""
+A run goes to output_dir/NAME-HASH; the same command continues it there.
+posttrain train --help trainer=dpo lists the options of a trainer.
+--cfg job shows the composed config."""
 
 
 def overview(commands: dict[str, str]) -> str:
-    """`posttrain --help`: the commands, examples, and each recipe with its purpose."""
+    """`posttrain --help`: the commands, examples, the recipes by model, and the groups."""
     width = max(map(len, commands))
     lines = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in commands.items())
     return f"""posttrain: post-training of language models on one GPU, from recipes over TRL.
 
-  posttrain [COMMAND] …        posttrain COMMAND --help        posttrain --version
+  posttrain [COMMAND] …     posttrain COMMAND --help     posttrain --version
 
 Commands
 {lines}
@@ -64,11 +67,18 @@ def job(name: str, purpose: str) -> str:
 
 
 def _choices() -> str:
-    purposes = recipes.purposes()
-    width = max(map(len, purposes))
-    listed = "\n".join(f"  +recipe={name:<{width}}  {purpose}" for name, purpose in purposes.items())
-    groups = "\n".join(f"  {group + '=':<11}{', '.join(options)}" for group, options in recipes.groups().items())
-    return f"Recipes\n{listed}\n\nGroups\n{groups}"
+    families: dict[str, list[str]] = {}
+    for name in recipes.purposes():
+        model = name.rpartition("_")[2]
+        families.setdefault(model if model in MODELS else "others", []).append(name)
+    listed = "\n".join(_hanging(model, families[model]) for model in (*MODELS, "others"))
+    groups = "\n".join(_hanging(f"{group}=", options) for group, options in recipes.groups().items())
+    return f"Recipes, as +recipe=NAME; `posttrain recipes` says what each does\n{listed}\n\nGroups\n{groups}"
+
+
+def _hanging(title: str, words: Iterable[str]) -> str:
+    """Words after their title, within 80 columns."""
+    return textwrap.fill(", ".join(words), 80, initial_indent=f"  {title:<11}", subsequent_indent=" " * 13)
 
 
 def trainer_options(words: list[str]) -> str:

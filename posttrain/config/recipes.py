@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,9 @@ def main(argv: list[str]) -> int:
     known = purposes()
     if args.name is None:
         width = max(map(len, known))
-        print("\n".join(f"{name:<{width}}  {purpose}" for name, purpose in known.items()))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+        for name, purpose in known.items():
+            print(textwrap.fill(f"{name:<{width}}  {purpose}", columns, subsequent_indent=" " * (width + 2), break_on_hyphens=False))
         return 0
     if args.name not in known:
         import difflib

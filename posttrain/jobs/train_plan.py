@@ -40,21 +40,22 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     if run.peft.quantization:
         how += f" on {run.peft.quantization.get('bnb_4bit_quant_type', '8-bit')} weights"
     checkpoint = directory.last_checkpoint() if directory.record() else None
+    lines = plan.data.describe()
     rows = {
         "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
         "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
         **({"starts from": plan.start.note} if plan.start.note else {}),
         "data": f"{source['path']}: {plan.data.rows or 'a stream of'} rows of about {plan.lengths.mean:.0f} tokens "
-        + (f"({_count(tokens)} in all), " if tokens else "")
-        + f"{source['held_out_rows']} held out"
+        + (f"({_count(tokens)} in all)" if tokens else "")
+        + (f", {source['held_out_rows']} held out" if "rows" not in lines else "")
         + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
-        **plan.data.describe(),
+        **lines,
         **({"learnt": learnt} if (learnt := _learnt(run, plan)) else {}),
         **({"dropped": dropped} if (dropped := _dropped(run, plan)) else {}),
         **plan.notes,
         **({"note": note} if (note := _note(run, plan)) else {}),
         **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.takes_rewards else {}),
-        "steps": f"{plan.steps} of {plan.rows_per_step} rows each"
+        "steps": f"{plan.steps}, of {plan.rows_per_step} {'prompts' if kind.samples_completions else 'rows'} each"
         if plan.steps_per_rollout == 1
         else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
         **({"teacher": _teacher(run)} if run.trainer.teacher.model else {}),
@@ -317,7 +318,7 @@ def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
         if min(measured) >= limit:
             errors.append(
                 f"trainer.args.max_length={limit}: every row is dropped, the shortest takes {min(measured)} tokens "
-                f"{'' if kind.scores else 'before its completion '}(median {_median(measured)})"
+                f"{'' if kind.scores else 'before its completion '}(median {_median(measured)}); raise max_length"
             )
     if errors:
         raise PosttrainError("\n".join(errors))

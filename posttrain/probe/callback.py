@@ -236,7 +236,7 @@ class Probe(TrainerCallback):
     def _generate(self, model: Any, rows: list[dict[str, Any]], do_sample: bool) -> list[Generated]:
         """One completion per prompt."""
         limit, batches = self.config.max_new_tokens, math.ceil(len(rows) / self.config.batch_size)
-        what = "samples" if do_sample else "greedy answers"
+        what = ("sample" if do_sample else "greedy answer") + "s" * (len(rows) > 1)
         with Phase(f"probe    {len(rows)} {what} of up to {limit} tokens", batches * limit) as phase:
             return generate(
                 model,

@@ -113,9 +113,9 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
 
 def first_value_text(metric: str, first: dict[str, float]) -> str:
     """The first value of a metric, as text."""
-    # Before a DPO step policy and reference are one model: every pair ties, and no accuracy is defined.
-    tie = metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
-    return "all tie" if tie else format_number(first[metric])
+    # Then every pair ties, and no accuracy is defined.
+    same = metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
+    return "policy is the reference" if same else format_number(first[metric])
 
 
 def title(metric: str) -> str:

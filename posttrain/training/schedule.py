@@ -23,8 +23,12 @@ def schedule(run: Run, rows: int) -> tuple[int, int, int]:
         batch = max(batch // args.get("num_generations", kind.generations), 1)
     steps = args.get("max_steps", -1)
     if steps <= 0:
-        # PPO drops an incomplete rollout.
-        steps = epochs * (rows // batch) * per_rollout if trainers.is_ppo(run) else epochs * rows / batch
+        if trainers.is_ppo(run):  # drops an incomplete rollout
+            steps = epochs * (rows // batch) * per_rollout
+        elif kind.samples_completions:
+            steps = epochs * rows / batch
+        else:  # the last step of an epoch takes the rows that are left
+            steps = epochs * (rows // batch if args.get("dataloader_drop_last") else math.ceil(rows / batch))
     return math.ceil(steps), batch, per_rollout
 
 

@@ -174,7 +174,7 @@ def test_dry_run_prints_the_plan_and_loads_nothing(train, monkeypatch, capsys, t
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("weights were loaded"))
     train("+recipe=dpo_smollm2", "dry_run=true")
     plan = capsys.readouterr().out
-    for part in ("dpo, LoRA r=16", "43.3k parameters, 16.4k trained", "32 rows", "8 held out", "4 of 8 rows each"):
+    for part in ("dpo, LoRA r=16", "43.3k parameters, 16.4k trained", "32 rows", "8 held out", "4, of 8 rows each"):
         assert part in plan
     assert not (tmp_path / "outputs").exists()
 

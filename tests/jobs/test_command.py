@@ -12,14 +12,13 @@ from posttrain.config.recipes import recipe_files
 from tests.helpers.runs import ENVIRONMENT
 
 
-def test_help_lists_every_recipe_with_its_purpose(cli):
+def test_help_names_every_recipe_within_80_columns(cli):
     done = cli("--help")
     assert done.returncode == 0
-    for recipe in recipe_files():
-        purpose = recipe.read_text().splitlines()[0].lstrip("# ")
-        assert f"+recipe={recipe.stem} " in done.stdout
-        assert purpose in done.stdout
-    assert "lora" in done.stdout
+    words = done.stdout.replace(",", "").split()
+    assert {recipe.stem for recipe in recipe_files()} <= set(words)
+    assert "lora" in words
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_cfg_job_shows_the_composed_config(cli):
