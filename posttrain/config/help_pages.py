@@ -10,7 +10,7 @@ from posttrain.config import recipes
 
 EXAMPLES = """\
   posttrain +recipe=dpo_smollm2                                one run
-  posttrain +recipe=dpo_llama dry_run=true                     its plan, no weights
+  posttrain +recipe=dpo_llama dry_run=true                     its plan alone
   posttrain +recipe=dpo_llama trainer.args.beta=0.05           an option of TRL
   posttrain trainer=dpo peft=lora model.path=ORG/NAME data.path=pairs.jsonl
   posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1  a sweep"""
