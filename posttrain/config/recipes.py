@@ -94,7 +94,11 @@ def main(argv: list[str]) -> int:
         width = max(map(len, known))
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
         for name, purpose in known.items():
-            print(textwrap.fill(f"{name:<{width}}  {purpose}", columns, subsequent_indent=" " * (width + 2), break_on_hyphens=False))
+            print(
+                textwrap.fill(
+                    f"{name:<{width}}  {purpose}", columns, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+                )
+            )
         return 0
     if args.name not in known:
         import difflib

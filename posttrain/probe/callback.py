@@ -199,7 +199,7 @@ class Probe(TrainerCallback):
             self.said = {tuple(d.prompt_ids): d for d in drawn}
         # Without EOS, which every completion that ends would share with all others.
         said = [d.ids[:-1] if d.ended else d.ids for d in drawn]
-        with Phase(f"probe    entropy and KL of {len(drawn)} samples", len(drawn)) as phase:
+        with Phase(f"probe    entropy and KL of {len(drawn)} sample{'s' * (len(drawn) > 1)}", len(drawn)) as phase:
             parts = (model, drawn, self.tokenizer.pad_token_id, phase.advance)
             entropy, kl = distance.measure_samples(self.trainer, *parts)
         metrics = {

@@ -12,7 +12,7 @@ from posttrain.errors import PosttrainError
 from posttrain.report import heldout
 from posttrain.report.baseline import Baseline, baseline
 from posttrain.report.gold import chosen_on_gold, on_gold, trained_on
-from posttrain.report.groups import Group, Mean, differing, identity, pool
+from posttrain.report.groups import Group, Mean, differing, identity, number, pool
 from posttrain.report.maths import Fit, fit, pareto_front
 from posttrain.report.runs import SHARES, Found, Run
 from posttrain.report.verdict import Candidate, Verdict, judge, name
@@ -174,8 +174,8 @@ def _with_best_of_n(verdict: Verdict, metric: str, best_of: list[Baseline], limi
             n, reward = there
             return replace(
                 verdict,
-                sentence=f"{verdict.sentence} Best of {n} samples of {START} by {one.chosen_by}, with no training, has "
-                f"{reward} at {one.kl[one.ns.index(n)]:.2f}.",
+                sentence=f"{verdict.sentence} Best of {n} samples of {START} by {one.chosen_by}, without training, has "
+                f"{reward} at {number(one.kl[one.ns.index(n)])}.",
             )
     return verdict
 
@@ -331,9 +331,25 @@ def _metrics(group: Group) -> set[str]:
     return {metric for run in group.counted for point in run.points.values() for metric in point}
 
 
+MODES = {
+    "probe/length": "length (tokens)",
+    "probe/ended": "share that ends",
+    "probe/distinct_1": "distinct 1-grams (share)",
+    "probe/distinct_2": "distinct 2-grams (share)",
+    "probe/self_bleu": "self-BLEU",
+    "probe/entropy": "entropy (nats per token)",
+    "probe/win_rate": "win rate against the start",
+    "probe/repetition": "repetition (share)",
+}
+
+
 def title(metric: str) -> str:
     """A metric as a column or axis names it: "gold reward: sentiment", "reward: length", "preference accuracy"."""
+    if metric in MODES:
+        return MODES[metric]
     said = name(metric)
+    if metric.startswith(("probe/nll/", "probe/forgetting/")):
+        said += " (nats per token)"
     for kind, word in (("gold/", "gold reward: "), ("rewards/", "reward: ")):
         if metric.startswith(f"probe/{kind}"):
             said = word + said.removeprefix(kind)

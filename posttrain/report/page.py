@@ -47,6 +47,7 @@ PICTURES = {
 def render(c: Comparison, figures: dict[str, Figure]) -> str:
     """The page; every text in it is escaped, and its policy forbids scripts but its own."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
     of_method = {group.method: group.method for group in c.groups}
@@ -56,6 +57,7 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         script=script,
         # The policy names the script by its digest: text that slipped through escaping would still not run.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        breakable=Markup(".<wbr>"),
         methods=list(of_method),
         colours={group.method: style.style(group)[0] for group in c.groups},
         head=c.verdicts[-1].sentence if c.verdicts else "",

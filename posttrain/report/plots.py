@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from posttrain.report import style
-from posttrain.report.compare import Comparison, is_reward, title
+from posttrain.report.compare import MODES, Comparison, is_reward, title
 from posttrain.report.groups import Group, number
 from posttrain.runs.curves import smooth
 
@@ -197,35 +197,18 @@ def failure_modes(c: Comparison) -> Figure | None:
         starts = [mean.value for group in groups if (mean := group.mean(metric, start=True))]
         if starts:
             axis.axhline(sum(starts) / len(starts), color="#888888", lw=0.8, ls=(0, (1, 3)))
-        axis.set_title(style.plain(_named(metric)), fontsize=9)
+        axis.set_title(style.plain(title(metric)), fontsize=9)
         axis.set_xlabel("KL (nats per sequence)", fontsize=8)
         axis.margins(x=0.1, y=0.12)
     style.legend(figure, [*style.methods(groups), *style.unfinished(groups)])
     return figure
 
 
-NAMES = {
-    "probe/length": "length (tokens)",
-    "probe/ended": "share that ends",
-    "probe/distinct_1": "distinct 1-grams (share)",
-    "probe/distinct_2": "distinct 2-grams (share)",
-    "probe/self_bleu": "self-BLEU",
-    "probe/entropy": "entropy (nats per token)",
-    "probe/win_rate": "win rate against the start",
-    "probe/repetition": "repetition (share)",
-}
-
-
 def _modes(c: Comparison) -> list[str]:
     """The best known first; without what forgetting shows already, from another zero."""
     twice = {metric.replace("/forgetting/", "/nll/") for metric in c.modes if metric.startswith("probe/forgetting/")}
-    order = [*NAMES, *c.modes]
+    order = [*MODES, *c.modes]
     return sorted((metric for metric in c.modes if metric not in twice), key=order.index)
-
-
-def _named(metric: str) -> str:
-    unit = " (nats per token)" if metric.startswith(("probe/nll/", "probe/forgetting/")) else ""
-    return NAMES.get(metric, title(metric) + unit)
 
 
 def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:

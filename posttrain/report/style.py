@@ -129,7 +129,11 @@ def place(axis: Any, labels: Sequence[Any]) -> None:
             label.set_ha("left" if across > 0 else "right" if across < 0 else "center")
             box = label.get_window_extent(renderer)
             inside = axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 + 30 and axis.bbox.y0 <= box.y0 < axis.bbox.y1
-            if inside and not any(box.overlaps(other) for other in taken) and not any(box.contains(*m) for m in marks):
+            if (
+                inside
+                and not any(box.overlaps(other) for other in taken)
+                and not any(box.padded(5).contains(*m) for m in marks)
+            ):
                 taken.append(box)
                 break
         else:

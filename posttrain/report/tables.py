@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -31,7 +32,7 @@ LONGEST = 32
 
 def header(c: Comparison) -> list[str]:
     rewards = [title(metric) for metric in c.rewards[:REWARDS]]
-    return ["run", "KL (nats)", *rewards, "length", "front", "status", "seeds", "steps", "alarms"]
+    return ["run", "KL (nats)", *rewards, title("probe/length"), "front", "status", "seeds", "steps", "alarms"]
 
 
 def cells(c: Comparison, group: Group) -> list[str]:
@@ -134,8 +135,13 @@ def remarks(c: Comparison) -> list[str]:
     return [
         *c.notes,
         *(f"failed: {what}: {why}" for what, why in c.found.failed.items()),
-        *(f"left out: {path}: {why}" for path, why in c.found.left_out.items()),
+        *(f"left out: {_here(path)}: {why}" for path, why in c.found.left_out.items()),
     ]
+
+
+def _here(path: Path) -> Path:
+    """Relative to the current folder where it lies in it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def show(c: Comparison) -> None:
@@ -196,7 +202,8 @@ def rich(heading: str, part: list[list[str]], width: int) -> list[Table]:
             justify: Any = "right" if _numeric([row[i] for row in part[1:]]) else "left"
             table.add_column(escape(part[0][i]), justify=justify, overflow="fold", min_width=needed[i])
         for row in part[1:]:
-            table.add_row(*(escape(row[i]) for i in (names, *piece)))
+            if len(pieces) == 1 or any(row[i] for i in piece):
+                table.add_row(*(escape(row[i]) for i in (names, *piece)))
         found.append(table)
     return found
 

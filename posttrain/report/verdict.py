@@ -92,9 +92,12 @@ def judge(
     second, pool = others[0], everyone or candidates
     difference, noise = best.reward.value - second.reward.value, compare(best, second, pool)
     ties = _ties(best, others, pool) if noise.interval and not noise.exceeded else ()
-    sentence += f", {number(abs(difference))} {'less' if minimise else 'more'} than {_named(second)} "
     there = f" at {second.kl}" if best.kl and second.kl else ""
-    sentence += f"({second.reward}{there}). {_noise(noise, best, second)}{_tied(ties, best)}"
+    if difference == 0:
+        sentence += f", the same as {_named(second)} ({second.reward}{there}).{_tied(ties, best)}"
+    else:
+        sentence += f", {number(abs(difference))} {'less' if minimise else 'more'} than {_named(second)} "
+        sentence += f"({second.reward}{there}). {_noise(noise, best, second)}{_tied(ties, best)}"
     return Verdict(budget, best, second, difference, noise, ties, sentence)
 
 
@@ -166,8 +169,8 @@ def _tied(ties: Sequence[Candidate], best: Candidate) -> str:
     named = labels if len(labels) <= MAX_NAMED else [*labels[: MAX_NAMED - 1], f"{len(labels) - MAX_NAMED + 1} more"]
     listed = f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
     nearest = min((best, *ties), key=lambda c: c.distance)
-    least = f"; of them all {nearest.label} has the least KL" if nearest.kl else ""
-    return f" Nor can {listed} be told from it{least}."
+    least = f"; of all these {nearest.label} has the least KL" if nearest.kl else ""
+    return f" The same holds for {listed}{least}."
 
 
 def _noise(noise: Noise, best: Candidate, second: Candidate) -> str:

@@ -279,8 +279,8 @@ def test_the_sentence_with_two_seeds_each(tmp_path, capsys):
         "At any KL, dpo beta=0.1 (seeds 0, 1) is best: gold/mood 0.650 ± 0.071 at a KL of 0.900 ± 0.000 nats, 0.100 "
         "more than dpo beta=0.4 (seed 0) (0.550 ± 0.050 at 0.600 ± 0.100). That is not larger than the noise between "
         "seeds (95% interval of the difference -0.176 to 0.376; standard deviation between seeds 0.071, pooled over 3 "
-        "settings, and taken to hold for dpo beta=0.4): more seeds would tell. Nor can dpo beta=0.2 be told from it; "
-        "of them all dpo beta=0.4 has the least KL."
+        "settings, and taken to hold for dpo beta=0.4): more seeds would tell. The same holds for dpo beta=0.2; "
+        "of all these dpo beta=0.4 has the least KL."
     )
     assert (verdict["over"], verdict["ties"]) == ("pooled seeds", ["dpo beta=0.4", "dpo beta=0.2"])
     assert verdict["spread"] == {"variance": pytest.approx(0.005), "freedom": 3, "groups": 3}
