@@ -1,4 +1,4 @@
-"""The one error a user is meant to see."""
+"""The errors that users are meant to see, and the end that a signal brings."""
 
 from hydra.errors import CompactHydraException
 
@@ -9,3 +9,7 @@ class PosttrainError(CompactHydraException):
 
 class RewardError(PosttrainError):
     """A reward of the user's failed; the state of the work before it can be saved."""
+
+
+class Stopped(SystemExit):
+    """A signal has ended the process; not an error of what was being done, and not to be caught as one."""

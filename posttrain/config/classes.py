@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from posttrain.errors import PosttrainError
+
 
 @dataclass(frozen=True)
 class Source:
@@ -123,9 +125,17 @@ def _file(module: str) -> Path | None:
 def _text(module: str) -> str:
     file = _file(module)
     assert file is not None
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PosttrainError(f"{file}: cannot be read as a Python file: {error}") from error
 
 
 @cache
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_text(module))
+    try:
+        return ast.parse(_text(module))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        at = f":{line}" if line else ""
+        raise PosttrainError(f"{_file(module)}{at}: {getattr(error, 'msg', error)}") from error

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from posttrain.models.hardware import Precision
     from posttrain.models.inherit import Start
     from posttrain.probe.texts import ProbeTexts
-    from posttrain.training.memory import FixedMemory
+    from posttrain.training.footprint import Footprint
 
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
@@ -62,7 +62,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         **({"prompts": plan.prompts} if plan.prompts else {}),
         **({"rate": f"{rate:g}"} if isinstance(rate := run.trainer.args.get("learning_rate"), float) else {}),
         "device": str(plan.precision),
-        "memory": str(plan.memory),
+        "memory": _memory(plan),
         "directory": str(directory.path),
     }
     print_facts(rows)
@@ -128,7 +128,8 @@ class Plan:
     precision: Precision
     parameters: tuple[int, int]
     lengths: Lengths
-    memory: FixedMemory
+    memory: Footprint
+    device_memory: int
     probe_texts: ProbeTexts | None
     notes: dict[str, str]
     steps: int
@@ -142,8 +143,9 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     from posttrain.data.loading import check_learnable, load
     from posttrain.data.rendering import Rendering
     from posttrain.models import architecture, hardware, inherit, tokenizers
-    from posttrain.training import library_checks, memory, shared_prompts
+    from posttrain.training import footprint, library_checks, shared_prompts
 
+    trainer_arguments.check_code(run)
     start = inherit.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     inherit.check_tokenizer(run, start, tokenizer)
@@ -173,8 +175,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = _lengths(tokenizer, data)
     _check_lengths(run, lengths, context)
-    needed = memory.fixed_memory(run, precision, parameters)
-    _check_memory(run, precision, needed)
+    needed = footprint.estimate(run, precision, footprint.of_config(known, parameters), *lengths.longest(run))
+    there = _check_memory(run, precision, needed)
     _check_space(run, parameters, output_dir)
     probe_texts = None
     if data.prompts is not None and run.probe.prompts and not trainers.of(run.trainer.kind).scores:
@@ -185,7 +187,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     steps = schedule(run, (data.rows or 0) - (lengths.dropped(run) if known_all else 0))
     prompts = shared_prompts.plan(run, known, precision.attn_implementation)
     notes = rendering.notes()
-    return Plan(start, data, tokenizer, precision, parameters, lengths, needed, probe_texts, notes, *steps, prompts)
+    parts = (start, data, tokenizer, precision, parameters, lengths, needed, there, probe_texts)
+    return Plan(*parts, notes, *steps, prompts)
 
 
 def _check_rewards_reachable(run: Run) -> None:
@@ -228,21 +231,29 @@ def _check_columns(run: Run, data: Data) -> None:
         raise PosttrainError("\n".join(errors))
 
 
-def _check_memory(run: Run, precision: Precision, needed: FixedMemory) -> None:
-    """Refuse what cannot fit whatever the batch: weights, gradients, optimizer and reference."""
+def _check_memory(run: Run, precision: Precision, needed: Footprint) -> int:
+    """Refuse what cannot fit whatever the batch: weights, gradients, optimizer and reference; returns what there is."""
     import torch
 
     from posttrain.training import memory
 
-    there = (
-        memory.machine_memory()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
-    )
-    if needed.total > there:
+    there = memory.machine_memory()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
+    if needed.least > there:
         fix = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
         raise PosttrainError(
-            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.format_bytes(needed.total)}, "
-            f"and {precision.device} has {memory.format_bytes(there)}; {fix}"
+            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.format_bytes(needed.least)}, and "
+            f"{precision.device} has {memory.format_bytes(there)}; {fix}"
         )
+    return there
+
+
+def _memory(plan: Plan) -> str:
+    from posttrain.training import memory
+
+    there = memory.format_bytes(plan.device_memory)
+    if plan.memory.peak > plan.device_memory:
+        return f"{plan.memory}; more than the {there} of {plan.precision.device}: lower the batch size or the length"
+    return f"{plan.memory}; of {there}"
 
 
 def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> None:
@@ -283,6 +294,17 @@ class Lengths:
     @property
     def mean(self) -> float:
         return sum(self.sequence) / len(self.sequence)
+
+    def longest(self, run: Run) -> tuple[int, int]:
+        """Tokens of the longest row as training sees it, and how many of them are its prompt's."""
+        args, kind = run.trainer.args, trainers.of(run.trainer.kind)
+        row, prompt = max(zip(self.sequence, self.prompt, strict=True))
+        if kind.prompted:
+            return row + (args.get("max_completion_length") or kind.default("max_completion_length") or 512), row
+        limit = args.get("max_length", kind.default("max_length"))
+        if limit and (row > limit or args.get("packing")):
+            row = limit
+        return row, min(prompt, row)
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Lengths:

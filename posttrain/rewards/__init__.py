@@ -8,13 +8,12 @@ read models' configs and ask endpoints.
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from posttrain.config import code
 from posttrain.config.schema import RewardConfig
 from posttrain.errors import PosttrainError
 from posttrain.rewards import user_function
@@ -25,6 +24,11 @@ if TYPE_CHECKING:
 RewardFunction = Callable[..., list[float | None]]
 # Functions that load nothing where there is nothing to score.
 CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
+# What TRL's trainers give a reward beside the data's columns.
+GIVEN = (
+    *("completions", "prompts", "prompt_ids", "completion_ids", "trainer_state", "environments"),
+    *("log_extra", "log_metric"),
+)
 MODEL_ARGS = ("batch_size", "max_length", "dtype", "scale", "length_penalty", "calibration")
 
 
@@ -53,13 +57,14 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
 def _check_function(entry: RewardConfig, key: str) -> list[str]:
     path, args = str(entry.function), entry.args
     try:
-        function = _import(path)
-    except (ImportError, AttributeError, ValueError) as error:
+        function = code.load(path)
+        accepted = code.parameters(function)
+        wrong = _uncallable(function, accepted, args)
+    except ValueError as error:
         return [f"{key}.function={path}: {error}"]
-    accepted = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     unknown = [
-        f"{key}.args.{argument}: {path} takes {', '.join(n for n in accepted if n != 'completions')}"
+        f"{key}.args.{argument}: {path} takes {', '.join(n for n in accepted if n not in GIVEN) or 'none'}"
         for argument in args
         # A reward function takes **columns, so a misspelt option would vanish among them.
         if argument not in accepted and (not takes_any or path.startswith("posttrain."))
@@ -70,9 +75,34 @@ def _check_function(entry: RewardConfig, key: str) -> list[str]:
         return unknown + verify.check(path.rpartition(".")[2], args, key)
     if unknown:
         return unknown
+    if wrong:
+        return [f"{key}.function={path}: {wrong}"]
     if hasattr(function, "check"):
         return list(function.check(args, f"{key}.args"))
     return _try_without_rows(function, entry, f"{key}.args") if path.startswith(CHECKED_BY_CALL) else []
+
+
+def _uncallable(function: Any, accepted: dict[str, inspect.Parameter], args: dict[str, Any]) -> str | None:
+    """Why it cannot be called as a reward is: with `completions`, and by name with whatever else there is."""
+    if isinstance(function, type):
+        if "__call__" not in {name for base in function.__mro__ for name in vars(base)}:
+            return "is a class whose objects cannot be called; give it a method __call__(self, completions, **columns)"
+        if missing := [n for n in _required(accepted) if n not in args]:
+            return f"is built with {', '.join(missing)}; set args.{missing[0]}"
+        accepted = dict(list(code.parameters(function.__call__).items())[1:])
+    kinds = {parameter.kind for parameter in accepted.values()}
+    completions = accepted.get("completions")
+    named = completions is not None and completions.kind is not completions.POSITIONAL_ONLY
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return "takes no **columns; a reward is called as f(completions=…, prompts=…, **columns of the data)"
+    if not named and "completions" not in args and any(p.kind is p.POSITIONAL_ONLY for p in accepted.values()):
+        return "takes completions by position; a reward is called as f(completions=…, **columns)"
+    return None
+
+
+def _required(accepted: dict[str, inspect.Parameter]) -> list[str]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [n for n, p in accepted.items() if p.default is p.empty and p.kind not in variadic]
 
 
 def _try_without_rows(function: RewardFunction, entry: RewardConfig, key: str) -> list[str]:
@@ -108,8 +138,8 @@ def check_comparisons(entries: dict[str, RewardConfig], path: str) -> list[str]:
 
 def _is_comparison(path: str) -> bool:
     try:
-        return hasattr(_import(path), "compare")
-    except (ImportError, AttributeError, ValueError):
+        return hasattr(code.load(path), "compare")
+    except ValueError:
         return False  # `check` says so
 
 
@@ -130,7 +160,7 @@ def check_reachable(entries: dict[str, RewardConfig], path: str) -> list[str]:
                 from posttrain.rewards import graders
 
                 graders.check_reachable(entry, key)
-            elif entry.function is not None and hasattr(function := _import(entry.function), "check_reachable"):
+            elif entry.function is not None and hasattr(function := code.load(entry.function), "check_reachable"):
                 errors += function.check_reachable(entry.args, f"{key}.args")
         except PosttrainError as error:
             errors.append(str(error))
@@ -154,10 +184,21 @@ def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict
             functions[name] = open_grader(name, entry)
         else:
             assert entry.function is not None
-            function = _import(entry.function)
-            bound = function(**entry.args) if isinstance(function, type) else functools.partial(function, **entry.args)
+            function = code.load(entry.function)
+            bound = functools.partial(function, **entry.args)
+            if isinstance(function, type):
+                bound = _built(name, entry)
             functions[name] = user_function.wrap(name, entry.function, bound, entry.timeout)
     return functions
+
+
+def _built(name: str, entry: RewardConfig) -> Any:
+    try:
+        return code.load(str(entry.function))(**entry.args)
+    except PosttrainError:
+        raise
+    except Exception as error:  # the class's own code
+        raise PosttrainError(f"reward {name} ({entry.function}): cannot be built: {code.said(error)}") from error
 
 
 def score(
@@ -233,22 +274,26 @@ def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Map
             errors += graders.missing_columns(entry, f"{path}.{name}", columns)
         elif (column := entry.args.get("column") or default_column(entry)) and column not in columns:
             errors.append(f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(columns))}")
+        elif entry.function is not None and (lacking := _lacking(entry, columns)):
+            errors.append(
+                f"{path}.{name}.function={entry.function}: needs {lacking[0]}, which is neither in its args nor a "
+                f"column of the data, which has {', '.join(sorted(columns))}"
+            )
     return errors
+
+
+def _lacking(entry: RewardConfig, columns: Mapping[str, Any]) -> list[str]:
+    """What a function of the user's must be given, and would not be."""
+    function: Any = code.load(str(entry.function))
+    accepted = code.parameters(function)
+    if isinstance(function, type):
+        accepted = dict(list(code.parameters(function.__call__).items())[1:])
+    return [name for name in _required(accepted) if name not in {*GIVEN, *entry.args, *columns}]
 
 
 def default_column(entry: RewardConfig) -> str | None:
     """The data column a reward function reads unless told otherwise: the default of its `column` argument."""
     if entry.function is None:
         return None
-    column = inspect.signature(_import(entry.function)).parameters.get("column")
+    column = inspect.signature(code.load(entry.function)).parameters.get("column")
     return column.default if column is not None and isinstance(column.default, str) else None
-
-
-def _import(path: str) -> RewardFunction:
-    module_name, _, attribute = path.rpartition(".")
-    if not module_name:
-        raise ValueError("expected package.module.function")
-    function = getattr(importlib.import_module(module_name), attribute)
-    if not callable(function):
-        raise ValueError("is not a function")
-    return function

@@ -1,18 +1,11 @@
-"""Memory: how much of it a training takes at least, and what a failure to get some means."""
+"""Memory that there is, and what a failure to get some means; how much a run takes is in `footprint`."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from posttrain.config import trainers
-
-if TYPE_CHECKING:
-    from posttrain.config.schema import Run
-    from posttrain.models.hardware import Precision
+from typing import Any
 
 # What the libraries say of memory that is not there, where they have no error of its own for it.
 OUT_OF_MEMORY_WORDS = (
@@ -96,67 +89,3 @@ def format_bytes(count: float) -> str:
         if count >= bytes_:
             return f"{count / bytes_:.1f} {unit}"
     return f"{count:.0f} bytes"
-
-
-@dataclass(frozen=True)
-class FixedMemory:
-    """Bytes that a training takes whatever its batch is, by what takes them; activations come on top."""
-
-    parts: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        return sum(self.parts.values())
-
-    def __str__(self) -> str:
-        named = ", ".join(
-            f"{name} {format_bytes(value)}" for name, value in self.parts.items() if value > 0.01 * self.total
-        )
-        return f"{format_bytes(self.total)} ({named}), and activations"
-
-
-# Numbers, of the parameters' own type, that an optimizer keeps for each of them; AdamW's are two moments.
-OPTIMIZER_STATES = (("adafactor", 0.1), ("adamw", 2), ("lion", 1), ("sgd", 0), ("rmsprop", 1), ("adagrad", 1))
-
-
-def fixed_memory(run: Run, precision: Precision, parameters: tuple[int, int]) -> FixedMemory:
-    """What weights, gradients, optimizer and a reference of its own take; `parameters` are (all, trained)."""
-    total, trained = parameters
-    args, full = run.trainer.args, run.peft.method == "none"
-    bits = 4.5 if run.peft.quantization.get("load_in_4bit") else 8 if run.peft.quantization else None
-    each = bits / 8 if bits else {"float32": 4, "bfloat16": 2, "float16": 2}[precision.dtype]
-    own = each if full else 4  # an adapter is trained in float32
-    sharded, optimizer_sharded = _sharding(args)
-    return FixedMemory(
-        {
-            "weights": ((total - trained) * each + trained * own) / sharded,
-            "gradients": trained * own / sharded,
-            "optimizer": trained * _state(str(args.get("optim", "adamw_torch")), own) / optimizer_sharded,
-            "reference": total * each / sharded if full and _keeps_reference(run.trainer.kind, args) else 0.0,
-        }
-    )
-
-
-def _state(optimizer: str, width: float) -> float:
-    """Bytes that an optimizer keeps for a parameter of `width` bytes on the device."""
-    if "paged" in optimizer:
-        return 0  # it moves to the machine's memory when there is no room
-    numbers = next((count for name, count in OPTIMIZER_STATES if name in optimizer), 2)
-    return numbers * (1 if "8bit" in optimizer else width)
-
-
-def _keeps_reference(kind: str, args: dict[str, Any]) -> bool:
-    """Whether a second, frozen model stands beside one that is trained in full."""
-    if "ref_model" in trainers.of(kind).parameters:
-        return not args.get("precompute_ref_log_probs", False)
-    beta = args.get("beta", {"grpo": 0.0, "rloo": 0.05, "ppo": 0.05}.get(kind, 0.0))
-    return kind in ("grpo", "rloo", "ppo") and bool(beta)
-
-
-def _sharding(args: dict[str, Any]) -> tuple[int, int]:
-    """Over how many processes the weights are divided, and the optimizer's state."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        return world, world
-    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0" if not args.get("deepspeed") else "2"))
-    return (world if stage == 3 else 1), (world if stage else 1)

@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from posttrain.errors import Stopped
+
 
 class Interrupted(Exception):
     """A measurement was left off because a signal has come; what it was for is saved where it can go on from."""
@@ -77,4 +79,4 @@ class ExitOnSignal(Signals):
         timer = threading.Timer(EXIT_SECONDS, os._exit, (128 + number,))
         timer.daemon = True
         timer.start()
-        raise SystemExit(128 + number)
+        raise Stopped(128 + number)

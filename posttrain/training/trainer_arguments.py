@@ -6,12 +6,11 @@ Tools, environment, rollout and callbacks are the user's own code, and run with 
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import classes, trainers
+from posttrain.config import classes, code, trainers
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
@@ -34,9 +33,11 @@ def check(run: Run) -> list[str]:
             errors.append(f"trainer.{setting}: {kind.name} takes none; choose trainer={' or '.join(able)}")
         for path in given if isinstance(given, list) else [given] if given else []:
             try:
-                _import(path)
-            except (ImportError, AttributeError, ValueError) as error:
-                errors.append(f"trainer.{setting}={path}: {error}")
+                wrong = _misfit(setting, code.load(path))
+            except ValueError as error:
+                wrong = str(error)
+            if wrong:
+                errors.append(f"trainer.{setting}={path}: {wrong}")
     teacher = run.trainer.teacher
     if kind.has_teacher and not teacher.model:
         errors.append(
@@ -69,14 +70,52 @@ def _callback(entry: Any) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"expected package.module.Class or {{package.module.Class: {{arg: value}}}}, got {entry!r}")
 
 
-def _import(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise ValueError("expected package.module.name")
-    found = getattr(importlib.import_module(module), name)
-    if not callable(found):
-        raise ValueError("is not callable")
-    return found
+def _misfit(setting: str, function: Any) -> str | None:
+    """Why the trainer could not use it: a rollout is called with prompts and trainer, an environment with nothing."""
+    if setting == "rollout" and (wrong := code.misfit(function, [], None)):
+        return f"is called as f(prompts, trainer): {wrong}"
+    if setting == "environment" and (wrong := code.misfit(function)):
+        return f"is called without arguments: {wrong}"
+    return None
+
+
+def check_code(run: Run) -> None:
+    """Raise `PosttrainError` for what shows when the trainer, its callbacks and tools are imported, with the libraries.
+
+    `check` has read the source of trainer and callbacks; what they import takes the libraries' seconds.
+    """
+    errors = []
+    if "." in run.trainer.kind:
+        try:
+            code.load(trainers.of(run.trainer.kind).path)
+        except ValueError as error:
+            errors.append(f"trainer.kind={run.trainer.kind}: {error}")
+    for entry in run.trainer.callbacks:
+        path, args = _callback(entry)
+        try:
+            wrong = _no_callback(code.load(path), args)
+        except ValueError as error:
+            wrong = str(error)
+        if wrong:
+            errors.append(f"trainer.callbacks={path}: {wrong}")
+    for path in run.trainer.tools:
+        from transformers.utils import get_json_schema
+
+        try:
+            get_json_schema(code.load(path))
+        except Exception as error:  # a docstring or type hints that make no schema, in errors of Transformers' own
+            errors.append(f"trainer.tools={path}: {str(error).splitlines()[0]}")
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def _no_callback(cls: Any, args: dict[str, Any]) -> str | None:
+    from transformers import TrainerCallback
+
+    if not (isinstance(cls, type) and issubclass(cls, TrainerCallback)):
+        return "is no class of transformers.TrainerCallback"
+    given = {**args, "trainer": None} if "trainer" in code.parameters(cls) else args
+    return code.misfit(cls, **given)
 
 
 def user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
@@ -84,13 +123,13 @@ def user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
     made = []
     for entry in run.trainer.callbacks:
         path, args = _callback(entry)
-        cls = _import(path)
+        cls = code.load(path)
         wants = "trainer" in inspect.signature(cls).parameters
         if wants == (trainer is not None):
             try:
                 made.append(cls(**({"trainer": trainer} if wants else {}), **args))
-            except (TypeError, ValueError) as error:
-                raise PosttrainError(f"trainer.callbacks={path}: {error}") from error
+            except Exception as error:  # the class's own code
+                raise PosttrainError(f"trainer.callbacks={path}: {code.said(error)}") from error
     return made
 
 
@@ -99,7 +138,7 @@ def constructor_arguments(run: Run, dtype: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for setting, parameter in PARAMETERS.items():
         if given := getattr(run.trainer, setting):
-            found[parameter] = [_import(path) for path in given] if isinstance(given, list) else _import(given)
+            found[parameter] = [code.load(path) for path in given] if isinstance(given, list) else code.load(given)
     if run.trainer.teacher.model:
         found["teacher_model"] = _teacher(run, dtype)
     return found

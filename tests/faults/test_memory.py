@@ -56,33 +56,3 @@ def test_memory_that_the_machine_does_not_have_is_asked_for_in_training(tmp_path
     assert "4503599.6 GB were asked for" in said
     assert "halve trainer.args.per_device_train_batch_size" in said
     assert "checkpoint-2" in said
-
-
-def planned(*overrides, parameters=(8_030_000_000, 20_000_000), world=None, monkeypatch=None):
-    from posttrain.models.hardware import Precision
-    from tests.helpers.runs import compose
-
-    if world:
-        monkeypatch.setenv("WORLD_SIZE", str(world))
-    run, _ = compose(*overrides, "model.path=m", "data.path=d")
-    names = dict.fromkeys(Precision.__dataclass_fields__)
-    precision = Precision(**{**names, "device": "GPU", "dtype": "bfloat16", "bf16": True, "fp16": False})
-    return memory.fixed_memory(run, precision, parameters).parts
-
-
-def test_what_takes_memory_follows_the_options(monkeypatch):
-    full = (8_030_000_000, 8_030_000_000)
-    plain = planned("trainer=dpo", "peft=none", parameters=full)
-    assert plain["reference"] == plain["weights"] == pytest.approx(2 * 8.03e9)
-    assert plain["optimizer"] == pytest.approx(2 * 2 * 8.03e9)
-    ahead = planned("trainer=dpo", "peft=none", "+trainer.args.precompute_ref_log_probs=true", parameters=full)
-    assert ahead["reference"] == 0
-    assert planned("trainer=sft", "peft=none", parameters=full)["reference"] == 0
-    small = planned("trainer=sft", "peft=none", "+trainer.args.optim=adamw_8bit", parameters=full)
-    assert small["optimizer"] == pytest.approx(2 * 8.03e9)
-    assert planned("trainer=sft", "peft=lora")["optimizer"] == pytest.approx(8 * 20e6), "adapters are float32"
-    divided = planned(
-        "trainer=sft", "peft=none", "+trainer.args.fsdp=full_shard", parameters=full, world=4, monkeypatch=monkeypatch
-    )
-    assert divided["weights"] == pytest.approx(2 * 8.03e9 / 4)
-    assert planned("trainer=sft", "peft=qlora")["weights"] == pytest.approx(8.01e9 * 4.5 / 8 + 20e6 * 4)

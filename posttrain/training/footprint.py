@@ -1,0 +1,294 @@
+"""How much memory a training takes, estimated before weights load, by what takes it.
+
+A run has a few moments that may be its largest: the start of a backward pass, when all that it needs has been kept;
+its end, when every gradient is there; an evaluation; the sampling of answers. Each is a sum of parts, and the largest
+sum is the estimate. docs/memory.md compares it with measured peaks.
+
+What a layer keeps for its backward pass follows Korthikanti et al. 2022 (arXiv:2205.05198, section 4), counted again
+for layers as Llama has them: RMSNorm, a gated feed-forward, fused attention, which keeps no scores. For other layers
+it is as good as they are alike. The peak of a pass with checkpoints is one layer's, and the inputs of all (Chen et al.
+2016, arXiv:1604.06174).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import trainers
+from posttrain.training.memory import format_bytes
+
+if TYPE_CHECKING:
+    from posttrain.config.schema import Run
+    from posttrain.models.hardware import Precision
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Numbers, of the parameters' own type, that an optimizer keeps for each of them; AdamW's are two moments.
+STATES = (("adafactor", 0.1), ("adamw", 2), ("lion", 1), ("sgd", 0), ("rmsprop", 1), ("adagrad", 1))
+# TRL's fused head computes at most so many positions and words at a time (trl.kernels.chunked_logprob).
+TILE = (4096, 32768)
+# Copies of a tile in float32 that its backward and forward pass make in PyTorch; Triton's kernels work in place.
+TILE_BACKWARD, TILE_FORWARD = 9, 6
+# Full logits, where no fused head is used: themselves, in float32, their softmax and its gradient.
+LOGITS = 4
+FUSED = ("SFTTrainer", "DPOTrainer", "KTOTrainer", "GRPOTrainer", "RLOOTrainer")
+# PPO holds the logits of a pass up to so many (posttrain.ppo.forward).
+HELD = 1 << 24
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of an architecture. `queries` and `keys`: numbers of a token's queries, and of its keys, in all heads."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    queries: int
+    keys: int
+    vocabulary: int
+    total: int
+    trained: int
+    tied: bool
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the embedding and the head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: tokens that the layers compute, the tokens that one of them sees, and scored positions."""
+
+    tokens: int
+    width: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by what takes them, at each moment that may be the largest; `least` is what no batch size changes."""
+
+    moments: dict[str, dict[str, float]]
+    least: float
+
+    @property
+    def moment(self) -> str:
+        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
+
+    @property
+    def peak(self) -> float:
+        return sum(self.moments[self.moment].values())
+
+    def __str__(self) -> str:
+        parts = sorted(self.moments[self.moment].items(), key=lambda part: -part[1])
+        named = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts if value > 0.01 * self.peak)
+        return f"about {format_bytes(self.peak)} in {self.moment}: {named}"
+
+
+def of_config(known: Any, parameters: tuple[int, int]) -> Sizes:
+    """The sizes in a model's own config; `parameters` are (all, trained)."""
+    text = known.get_text_config()
+    hidden = text.hidden_size
+    heads = getattr(text, "num_attention_heads", None) or 1
+    head = getattr(text, "head_dim", None) or hidden // heads
+    inner = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
+    experts = getattr(text, "num_experts_per_tok", None)
+    return Sizes(
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        intermediate=inner * experts if isinstance(experts, int) and experts else inner,
+        heads=heads,
+        queries=heads * head,
+        keys=(getattr(text, "num_key_value_heads", None) or heads) * head,
+        vocabulary=text.vocab_size,
+        total=parameters[0],
+        trained=parameters[1],
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
+    )
+
+
+def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int) -> Footprint:
+    """The peak of a training on one device, and what it is made of.
+
+    `row`: tokens of the longest row of data; `prompt`: how many of them are not scored.
+    """
+    kind, args = trainers.of(run.trainer.kind), run.trainer.args
+    kept = _kept(run, precision, sizes)
+    gradients = kept.pop("gradients")
+    micro, accumulated = _number(run, "per_device_train_batch_size"), _number(run, "gradient_accumulation_steps")
+    step = _pass(run, row, prompt, micro)
+    accumulate = {"gradients": gradients} if accumulated > 1 else {}
+    activations, one_layer = _activations(run, precision, sizes, step)
+    moments = {
+        "the backward pass": {
+            **kept,
+            **accumulate,
+            "activations": activations,
+            "logits": _logits(run, precision, sizes, step.scored, TILE_BACKWARD),
+        },
+        "the optimizer's step": {**kept, "gradients": gradients, "activations": one_layer},
+    }
+    if kind.evaluates and run.data.eval_size and not kind.prompted and args.get("eval_strategy") != "no":
+        held_out = _pass(run, row, prompt, _number(run, "per_device_eval_batch_size"))
+        moments["an evaluation"] = {
+            **kept,
+            "activations": held_out.tokens * _without_gradient(precision, sizes),
+            "logits": _logits(run, precision, sizes, held_out.scored, TILE_FORWARD),
+        }
+    if kind.prompted:
+        rows = micro * accumulated * (args.get("num_mini_batches") or 1 if trainers.is_ppo(run) else 1)
+        cache = rows * row * sizes.layers * 2 * sizes.keys * _activation(precision)
+        moments["sampling"] = {
+            **kept,
+            "cache": cache * (1 + 1 / sizes.layers),  # a layer's is copied when it grows
+            "activations": rows * prompt * _without_gradient(precision, sizes),
+            "logits": rows * sizes.vocabulary * 4 * LOGITS,
+        }
+    return Footprint(moments, sum(kept.values()) + gradients)
+
+
+def _number(run: Run, name: str) -> int:
+    return int(run.trainer.args.get(name) or trainers.of(run.trainer.kind).default(name) or 1)
+
+
+def _kept(run: Run, precision: Precision, sizes: Sizes) -> dict[str, float]:
+    """What stays through the training, whatever its batch is."""
+    args, full = run.trainer.args, run.peft.method == "none"
+    width = BYTES[precision.dtype]
+    own = width if full else 4  # an adapter is trained in float32
+    trained = sizes.trained * (2 if trainers.value_adapter(run) and not full else 1)
+    frozen = sizes.total - sizes.trained
+    quantized = frozen - sizes.embedding if run.peft.quantization else 0
+    weights = quantized * _quantized(run.peft.quantization) + (frozen - quantized) * width + trained * own
+    sharded, optimizer_sharded = _sharding(args)
+    return {
+        "weights": weights / sharded,
+        "gradients": trained * own / sharded,
+        "optimizer": trained * _state(str(args.get("optim", "adamw_torch")), own) / optimizer_sharded,
+        "reference": _reference(run, sizes, width) / sharded,
+        "reward models": _reward_models(run),
+    }
+
+
+def _quantized(options: dict[str, Any]) -> float:
+    """Bytes of a quantized weight: with the scale of its block of 64, itself in 8 bits or in float32."""
+    if not options.get("load_in_4bit"):
+        return 1.0
+    return 0.5 + (1 / 64 + 4 / (64 * 256) if options.get("bnb_4bit_use_double_quant") else 4 / 64)
+
+
+def _state(optimizer: str, width: float) -> float:
+    """Bytes that an optimizer keeps for a parameter of `width` bytes on the device."""
+    if "paged" in optimizer:
+        return 0  # it moves to the machine's memory when there is no room
+    numbers = next((count for name, count in STATES if name in optimizer), 2)
+    return numbers * (1 if "8bit" in optimizer else width)
+
+
+def _reference(run: Run, sizes: Sizes, width: float) -> float:
+    """A second, frozen model beside one that is trained in full, or a frozen copy of an adapter that goes on."""
+    if not _keeps_reference(run.trainer.kind, run.trainer.args):
+        return 0.0
+    if run.peft.method == "none":
+        return sizes.total * width
+    return 4.0 * sizes.trained if run.model.init_from else 0.0
+
+
+def _keeps_reference(kind: str, args: dict[str, Any]) -> bool:
+    if "ref_model" in trainers.of(kind).parameters:
+        return not args.get("precompute_ref_log_probs", False)
+    beta = args.get("beta", {"grpo": 0.0, "rloo": 0.05, "ppo": 0.05}.get(kind, 0.0))
+    return kind in ("grpo", "rloo", "ppo") and bool(beta)
+
+
+def _reward_models(run: Run) -> float:
+    """The weights of reward models, as far as their files lie here."""
+    folders = [Path(model).expanduser() for entry in run.reward.values() for model in entry.models]
+    found = [one for folder in folders for one in (folder / "model", folder) if one.is_dir()][: len(folders)]
+    return float(sum(file.stat().st_size for folder in found for file in folder.glob("*.safetensors")))
+
+
+def _sharding(args: dict[str, Any]) -> tuple[int, int]:
+    """Over how many processes the weights are divided, and the optimizer's state."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return world, world
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0" if not args.get("deepspeed") else "2"))
+    return (world if stage == 3 else 1), (world if stage else 1)
+
+
+def _pass(run: Run, row: int, prompt: int, rows: int) -> Pass:
+    """What one micro-batch of `rows` rows takes through the model, all of them as long as the longest."""
+    kind = trainers.of(run.trainer.kind)
+    answer = row - prompt
+    if kind.reads not in ("pairs", "triples"):
+        return Pass(rows * row, row, rows * answer)
+    scored = 0 if kind.scores else 2 * rows * answer
+    together = prompt + 2 * answer  # the prompt once, and both answers behind it
+    if run.trainer.share_prompts and kind.reads == "pairs" and together < 0.9 * 2 * row:
+        return Pass(rows * together, together, scored)
+    return Pass(2 * rows * row, row, scored)
+
+
+def _activation(precision: Precision) -> int:
+    """Bytes of a number that a layer computes."""
+    return 2 if precision.bf16 or precision.fp16 else BYTES[precision.dtype]
+
+
+def _layer(run: Run, precision: Precision, sizes: Sizes, width: int) -> float:
+    """Bytes that a layer keeps of a token for its backward pass.
+
+    Queries, keys and values (repeated for all heads), attention's output; gate, its SiLU and the other factor; the
+    inputs of both norms, in float32; the inputs of linear layers that are trained or have an adapter. PyTorch's attention
+    keeps a mask, the eager one every score in float32 and what it is rounded to, flash attention neither.
+    """
+    number, weight = _activation(precision), BYTES[precision.dtype]
+    hidden, inner, heads = sizes.hidden, sizes.intermediate, sizes.queries
+    full = run.peft.method == "none"
+    read = 5 * hidden + heads + inner  # by query, key, value, gate and up; by the output; by down
+    kept = number * (4 * heads + 3 * inner) + 4 * 2 * hidden
+    if full:
+        kept += weight * 2 * hidden  # what the norms' weights multiply
+    if not full and run.peft.lora.get("lora_dropout"):
+        kept += (number + 4) * read  # each adapter has a mask, in float32, and an input of its own
+    elif number == weight and (full or weight == 4):
+        kept += number * (2 * hidden + inner)  # readers share their input
+    else:
+        kept += number * (read - (heads if full else 0))  # each reader casts it
+    return kept + width * {"sdpa": number, "eager": (4 + number) * sizes.heads}.get(precision.attn_implementation, 0)
+
+
+def _activations(run: Run, precision: Precision, sizes: Sizes, step: Pass) -> tuple[float, float]:
+    """What a backward pass has kept when it begins, and when it is at its last layer."""
+    layer = step.tokens * _layer(run, precision, sizes, step.width)
+    number, weight = _activation(precision), BYTES[precision.dtype]
+    ends = step.tokens * sizes.hidden * 4 * 4  # embeddings, the last norm, and what the head takes
+    passing = step.tokens * (4 * sizes.intermediate * number + 2 * sizes.hidden * 4)  # gradients within a layer
+    if run.trainer.args.get("gradient_checkpointing", trainers.of(run.trainer.kind).default("gradient_checkpointing")):
+        inputs = step.tokens * sizes.layers * sizes.hidden * weight
+        return inputs + ends, inputs + ends + layer + passing
+    cast = 2 * (sizes.total - sizes.embedding) if run.peft.method == "none" and number < weight else 0
+    return sizes.layers * layer + ends + cast, layer + passing
+
+
+def _without_gradient(precision: Precision, sizes: Sizes) -> float:
+    """Bytes that a token takes in a layer which keeps nothing."""
+    return _activation(precision) * (4 * sizes.queries + 3 * sizes.intermediate) + 4 * 3 * sizes.hidden
+
+
+def _logits(run: Run, precision: Precision, sizes: Sizes, positions: int, copies: int) -> float:
+    """What the head takes at once: a tile of TRL's fused head, or all logits where a trainer does without."""
+    kind = trainers.of(run.trainer.kind)
+    trained = run.peft.method == "none"
+    gradient = 4 * sizes.vocabulary * sizes.hidden if trained and copies == TILE_BACKWARD else 0
+    if not positions:
+        return 0.0
+    if not kind.is_a(*FUSED) or (trainers.is_ppo(run) and positions * sizes.vocabulary <= HELD):
+        return float(positions * sizes.vocabulary * 4 * LOGITS + gradient)
+    tile = min(positions, TILE[0]) * min(sizes.vocabulary, TILE[1])
+    in_place = precision.device != "CPU"
+    return float(tile * (_activation(precision) + (0 if in_place else 4 * copies)) + gradient)
