@@ -116,10 +116,12 @@ def _state(folder: Path) -> str | None:
     if not (folder / STATE).is_file():
         return f"{STATE} is missing"
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if not isinstance(state["log_history"], list) or state["global_step"] != step(folder):
+        from transformers import TrainerState
+
+        state = TrainerState.load_from_json(str(folder / STATE))
+        if not isinstance(state.log_history, list) or state.global_step != step(folder):
             return f"{STATE} is not the state after step {step(folder)}"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{STATE} is damaged"
     return None
 

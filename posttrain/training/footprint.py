@@ -243,8 +243,8 @@ def _layer(run: Run, precision: Precision, sizes: Sizes, width: int) -> float:
     """Bytes that a layer keeps of a token for its backward pass.
 
     Queries, keys and values (repeated for all heads), attention's output; gate, its SiLU and the other factor; the
-    inputs of both norms, in float32; the inputs of linear layers that are trained or have an adapter. PyTorch's attention
-    keeps a mask, the eager one every score in float32 and what it is rounded to, flash attention neither.
+    inputs of both norms, in float32; the inputs of linear layers that are trained or have an adapter. PyTorch's
+    attention keeps a mask, the eager one every score in float32 and what it is rounded to, flash attention neither.
     """
     number, weight = _activation(precision), BYTES[precision.dtype]
     hidden, inner, heads = sizes.hidden, sizes.intermediate, sizes.queries

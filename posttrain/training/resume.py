@@ -34,6 +34,7 @@ from posttrain.models.random_state import own_random_state
 from posttrain.ppo.rollout import EpochSampler
 from posttrain.runs import checkpoint as checkpoints
 from posttrain.training import memory
+from posttrain.training.reading import has_weights, reading
 from posttrain.training.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
@@ -268,6 +269,19 @@ class Resumable(_Trainer):
 
     # Checkpoints
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(resume_from_checkpoint):
+            has_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def save_last_step_end(self) -> bool:
         """A checkpoint of the last step's end, after a signal or a reward ended what followed; whether there is one.
 
@@ -351,7 +365,12 @@ class Resumable(_Trainer):
         if self.state.global_step == 0 or not path.is_file():
             self._note_record_sizes()
             return
-        known = json.loads(path.read_text(encoding="utf-8"))
+        with reading(str(source)):
+            self._recall(json.loads(path.read_text(encoding="utf-8")), source)
+        self._note_record_sizes()
+        self._end_step()
+
+    def _recall(self, known: dict[str, Any], source: Path) -> None:
         self._saved_step = self.state.global_step
         self._tr_loss.fill_(known["loss"])
         self._total_loss_scalar = known["total_loss"]
@@ -369,8 +388,6 @@ class Resumable(_Trainer):
         if self.model is not None:
             self.model.train(known.get("training", True))
         self.pending = Pending(**known["pending"])
-        self._note_record_sizes()
-        self._end_step()
 
     def _end_step(self) -> None:
         pending, control = self.pending, self.control

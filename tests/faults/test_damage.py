@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from posttrain.errors import PosttrainError
 from posttrain.runs import checkpoint as checkpoints
@@ -89,6 +93,53 @@ def test_the_one_before_is_taken_and_said_and_the_end_is_the_same(again, stopped
     out = capsys.readouterr().out
     assert "checkpoint-6 is not whole and is removed: optimizer.pt is missing; going on from checkpoint-4" in out
     assert differences(RunDirectory(next((stopped / "outputs").iterdir())), done) == []
+
+
+class Payload:
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps(Payload()))
+
+
+def in_torch(path):
+    torch.save(Payload(), path)
+
+
+CHANGED = {
+    "optimizer.pt pickled": ("optimizer.pt", pickled),
+    "scheduler.pt pickled by torch": ("scheduler.pt", in_torch),
+    "rng_state.pth pickled by torch": ("rng_state.pth", in_torch),
+    "optimizer.pt of nothing": ("optimizer.pt", lambda path: torch.save({}, path)),
+    "scheduler.pt of a list": ("scheduler.pt", lambda path: torch.save([1], path)),
+    "rng_state.pth of nothing": ("rng_state.pth", lambda path: torch.save({}, path)),
+    "progress.json of nothing": ("progress.json", lambda path: path.write_text("{}")),
+    "trainer_state.json with more": ("trainer_state.json", lambda path: path.write_text(
+        json.dumps({**json.loads(path.read_text()), "invented": 1}))),
+    "trainer_state.json of a list": ("trainer_state.json", lambda path: path.write_text("[1]")),
+    "another run's weights": ("adapter_model.safetensors", lambda path: save_file({"a": torch.ones(1)}, path)),
+}  # fmt: skip
+
+
+TAKES_THE_ONE_BEFORE = ("trainer_state.json with more", "trainer_state.json of a list")
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_file_that_was_changed_with_the_list_of_files(what, again, capsys):
+    """Nothing in it runs; one message says which checkpoint, or the one before is taken, and said."""
+    name, change = CHANGED[what]
+    change(again / name)
+    checkpoints.seal(again)
+    if what in TAKES_THE_ONE_BEFORE:
+        run(*ARGS)
+        assert "checkpoint-6 is not whole and is removed: " in capsys.readouterr().out
+    else:
+        why = r"checkpoint-6: cannot be continued from: [^\n]+ goes on from the checkpoint before it, or begins anew$"
+        with pytest.raises(PosttrainError, match=why):
+            run(*ARGS)
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"status": "runn', b"\xff\xfe"])
