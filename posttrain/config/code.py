@@ -33,7 +33,7 @@ def load(path: str) -> Callable[..., Any]:
         raise ValueError(f"{module} has no {name}" + (f"; did you mean {near[0]}?" if near else ""))
     if not callable(made := getattr(found, name)):
         raise ValueError(f"is a {type(made).__name__}, not a function or class")
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _missing(module: str, error: ModuleNotFoundError) -> str:

@@ -237,12 +237,14 @@ def _check_memory(run: Run, precision: Precision, needed: Footprint) -> int:
 
     from posttrain.training import memory
 
-    there = memory.machine_memory()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
+    there = (
+        memory.machine_memory()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
+    )
     if needed.least > there:
         fix = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
         raise PosttrainError(
-            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.format_bytes(needed.least)}, and "
-            f"{precision.device} has {memory.format_bytes(there)}; {fix}"
+            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.format_bytes(needed.least)}, "
+            f"and {precision.device} has {memory.format_bytes(there)}; {fix}"
         )
     return there
 
@@ -299,7 +301,7 @@ class Lengths:
         """Tokens of the longest row as training sees it, and how many of them are its prompt's."""
         args, kind = run.trainer.args, trainers.of(run.trainer.kind)
         row, prompt = max(zip(self.sequence, self.prompt, strict=True))
-        if kind.prompted:
+        if kind.samples_completions:
             return row + (args.get("max_completion_length") or kind.default("max_completion_length") or 512), row
         limit = args.get("max_length", kind.default("max_length"))
         if limit and (row > limit or args.get("packing")):

@@ -132,14 +132,14 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int
         },
         "the optimizer's step": {**kept, "gradients": gradients, "activations": one_layer},
     }
-    if kind.evaluates and run.data.eval_size and not kind.prompted and args.get("eval_strategy") != "no":
+    if kind.evaluates and run.data.eval_size and not kind.samples_completions and args.get("eval_strategy") != "no":
         held_out = _pass(run, row, prompt, _number(run, "per_device_eval_batch_size"))
         moments["an evaluation"] = {
             **kept,
             "activations": held_out.tokens * _without_gradient(precision, sizes),
             "logits": _logits(run, precision, sizes, held_out.scored, TILE_FORWARD),
         }
-    if kind.prompted:
+    if kind.samples_completions:
         rows = micro * accumulated * (args.get("num_mini_batches") or 1 if trainers.is_ppo(run) else 1)
         cache = rows * row * sizes.layers * 2 * sizes.keys * _activation(precision)
         moments["sampling"] = {
