@@ -26,10 +26,17 @@ os.environ.setdefault("POSTTRAIN_TESTS_CI", os.environ.get("CI", ""))
 os.environ.update(ENVIRONMENT)
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: the collections that trainers ask for need not look at it each time."""
-    gc.collect()
-    gc.freeze()
+_frozen = 0  # how many modules were imported when the garbage collector last put aside what there was
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """What is imported stays: the collections that every training asks for need not look at it each time."""
+    global _frozen
+    if len(sys.modules) > _frozen + 50:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

@@ -40,15 +40,15 @@ def hub(tmp_path):
         yield server
 
 
-def environment(hub, tmp_path):
-    return {**hub.env(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "POSTTRAIN_CACHE": str(cache.cache_dir())}
+def environment(hub):
+    return {**hub.env(), "POSTTRAIN_CACHE": str(cache.cache_dir())}
 
 
 QUICK = ("trainer.args.max_steps=2", "trainer.args.logging_steps=1", "tracking=none", "probe=none")
 
 
 def test_dpo_llama_from_the_hub(cli, hub, tmp_path):
-    done = cli("+recipe=dpo_llama", *QUICK, env=environment(hub, tmp_path))
+    done = cli("+recipe=dpo_llama", *QUICK, env=environment(hub))
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs").glob("dpo_llama-*")
     record = json.loads((run / "run.json").read_text())
@@ -62,7 +62,7 @@ def test_dpo_llama_from_the_hub(cli, hub, tmp_path):
 
 def test_a_gated_model_says_what_to_do(cli, hub, tmp_path):
     hub.gated.add(LLAMA)
-    done = cli("+recipe=dpo_llama", *QUICK, env=environment(hub, tmp_path))
+    done = cli("+recipe=dpo_llama", *QUICK, env=environment(hub))
     assert done.returncode == 1
     assert f"model.path={LLAMA}: gated on the hub; accept its terms" in done.stderr
     assert "hf auth login" in done.stderr
@@ -71,7 +71,7 @@ def test_a_gated_model_says_what_to_do(cli, hub, tmp_path):
 
 
 def test_a_missing_model_and_a_missing_data_set(cli, hub, tmp_path):
-    env = environment(hub, tmp_path)
+    env = environment(hub)
     done = cli("+recipe=dpo_llama", *QUICK, "model.path=nobody/nothing", env=env)
     assert done.returncode == 1
     assert "model.path=nobody/nothing: no such model on the hub" in done.stderr

@@ -1,12 +1,12 @@
-"""The hub's real clients load from the stand-in of hub.py, in subprocesses with an empty cache, and then offline.
+"""The hub's real clients load from the stand-in of hub.py, in processes with an empty cache, and then offline.
 
-Run as a script with `load`, `ask` or both, this file is such a subprocess: it prints what it got, as JSON.
+Run as a script, this file is such a process: it does the jobs of `JOBS` and prints what it got, as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers.hub import Hub
+from tests.helpers import command
+from tests.helpers.hub import SETTINGS, Hub
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 PREFERENCES = "acme/preferences"  # two splits, by the names of its parquet files
@@ -190,20 +191,30 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield hub
 
 
-def run(environment: dict[str, str], *jobs: str) -> Any:
-    done = subprocess.run([sys.executable, __file__, *jobs], env=environment, capture_output=True, text=True)
+def run(environment: dict[str, str], folder: Path, *jobs: str) -> tuple[Any, str]:
+    """What this file as a script, doing the jobs, prints on both streams: the first as read from JSON."""
+    path = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
+    done = command.run(
+        [sys.executable, __file__, *jobs],
+        env=environment | {"PYTHONPATH": path},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout), done.stderr
 
 
 def test_real_clients_load_and_then_load_offline(hub: Hub, tmp_path: Path) -> None:
-    answers = run(hub.env(tmp_path), "load", "ask")
+    answers, _ = run(hub.env(), tmp_path, "load", "ask")
     assert answers["load"] == LOADED
     assert answers["ask"] == ANSWERED
     assert ("HEAD", "/acme/gated/resolve/main/config.json") in hub.requests
     assert hub.unimplemented == []
     asked = len(hub.requests)
-    assert run(hub.env(tmp_path) | {"HF_HUB_OFFLINE": "1"}, "load") == {"load": LOADED}
+    answers, _ = run(hub.env(), tmp_path, "go_offline", "load")
+    assert answers["load"] == LOADED
     assert len(hub.requests) == asked
 
 
@@ -217,11 +228,9 @@ def test_a_download_is_one_line_with_bytes_and_percent(tmp_path: Path) -> None:
     (tmp_path / "hub/datasets" / LARGE / "train.jsonl").write_text(rows)
     with Hub(tmp_path / "hub") as hub:
         hub.pause = 0.02
-        command = [sys.executable, __file__, "watch"]
-        done = subprocess.run(command, env=hub.env(tmp_path / "home"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    heard = json.loads(done.stdout)["watch"]
+        answers, errors = run(hub.env(), tmp_path, "watch")
+    assert errors == ""
+    heard = answers["watch"]
     assert "Loading the model: N of N (N), N/s" in heard
     assert "Loading the data: N of N (N), N/s" in heard
 
@@ -230,9 +239,8 @@ def test_environment_has_no_token_and_no_other_cache(tmp_path: Path, monkeypatch
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "1")
     with Hub(tmp_path) as hub:
-        kept = {name for name in hub.env(tmp_path) if name.startswith(("HF_", "HUGGING"))}
-    own = {"HF_ENDPOINT", "HF_HOME", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET", "HF_UPDATE_DOWNLOAD_COUNTS"}
-    assert kept == own
+        kept = {name: value for name, value in hub.env().items() if name.startswith(("HF_", "HUGGING"))}
+    assert kept == SETTINGS
 
 
 def test_ranges_revisions_and_unimplemented_paths(tmp_path: Path) -> None:
@@ -275,5 +283,15 @@ def test_ranges_revisions_and_unimplemented_paths(tmp_path: Path) -> None:
         connection.close()
 
 
+def go_offline() -> None:
+    """As HF_HUB_OFFLINE=1 does it, which is read when the clients are imported."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
+JOBS: dict[str, Callable[[], Any]] = {"load": load, "ask": ask, "watch": watch, "go_offline": go_offline}
+
 if __name__ == "__main__":
-    print(json.dumps({job: {"load": load, "ask": ask, "watch": watch}[job]() for job in sys.argv[1:]}))
+    print(json.dumps({job: JOBS[job]() for job in sys.argv[1:]}))

@@ -4,11 +4,12 @@
 `[..., FILE, ...]` gets its own process, arguments, folder, environment, streams, signals and exit status, some eight
 seconds sooner. The process it is forked from, the server, is started by the first test that needs it, is shared by
 all workers of pytest-xdist, and ends with pytest. It has imported what a run imports, registered
-the recipes, and run nothing.
+the recipes, and run nothing. Commands that know the local hub (`tests.helpers.hub`) have a server of their own, for
+libraries read some variables while they are imported (`AT_IMPORT`).
 
-What `subprocess` starts all the same: other programs, commands in whose environment something differs that libraries
-read while they are imported (`AT_IMPORT`), and everything if POSTTRAIN_TESTS_REAL_COMMANDS is set. A test of what is
-imported, or of the time that takes, calls `subprocess` itself.
+What `subprocess` starts all the same: other programs, commands in whose environment other such variables differ, and
+everything if POSTTRAIN_TESTS_REAL_COMMANDS is set. A test of what is imported, or of the time that takes, calls
+`subprocess` itself.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any, NoReturn
 
 from filelock import FileLock
 
+from tests.helpers import hub
 from tests.helpers.runs import ENVIRONMENT
 
 AT_IMPORT = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_", "BNB_", "ATEN_", "MKL_", "OMP_")
@@ -95,7 +97,7 @@ class Popen(subprocess.Popen):
             if not self.pid:
                 _become(command, streams)
         else:
-            self._status = _server()
+            self._status = _server(_at_import(env))
             socket.send_fds(self._status, [json.dumps(command).encode()], streams)
             self.pid = int(self._status.recv(20))
         self._child_created = True
@@ -141,20 +143,24 @@ def run(
 def _forkable(args: Any, env: Mapping[str, str]) -> bool:
     if isinstance(args, str) or str(args[0]) != sys.executable or os.environ.get("POSTTRAIN_TESTS_REAL_COMMANDS"):
         return False
-    names = {name for name in (*env, *_environment) if name.startswith(AT_IMPORT)} - OWN
-    same = all(env.get(name) == _environment.get(name) for name in names)
     word = str(args[1 + (str(args[1]) == "-u")])
-    return same and (word in ("-m", "-c") or word.endswith(".py"))
+    served = [_environment] if _forks_itself else [_environment, hub.alone(_environment)]
+    return _at_import(env) in map(_at_import, served) and (word in ("-m", "-c") or word.endswith(".py"))
+
+
+def _at_import(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(AT_IMPORT) and name not in OWN}
 
 
 # The server ----------------------------------------------------------------------------------------------------------
 
 
-def _server() -> socket.socket:
-    """A connection to the server, which is started if it does not run."""
+def _server(settings: dict[str, str]) -> socket.socket:
+    """A connection to the server whose libraries were imported with these variables, started if it does not run."""
     # The process that the user started: pytest-xdist's workers are its children.
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    folder = Path(tempfile.gettempdir(), f"posttrain-tests-{os.getuid()}-{owner}")
+    kind = "-hub" if settings != _at_import(_environment) else ""
+    folder = Path(tempfile.gettempdir(), f"posttrain-tests-{os.getuid()}-{owner}{kind}")
     folder.mkdir(mode=0o700, exist_ok=True)
     with FileLock(folder / "lock"):
         with contextlib.suppress(OSError):
@@ -165,7 +171,7 @@ def _server() -> socket.socket:
         server = subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=root,
-            env=_environment,
+            env={name: value for name, value in _environment.items() if not name.startswith(AT_IMPORT)} | settings,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -193,6 +199,7 @@ def serve(folder: str, owner: int) -> None:
 
     from posttrain.config import recipes
 
+    _environment.update(os.environ)
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         for name in PRELOADED:
             importlib.import_module(name)

@@ -1,10 +1,14 @@
 """A stand-in for the Hugging Face hub: the hub's HTTP protocol on loopback, over plain folders.
 
-The hub's own clients (huggingface_hub, transformers, datasets) run unchanged against it, in a subprocess:
+The hub's own clients (huggingface_hub, transformers, datasets) run unchanged against it, in a process of their own:
 
     with Hub(tmp_path / "hub") as hub:  # hub/models/ORG/NAME/*, hub/datasets/ORG/NAME/*
-        subprocess.run(command, env=hub.env(tmp_path / "home"), check=True)
+        command.run([sys.executable, ...], env=hub.env(), cwd=tmp_path, check=True)
     assert hub.unimplemented == []
+
+The clients read the hub's address and the place of their cache while they are imported. Both are the same in all
+tests, so that commands can be forked: the address is one that no network has, with the server as its proxy, and the
+cache is in the command's working directory.
 
 It differs from the real hub in that a repository has one commit, that of its files as they lie on disk now; that files
 are plain git blobs (no LFS redirect, no Xet), read whole at each request, so keep them small; that an unknown
@@ -22,6 +26,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +42,20 @@ TOKEN = "hf_of_these_tests"
 PIECE = 1 << 16
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 Query = dict[str, list[str]]
+SETTINGS = {
+    "HF_ENDPOINT": "http://hub.test",
+    "HF_HOME": "hf-home",
+    "HF_HUB_OFFLINE": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else datasets counts each load at s3.amazonaws.com
+}
+
+
+def alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with no hub but that of the tests, no other cache and no token."""
+    kept = {k: v for k, v in environment.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
+    return kept | SETTINGS
 
 
 @dataclass(frozen=True)
@@ -108,17 +127,10 @@ class Hub:
         self._thread.join()
         self._server.server_close()
 
-    def env(self, home: Path) -> dict[str, str]:
-        """This process's environment, for a subprocess that knows no hub but this one and has no token."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-        return kept | {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else datasets counts each load at s3.amazonaws.com
-            **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
-        }
+    def env(self) -> dict[str, str]:
+        """This process's environment, for a command that knows no hub but this one and has no token."""
+        through = dict.fromkeys(("HTTP_PROXY", "http_proxy"), self.url)
+        return alone(os.environ) | through | dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
 
     def answer(self, method: str, target: str, span: str, body: bytes, authorization: str = "") -> Answer:
         url = urlsplit(target)
