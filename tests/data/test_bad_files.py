@@ -40,7 +40,7 @@ BROKEN = [
     ("d.jsonl", b'{"text": "a", "m": {"k": 1, "k": 2}}', "line 1: has the key 'k' twice"),
     ("d.json", b'[{"text": "\xff"}]', "d.json: is not UTF-8 (byte 12); save the file as UTF-8"),
     ("d.jsonl", '{"text": "a"}'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
-    ("d.jsonl", gzip.compress(b'{"text": "a"}'), "it is compressed by gzip; add .gz to its name"),
+    ("d.jsonl", gzip.compress(b'{"text": "a"}', mtime=0), "it is compressed by gzip; add .gz to its name"),
     ("d.jsonl", b"PAR1....", "it is a Parquet file; call it .parquet"),
     ("d.parquet", b'{"text": "a"}', "it is not a Parquet file, whatever its name says"),
     ("d.csv", b'{"text": "a"}\n', "it is JSON; call it .jsonl or .json"),

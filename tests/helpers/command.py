@@ -299,7 +299,10 @@ def _prepare(command: dict[str, Any], streams: Sequence[int]) -> None:
     random.seed()
     sys.modules["numpy"].random.seed()
     _forks_itself = True
-    subprocess.Popen = Popen  # type: ignore[misc]
+    starts = subprocess.Popen
+    for module in list(sys.modules.values()):  # among them those that import the class by name: torchrun's
+        if vars(module).get("Popen") is starts:
+            module.Popen = Popen  # type: ignore[attr-defined]
 
 
 def _execute(args: list[str]) -> int:

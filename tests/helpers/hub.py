@@ -135,6 +135,8 @@ class Hub:
     def answer(self, method: str, target: str, span: str, body: bytes, authorization: str = "") -> Answer:
         url = urlsplit(target)
         self.requests.append((method, url.path))
+        if url.hostname and url.hostname.startswith("datasets-server."):  # which has seen no data set yet
+            return Answer(404, b"")
         push = PUSH.fullmatch(url.path)
         if method == "POST" and (push or url.path in ("/api/repos/create", "/api/validate-yaml")):
             if authorization != f"Bearer {TOKEN}":
