@@ -200,13 +200,14 @@ def serve(folder: str, owner: int) -> None:
     from posttrain.config import recipes
 
     _environment.update(os.environ)
+    gc.disable()  # what is imported stays
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         for name in PRELOADED:
             importlib.import_module(name)
         recipes.register()
     # Collections in the commands neither look at nor copy what is imported.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{folder}/socket")
     listener.listen(64)
