@@ -38,6 +38,33 @@ OPTIONS = {
     "score_clip": "reward_clip_range",
     "early_stopping": "target_kl",
     "exp_name": "run_name",
+    "log_with": "report_to",
+    "tracker_project_name": "project",
+    "tracker_kwargs": "report_to and project",
+    "accelerator_kwargs": "accelerator_config",
+    "project_kwargs": "output_dir",
+    "push_to_hub_if_best_kwargs": "push_to_hub, and hub_strategy says when",
+    "steps": "max_steps, in optimizer steps",
+    "optimize_cuda_cache": "torch_empty_cache_steps",
+    "optimize_device_cache": "torch_empty_cache_steps",
+    "ratio_threshold": "target_kl: a batch that is far off is skipped",
+    "use_score_norm": "whiten_rewards",
+    "model_name": "model of PPOTrainer",
+    "query_dataset": "train_dataset of PPOTrainer",
+    "reward_model": "reward_funcs of PPOTrainer",
+    "model_adapter_name": "nothing: the policy's adapter is 'default'",
+    "ref_adapter_name": "nothing: the reference's adapter is 'ref', and is made here",
+    "dataset_num_proc": "nothing: rows are not tokenized beforehand",
+    **dict.fromkeys(("task_name", "compare_steps"), "nothing: it had no effect on training"),
+    **dict.fromkeys(("is_encoder_decoder", "is_peft_model"), "nothing: it is seen from the model"),
+    "world_size": "nothing: it follows from the launcher",
+    **dict.fromkeys(
+        ("micro_batch_size", "local_mini_batch_size", "forward_batch_size"), "per_device_train_batch_size"
+    ),
+    **dict.fromkeys(
+        ("global_batch_size", "global_backward_batch_size"),
+        "per_device_train_batch_size x gradient_accumulation_steps x processes",
+    ),
 }
 ARGUMENTS = {
     "config": "args, a PPOConfig",
@@ -47,9 +74,12 @@ ARGUMENTS = {
     "ref_model": "nothing: the reference is the base without the adapter, or a copy of the adapter it starts from",
     "ref_policy": "nothing: the reference is the base without the adapter, or a copy of the adapter it starts from",
     "value_model": "value_peft_config: the value function is an adapter on the policy's base, or value_mode='head'",
-    "reward_model": "reward_adapter, a folder of RewardTrainer, or reward_funcs, models or functions",
+    "reward_model": "reward_funcs, models or functions, or reward_adapter, a folder of RewardTrainer",
     "dataset": "train_dataset",
-    "data_collator": "nothing: prompts are tokenized here",
+    **dict.fromkeys(("data_collator", "training_data_collator"), "nothing: prompts are tokenized here"),
+    "optimizer": "optimizers, a pair with the scheduler",
+    "lr_scheduler": "optimizers, a pair with the optimizer, or lr_scheduler_type of PPOConfig",
+    "num_shared_layers": "nothing: one base carries all roles, so all layers are shared",
 }
 
 

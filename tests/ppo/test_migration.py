@@ -63,15 +63,41 @@ def test_every_argument_of_the_trainer_has_a_row(words, release):
         assert bare(new) in known if new else note, old
 
 
-@pytest.mark.parametrize("release", ["1.12", "0.11"])
-def test_the_hints_agree_with_the_page(release):
-    """An old name on the command line, or in Python, is told the name that the page gives (or a group to set)."""
-    rows = table("1.12's PPOConfig" if release == "1.12" else "older API")
-    said = {bare(old): bare(new) for old, new, *_ in rows if new and bare(old) not in HERE}
-    for old, new in said.items():
-        hint = hints.for_option("PPOConfig", old, HERE) or names.OPTIONS.get(old)
-        if old in names.OPTIONS and not hint.startswith("set ") and old != "mini_batch_size":
-            assert new in hint, (old, hint)  # mini_batch_size was a size, and is told by both of its factors
+OLD_OPTIONS = sorted({(old, release) for release in ("1.12", "0.11") for old in THERE[release]["options"]})
+OLD_ARGUMENTS = sorted({(old, release) for release in ("1.12", "0.11") for old in THERE[release]["arguments"]})
+# A size of old that is now told by the factors of a rollout.
+FACTORS = {"batch_size", "mini_batch_size"}
+
+
+def renamed(old, release, page, known, make):
+    """What a keyword of old is answered with in Python: nothing where it is taken, else the name on the page."""
+    new = next(bare(row[1]) for row in table(page) if bare(row[0]) == old)
+    if old in known:
+        assert new in ("", old)
+        return None
+    with pytest.raises(TypeError, match=f"{old} is now ") as error:
+        make(**{old: None})
+    if new and old not in FACTORS:
+        assert re.search(rf"\b{new}\b", str(error.value)), (old, new)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("old", "release"), OLD_OPTIONS)
+def test_an_old_option_is_answered_with_its_name_of_now(old, release):
+    page = "1.12's PPOConfig" if release == "1.12" else "older API"
+    said = renamed(old, release, page, HERE, PPOConfig)
+    if said is None:
+        return
+    # On the command line too: an option's name, or the key of this project's own.
+    hint = hints.for_option("PPOConfig", old, HERE)
+    assert hint
+    assert hint.startswith("set ") or names.OPTIONS[old].split(",")[0].split(":")[0] in hint
+
+
+@pytest.mark.parametrize(("old", "release"), OLD_ARGUMENTS)
+def test_an_old_argument_is_answered_with_its_name_of_now(old, release):
+    page = "1.12's PPOTrainer" if release == "1.12" else "of its PPOTrainer"
+    renamed(old, release, page, inspect.signature(PPOTrainer.__init__).parameters, PPOTrainer)
 
 
 def test_the_new_script_takes_its_options():
