@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
-from posttrain.config import checks, combinations, objective, options, paths_and_secrets, ranges, trainers
+from posttrain.config import checks, combinations, hints, objective, options, paths_and_secrets, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.data import files
 from posttrain.data.formats import NAMES
@@ -215,10 +215,22 @@ def _paths(run: Run) -> list[str]:
             if value not in EMBEDDED[key]:
                 errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED[key])}")
         elif value:
+            if value.startswith("trl:") and key == "model.chat_template":
+                errors += _template(value)
+                continue
             is_file = key == "model.chat_template"
             if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
                 errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}")
     return errors
+
+
+def _template(value: str) -> list[str]:
+    from posttrain.models import tokenizers
+
+    known = tokenizers.templates()
+    if value[len("trl:") :] in known:
+        return []
+    return [f"model.chat_template={value}: TRL brings no such template; {hints.nearest(value[len('trl:') :], known)}"]
 
 
 def _exists(path: str) -> bool:

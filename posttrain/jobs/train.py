@@ -228,8 +228,10 @@ def _build(
 ) -> Any:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from posttrain.models import adapter
+    from posttrain.models import adapter, architecture
     from posttrain.training import build, trainer_arguments
+
+    sees = architecture.sees(architecture.config(run.model, plan.start.config, plan.start.revision))
 
     shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.
@@ -243,7 +245,8 @@ def _build(
         weighted=plan.data.weighted,
         extra_arguments=trainer_arguments.constructor_arguments(run, plan.precision.dtype),
         share_prompts=run.trainer.share_prompts,
-        lora=adapter.lora_config(run.peft, run.trainer.kind),
+        lora=adapter.lora_config(run.peft, run.trainer.kind, sees=sees),
+        sees=sees,
         quantization=adapter.quantization_config(run.peft),
         callbacks=callbacks,
         rewards=functions,

@@ -155,6 +155,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     data = load(run.data, run.trainer.kind, rendering)
     first = data.first[0]
     tokenizers.check_template(tokenizer, first, run.model)
+    trainer_arguments.check_template(run, tokenizer)
     _check_columns(run, data)
     if run.trainer.teacher.model:
         trainer_arguments.check_teacher(run, tokenizer)

@@ -13,14 +13,23 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
-def lora_config(peft: PeftConfig, kind: str, value: bool = False) -> LoraConfig | None:
-    """The adapter; a reward model trains its `score` head beside it. `value`: that of PPO's value function."""
+# Modules of a model that read images or sound; with text alone they are never trained.
+SENSES = r"(.*\.)?(vision|visual|audio|multi_modal|embed_vision|embed_audio)\w*(\..*)?"
+
+
+def lora_config(peft: PeftConfig, kind: str, value: bool = False, sees: bool = False) -> LoraConfig | None:
+    """The adapter; a reward model trains its `score` head beside it. `value`: that of PPO's value function.
+
+    A model that `sees` images gets it on its text model alone.
+    """
     if peft.method == "none":
         return None
     from peft import LoraConfig
 
     options = {**peft.lora, **(peft.value if value else {})}
     options.setdefault("task_type", "SEQ_CLS" if trainers.of(kind).scores else "CAUSAL_LM")
+    if sees and options.get("target_modules") == "all-linear":
+        options.setdefault("exclude_modules", SENSES)
     return LoraConfig(**options)
 
 

@@ -20,9 +20,27 @@ def load_config(model: ModelConfig, path: str, revision: str | None) -> Pretrain
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
+        known = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
     except Exception as error:
         raise PosttrainError(f"model.path={model.path}: {cannot_load(error, model.path)}") from error
+    if _only_sees(known):
+        raise PosttrainError(
+            f"model.path={model.path}: a {known.model_type} model reads images, and Transformers has no text model of "
+            "its kind, so it cannot be trained on text alone here; choose a text checkpoint of the family"
+        )
+    return known
+
+
+def _only_sees(known: PretrainedConfig) -> bool:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(known)
+    return kind in AutoModelForImageTextToText._model_mapping and kind not in AutoModelForCausalLM._model_mapping
+
+
+def sees(known: PretrainedConfig) -> bool:
+    """Whether a checkpoint also reads images or sound: its text model alone is trained here."""
+    return any(hasattr(known, name) for name in ("vision_config", "audio_config"))
 
 
 def attention_implementation(known: PretrainedConfig, chosen: str, scores: bool) -> str:
@@ -57,7 +75,7 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
                 raise PosttrainError("\n".join(errors))
             try:
                 # PEFT raises whatever its layers meet: a KeyError, a re.error, an ImportError.
-                model = get_peft_model(model, _without_start(lora_config(run.peft, run.trainer.kind)))
+                model = get_peft_model(model, _without_start(lora_config(run.peft, run.trainer.kind, sees=sees(known))))
             except Exception as error:
                 raise PosttrainError(f"peft.lora: {str(error) or type(error).__name__}") from error
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,12 +32,24 @@ OWN_DISTRIBUTION: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Generated:
-    """One completion: token ids of the prompt and of what was drawn (EOS included), its text, whether EOS came."""
+    """One completion: token ids of the prompt and of what was drawn (EOS included), its text, whether EOS came.
+
+    With tools or an environment, `own` is 1 for tokens of the policy and 0 for what came from outside, `messages` are
+    the turns of it, and `scores` what the environment gave by itself.
+    """
 
     prompt_ids: list[int]
     ids: list[int]
     text: str
     ended: bool
+    own: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens that the policy drew."""
+        return len(self.ids) if self.own is None else sum(self.own)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config.classes import package_folder
 from posttrain.config.schema import ModelConfig
 from posttrain.errors import PosttrainError
 from posttrain.hub import cannot_load
@@ -38,7 +39,7 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
     except Exception as error:
         raise PosttrainError(f"model.path={config.path}: {cannot_load(error, config.path)}") from error
     if config.chat_template:
-        tok.chat_template = Path(os.path.expanduser(config.chat_template)).read_text(encoding="utf-8")
+        tok.chat_template = template_file(config.chat_template).read_text(encoding="utf-8")
     for key in ("eos_token", "pad_token"):
         if token := getattr(config, key):
             if token not in tok.get_vocab():
@@ -60,6 +61,20 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
             )
         tok.pad_token = free[0]
     return tok
+
+
+def template_file(name: str) -> Path:
+    """The file of `model.chat_template`: a path, or `trl:NAME`, one of those that TRL brings."""
+    if not name.startswith("trl:"):
+        return Path(os.path.expanduser(name))
+    return templates()[name[len("trl:") :]]
+
+
+def templates() -> dict[str, Path]:
+    """The chat templates that TRL brings, by name; those it patches for training are left to it."""
+    folder = package_folder("trl.chat_templates")
+    files = sorted(folder.glob("*.jinja")) if folder else []
+    return {file.stem: file for file in files if not file.stem.endswith("_training")}
 
 
 def _template_ends_with(tok: PreTrainedTokenizerBase) -> str | None:

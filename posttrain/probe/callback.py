@@ -20,6 +20,7 @@ from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.scores import ProbeRewards, Scores
 from posttrain.probe.texts import ProbeTexts
 from posttrain.runs.metrics import read
+from posttrain.training import rollouts
 from posttrain.training.progress import Phase
 from posttrain.training.tracking import Tracker, append
 
@@ -203,7 +204,7 @@ class Probe(TrainerCallback):
             parts = (model, drawn, self.tokenizer.pad_token_id, phase.advance)
             entropy, kl = distance.measure_samples(self.trainer, *parts)
         metrics = {
-            "probe/length": fmean(len(d.ids) for d in drawn),
+            "probe/length": fmean(d.length for d in drawn),
             "probe/ended": fmean(d.ended for d in drawn),
             "probe/entropy": entropy,
             **diversity.measure(said, [d.text for d in drawn]),
@@ -237,6 +238,14 @@ class Probe(TrainerCallback):
         """One completion per prompt."""
         limit, batches = self.config.max_new_tokens, math.ceil(len(rows) / self.config.batch_size)
         what = ("sample" if do_sample else "greedy answer") + "s" * (len(rows) > 1)
+        if rollouts.needed(self.trainer):
+            with Phase(f"probe    {len(rows)} {what}, with calls of tools", len(rows)) as phase:
+
+                def drawn(part: list[Generated]) -> None:
+                    self.trainer.check_signal()
+                    phase.advance(len(part))
+
+                return rollouts.draw(self.trainer, rows, self.config.batch_size, do_sample, drawn)
         with Phase(f"probe    {len(rows)} {what} of up to {limit} tokens", batches * limit) as phase:
             return generate(
                 model,

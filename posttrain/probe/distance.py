@@ -18,9 +18,16 @@ SEQUENCES = 4
 
 @torch.no_grad()
 def entropy_and_kl(
-    policy: Logits, reference: Logits | None, ids: torch.Tensor, mask: torch.Tensor, completion: int
+    policy: Logits,
+    reference: Logits | None,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    completion: int,
+    own: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Entropy of each sequence's next-token distributions, and KL(policy || reference), both summed over its tokens.
+
+    `own` (batch, completion) leaves out those that are 0 in it: what a tool has answered.
 
     `ids`, `mask`: (batch, prompt + completion), left-padded prompts; `completion`: number of completion positions;
     `policy`, `reference`: callables returning logits (batch, completion, vocabulary) for those positions. Returns two
@@ -29,7 +36,7 @@ def entropy_and_kl(
     variance than the sum of log-ratios (Amini et al. 2025, "Better Estimation of the KL Divergence Between Language
     Models", eq. 10).
     """
-    shown = mask[:, -completion:]
+    shown = mask[:, -completion:] if own is None else mask[:, -completion:] * own
     log_p = policy(ids, mask).float().log_softmax(-1)
     p = log_p.exp()
     entropy = -(p * log_p).sum(-1)
@@ -59,6 +66,8 @@ def measure_samples(
     for start in range(0, len(order), SEQUENCES):
         part = order[start : start + SEQUENCES]
         ids, mask, completion = pad_batch([(d.prompt_ids, d.ids) for d in part], pad, model.device)
+        counted = [(d.own or [1] * len(d.ids)) + [0] * (completion - len(d.ids)) for d in part]
+        own = torch.tensor(counted, device=model.device)
 
         def policy(ids: torch.Tensor, mask: torch.Tensor, n: int = completion) -> torch.Tensor:
             return completion_logits(model, ids, mask, n)
@@ -67,12 +76,12 @@ def measure_samples(
             with reference() as net:
                 return completion_logits(net, ids, mask, n)
 
-        spread, kl = entropy_and_kl(policy, behind if reference and not same else None, ids, mask, completion)
+        spread, kl = entropy_and_kl(policy, behind if reference and not same else None, ids, mask, completion, own)
         entropy += float(spread.sum())
         divergences += [0.0] * len(part) if same else [] if kl is None else kl.tolist()
         if progress is not None:
             progress(len(part))
-    return entropy / sum(len(d.ids) for d in drawn), divergences
+    return entropy / sum(d.length for d in drawn), divergences
 
 
 def _reference(trainer: Any, model: Any) -> Any:

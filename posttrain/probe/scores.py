@@ -48,15 +48,17 @@ class ProbeRewards:
         """Metrics, and each reward's score of each completion."""
         found = score(self.functions, rows, drawn, state)
         scores = {name: [float(v) if applies(v) else None for v in values] for name, values in found.items()}
+        environments = dict.fromkeys((name for d in drawn for name in d.scores), RewardConfig())
+        scores |= {name: [d.scores.get(name) for d in drawn] for name in environments}
         metrics: dict[str, float] = {}
         for name, values in scores.items():
             metrics |= _mean(f"probe/{name}" if name.startswith("gold/") else f"probe/rewards/{name}", values)
-        weights = {name: entry for name, entry in self.training.items() if name in scores}
+        weights = {name: entry for name, entry in self.training.items() if name in scores} | environments
         totals = [total({name: scores[name][i] for name in weights}, weights) for i in range(len(drawn))]
         if weights:
             metrics |= _mean("probe/reward", totals)
         metrics |= length_explains(
-            totals if weights else scores.get(self.win_by or "", []), [len(d.ids) for d in drawn]
+            totals if weights else scores.get(self.win_by or "", []), [d.length for d in drawn]
         )
         metrics |= self._change(scores, state.global_step)
         self.before[state.global_step] = scores

@@ -212,7 +212,7 @@ def score(
         return {name: [] for name in functions}
     prompts = [row["prompt"] for row in rows]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-    given = [as_completion(row["prompt"], d.text) for row, d in zip(rows, drawn, strict=True)]
+    given = [d.messages or as_completion(row["prompt"], d.text) for row, d in zip(rows, drawn, strict=True)]
     return {
         name: list(
             function(

@@ -32,7 +32,7 @@ class Parts:
     args make of its scores; `reward_weights` has its weight
     first, then those of `rewards`. `weighted` says that pairs carry weights. `extra_arguments` are further arguments of
     the trainer's constructor, by parameter. With `share_prompts` several answers to a prompt compute it once, where
-    that is exact.
+    that is exact. A model that `sees` images as well is loaded as its text model.
     """
 
     model: str
@@ -52,6 +52,7 @@ class Parts:
     weighted: bool = False
     extra_arguments: dict[str, Any] = field(default_factory=dict)
     share_prompts: bool = True
+    sees: bool = False
 
 
 def build(kind: str, parts: Parts) -> Trainer:
@@ -110,7 +111,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     )
     if hasattr(trainer, "reward_func_names"):
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
-        trainer.reward_func_names = names
+        # Those behind them are environments' own.
+        trainer.reward_func_names = names + trainer.reward_func_names[len(names) :]
     if parts.reward_adjustment is not None:
         from posttrain.rewards.model import AdjustedScore
 
@@ -156,7 +158,7 @@ def _loads_model_here(kind: Kind, parts: Parts) -> bool:
         return False
     wanted = {"peft_config": parts.lora, "quantization_config": parts.quantization}
     missing = any(value is not None and name not in kind.parameters for name, value in wanted.items())
-    return parts.adapter is not None or missing or not kind.has("model_init_kwargs")
+    return parts.adapter is not None or missing or parts.sees or not kind.has("model_init_kwargs")
 
 
 def _rendered(parts: Parts, rows: Dataset) -> Dataset:
@@ -224,13 +226,17 @@ def _loaded(parts: Parts, init_kwargs: dict[str, Any]) -> PreTrainedModel | Peft
     TRL keeps a frozen copy of a parent's adapter as reference.
     """
     from peft import PeftModel, get_peft_model
-    from transformers import set_seed
+    from transformers import AutoModelForCausalLM, set_seed
     from trl.trainer.utils import create_model_from_path
 
     extra: dict[str, Any] = {} if parts.quantization is None else {"quantization_config": parts.quantization}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         extra["device_map"] = None
     set_seed(parts.args.get("seed", 42))  # a new adapter is drawn
+    if parts.sees:
+        # TRL takes the class that the checkpoint names, whose modules have other names than those of the text model:
+        # an adapter on them would be lost when it is loaded.
+        extra["architecture"] = AutoModelForCausalLM
     base = create_model_from_path(
         parts.model, trust_remote_code=parts.args.get("trust_remote_code", False), **extra, **init_kwargs
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def check(run: Run) -> list[str]:
     """A reward, batches that hold whole groups, and what PPO's roles need; nothing heavy is imported."""
     errors = []
     kind = trainers.of(run.trainer.kind)
-    if kind.takes_rewards and not run.reward:
+    if kind.takes_rewards and not run.reward and not (run.trainer.environment and _rewards_itself(run.trainer.environment)):
         named = ", ".join(sorted(p.stem for p in (ROOT / "conf" / "reward").glob("*.yaml")))
         errors.append(
             f"reward: {kind.name} needs one; choose reward={named}, "
@@ -56,6 +57,15 @@ def check(run: Run) -> list[str]:
             f"groups of {group}; set a multiple of it, or num_generations_eval"
         )
     return errors + (_roles(run) if kind.is_a("PPOTrainer") else [])
+
+
+def _rewards_itself(environment: str) -> bool:
+    """Whether an environment has TRL's `get_reward`; one that cannot be imported is told of elsewhere."""
+    module, _, name = environment.rpartition(".")
+    try:
+        return hasattr(getattr(importlib.import_module(module), name), "get_reward")
+    except (ImportError, AttributeError, ValueError):
+        return True
 
 
 def _roles(run: Run) -> list[str]:

@@ -5,6 +5,7 @@ Tools, environment, rollout and callbacks are the user's own code, and run with 
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from dataclasses import replace
@@ -46,10 +47,30 @@ def check(run: Run) -> list[str]:
     if teacher.model and not kind.has_teacher:
         able = [name for name in trainers.names() if trainers.of(name).has_teacher]
         errors.append(f"trainer.teacher.model: {kind.name} has no teacher; choose trainer={' or '.join(able)}")
-    return errors + [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry))]
+    adapter = run.peft.method != "none"
+    return errors + [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry, adapter))]
 
 
-def _check_callback(entry: Any) -> str | None:
+def check_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `PosttrainError` where calls of tools could not be read from what the policy writes."""
+    if not (run.trainer.tools or run.trainer.environment):
+        return
+    from trl.chat_template_utils import add_response_schema
+
+    known = getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)
+    if known is not None:
+        return
+    try:
+        add_response_schema(copy.copy(tokenizer))
+    except ValueError:
+        setting = "tools" if run.trainer.tools else "environment"
+        raise PosttrainError(
+            f"trainer.{setting}: TRL cannot read calls of tools from the chat template of model.path={run.model.path}; "
+            "set model.chat_template to one that it can, such as trl:qwen2_5 or trl:qwen3"
+        ) from None
+
+
+def _check_callback(entry: Any, adapter: bool) -> str | None:
     try:
         path, args = _callback(entry)
     except ValueError as error:
@@ -57,6 +78,8 @@ def _check_callback(entry: Any) -> str | None:
     source = classes.find(path)
     if source is None:
         return f"trainer.callbacks={path}: no such class (package.module.Class, importable from here)"
+    if adapter and any(one.name == "BEMACallback" for one in source.lineage()):
+        return f"trainer.callbacks={path}: it averages all weights of a model, and an adapter is trained; set peft=none"
     known = trainers.parameters(source)
     wrong = [name for name in args if name not in known]
     return f"trainer.callbacks.{path}.{wrong[0]}: takes {', '.join(known) or 'no arguments'}" if wrong else None

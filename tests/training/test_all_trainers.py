@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.config import trainers
+from posttrain.config import recipes, trainers
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.jobs.train import train as job
@@ -124,6 +124,31 @@ def test_it_trains_and_continues_exactly(name, monkeypatch):
     assert different == []
 
 
+# What falls or rises as it learns, where the loss does not show it: the metric on held-out rows or in training, whether it
+# rises, and settings with which some seconds show it beyond chance.
+SIGNS = {
+    "a2po": ("eval_reward", True, []),
+    "gmpo": ("reward", True, ["peft=none", "trainer.args.learning_rate=3e-3", "data.max_eval_rows=1"]),
+    "online_dpo": ("objective/scores", True, ["peft=none", "trainer.args.learning_rate=3e-3"]),
+    "iw_opd": ("eval_loss", False, []),
+    # Their teacher is the model itself, told more; as one that stays it is something to come nearer to.
+    "sdft": ("eval_loss", False, ["trainer.args.learning_rate=1e-3", "trainer.args.teacher_model_kind=base"]),
+    "sdpo": ("eval_sdpo/distillation_loss", False, ["trainer.args.teacher_model_kind=base"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGNS)
+def test_one_whose_loss_says_little_learns(name):
+    metric, rises, more = SIGNS[name]
+    batch = 32 if "peft=none" in more else 8
+    words = [f"trainer.args.per_device_train_batch_size={batch}", "trainer.args.max_steps=30", *more]
+    found = [abs(row[metric]) for row in rows(job_of(*command(name, f"name={name}-learns", *words)).metrics) if metric in row]
+    few = max(len(found) // 6, 1)
+    before, after = sum(found[:few]) / few, sum(found[-few:]) / few
+    assert after > 1.1 * before if rises else after < 0.7 * before, (before, after)
+
+
 @pytest.mark.parametrize("name", SERVED)
 def test_one_that_needs_a_server_is_checked(name):
     kind = trainers.of(name)
@@ -201,6 +226,67 @@ def job_of(*words):
     run, origin = compose(*words)
     job(run, origin)
     return RunDirectory.of(run, origin)
+
+
+def table_of_the_docs():
+    """`trainer=` -> class, what it is said to be tested by, of docs/trainers.md."""
+    text = (recipes.PACKAGE.parent / "docs/trainers.md").read_text()
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `") and "Trainer`" in line]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    return {name.strip("` "): (row[1].strip("`"), row) for row in cells for name in row[0].split(",")}
+
+
+def test_the_page_lists_every_trainer_of_the_installed_trl():
+    """A trainer that a newer TRL has and the page has not, or the other way round, fails here."""
+    from importlib.metadata import version
+
+    said = table_of_the_docs()
+    assert set(trainers.names()) == set(said) - {"simpo"}
+    for name, (path, row) in said.items():
+        kind = trainers.of("cpo" if name == "simpo" else name)
+        assert kind.path == path
+        assert ("`reward`" in row[3]) == kind.takes_rewards, name
+        assert ("teacher" in row[3]) == (kind.has_teacher and name not in SERVED), name
+        assert ("options only" in row[4]) == (name in SERVED), name
+    assert f"TRL {'.'.join(version('trl').split('.')[:2])}" in (recipes.PACKAGE.parent / "docs/trainers.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["distillation", "gkd"])
+def test_a_teacher_is_loaded_in_4_bit(name, monkeypatch):
+    """Its weights alone: the student and its adapter stay as they are."""
+    from bitsandbytes.nn import Linear4bit
+
+    from posttrain.training import build
+
+    made, original = {}, build.build
+    monkeypatch.setattr(build, "build", lambda kind, parts: made.setdefault("trainer", original(kind, parts)))
+    words = ["trainer.teacher.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf4}", "trainer.args.max_steps=2"]
+    run = job_of(*command(name, f"name={name}-4bit", *words))
+    teacher = made["trainer"].teacher_model
+    assert any(isinstance(module, Linear4bit) for module in teacher.modules())
+    assert not any(isinstance(module, Linear4bit) for module in made["trainer"].model.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    losses = [row["loss"] for row in rows(run.metrics) if "loss" in row]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    assert all(value.abs().sum() > 0 for weight, value in weights(run.model).items() if "lora_B" in weight)
+
+
+def test_bema_follows_the_policy_by_way_of_a_callback(monkeypatch):
+    """TRL's moving average of the weights (BEMA) as a callback: averaged as its paper says, and saved beside the run."""
+    from posttrain.training import build
+
+    made, original = {}, build.build
+    monkeypatch.setattr(build, "build", lambda kind, parts: made.setdefault("trainer", original(kind, parts)))
+    words = ["peft=none", "trainer.args.learning_rate=1e-3", "trainer.callbacks=[{trl.BEMACallback: {update_freq: 1}}]"]
+    run = job_of(*command("sft", "name=bema", *words))
+    callback = next(c for c in made["trainer"].callback_handler.callbacks if type(c).__name__ == "BEMACallback")
+    averaged = dict(callback.running_model.named_parameters())
+    trained = dict(made["trainer"].model.named_parameters())
+    moved = [name for name in trained if not torch.equal(trained[name], averaged[name])]
+    assert moved, "the average is behind the policy"
+    assert run.finished()
+    assert list(run.path.rglob("bema"))
 
 
 @pytest.mark.parametrize(
@@ -281,9 +367,10 @@ def test_tools_and_callbacks_are_the_users_own_code(folder, monkeypatch):
         ("sft", ["trainer.callbacks=[trl.Nothing]"], "trainer.callbacks=trl.Nothing: no such class"),
         (
             "sft",
-            ["trainer.callbacks=[{trl.BEMACallback: {updates: 2}}]"],
+            ["trainer.callbacks=[{trl.BEMACallback: {updates: 2}}]", "peft=none"],
             "trainer.callbacks.trl.BEMACallback.updates: takes update_freq",
         ),
+        ("sft", ["trainer.callbacks=[trl.BEMACallback]"], "it averages all weights .*; set peft=none"),
         ("distillation", ["trainer.teacher.model=null"], "trainer.teacher.model: distillation learns from a teacher"),
         ("dpo", ["trainer.teacher.model=embedded:tiny"], "dpo has no teacher; choose trainer=.*distillation"),
     ],

@@ -247,7 +247,7 @@ def test_steps_are_counted_in_whole_rollouts(pairs):
     assert schedule(run, 32) == (2 * 2 * 6, 12, 6)
 
 
-@pytest.mark.parametrize("name", ["ppo_smollm2", "ppo_hacking"])
+@pytest.mark.parametrize("name", ["ppo_smollm2", "ppo_hacking", "ppo_sentiment_smollm2"])
 def test_recipe_trains_on_its_own_data(train, name):
     run = train(
         *(f"+recipe={name}", "model=tiny", "data.max_train_rows=8", "data.max_eval_rows=4", "tracking=none"),
