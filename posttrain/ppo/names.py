@@ -58,9 +58,7 @@ OPTIONS = {
     **dict.fromkeys(("task_name", "compare_steps"), "nothing: it had no effect on training"),
     **dict.fromkeys(("is_encoder_decoder", "is_peft_model"), "nothing: it is seen from the model"),
     "world_size": "nothing: it follows from the launcher",
-    **dict.fromkeys(
-        ("micro_batch_size", "local_mini_batch_size", "forward_batch_size"), "per_device_train_batch_size"
-    ),
+    **dict.fromkeys(("micro_batch_size", "local_mini_batch_size", "forward_batch_size"), "per_device_train_batch_size"),
     **dict.fromkeys(
         ("global_batch_size", "global_backward_batch_size"),
         "per_device_train_batch_size x gradient_accumulation_steps x processes",

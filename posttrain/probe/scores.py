@@ -57,9 +57,7 @@ class ProbeRewards:
         totals = [total({name: scores[name][i] for name in weights}, weights) for i in range(len(drawn))]
         if weights:
             metrics |= _mean("probe/reward", totals)
-        metrics |= length_explains(
-            totals if weights else scores.get(self.win_by or "", []), [d.length for d in drawn]
-        )
+        metrics |= length_explains(totals if weights else scores.get(self.win_by or "", []), [d.length for d in drawn])
         metrics |= self._change(scores, state.global_step)
         self.before[state.global_step] = scores
         return metrics, scores

@@ -143,7 +143,9 @@ def test_one_whose_loss_says_little_learns(name):
     metric, rises, more = SIGNS[name]
     batch = 32 if "peft=none" in more else 8
     words = [f"trainer.args.per_device_train_batch_size={batch}", "trainer.args.max_steps=30", *more]
-    found = [abs(row[metric]) for row in rows(job_of(*command(name, f"name={name}-learns", *words)).metrics) if metric in row]
+    found = [
+        abs(row[metric]) for row in rows(job_of(*command(name, f"name={name}-learns", *words)).metrics) if metric in row
+    ]
     few = max(len(found) // 6, 1)
     before, after = sum(found[:few]) / few, sum(found[-few:]) / few
     assert after > 1.1 * before if rises else after < 0.7 * before, (before, after)
