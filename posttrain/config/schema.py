@@ -79,7 +79,8 @@ class PeftConfig:
 
 @dataclass
 class DataConfig:
-    """A hub id, local files (JSONL, JSON, CSV, Parquet), `embedded:squad` or `embedded:imdb`; how to split and read it.
+    """A hub id, local files (JSONL, JSON, CSV, Parquet), `embedded:squad`, `embedded:imdb` or
+    `embedded:arithmetic`; how to split and read it.
 
     `path` may be a list of files, or a pattern such as `shards/*.jsonl`; `mix` has several sources in its place, by
     name, each with a `weight`. `format` is told from the rows, unless it is named. `threshold` is the lowest good

@@ -356,9 +356,10 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
                 raise PosttrainError(f"{key}={display_path(path)}: no rows")
             return datasets.load_dataset("parquet", data_files=[str(file) for file in local], split="train")
         if path.startswith("embedded:"):
-            from posttrain.data.embedded import imdb, squad
+            from posttrain.data.embedded import arithmetic, imdb, squad
 
-            found = imdb.load() if path == "embedded:imdb" else squad.load(config.args)
+            others = {"embedded:imdb": imdb.load, "embedded:arithmetic": arithmetic.load}
+            found = others[path]() if path in others else squad.load(config.args)
             return _pick(found, split, key, path)
         if path.startswith("reasoning_gym:"):
             from posttrain.data.embedded import gym

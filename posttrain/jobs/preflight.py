@@ -36,7 +36,10 @@ RESERVED_OPTIONS = {
     "parallelism_config": "give it to accelerate launch",
     "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
 }
-EMBEDDED = {"model.path": ("embedded:smollm2", "embedded:tiny"), "data.path": ("embedded:squad", "embedded:imdb")}
+EMBEDDED = {
+    "model.path": ("embedded:smollm2", "embedded:tiny"),
+    "data.path": ("embedded:squad", "embedded:imdb", "embedded:arithmetic"),
+}
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
     "peft.method": ("none", "lora"),

@@ -14,11 +14,11 @@ from tests.helpers.runs import compose
 RECIPES = recipes.recipe_files()
 # Recipes named after a method that is a setting of a trainer.
 KIND_OF = {
-    **dict.fromkeys(("dapo", "gspo", "dr", "tools"), "grpo"),
+    **dict.fromkeys(("dapo", "gspo", "dr"), "grpo"),
     **dict.fromkeys(("simpo",), "cpo"),
     **dict.fromkeys(("distill",), "distillation"),
 }
-OTHER_PIPELINES = ("frontier", "sft_distill")
+OTHER_PIPELINES = ("frontier", "sft_distill", "tools")
 PIPELINES = ("rlhf", "sft_dpo", "online_dpo", "rest", "rft")
 
 

@@ -124,8 +124,8 @@ def test_it_trains_and_continues_exactly(name, monkeypatch):
     assert different == []
 
 
-# What falls or rises as it learns, where the loss does not show it: the metric on held-out rows or in training, whether it
-# rises, and settings with which some seconds show it beyond chance.
+# What falls or rises as it learns, where the loss does not show it: the metric, on held-out rows or in training,
+# whether it rises, and settings with which some seconds show it beyond chance.
 SIGNS = {
     "a2po": ("eval_reward", True, []),
     "gmpo": ("reward", True, ["peft=none", "trainer.args.learning_rate=3e-3", "data.max_eval_rows=1"]),
@@ -275,7 +275,7 @@ def test_a_teacher_is_loaded_in_4_bit(name, monkeypatch):
 
 
 def test_bema_follows_the_policy_by_way_of_a_callback(monkeypatch):
-    """TRL's moving average of the weights (BEMA) as a callback: averaged as its paper says, and saved beside the run."""
+    """TRL's moving average of the weights (BEMA) as a callback: averaged, and saved with the run."""
     from posttrain.training import build
 
     made, original = {}, build.build

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from posttrain.data.embedded.calculator import calculate
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
-from posttrain.training.calculator import calculate
 from tests.helpers.runs import rows
 
 CODE = '''
@@ -38,7 +38,8 @@ def right(completions, **columns):
 
 
 def rollout(prompts, trainer):
-    ids = trainer.processing_class("yes", add_special_tokens=False)["input_ids"] + [trainer.processing_class.eos_token_id]
+    tokenizer = trainer.processing_class
+    ids = tokenizer("yes", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     return {"prompt_ids": [[5, 6]] * len(prompts), "completion_ids": [ids] * len(prompts), "logprobs": None}
 
 
@@ -84,7 +85,7 @@ def call(name, **arguments):
 
 def test_a_tool_is_called_in_training_and_in_the_samples(train, policy):
     seen = policy(call("calculate", expression="2 + 3"), "5")
-    words = ["trainer.tools=[posttrain.training.calculator.calculate]", "model.chat_template=trl:qwen2_5"]
+    words = ["trainer.tools=[posttrain.data.embedded.calculator.calculate]", "model.chat_template=trl:qwen2_5"]
     run = train(*TRAINED, *words, "+reward.right.function=tool_code.right")
     assert "Compute an arithmetic expression" in seen[0]
     logged = rows(run.metrics)
@@ -103,7 +104,7 @@ def test_a_tool_is_called_in_training_and_in_the_samples(train, policy):
 
 def test_a_tool_that_fails_tells_the_policy_why(train, policy):
     seen = policy(call("calculate", expression="2 +"), "5")
-    words = ["trainer.tools=[posttrain.training.calculator.calculate]", "model.chat_template=trl:qwen2_5"]
+    words = ["trainer.tools=[posttrain.data.embedded.calculator.calculate]", "model.chat_template=trl:qwen2_5"]
     run = train(*TRAINED, *words, "+reward.right.function=tool_code.right", "probe.prompts=0")
     assert [row["tools/failure_frequency"] for row in rows(run.metrics) if "reward" in row] == [1.0, 1.0]
     assert any("no arithmetic expression: 2 +" in text for text in seen)
@@ -131,7 +132,7 @@ def test_a_rollout_draws_the_completions(train):
 
 
 def test_a_template_without_calls_is_refused_before_weights_load(train):
-    words = ["trainer.tools=[posttrain.training.calculator.calculate]", "+reward.right.function=tool_code.right"]
+    words = ["trainer.tools=[posttrain.data.embedded.calculator.calculate]", "+reward.right.function=tool_code.right"]
     with pytest.raises(PosttrainError, match=r"trainer\.tools: TRL cannot read calls .* such as trl:qwen2_5"):
         train(*TRAINED, *words)
 
@@ -140,7 +141,7 @@ def test_a_template_that_trl_does_not_bring_is_told():
     from tests.helpers.runs import compose
 
     run, _ = compose("trainer=sft", "data=squad", "model=tiny", "model.chat_template=trl:qwen2_6")
-    with pytest.raises(PosttrainError, match="TRL brings no such template; did you mean .*qwen2_5"):
+    with pytest.raises(PosttrainError, match=r"TRL brings no such template; did you mean .*qwen2_5"):
         preflight.check(run)
 
 
@@ -167,3 +168,21 @@ def test_the_calculator_computes_exactly(expression, value):
 def test_the_calculator_evaluates_nothing_else(expression, said):
     with pytest.raises(ValueError, match=said):
         calculate(expression)
+
+
+def test_the_demonstrations_show_the_calculator_as_it_is():
+    from transformers.utils import get_json_schema
+
+    from posttrain.data.embedded import arithmetic
+
+    data = arithmetic.load()
+    assert data["demonstrations"][0]["tools"] == [get_json_schema(calculate)]
+    for row in data["demonstrations"].select(range(20)):
+        call, result, answer = row["messages"][2:]
+        expression = call["tool_calls"][0]["function"]["arguments"]["expression"]
+        assert expression in row["messages"][1]["content"]
+        assert calculate(expression) == result["content"]
+        assert result["content"] in answer["content"]
+    asked = [row["prompt"][1]["content"] for name in ("train", "eval") for row in data[name]]
+    assert len(set(asked)) == len(asked)
+    assert data["train"].to_list() == arithmetic.load()["train"].to_list()

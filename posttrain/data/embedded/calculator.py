@@ -1,4 +1,4 @@
-"""A calculator that a policy may call: `trainer.tools=[posttrain.training.calculator.calculate]`."""
+"""A calculator that a policy may call: `trainer.tools=[posttrain.data.embedded.calculator.calculate]`."""
 
 from __future__ import annotations
 
