@@ -231,7 +231,7 @@ def _build(
     from posttrain.models import adapter, architecture
     from posttrain.training import build, trainer_arguments
 
-    sees = architecture.sees(architecture.config(run.model, plan.start.config, plan.start.revision))
+    sees = architecture.sees(architecture.load_config(run.model, plan.start.config, plan.start.revision))
 
     shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.

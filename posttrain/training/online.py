@@ -28,7 +28,11 @@ def check(run: Run) -> list[str]:
     """A reward, batches that hold whole groups, and what PPO's roles need; nothing heavy is imported."""
     errors = []
     kind = trainers.of(run.trainer.kind)
-    if kind.takes_rewards and not run.reward and not (run.trainer.environment and _rewards_itself(run.trainer.environment)):
+    if (
+        kind.takes_rewards
+        and not run.reward
+        and not (run.trainer.environment and _rewards_itself(run.trainer.environment))
+    ):
         named = ", ".join(sorted(p.stem for p in (ROOT / "conf" / "reward").glob("*.yaml")))
         errors.append(
             f"reward: {kind.name} needs one; choose reward={named}, "

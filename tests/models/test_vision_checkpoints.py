@@ -52,11 +52,11 @@ def save(config, folder):
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    from posttrain.runs.lineage import locate
+    from posttrain.runs.lineage import pretrained_path
 
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(locate("embedded:tiny")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(pretrained_path("embedded:tiny")).save_pretrained(folder)
     return folder
 
 
@@ -90,9 +90,9 @@ def test_one_without_a_text_model_is_refused_in_a_sentence(train, tmp_path):
     Qwen2_5_VLConfig().save_pretrained(tmp_path / "sees")
     from transformers import AutoTokenizer
 
-    from posttrain.runs.lineage import locate
+    from posttrain.runs.lineage import pretrained_path
 
-    AutoTokenizer.from_pretrained(locate("embedded:tiny")).save_pretrained(tmp_path / "sees")
+    AutoTokenizer.from_pretrained(pretrained_path("embedded:tiny")).save_pretrained(tmp_path / "sees")
     with pytest.raises(PosttrainError, match=r"model\.path=.*: a qwen2_5_vl model reads images, .* choose a text"):
         train("trainer=sft", "data=squad", "data.columns={}", "peft=lora", f"model.path={tmp_path / 'sees'}")
 
