@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.data.conversation import Example, common_prefix_length
-from posttrain.data.files import RowError
 from posttrain.data.formats import PAIRS
+from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -82,9 +82,11 @@ def choose_columns(columns: list[str], kind: str, name: str = "trl") -> tuple[st
             "(data.format=NAME, if that is not their format)"
         )
     wanted = " or ".join("+".join(c) for c in accepted)
+    best = next((c for c in accepted if c[0] == "prompt"), accepted[0])
+    example = ", ".join(f"{name}: THEIRS" for name in dict.fromkeys(("prompt", *best)))
     raise PosttrainError(
-        f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns)}; "
-        "map them, ours to theirs: 'data.columns={prompt: question, chosen: best, rejected: worst}'"
+        f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns) or 'no columns'}; "
+        f"map them, ours to theirs: 'data.columns={{{example}}}'"
     )
 
 
@@ -98,6 +100,11 @@ def check_learnable(example: Example, kind: str | None) -> None:
             raise RowError("messages", "every assistant message has weight 0; nothing is learned from it")
     if turns is not None and reads == "prompts" and all(one.role in ("assistant", "system") for one in turns):
         raise RowError("messages", "no message is the user's, so there is no prompt")
+    if reads == "prompts" and isinstance(example.prompt, list) and example.prompt[-1].role == "assistant":
+        raise RowError(
+            f"prompt[{len(example.prompt) - 1}]",
+            "is the assistant's, and TRL does not continue a turn; end with the user's",
+        )
     if example.prompt == "" and "prompt" not in example.used and kind and not accepts_missing_prompt(kind):
         raise RowError(
             "chosen",
@@ -115,12 +122,8 @@ def check_media(row: Mapping[str, Any]) -> None:
     """Raise `RowError` for what the model cannot see, and would learn as the text `<image>`."""
     for name in MEDIA_COLUMNS:
         value = row.get(name)
-        if (
-            value is not None
-            and value != []
-            and value != ""
-            and not (isinstance(value, list) and all(one is None for one in value))
-        ):
+        empty = value in (None, "", {}) or (isinstance(value, list) and not any(value))
+        if not empty:
             raise RowError(
                 name, "is not empty, and the model reads text only; leave such rows out (data.on_error=skip)"
             )
@@ -140,6 +143,10 @@ def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Datase
     Raises `PosttrainError` for the wrong columns.
     """
     found, reads = choose_columns(dataset.column_names, kind, name), trainers.of(kind).reads
+    # Of the better answers of pairs, whose weight is the pair's, sft and kto make rows of their own.
+    apart = set(PAIRS) <= {*found} and reads != "pairs"
+    if not (apart or trainers.of(kind).samples_completions or trainers.of(kind).is_a(*WEIGHTED_TRAINERS)):
+        dataset = _drop_equal_weights(dataset, kind)
     if set(PAIRS) <= {*found}:
         found = ("prompt", *found)
         if reads in ("text", "messages"):
@@ -152,8 +159,6 @@ def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Datase
             found = ("prompt", "completion", "label")
         elif reads == "prompts":
             found = ("prompt",)
-        elif not trainers.of(kind).is_a(*WEIGHTED_TRAINERS):
-            dataset = _drop_equal_weights(dataset, kind)
     elif found == ("messages",) and reads == "prompts":
         dataset = dataset.map(_turns_to_answer, desc="Taking prompts")
         found = ("prompt",)
@@ -170,12 +175,12 @@ def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Datase
 
 
 def _drop_equal_weights(dataset: Dataset, kind: str) -> Dataset:
-    """Pairs for a trainer that counts all of them alike: a column `weight` that says otherwise is an error."""
+    """Rows for a trainer that counts all of them alike: a column `weight` that says otherwise is an error."""
     if "weight" not in dataset.column_names:
         return dataset
     if len({1.0 if weight is None else weight for weight in dataset["weight"]}) > 1:
         raise PosttrainError(
-            f"data.path: column weight: {kind} counts all pairs alike; set data.pairs=one where it comes from several "
+            f"data.path: column weight: {kind} counts all rows alike; set data.pairs=one where it comes from several "
             "answers to a prompt, or give the column another name: 'data.columns={OTHER: weight}'"
         )
     return dataset.remove_columns("weight")
@@ -192,6 +197,14 @@ def _turns_to_answer(row: dict[str, Any]) -> dict[str, Any]:
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
     return {"prompt": turns}
+
+
+def with_template_options(rows: Dataset) -> Dataset:
+    """TRL unpacks `chat_template_kwargs`, so rows that have none get an empty object."""
+    if "chat_template_kwargs" not in rows.column_names or None not in rows["chat_template_kwargs"]:
+        return rows
+    filled = lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {}}  # noqa: E731
+    return rows.map(filled, features=rows.features, desc="Options of the chat template")
 
 
 def prompts(rows: Dataset) -> Dataset | None:

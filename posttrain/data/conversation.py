@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from posttrain.data.files import RowError, parse_json
+from posttrain.data.json_rows import parse_json
+from posttrain.data.row import RowError
 
 # The names under which roles are written (OpenAI, ShareGPT, FastChat, axolotl, LLaMA-Factory, ms-swift), and ours.
 ROLES = {
@@ -27,11 +28,29 @@ TOOL_CALL_ROLES = ("function_call", "tool_call")
 # The keys under which a message has its reasoning, and those that say whether it is learnt.
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 LEARN_KEYS = ("weight", "train", "loss", "loss_weight")
+# The columns in which a row has its tools.
+TOOLS = ("tools", "functions")
 # Marks of parts of a message, which no trainer here has.
 PARTIAL_LEARN_KEYS = ("train_detail", "training_detail")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
-# A list of messages inside a string: as JSON, or as Python prints it.
-_LIST = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:""")
+# The keys of a message that are read; others are named in the plan.
+READ = {
+    "role",
+    "from",
+    "content",
+    "value",
+    "name",
+    "tool_call_id",
+    "tool_calls",
+    "function_call",
+    *REASONING_KEYS,
+    *LEARN_KEYS,
+}
+# Messages inside a string begin so, as JSON or as Python or numpy print them, and have these keys.
+_LIST = re.compile(r"\s*(?:array\()?\s*\[?\s*\{")
+_KEYS = re.compile(r"""(["'])(?:role|from)\1\s*:.*(["'])(?:content|value)\2\s*:""", re.DOTALL)
+_SEYK = re.compile(r"""(["'])(?:content|value)\1\s*:.*(["'])(?:role|from)\2\s*:""", re.DOTALL)
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -117,6 +136,36 @@ class Example:
             made["chat_template_kwargs"] = self.template_options
         return made
 
+    @property
+    def turns(self) -> Turns | None:
+        """The turns that open the row; `None` for text."""
+        opening = self.messages if self.messages is not None else self.prompt
+        return opening if isinstance(opening, list) else None
+
+    def beside(self, row: Mapping[str, Any]) -> Example:
+        """With what the row says beside its turns: a system prompt, tools, options of the chat template.
+
+        Text is rendered by no template, so it has none of them.
+        """
+        if not (turns := self.turns):
+            return self
+        name = next((name for name in TOOLS if row.get(name)), "tools")
+        used = (*self.used, *TOOLS, "parallel_tool_calls", "system", "chat_template_kwargs")
+        found = replace(self, used=used, template_options=template_options(row.get("chat_template_kwargs")))
+        if self.tools is None:
+            found = replace(found, tools=tools(row.get(name), name))
+        if not (opening := system_turn(row.get("system"))):
+            return found
+        if turns[0].role == "system":
+            if turns[0].content.strip() != opening[0].content.strip():
+                raise RowError(
+                    "system", "differs from the system turn that the conversation has; a row has one of them"
+                )
+            return found
+        if self.messages is not None:
+            return replace(found, messages=opening + turns)
+        return replace(found, prompt=opening + turns)
+
     def conversational(self) -> Example:
         """Text as turns: an instruct model expects its chat template, which is applied to conversations only."""
         if self.prompt is None:
@@ -145,14 +194,12 @@ def text(value: Any, field: str, empty: bool = False) -> str:
     return value
 
 
-def text_or_turns(value: Any, field: str, empty: bool = False) -> TextOrTurns:
-    """Text or a conversation; a list of messages in a string (a cell of a CSV file) is one too."""
-    if isinstance(value, str) and not (found := _LIST.match(value)):
-        return text(value, field, empty)
+def text_or_turns(value: Any, field: str) -> TextOrTurns:
+    """Text or a conversation; messages in a string (a cell of a CSV file) are one too."""
     if isinstance(value, str):
-        if found and found[1] == "'":
-            raise RowError(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
-        value = parse_json_string(value, field)
+        value = _messages_in(value, field)
+    if isinstance(value, str) or value is None:
+        return text(value, field)
     if isinstance(value, Mapping) and ("content" in value or "value" in value):
         return [message(value, field)]
     if not isinstance(value, list):
@@ -160,11 +207,34 @@ def text_or_turns(value: Any, field: str, empty: bool = False) -> TextOrTurns:
     return conversation(value, field)
 
 
+def _messages_in(value: str, field: str) -> Any:
+    """The messages that a string holds as JSON, one or a list; any other text as it is.
+
+    Raises `RowError` for messages as Python prints them, and for broken JSON of messages.
+    """
+    if not _LIST.match(value) or not (found := _KEYS.search(value) or _SEYK.search(value)):
+        return value
+    try:
+        given = parse_json(value)
+    except RowError as row_error:
+        if found[1] == "'":
+            raise RowError(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}") from None
+        if value.lstrip().startswith("{"):
+            return value  # an object may be a text of its own
+        raise RowError(field, f"{row_error.reason}, got {shortened(value)}") from None
+    if isinstance(given, list):
+        alike = [isinstance(one, Mapping) and _keys(one)[0] in one and _keys(one)[1] in one for one in given]
+        return given if all(alike) else value
+    return given if isinstance(given, Mapping) and given.get(_keys(given)[0]) in ROLES else value
+
+
 def conversation(value: Any, field: str, what: str = "messages") -> Turns:
     """A list of messages in any of the known writings; a text turn before a turn that only calls becomes one with it.
 
     Raises `RowError` with the field of the first message that is not understood.
     """
+    if isinstance(value, str):
+        value = _messages_in(value, field)
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = parse_json_string(value, field)
     if not isinstance(value, list):
@@ -190,9 +260,14 @@ def _both_learn(one: bool | None, other: bool | None) -> bool | None:
     return other if one is None else one if other is None else one and other
 
 
+def _keys(given: Mapping[str, Any]) -> tuple[str, str]:
+    """The keys under which a message has its role and its content."""
+    return "from" if "from" in given else "role", "value" if "value" in given and "content" not in given else "content"
+
+
 def message(given: Any, field: str) -> Message:
     """One message of `role` and `content`, or of `from` and `value`."""
-    whose, what = ("from", "value") if isinstance(given, Mapping) and "from" in given else ("role", "content")
+    whose, what = _keys(given) if isinstance(given, Mapping) else ("role", "content")
     if not isinstance(given, Mapping) or whose not in given:
         raise RowError(field, f"expected a message with role and content (or from and value), got {shortened(given)}")
     name = given[whose]
@@ -203,13 +278,12 @@ def message(given: Any, field: str) -> Message:
         known = "human, gpt, system or tool" if whose == "from" else "system, user, assistant or tool"
         raise RowError(f"{field}.{whose}", f"expected {known}, got {shortened(name)}")
     role = ROLES[name]
-    for key in MEDIA:
+    for key in (*MEDIA, *TOOLS):
         if given.get(key):
-            raise RowError(f"{field}.{key}", "is not text, and the model reads text only")
+            why = "is not text, and the model reads text only" if key in MEDIA else "belongs to the row: a column tools"
+            raise RowError(f"{field}.{key}", why)
     content, reasoning, calls = _content(given.get(what), f"{field}.{what}")
-    for key in REASONING_KEYS:
-        if given.get(key) is not None:
-            reasoning = text(given[key], f"{field}.{key}", empty=True)
+    reasoning = _reasoning(given, content, reasoning, field)
     if given.get("function_call"):
         calls += _calls(given["function_call"], f"{field}.function_call")
     if given.get("tool_calls"):
@@ -218,9 +292,9 @@ def message(given: Any, field: str) -> Message:
         raise RowError(f"{field}.tool_calls", f"only the assistant calls tools, and the role is {name}")
     if reasoning is not None and role != "assistant":
         raise RowError(field, f"only the assistant reasons, and the role is {name}")
-    kept = {ours: given.get(theirs) for ours, theirs in (("name", "name"), ("call_id", "tool_call_id"))}
-    kept = {ours: text(value, field) for ours, value in kept.items() if value is not None}
-    made = Message(role, content, reasoning or None, calls, learn=_learn_mark(given, role, field), **kept)
+    kept = {ours: key for ours, key in (("name", "name"), ("call_id", "tool_call_id")) if given.get(key) is not None}
+    known_as = {ours: text(given[key], f"{field}.{key}") for ours, key in kept.items()}
+    made = Message(role, content, reasoning, calls, learn=_learn_mark(given, role, field), **known_as)
     if role == "assistant" and not made.has_content:
         raise RowError(f"{field}.{what}" if what in given else field, "an assistant turn is empty")
     if role == "user" and not content.strip():
@@ -230,12 +304,36 @@ def message(given: Any, field: str) -> Message:
     return made
 
 
+def _reasoning(given: Mapping[str, Any], content: str, parts: str | None, field: str) -> str | None:
+    """The reasoning of a message, which may stand under several keys, or in the content, if it is the same there."""
+    found = {"content": parts} if parts and parts.strip() else {}
+    for key in REASONING_KEYS:
+        if given.get(key) is not None and text(given[key], f"{field}.{key}", empty=True).strip():
+            found[key] = given[key]
+    inline = _THOUGHT.match(content)
+    if found and inline:
+        found["<think> in its content"] = inline[1]
+    if len({one.strip() for one in found.values()}) > 1:
+        raise RowError(field, f"has different reasoning in {' and '.join(found)}; one of them would be lost")
+    return None if inline else next(iter(found.values()), None)
+
+
+def unread(value: Any) -> set[str]:
+    """The keys of messages that are not read, of a column as it is in the file."""
+    if not isinstance(value, list):
+        return set()
+    messages = [one for one in value if isinstance(one, Mapping) and ("role" in one or "from" in one)]
+    return {
+        key for one in messages for key, given in one.items() if key not in READ and given not in (None, "", [], {})
+    }
+
+
 def _content(value: Any, field: str) -> tuple[str, str | None, tuple[dict[str, Any], ...]]:
     """Text, reasoning and calls of a message's content, which may come in parts."""
     if value is None:
         return "", None, ()
     if isinstance(value, str):
-        if (found := _LIST.match(value)) and found[1] == "'" and "'type'" in value:
+        if value.lstrip().startswith("[{'type'"):
             raise RowError(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
         return value, None, ()
     if not isinstance(value, list):
@@ -389,7 +487,8 @@ def split_prompt(
         return prompt, _strip_prompt_text(str(prompt), answers) if repeated else dict(answers)
     turns = {name: check_last_is_answer(as_turns(value, "assistant"), name) for name, value in answers.items()}
     whole = {name: value[0].role in ("user", "system") for name, value in turns.items()}
-    if isinstance(prompt, str) and all(whole.values()):
+    question = prompt if isinstance(prompt, str) and all(whole.values()) else None
+    if question is not None:
         prompt = None  # UltraFeedback has the question as text beside conversations that begin with it
     if prompt is None:
         asked, turns = _common_turns(turns)
@@ -400,6 +499,8 @@ def split_prompt(
                 if without_learn_marks(value[: len(asked)]) != asked or len(value) == len(asked):
                     raise RowError(f"{name}[0]", f"is a {value[0].role} turn, and does not repeat the prompt")
                 turns[name] = value[len(asked) :]
+    if question is not None and not any(question.strip() == turn.content.strip() for turn in asked):
+        raise RowError("prompt", "is none of the turns that the answers begin with; leave it out, or correct it")
     _check_answers_diverge(list(turns.values()))
     return asked, {name: check_whole_answer(value, name) for name, value in turns.items()}
 

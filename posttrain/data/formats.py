@@ -11,15 +11,15 @@ from typing import Any
 
 from posttrain.data import conversation as c
 from posttrain.data.conversation import Example, Message, TextOrTurns, Turns
-from posttrain.data.files import RowError
+from posttrain.data.row import RowError
 
 PAIRS = ("chosen", "rejected")
 RATING_COLUMNS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
 ANSWER_COLUMNS = ("completion", "response")
 # Where a question stands beside chosen and rejected, in Orca's pairs and their kind.
 QUESTION_COLUMNS = ("question", "query", "input")
-THUMBS_UP = {"up": 1, "thumbs_up": 1, "👍": 1, "+1": 1, "good": 1, "like": 1}
-THUMBS_DOWN = {"down": 0, "thumbs_down": 0, "👎": 0, "-1": 0, "bad": 0, "dislike": 0}
+THUMBS_UP = ("up", "thumbs_up", "👍", "+1", "good", "like", "true", "desirable")
+THUMBS_DOWN = ("down", "thumbs_down", "👎", "-1", "bad", "dislike", "false", "undesirable")
 
 # The tones of a thumb's skin, and the mark that it is a picture.
 _TONES = re.compile(
@@ -87,31 +87,29 @@ def _openai(message: Any) -> bool:
     return message.get("weight") is not None or isinstance(message.get("content"), list) or as_text
 
 
-def trl(row: Row, needed: tuple[str, ...], repeated: bool = False) -> Example:
-    """TRL's own columns, those of `needed`: text stays text, lists are conversations; `repeated` as in `ask`."""
-    shared, used = _with_tools(row)
+def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: bool = False) -> Example:
+    """TRL's own columns, those of `needed`: text stays text, lists are conversations; `repeated` as in `ask`.
+
+    `prompted`: rows have a column `prompt`, so that none takes it from what its answers begin with by chance.
+    """
     if needed == ("messages",):
-        turns = c.conversation(row.get("messages"), "messages")
-        if turns[0].role != "system":
-            opening = c.system_turn(row.get("system")) if isinstance(row.get("system"), str) else []
-            turns, used = opening + turns, used + (("system",) if opening else ())
-        return Example(messages=turns, used=("messages", *used), **shared)
+        return Example(messages=c.conversation(row.get("messages"), "messages"), used=needed)
     if needed == ("text",):
         asked = row["prompt"] if isinstance(row.get("prompt"), str) else None  # for samples; the text is learnt
         return Example(text=c.text(row.get("text"), "text"), prompt=asked, used=("text", "prompt"))
     given = ("prompt", *needed) if row.get("prompt") is not None or "prompt" in needed else needed
-    prompt = c.text_or_turns(row.get("prompt"), "prompt", empty=True) if "prompt" in given else None
+    prompt = c.text_or_turns(row.get("prompt"), "prompt") if "prompt" in given else None
     if needed == ("prompt",):
-        return Example(prompt=_unmarked(prompt), used=("prompt", *used), **shared)
+        return Example(prompt=_unmarked(prompt), used=needed)
     names = [name for name in needed if name not in ("prompt", "label")]
     answers: dict[str, Any] = {name: c.text_or_turns(row.get(name), name) for name in names}
     label = _label(row.get("label")) if "label" in needed else None
     if prompt is None and isinstance(row.get("messages"), list) and _begin_with_answers(answers):
-        prompt, used = c.conversation(row["messages"], "messages"), (*used, "messages")  # as axolotl has pairs
+        prompt, given = c.conversation(row["messages"], "messages"), (*given, "messages")  # as axolotl has pairs
+    if prompt is None and prompted and all(isinstance(said, str) for said in answers.values()):
+        raise RowError("prompt", "is missing")
     asked, answers = c.split_prompt(prompt, answers, repeated)
-    if isinstance(row.get("system"), str) and isinstance(asked, list) and asked[0].role != "system":
-        asked, used = c.system_turn(row["system"]) + asked, (*used, "system")
-    return Example(prompt=asked, label=label, used=(*given, *used), **answers, **shared)
+    return Example(prompt=asked, label=label, used=given, **answers)
 
 
 def _begin_with_answers(answers: dict[str, Any]) -> bool:
@@ -123,22 +121,11 @@ def _unmarked(prompt: TextOrTurns | None) -> TextOrTurns | None:
 
 
 def _label(value: Any) -> bool:
+    if (thumb := _thumb(value)) is not None:
+        return thumb
     number = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
-    if not isinstance(value, bool):
-        given = number if isinstance(value, (int, float)) else ""
-        raise RowError("label", f"expected true or false, got {c.shortened(value)}{given}")
-    return value
-
-
-def _with_tools(row: Row, *more: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What any conversation may have beside its turns: tools and options of the template; and their columns."""
-    names = ("tools", "functions", *more)
-    name = next((name for name in names if row.get(name)), "tools")
-    found = {
-        "tools": c.tools(row.get(name), name),
-        "template_options": c.template_options(row.get("chat_template_kwargs")),
-    }
-    return found, (*(n for n in (*names, "parallel_tool_calls") if n in row), "chat_template_kwargs")
+    given = number if isinstance(value, (int, float)) else ""
+    raise RowError("label", f"expected true or false, got {c.shortened(value)}{given}")
 
 
 def alpaca(row: Row) -> Example:
@@ -146,7 +133,7 @@ def alpaca(row: Row) -> Example:
     asked = c.text(row.get("instruction"), "instruction")
     if more := c.text(row.get("input") or "", "input", empty=True).strip():
         asked = f"{asked}\n\n{more}"
-    prompt = [*c.system_turn(row.get("system")), *_history(row.get("history")), Message("user", asked)]
+    prompt = [*_history(row.get("history")), Message("user", asked)]
     theirs = {"completion": "output"}
     if row.get("chosen") is not None:
         theirs = {side: side for side in PAIRS}
@@ -157,7 +144,7 @@ def alpaca(row: Row) -> Example:
         ours: [Message("assistant", c.text(row.get(name), name))] for ours, name in theirs.items()
     }
     # In the published file `text` is the same again, rendered.
-    used = ("instruction", "input", "output", "system", "history", "text", *theirs.values())
+    used = ("instruction", "input", "output", "history", "text", *theirs.values())
     return Example(prompt=prompt, used=used, **answers)
 
 
@@ -176,18 +163,15 @@ def sharegpt(row: Row) -> Example:
     """`conversations` of `from` and `value`; with `chosen` and `rejected` turns, pairs; with `label`, KTO's rows."""
     column = "conversations" if row.get("conversations") is not None else "conversation"
     turns = c.conversation(row.get(column), column, "turns")
-    if turns[0].role != "system" and isinstance(row.get("system"), str):
-        turns = c.system_turn(row["system"]) + turns
-    shared, used = _with_tools(row)
-    used = ("conversations", "conversation", "system", *used)
+    used = ("conversations", "conversation")
     if row.get("chosen") is not None:
         pair = {side: _reply(row.get(side), side) for side in PAIRS}
         prompt, answers = c.split_prompt(turns, pair)
-        return Example(prompt=prompt, used=(*used, *PAIRS), **answers, **shared)
+        return Example(prompt=prompt, used=(*used, *PAIRS), **answers)
     c.check_last_is_answer(turns, column)
     if isinstance(row.get("label"), bool):
-        return _labelled(turns, row["label"], column, (*used, "label"), shared)
-    return Example(messages=turns, used=used, **shared)
+        return _labelled(turns, row["label"], column, (*used, "label"))
+    return Example(messages=turns, used=used)
 
 
 def _reply(given: Any, field: str) -> Turns:
@@ -197,43 +181,38 @@ def _reply(given: Any, field: str) -> Turns:
     return c.as_turns(c.text_or_turns(given, field), "assistant")
 
 
-def _labelled(turns: Turns, label: bool, field: str, used: tuple[str, ...], shared: dict[str, Any]) -> Example:
+def _labelled(turns: Turns, label: bool, field: str, used: tuple[str, ...]) -> Example:
     prompt, answers = c.split_prompt(turns[:-1], {"completion": c.check_last_is_answer(turns[-1:], field)})
-    return Example(prompt=prompt, completion=answers["completion"], label=label, used=used, **shared)
+    return Example(prompt=prompt, completion=answers["completion"], label=label, used=used)
 
 
 def labelled_messages(row: Row) -> Example:
     """`messages` whose last one is labelled good or bad, as LLaMA-Factory and ms-swift have KTO's rows."""
-    shared, used = _with_tools(row)
     turns = c.check_last_is_answer(c.conversation(row.get("messages"), "messages"), "messages")
-    turns = c.system_turn(row.get("system")) + turns
-    return _labelled(turns, _label(row.get("label")), "messages", ("messages", "label", "system", *used), shared)
+    return _labelled(turns, _label(row.get("label")), "messages", ("messages", "label"))
 
 
 def message_pairs(row: Row) -> Example:
     """`chosen_messages` (or `messages`) and `rejected_messages`: whole conversations that part at an answer."""
-    shared, used = _with_tools(row)
     better = "chosen_messages" if row.get("chosen_messages") is not None else "messages"
     theirs = {"chosen": better, "rejected": "rejected_messages"}
     prompt, answers = c.split_prompt(None, {side: c.conversation(row.get(name), name) for side, name in theirs.items()})
-    return Example(prompt=prompt, used=(*theirs.values(), *used), **answers, **shared)
+    return Example(prompt=prompt, used=tuple(theirs.values()), **answers)
 
 
 def ms_swift_preference(row: Row) -> Example:
     """ms-swift's pairs: `messages`, and `rejected_response`, the worse last answer."""
-    shared, used = _with_tools(row)
     turns = c.check_last_is_answer(c.conversation(row.get("messages"), "messages"), "messages")
     rejected = _reply(row.get("rejected_response"), "rejected_response")
     prompt, answers = c.split_prompt(turns[:-1], {"chosen": turns[-1:], "rejected": rejected})
-    return Example(prompt=prompt, used=("messages", "rejected_response", *used), **answers, **shared)
+    return Example(prompt=prompt, used=("messages", "rejected_response"), **answers)
 
 
 def ms_swift(row: Row) -> Example:
     """ms-swift's older rows: `query`, `response`, `history`, `system`; with `rejected_response`, pairs."""
-    prompt = [*c.system_turn(row.get("system")), *_history(row.get("history"))]
-    prompt.append(Message("user", c.text(row.get("query"), "query")))
+    prompt = [*_history(row.get("history")), Message("user", c.text(row.get("query"), "query"))]
     said: Turns = [Message("assistant", c.text(row.get("response"), "response"))]
-    used = ("query", "response", "history", "system")
+    used = ("query", "response", "history")
     if row.get("rejected_response") is None:
         return Example(prompt=prompt, completion=said, used=used)
     rejected = [Message("assistant", c.text(row["rejected_response"], "rejected_response"))]
@@ -244,17 +223,14 @@ def orca(row: Row) -> Example:
     """A question, `chosen`, `rejected`, and `system`, as in Orca's pairs: a conversation."""
     column = next(name for name in (*QUESTION_COLUMNS, "question") if name in row or name == "question")
     asked = c.as_turns(c.text_or_turns(row.get(column), column), "user")
-    if isinstance(row.get("system"), str) and asked[0].role != "system":
-        asked = c.system_turn(row["system"]) + asked
     prompt, answers = c.split_prompt(asked, {side: c.text_or_turns(row.get(side), side) for side in PAIRS})
-    return Example(prompt=prompt, used=(column, "system", *PAIRS), **answers)
+    return Example(prompt=prompt, used=(column, *PAIRS), **answers)
 
 
 def openai(row: Row) -> Example:
     """Fine-tuning by OpenAI's API: `messages`, `tools`, and a `weight` of 0 or 1 on assistant messages."""
     turns = c.check_last_is_answer(c.conversation(row.get("messages"), "messages"), "messages")
-    shared, used = _with_tools(row)
-    return Example(messages=turns, used=("messages", *used), **shared)
+    return Example(messages=turns, used=("messages",))
 
 
 def openai_preference(row: Row) -> Example:
@@ -274,8 +250,7 @@ def openai_rft(row: Row) -> Example:
     turns = c.without_learn_marks(c.conversation(row.get("messages"), "messages"))
     if turns[-1].role not in ("user", "system"):
         raise RowError(f"messages[{len(turns) - 1}].role", "the last message must be the user's: the model answers it")
-    shared, used = _with_tools(row)
-    return Example(prompt=turns, used=("messages", *used), **shared)
+    return Example(prompt=turns, used=("messages",))
 
 
 def hh(row: Row) -> Example:
@@ -346,13 +321,16 @@ def ratings(row: Row) -> Example:
 
 def rating(value: Any, field: str) -> float | bool:
     """A number, or whether it is good."""
-    if isinstance(value, str):
-        known = _TONES.sub("", value).strip().lower()
-        if known in THUMBS_UP or known in THUMBS_DOWN:
-            return known in THUMBS_UP
-        if known in ("true", "false"):
-            return known == "true"
-    return value if isinstance(value, bool) else number(value, field)
+    thumb = _thumb(value)
+    return number(value, field) if thumb is None else thumb
+
+
+def _thumb(value: Any) -> bool | None:
+    """Whether it is good, of a boolean or a word or picture for one; `None` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str):
+        return value if isinstance(value, bool) else None
+    known = _TONES.sub("", value).strip().lower()
+    return known in THUMBS_UP if known in THUMBS_UP or known in THUMBS_DOWN else None
 
 
 def number(value: Any, field: str) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import SCORE_COLUMNS, TRL_COLUMNS
+from posttrain.data.columns import SCORE_COLUMNS, TRL_COLUMNS, with_template_options
 from posttrain.data.formats import ABOUT, PAIRS
 from posttrain.data.reading import Template, display_path
 from posttrain.data.split import SPLIT_SEED, Split
@@ -200,7 +200,9 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
         from posttrain.data import mix
 
         train, wanted = mix.draw(config, train, [len(one.train) for one in made.values()])
+    train = with_template_options(train)
     held_out = _joined(config, {name: one.held_out for name, one in made.items()})
+    held_out = held_out and with_template_options(held_out)
     found = Data(
         train,
         held_out,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.conversation import common_prefix_length
-from posttrain.data.files import RowError
+from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -142,9 +142,11 @@ def renderer(
     return render
 
 
-def assistant_spans(messages: Messages, render: Render) -> tuple[str, dict[int, tuple[int, int]]]:
+def assistant_spans(
+    messages: Messages, render: Render, whole: str | None = None
+) -> tuple[str, dict[int, tuple[int, int]]]:
     """The rendered conversation, and from where to where in it each assistant message stands, by its number."""
-    whole = render(messages, False)
+    whole = render(messages, False) if whole is None else whole
     spans = {}
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -169,7 +171,7 @@ def _as_prefix(messages: Messages, number: int, whole: str, render: Render) -> t
         through = whole if number == len(messages) - 1 else render(messages[: number + 1], False)
     except RowError:
         return None
-    if through.startswith(before) and whole.startswith(through):
+    if through != before and through.startswith(before) and whole.startswith(through):
         return len(before), len(through)
     return None
 

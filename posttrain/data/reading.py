@@ -15,8 +15,9 @@ from posttrain.config.schema import DataConfig
 from posttrain.data import columns as col
 from posttrain.data import files as f
 from posttrain.data import formats
-from posttrain.data.conversation import Example
+from posttrain.data.conversation import Example, unread
 from posttrain.data.formats import FORMATS, PAIRS, detect
+from posttrain.data.row import Place, Row, RowError
 from posttrain.data.scored_answers import is_scored
 from posttrain.data.store import INDEX_COLUMN, Skipped, store
 from posttrain.errors import PosttrainError
@@ -50,6 +51,7 @@ class Converter:
     template: Template | None = None
     keep: bool = False
     used: set[str] = field(default_factory=set)
+    unread_keys: set[str] = field(default_factory=set)
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row's `Example` makes; raises `RowError`."""
@@ -58,7 +60,10 @@ class Converter:
         col.check_learnable(example, self.kind)
         if self.conversational:
             example = example.conversational()
+        example = example.beside(row)
         self.used.update(example.used)
+        for name in example.used:
+            self.unread_keys |= unread(row.get(name))
         made = example.columns(self.template.reasoning if self.template else "reasoning_content")
         if self.template is not None:
             for name in ("text", "prompt"):
@@ -71,6 +76,16 @@ class Converter:
     def extra_columns(self, names: Any, used: Any) -> list[str]:
         """The columns that stay beside them."""
         return [n for n in names if n not in used] if self.keep else col.extra_columns(names, used, self.kind)
+
+    def unused(self, names: Any) -> list[str]:
+        """The columns, and the keys of messages, that nothing reads: neither the trainer nor a reward function."""
+        rest = [name for name in names if name not in self.used and name != INDEX_COLUMN]
+        if self.keep or self.kind is None or trainers.of(self.kind).samples_completions:
+            read = {*self.extra_columns(rest, self.used)}
+        else:
+            read = {name for columns in col.ACCEPTS[trainers.of(self.kind).reads] for name in columns} - col.TRL_COLUMNS
+            read |= {"weight"} if trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) else set()
+        return [name for name in rest if name not in read] + [f"messages[].{key}" for key in sorted(self.unread_keys)]
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         made = self.columns(row)
@@ -85,7 +100,7 @@ class Converter:
 class RowSource:
     """A path before it is read through: its rows in order, the format, and what converts one (raising `RowError`)."""
 
-    rows: Callable[[], Iterator[f.Row]]
+    rows: Callable[[], Iterator[Row]]
     format: str
     convert: Converter
 
@@ -138,10 +153,10 @@ def open_files(
 ) -> RowSource:
     """The rows of text files, their columns renamed."""
 
-    def rows() -> Iterator[f.Row]:
+    def rows() -> Iterator[Row]:
         for path in paths:
             for place, row in f.rows(path, config.columns):
-                yield place, row if isinstance(row, f.RowError) else _renamed(row, config.columns)
+                yield place, row if isinstance(row, RowError) else _renamed(row, config.columns)
 
     try:
         if config.columns:
@@ -181,7 +196,7 @@ def rename(dataset: Dataset, columns: dict[str, str]) -> Dataset:
 
 
 def open_rows(
-    rows: Callable[[], Iterator[f.Row]],
+    rows: Callable[[], Iterator[Row]],
     config: DataConfig,
     kind: str | None,
     needed: tuple[str, ...] | None = None,
@@ -216,7 +231,9 @@ def open_rows(
             "map it, ours to theirs: 'data.columns={prompt: question}'"
         )
     make = (
-        functools.partial(formats.trl, needed=needed, repeated=_answers_repeat_prompt(first, needed))
+        functools.partial(
+            formats.trl, needed=needed, repeated=_answers_repeat_prompt(first, needed), prompted="prompt" in columns
+        )
         if needed
         else _empty_example
     )
@@ -242,7 +259,7 @@ def _check_serves(
     for row in first if kind else ():
         try:
             columns = list(make(row).columns())
-        except f.RowError:
+        except RowError:
             continue
         if kind and not is_scored(columns, name):
             col.choose_columns(columns, kind, name)
@@ -283,12 +300,11 @@ def _store_with_types(dataset: Dataset, source: RowSource, config: DataConfig, n
 
 
 def _as_rows(rows: Dataset, source: RowSource, skipped: Skipped | None, columns: Any) -> Rows:
-    gone = [name for name in columns if name not in source.convert.used and name not in rows.column_names]
     read = len(rows) + (skipped.count if skipped else 0)
-    return Rows(rows, source.format, read, skipped, tuple(gone))
+    return Rows(rows, source.format, read, skipped, tuple(source.convert.unused(columns)))
 
 
-def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
+def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[Row]:
     """Rows of a loaded data set; of local Parquet files each with its file and number in it.
 
     Arrow gives every object all the keys that any has; those without a value are taken out again.
@@ -299,14 +315,14 @@ def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[f.Row]:
     )
     if not local:
         for number, row in enumerate(rows, 1):
-            yield f.Place(display_path(path), "row", number), row
+            yield Place(display_path(path), "row", number), row
         return
     import pyarrow.parquet
 
     for file in local:
         count = pyarrow.parquet.ParquetFile(file).metadata.num_rows
         for number, row in enumerate(itertools.islice(rows, count), 1):
-            yield f.Place(str(file), "row", number), row
+            yield Place(str(file), "row", number), row
 
 
 def _iterate_rows(dataset: Any, path: str) -> Iterator[dict[str, Any]]:

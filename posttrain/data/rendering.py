@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.data import loss_mask
 from posttrain.data.conversation import REASONING_KEYS
-from posttrain.data.files import RowError
+from posttrain.data.row import RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_THINK_BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+TEMPLATE = "set model.chat_template=FILE.jinja with one"
 ANSWER_COLUMNS = ("completion", "chosen", "rejected")
+_THINK_BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class Rendering:
@@ -26,44 +27,67 @@ class Rendering:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: str, args: Mapping[str, Any]):
-        self.tokenizer, self.kind = tokenizer, kind
+        self.tokenizer, self.kind, self.trainer = tokenizer, kind, trainers.of(kind)
         only_assistant = args.get("assistant_only_loss")
         self.template: str | None = None
-        if trainers.of(kind).reads == "text" and tokenizer.chat_template:
+        if self.trainer.reads == "text" and tokenizer.chat_template:
             self.template = loss_mask.training_template(tokenizer, only_assistant)
         written = self.template or tokenizer.chat_template or ""
         self.reasoning = next((name for name in REASONING_KEYS if name in str(written)), "inline")
         self.every_turn = only_assistant is False
+        self.options = args.get("chat_template_kwargs")
         self.bos = _own_bos(tokenizer)
-        self.rows = self.inline = self.without_thoughts = self.without_tools = 0
+        self.rows = self.without_thoughts = self.without_tools = self.others_learnt = self.without_options = 0
+        self.known: set[str] = set()
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Raise `RowError` for a row that the template refuses, or of which it leaves calls of tools out."""
+        """Raise `RowError` for a row that the template refuses, or of which it leaves something out."""
         self.rows += 1
         if not self.tokenizer.chat_template or not any(isinstance(row.get(c), list) for c in ("messages", "prompt")):
             return
+        if self.trainer.samples_completions:
+            self._check_prompt(row)
+            return
         render = loss_mask.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
-        if "messages" in row and trainers.of(self.kind).reads == "text":
-            whole = (
-                loss_mask.assistant_spans(row["messages"], render)[0]
-                if not self.every_turn
-                else render(row["messages"], False)
-            )
-            self._check_content(row, "messages", row["messages"], whole, render)
-            return
         if "messages" in row:
-            turns = list(row["messages"])
-            while turns and turns[-1]["role"] == "assistant":
-                turns.pop()
-            render(turns, True)
+            whole = render(row["messages"], False)
+            self._check_content(row, "messages", row["messages"], whole, render)
+            if not self.every_turn and self.trainer.reads == "text":
+                loss_mask.assistant_spans(row["messages"], render, whole)
             return
-        self._check_field("prompt", lambda: render(row["prompt"], True))
-        if trainers.of(self.kind).samples_completions:
-            return
+        opened = self._check_field("prompt", lambda: render(row["prompt"], True))
         several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
-        for name, said in [(name, row[name]) for name in ANSWER_COLUMNS if name in row] + several:
+        answers = [(name, row[name]) for name in ANSWER_COLUMNS if name in row] + several
+        for name, said in answers:
             whole = self._check_field(name, lambda said=said: render(row["prompt"] + said, False))
             self._check_content(row, name, row["prompt"] + said, whole, render)
+            if not self.trainer.scores:
+                self._check_boundary(name, row["prompt"], opened, whole, render)
+        if not self.trainer.scores:
+            self.others_learnt += any(turn["role"] != "assistant" for _, said in answers for turn in said)
+
+    @staticmethod
+    def _check_boundary(
+        field: str, prompt: loss_mask.Messages, opened: str, whole: str, render: loss_mask.Render
+    ) -> None:
+        """Raise `RowError` where a part of the prompt would be learnt: TRL learns from where the two texts part."""
+        if not whole.startswith(opened) and not whole.startswith(render(prompt, False).rstrip()):
+            raise RowError(
+                field,
+                "the chat template writes the prompt otherwise once this follows it, so a part of the prompt would be "
+                "learnt; end the prompt with the user's turn, or give the row as messages (sft)",
+            )
+
+    def _check_prompt(self, row: Mapping[str, Any]) -> None:
+        """Of a trainer that samples, which renders the prompt alone: with its own options, and its own tools."""
+        render = loss_mask.renderer(self.tokenizer, None, self.options)
+        turns = list(row["messages"] if "messages" in row else row["prompt"])
+        while "messages" in row and turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        opened = self._check_field("prompt", lambda: render(turns, True))
+        self._check_written("messages" if "messages" in row else "prompt", turns, 0, opened, render, True)
+        self.without_tools += bool(row.get("tools"))
+        self.without_options += bool(row.get("chat_template_kwargs"))
 
     def _check_field(self, field: str, render: Any) -> str:
         try:
@@ -74,18 +98,11 @@ class Rendering:
     def _check_content(
         self, row: Mapping[str, Any], field: str, turns: loss_mask.Messages, whole: str, render: loss_mask.Render
     ) -> None:
-        """What should be in the text, and is not: calls, tools, and reasoning that is to be learnt."""
+        """What should be in the text, and is not: turns, calls, tools, and reasoning that is to be learnt."""
         missing, first = False, 0 if field == "messages" else len(row["prompt"])
-        for number, turn in enumerate(turns):
-            without = [*turns[:number], _mute(turn), *turns[number + 1 :]]
-            if turn.get("tool_calls") and self._same(whole, render, without):
-                where = f"{field}[{number - first}]" if number >= first else f"prompt[{number}]"
-                raise RowError(
-                    f"{where}.tool_calls",
-                    "the chat template leaves calls of tools out; set model.chat_template=FILE.jinja with one that "
-                    "writes them, or take a model that knows tools",
-                )
-            if turn["role"] == "assistant" and number >= first:
+        self._check_written(field, turns, first, whole, render)
+        for turn in turns[first:]:
+            if turn["role"] == "assistant":
                 given = turn.get(self.reasoning) or next(iter(_THINK_BLOCK.findall(turn["content"])), "")
                 missing = missing or given.strip() not in whole
         self.without_thoughts += missing
@@ -93,10 +110,44 @@ class Rendering:
             bare = loss_mask.renderer(self.tokenizer, None, row.get("chat_template_kwargs"), self.template)
             self.without_tools += self._same(whole, bare, turns)
 
+    def _check_written(
+        self,
+        field: str,
+        turns: loss_mask.Messages,
+        first: int,
+        whole: str,
+        render: loss_mask.Render,
+        opened: bool = False,
+    ) -> None:
+        """Raise `RowError` for a turn, or its calls, without which the text is the same.
+
+        A content that stands in the text is taken for that turn's, once the template has been seen to write its role.
+        """
+        for number, turn in enumerate(turns):
+            where = f"{field}[{number - first}]" if number >= first else f"prompt[{number}]"
+            content, role = turn["content"].strip(), turn["role"]
+            if content and (role not in self.known or content not in whole):
+                if self._same(
+                    whole,
+                    render,
+                    [*turns[:number], {**turn, "content": loss_mask.PLACEHOLDER}, *turns[number + 1 :]],
+                    opened,
+                ):
+                    raise RowError(where, f"the chat template leaves the {role}'s turn out; {TEMPLATE} that writes it")
+                self.known.add(role)
+            if turn.get("tool_calls"):
+                mute = {key: value for key, value in turn.items() if key != "tool_calls"}
+                if self._same(whole, render, [*turns[:number], mute, *turns[number + 1 :]], opened):
+                    raise RowError(
+                        f"{where}.tool_calls",
+                        f"the chat template leaves calls of tools out; {TEMPLATE} that writes them, or take a model "
+                        "that knows tools",
+                    )
+
     @staticmethod
-    def _same(whole: str, render: loss_mask.Render, turns: loss_mask.Messages) -> bool:
+    def _same(whole: str, render: loss_mask.Render, turns: loss_mask.Messages, opened: bool = False) -> bool:
         try:
-            return render(turns, False) == whole
+            return render(turns, opened) == whole
         except RowError:
             return False
 
@@ -108,7 +159,7 @@ class Rendering:
         """What a plan says of the rows that were read."""
         found = {}
         if self.without_thoughts:
-            keeps = trainers.of(self.kind).reads == "text" and not self.template and _can_keep(self.tokenizer)
+            keeps = self.trainer.reads == "text" and not self.template and _can_keep(self.tokenizer)
             option = (
                 "trainer.args.assistant_only_loss=true trains with TRL's template, which keeps it"
                 if keeps
@@ -118,6 +169,13 @@ class Rendering:
                 f"{self.without_thoughts} of {self.rows} rows have reasoning in earlier turns, which the chat template "
                 f"leaves out, so it is not learnt; {option}"
             )
+        if self.others_learnt:
+            found["answers"] = (
+                f"{self.others_learnt} of {self.rows} rows have turns of others in what answers the prompt, which are "
+                "learnt with it" + ("; rows of messages learn the assistant's alone" * (self.trainer.reads == "text"))
+            )
+        if self.trainer.samples_completions:
+            return found | self._not_sampled_with()
         if self.without_tools:
             found["tools"] = (
                 f"{self.without_tools} of {self.rows} rows have tools, which the chat template does not show; "
@@ -125,9 +183,20 @@ class Rendering:
             )
         return found
 
-
-def _mute(turn: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in turn.items() if key != "tool_calls"}
+    def _not_sampled_with(self) -> dict[str, str]:
+        """What rows bring for the template, and the trainer has of its own."""
+        found = {}
+        if self.without_tools:
+            found["tools"] = (
+                f"{self.without_tools} of {self.rows} rows have tools, which {self.kind} does not show the policy: "
+                "those are the functions of trainer.tools"
+            )
+        if self.without_options:
+            found["template"] = (
+                f"{self.without_options} of {self.rows} rows have chat_template_kwargs, which {self.kind} does not "
+                "read: set trainer.args.chat_template_kwargs"
+            )
+        return found
 
 
 def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
-from posttrain.data.files import Place
+from posttrain.data.row import Place
 from posttrain.data.store import store
 from posttrain.errors import PosttrainError
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from posttrain.data.files import Place, Row, RowError
+from posttrain.data.row import Place, Row, RowError
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:

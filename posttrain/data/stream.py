@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import files as f
-from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS
+from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template_options
 from posttrain.data.reading import (
     RowSource,
     Template,
@@ -29,6 +29,7 @@ from posttrain.data.reading import (
     read,
     rename,
 )
+from posttrain.data.row import Place, RowError
 from posttrain.data.split import Part, Split, config_for_path
 from posttrain.data.store import INDEX_COLUMN, Skipped, message, store, temporary_file, temporary_files
 from posttrain.data.trainer_rows import TrainerRows, prompts_for, to_trainer
@@ -86,9 +87,10 @@ class Stream:
         rest = itertools.islice(self.fitting(source), self.held, None)
         while batch := list(itertools.islice(rest, BATCH)):
             with temporary_files():
-                rows = list(to_trainer(_part(batch, source, self.config, "train"), self.kind))
+                rows = list(with_template_options(to_trainer(_part(batch, source, self.config, "train"), self.kind)))
             # Other columns serve reward functions, which no trainer here has; their types may change on the way.
-            yield from ({name: row.get(name) for name in self.columns} for row in rows)
+            for row in rows:
+                yield {name: row.get(name, {} if name == "chat_template_kwargs" else None) for name in self.columns}
 
     def opened(self) -> RowSource:
         return _source(config_for_path(self.config, self.config.path), self.kind, self.template)
@@ -96,18 +98,18 @@ class Stream:
     def fitting(self, source: RowSource) -> Iterator[dict[str, Any]]:
         for place, row in source.rows():
             try:
-                if isinstance(row, f.RowError):
+                if isinstance(row, RowError):
                     raise row
                 made = source.convert(row)
                 source.convert.check(made)
                 made.pop(INDEX_COLUMN, None)
                 yield made
-            except f.RowError as row_error:
+            except RowError as row_error:
                 if self.config.on_error == "stop":
                     fix = "fix it, or leave such rows out with data.on_error=skip"
                     where = f"data.path={display_path(self.config.path)}"
                     raise PosttrainError(f"{where}: a row does not fit; {fix}\n  {message(place, row_error)}") from None
-                self.skipped.add(place, row_error, None if isinstance(row, f.RowError) else row)
+                self.skipped.add(place, row_error, None if isinstance(row, RowError) else row)
 
 
 def load(config: DataConfig, kind: str, template: Template | None) -> tuple[IterableDataset, TrainerRows]:
@@ -177,6 +179,6 @@ def _source(config: DataConfig, kind: str, template: Template | None) -> RowSour
 
 
 def _part(rows: list[dict[str, Any]], source: RowSource, config: DataConfig, name: str) -> Part:
-    numbered = [(f.Place(display_path(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
+    numbered = [(Place(display_path(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
     stored, _ = store(lambda: iter(numbered), lambda row: row, f"data.path={display_path(config.path)}")
     return Part(stored, config, None, name, source.format)

@@ -35,11 +35,15 @@ BROKEN = [
     ("d.json", b'[{"text": "a"},\n]', "d.json, line 2: is not JSON: a comma with no row after it"),
     ("d.json", b'[{"text": "a"},\n{"text": ]', "d.json, line 2: is not JSON: Expecting value"),
     ("d.json", b'[{"text": "a"}', "the array does not end; the file is cut short"),
-    ("d.json", b'{"data": [{"text": "a"}], "version": 1}', "more after the array: ', \"version\": 1}'"),
+    ("d.json", b'{"data": [{"text": "a"}], "version": 1} x', "more after the array: ', \"version\": 1} x'"),
+    ("d.json", b'{"v": 1, "train": [{"text": "a"}], "test": [{"text": "b"}]}', "several lists of rows (train, test)"),
+    ("d.jsonl", '{"text": "a"}'.encode("utf-16-le"), "it is UTF-16 or UTF-32, or no text; save it as UTF-8"),
+    ("d.jsonl.gz", b'{"text": "a"}', "it is not compressed as .gz; take .gz off its name"),
+    ("d.csv", b",text\n0,a\n", "(pandas: to_csv(index=False))"),
     ("d.jsonl", b'{"text": "a", "text": "b"}', "line 1: has the key 'text' twice"),
     ("d.jsonl", b'{"text": "a", "m": {"k": 1, "k": 2}}', "line 1: has the key 'k' twice"),
     ("d.json", b'[{"text": "\xff"}]', "d.json: is not UTF-8 (byte 12); save the file as UTF-8"),
-    ("d.jsonl", '{"text": "a"}'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+    ("d.jsonl", '{"text": "a"}'.encode("utf-16"), "it is UTF-16 or UTF-32; save it as UTF-8"),
     ("d.jsonl", gzip.compress(b'{"text": "a"}', mtime=0), "it is compressed by gzip; add .gz to its name"),
     ("d.jsonl", b"PAR1....", "it is a Parquet file; call it .parquet"),
     ("d.parquet", b'{"text": "a"}', "it is not a Parquet file, whatever its name says"),
@@ -93,5 +97,5 @@ def test_thumbs_and_numbers_do_not_mix():
 
 def test_a_pair_without_its_answer_has_a_place():
     Path("d.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "rejected": "b"}\n')
-    with pytest.raises(PosttrainError, match=r"d\.jsonl, line 2, chosen: expected text or a list"):
+    with pytest.raises(PosttrainError, match=r"d\.jsonl, line 2, chosen: is missing"):
         load(DataConfig(path="d.jsonl", eval_size=0), "dpo")

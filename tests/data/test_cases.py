@@ -253,7 +253,7 @@ def test_the_plan_says_what_becomes_of_the_rows():
     path = write({**PAIR, "note": 1, "labels": [1], "prompt_ids": [2]}, {"prompt": 3}, {**PAIR, "prompt": "3+3?"})
     lines = loaded(path, "dpo", "qwen3", on_error="skip")[0].describe()
     assert lines["rows"] == "3 read, 1 skipped, 0 held out, 2 trained on"
-    assert lines["unused"] == "columns labels, prompt_ids"
+    assert lines["unused"] == "columns note, labels, prompt_ids"
 
 
 def test_labels_of_one_kind_and_pairs_without_a_difference_teach_nothing():

@@ -57,7 +57,7 @@ def test_a_conversation_is_one_already():
 
 
 def test_a_missing_text_is_an_error_with_its_line():
-    with pytest.raises(PosttrainError, match=r"d\.jsonl, line 1, prompt: expected text or a list"):
+    with pytest.raises(PosttrainError, match=r"d\.jsonl, line 1, prompt: is missing"):
         loaded({"prompt": None}, "grpo")
 
 

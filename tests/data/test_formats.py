@@ -189,7 +189,7 @@ CASES: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
             {"prompt": "Name a colour.", "completion": "Red.", "label": True},
             {"prompt": "Name a colour.", "completion": "Two.", "label": False},
         ],
-        "line 2, completion: expected text or a list of messages, got None",
+        "line 2, completion: is missing",
     ),
 }
 

@@ -101,7 +101,7 @@ def test_columns_are_mapped_ours_to_theirs(tmp_path):
         ([{"messages": []}] * 2, "sft", {"eval_size": 0}, "is an empty conversation"),
         ([{"messages": [{"by": "x"}]}] * 2, "sft", {"eval_size": 0}, "expected a message with role and content"),
         ([{**PAIR, "chosen": [{"role": "assistant", "content": ""}]}] * 2, "dpo", {"eval_size": 0}, "turn is empty"),
-        ([{"prompt": "p", "completion": "c", "label": "good"}] * 2, "kto", {"eval_size": 0}, "expected true or false"),
+        ([{"prompt": "p", "completion": "c", "label": "some"}] * 2, "kto", {"eval_size": 0}, "expected true or false"),
         ([{"text": "a"}], "sft", {}, "1 rows cannot be split; set data.eval_size=0"),
     ],
 )
@@ -119,9 +119,9 @@ PARTED = {"chosen": [USER, ASSISTANT], "rejected": [USER, BAD]}
 @pytest.mark.parametrize(
     ("row", "column", "kinds", "said"),
     [
-        (PARTED, "chosen", ("sft", "reward", "dpo", "kto", "grpo"), "expected text or a list of messages, got None"),
+        (PARTED, "chosen", ("sft", "reward", "dpo", "kto", "grpo"), "is missing"),
         ({"messages": [USER, ASSISTANT]}, "messages", ("sft", "grpo"), "expected a list of messages, got None"),
-        ({"chosen": "Q A", "rejected": "Q B"}, "rejected", ("dpo",), "expected text or a list of messages, got None"),
+        ({"chosen": "Q A", "rejected": "Q B"}, "rejected", ("dpo",), "is missing"),
     ],
 )
 def test_a_null_in_data_that_is_no_file_says_where(row, column, kinds, said, eval_size):

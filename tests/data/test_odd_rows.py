@@ -1,0 +1,260 @@
+"""Rows of every kind that people have and no documentation shows: learnt as they are, refused, or named in the plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from posttrain.data.loading import load
+from posttrain.errors import PosttrainError
+from tests.data.test_cases import chat, learnt, loaded, write
+from tests.helpers import template_models
+
+USER, END = {"role": "user", "content": "q"}, "<|im_end|>\n"
+CALL = {"function": {"name": "f", "arguments": "{}"}}
+TOOLS = [{"name": "f", "parameters": {}}]
+TEXT_PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+def said(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def pair(**more: Any) -> dict[str, Any]:
+    return {"prompt": [USER], "chosen": [said("a")], "rejected": [said("b")], **more}
+
+
+# row, trainer, what is trained on (of its first sequence, with Qwen 2.5's template), what stands in the whole text.
+LEARNT: list[tuple[dict[str, Any], str, str, str]] = [
+    # Reasoning under keys that are empty, or stand twice with the same.
+    (chat({**USER, "reasoning_content": ""}, "a"), "sft", "a" + END, ""),
+    (chat("q", said("a", reasoning="", thinking="R")), "sft", "<think>\nR\n</think>\n\na" + END, ""),
+    (chat("q", said("<think>R</think>a", reasoning_content="R\n")), "sft", "<think>R</think>a" + END, ""),
+    # Keys of one style with those of another.
+    ({"conversations": [{"from": "human", "content": "q"}, {"role": "gpt", "value": "a"}]}, "sft", "a" + END, "q"),
+    # Messages as JSON in a string, whatever their first key; one message alone.
+    ({**TEXT_PAIR, "prompt": '[{"name": "x", "role": "user", "content": "Q!"}]'}, "dpo", "a" + END, "user\nQ!"),
+    ({**TEXT_PAIR, "chosen": '{"role": "assistant", "content": "A!"}'}, "dpo", "A!" + END, "user\nq"),
+    ({"messages": json.dumps([USER, said("a")])}, "sft", "a" + END, ""),
+    # JSON that is a text of its own.
+    (
+        {"prompt": "q", "completion": '{"role": "engineer", "name": "x"}'},
+        "sft",
+        '{"role": "engineer", "name": "x"}<|im_end|>',
+        "",
+    ),
+    ({"prompt": "q", "completion": "['a', 'b']"}, "sft", "['a', 'b']<|im_end|>", ""),
+    # A system prompt and tools beside the turns reach every format.
+    ({"messages": [USER, said("a")], "rejected_response": "b", "system": "SYS"}, "dpo", "a" + END, "SYS"),
+    (
+        {"chosen_messages": [USER, said("a")], "rejected_messages": [USER, said("b")], "system": "SYS"},
+        "dpo",
+        "a" + END,
+        "SYS",
+    ),
+    (chat("q", said("a", weight=1), system="SYS"), "sft", "a" + END, "SYS"),
+    (
+        {"instruction": "q", "output": "a", "tools": json.dumps(TOOLS)},
+        "sft",
+        "a" + END,
+        '{"type": "function", "function": {"name": "f"',
+    ),
+    (pair(functions=TOOLS), "kto", "a" + END, '{"type": "function", "function": {"name": "f"'),
+    ({"query": "q", "response": "a", "tools": TOOLS}, "sft", "a" + END, '"name": "f"'),
+    # Calls without ids, with arguments as text, none, or alone.
+    (
+        chat("q", said(None, tool_calls=CALL)),
+        "sft",
+        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' + END,
+        "",
+    ),
+    (
+        chat("q", said("", tool_calls=[{"function": {"name": "f", "arguments": ""}}])),
+        "sft",
+        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' + END,
+        "",
+    ),
+    (chat("q", said("a", tool_calls=[], function_call={})), "sft", "a" + END, ""),
+    # Marks as numbers with a point, parts of plain strings, media columns that hold nothing.
+    (chat("q", said("a", weight=0.0), "r", said("b", weight=1.0)), "sft", "b" + END, ""),
+    (chat({"role": "user", "content": ["Q", {"type": "text", "text": "!"}]}, "a"), "sft", "a" + END, "Q!"),
+    (chat("q", "a", images={}, videos=[None], audios=""), "sft", "a" + END, ""),
+]
+
+
+@pytest.mark.parametrize(("row", "kind", "trained", "whole"), LEARNT)
+def test_what_is_learnt_of_it(row: dict[str, Any], kind: str, trained: str, whole: str):
+    rows = [row] if kind != "kto" else [row, row]
+    found = learnt(write(*rows), kind, "qwen25")
+    assert trained in [one for _, one in found]
+    assert whole in found[0][0]
+
+
+# row, trainer, what is said.
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    (chat("q", said("a", reasoning="R", thinking="S")), "sft", "different reasoning in reasoning and thinking"),
+    (
+        chat("q", said("<think>A</think>a", reasoning_content="B")),
+        "sft",
+        "different reasoning in reasoning_content and <th",
+    ),
+    (chat({**USER, "reasoning": "R"}, "a"), "sft", "messages[0]: only the assistant reasons"),
+    (
+        chat({"role": "system", "content": "s", "tools": TOOLS}, "q", "a"),
+        "sft",
+        "messages[0].tools: belongs to the row",
+    ),
+    (chat({**USER, "name": 3}, "a"), "sft", "messages[0].name: expected text, got 3"),
+    (
+        chat({"role": "system", "content": "s"}, said("a"), system="OTHER"),
+        "sft",
+        "system: differs from the system turn",
+    ),
+    (chat("q", "a", system=["s"]), "sft", "system: expected text"),
+    (chat("q", said(None, refusal="No.")), "sft", "messages[1].content: an assistant turn is empty"),
+    (
+        chat("q", said([{"type": "tool_use", "name": "f"}])),
+        "sft",
+        "content[0]: expected a part of type text, got 'tool_use'",
+    ),
+    (
+        chat("q", said(None, tool_calls=[{"function": {"name": "f", "arguments": '"{}"'}}])),
+        "sft",
+        "arguments: expected an",
+    ),
+    ({**TEXT_PAIR, "prompt": " \n"}, "dpo", "line 1, prompt: is empty"),
+    ({**TEXT_PAIR, "prompt": None}, "reward", "line 1, prompt: is missing"),
+    ({"prompt": "", "completion": "a"}, "sft", "line 1, prompt: is empty"),
+    ({"prompt": " "}, "grpo", "line 1, prompt: is empty"),
+    ({"prompt": [USER, said("Sure")]}, "grpo", "prompt[1]: is the assistant's, and TRL does not continue a turn"),
+    ({"messages": str([USER, said("a")])}, "sft", "messages: is a list as Python prints it"),
+    (
+        {**TEXT_PAIR, "chosen": "array([{'content': 'a', 'role': 'assistant'}])"},
+        "dpo",
+        "chosen: is a list as Python prints",
+    ),
+    ({**TEXT_PAIR, "chosen": '[{"role": "assistant", "content": "a"'}, "dpo", "chosen: is not JSON"),
+    (
+        {**pair(), "prompt": "OTHER", "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
+        "dpo",
+        "prompt: is none of",
+    ),
+    ({"prompt": "q", "completion": "a", "label": 1}, "kto", "label: expected true or false, got 1 (of numbers:"),
+    (chat("q", "a", images={"path": "x.png"}), "sft", "images: is not empty, and the model reads text only"),
+]
+
+
+@pytest.mark.parametrize(("row", "kind", "said"), REFUSED)
+def test_what_is_refused_of_it(row: dict[str, Any], kind: str, said: str):
+    with pytest.raises(PosttrainError) as error:
+        loaded(write(row), kind, "qwen25")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("good", ["true", "True", "good", "desirable", "👍🏽", True])
+def test_labels_in_words(good: Any):
+    rows = ({"prompt": "q", "completion": "a", "label": one} for one in (good, False, "false"))
+    assert sorted(loaded(write(*rows), "kto", "qwen25")[0].train["label"]) == [False, False, True]
+
+
+def test_labels_of_a_spreadsheet_and_texts_that_look_like_numbers():
+    Path("d.csv").write_text("prompt,completion,label\n1+1,2,TRUE\n1+1,3,FALSE\n")
+    rows = loaded("d.csv", "kto", "qwen25")[0].train
+    assert {(row["completion"], row["label"]) for row in rows} == {("2", True), ("3", False)}
+    Path("d.csv").write_text("question,chosen,rejected\n11,2,3\n12,4,5\n")
+    assert loaded("d.csv", "dpo", "qwen25")[0].train[0]["chosen"][0]["content"] == "2"
+
+
+LEAVES_OUT = "{% for m in messages %}{% if m.role != 'ROLE' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
+def test_a_turn_that_the_template_leaves_out(role: str, kind: str):
+    turns = [{"role": "system", "content": "s"}, USER, said("b"), {"role": "tool", "content": "t"}]
+    row = chat(*turns, "a", "a") if kind == "sft" else {**pair(), "prompt": turns}
+    row["messages" if kind == "sft" else "prompt"][4:5] = []
+    tokenizer = template_models.copy("qwen25", LEAVES_OUT.replace("ROLE", role))
+    with pytest.raises(PosttrainError, match=rf"\[\d\]: the chat template leaves the {role}'s turn out"):
+        _load(write(row), kind, tokenizer)
+
+
+def _load(path: str, kind: str, tokenizer: Any) -> Any:
+    from posttrain.config.schema import DataConfig
+    from posttrain.data.rendering import Rendering
+
+    return load(DataConfig(path=path, eval_size=0), kind, Rendering(tokenizer, kind, {}))
+
+
+@pytest.mark.parametrize(("kind", "row"), [("sft", {"completion": [said("a")]}), ("dpo", pair())])
+def test_a_prompt_that_is_written_otherwise_before_its_answer_is_not_learnt(kind: str, row: dict[str, Any]):
+    """Qwen3 strips the empty thoughts of an assistant's turn once another follows: TRL would learn from there on."""
+    prompt = [USER, said("Sure, I will.")]
+    with pytest.raises(PosttrainError, match="so a part of the prompt would be learnt"):
+        loaded(write({**row, "prompt": prompt}), kind, "qwen3")
+    assert loaded(write({**row, "prompt": prompt}), kind, "qwen25")
+
+
+def test_the_plan_names_what_is_not_read():
+    row = {**chat("q", said("a", refusal=None, id="m1"), note=1, tools=""), "reasoning": "R", "weight": 1}
+    assert loaded(write(row), "sft", "qwen25")[0].describe()["unused"] == (
+        "columns note, reasoning, weight, messages[].id"
+    )
+    text = {"prompt": "q", "completion": "a", "system": "s", "tools": TOOLS}
+    assert loaded(write(text), "sft", "qwen25")[0].describe()["unused"] == "columns system, tools"
+    # A reward function may read any column.
+    assert "unused" not in loaded(write({"prompt": "q", "note": 1}), "grpo", "qwen25")[0].describe()
+
+
+def test_a_weight_that_is_not_learnt_is_refused():
+    with pytest.raises(PosttrainError, match="column weight: sft counts all rows alike"):
+        loaded(write({**chat("q", "a"), "weight": 0}, {**chat("r", "a"), "weight": 1}), "sft", "qwen25")
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
+def test_what_a_trainer_that_samples_does_not_show_the_policy(kind: str):
+    row = {"prompt": [USER], "tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False}}
+    notes = loaded(write(row, {"prompt": [USER]}), kind, "qwen3")[1].notes()
+    assert notes["tools"].startswith(f"1 of 2 rows have tools, which {kind} does not show the policy")
+    assert notes["template"].endswith("set trainer.args.chat_template_kwargs")
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
+def test_turns_of_others_in_an_answer_are_named(kind: str):
+    turns = [said("a"), USER, said("b")]
+    row = {"prompt": [USER], "completion": turns} if kind == "sft" else {**pair(), "chosen": turns}
+    notes = loaded(write(row), kind, "qwen25")[1].notes()
+    assert notes["answers"].startswith("1 of 1 rows have turns of others")
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "kto"])
+def test_options_of_the_template_in_some_rows_only(kind: str):
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    found = learnt(write(pair(**off), pair()), kind, "qwen3")
+    assert len({whole for whole, _ in found}) == (1 if kind == "sft" else 2)
+
+
+def test_files_whose_objects_go_over_several_lines():
+    row = json.dumps({"prompt": "q", "completion": "a"}, indent=1)
+    for text in (row, f"{row}\n{row}", f'{{"version": "1", "data": [{row}], "by": {{"name": "x"}}}}'):
+        Path("d.json").write_text(text)
+        assert loaded("d.json", "sft", "qwen25")[0].train["completion"][:] == ["a"] * text.count('"q"')
+    Path("d.json").write_text(f'{row}\n{{\n "prompt": 5,\n "completion": "a"}}')
+    with pytest.raises(PosttrainError, match=r"d\.json, line 5, prompt: expected text"):
+        loaded("d.json", "sft", "qwen25")
+
+
+def test_marks_that_arrow_fills_up_with_nulls():
+    turns = [
+        {"role": r, "content": c, "weight": w, "tool_calls": None}
+        for r, c, w in [("user", "q", None), ("assistant", "BAD", 0.0), ("user", "r", None), ("assistant", "GOOD", 1.0)]
+    ]
+    pq.write_table(pa.table({"messages": [turns]}), "d.parquet")
+    ((_, trained),) = learnt("d.parquet", "sft", "qwen25")
+    assert trained == "GOOD" + END
