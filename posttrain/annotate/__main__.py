@@ -200,7 +200,7 @@ def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:
             "items": f"{len(items)}, {votes}{shared}",
             "order": "most informative first" if args.informative else "as in the data",
             "answers": f"{answers_path(args.out)}" + (f": {given} so far" if given else ""),
-            "stop": "Ctrl-C; the same command goes on",
+            "stop": "Ctrl-C; the same command resumes",
         }
     )
 
@@ -219,7 +219,7 @@ def print_summary(session: Session, args: argparse.Namespace, command: str) -> N
             report(answers, args)
     except PosttrainError as error:  # all tied so far: no mistake
         print_plain(str(error))
-    print_plain(f"go on    {command}")
+    print_plain(f"resume   {command}")
 
 
 def report(answers: Answers, args: argparse.Namespace) -> None:

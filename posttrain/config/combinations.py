@@ -112,7 +112,7 @@ def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
                 errors.append(f"save_steps={kept:g}: load_best_model_at_end needs a multiple of eval_steps={every:g}")
     if args.get("save_strategy") == "best" and not args.get("metric_for_best_model"):
         errors.append(
-            "save_strategy=best: by what? Set trainer.args.metric_for_best_model=eval_loss, or another metric"
+            "save_strategy=best: needs a metric; set trainer.args.metric_for_best_model=eval_loss, or another metric"
         )
     return errors
 
@@ -300,13 +300,13 @@ def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> lis
         return errors
     if start.startswith(UNSUPPORTED_INITIALISATIONS):
         errors.append(
-            f"{where}: begins with passes over data that are not made here, so that the adapter would begin otherwise; "
-            "leave it out, or choose gaussian, pissa or olora"
+            f"{where}: needs passes over data before training, which are not made here; leave it out, or choose gaussian, "
+            "pissa or olora"
         )
     elif start == "loftq":
         errors.append(
-            f"{where}: quantizes the weights it begins with, and a base that is loaded quantized has no others; leave "
-            "it out, or choose gaussian"
+            f"{where}: needs full-precision weights to quantize, and this base is loaded quantized; leave it out, or "
+            "choose gaussian"
         )
     elif not INITIALISATIONS.fullmatch(start):
         errors.append(f"{where}: choose from true, gaussian, pissa, pissa_niter_N, olora, orthogonal, mica")

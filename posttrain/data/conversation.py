@@ -544,7 +544,7 @@ def _check_answers_diverge(answers: list[Turns]) -> None:
     at = common_prefix_length(*answers)
     differing = [answer[at] for answer in answers if at < len(answer)]
     if other := next((one for one in differing if one.role != "assistant"), None):
-        raise RowError("rejected", f"parts from chosen at a {other.role} turn, so the two answer different questions")
+        raise RowError("rejected", f"differs from chosen at a {other.role} turn, so the two answer different questions")
 
 
 def common_prefix_length(one: Any, other: Any) -> int:

@@ -135,16 +135,14 @@ def explain_errors(directory: RunDirectory, fix: str, command: str) -> Iterator[
         with explain_memory_errors(fix):
             yield
     except RewardError as error:
-        raise PosttrainError(
-            f"{error}\nWhat was done before is kept, and the same command goes on: {command}"
-        ) from error
+        raise PosttrainError(f"{error}\nFinished work is kept, and the same command resumes: {command}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _disk_full(error, directory.path):
             raise
         last = directory.last_checkpoint()
         raise PosttrainError(
             f"{directory.path}: No space left on device; the last whole checkpoint is {last.name if last else 'none'}. "
-            "Free some space, and the same command goes on from there"
+            "Free some space; the same command resumes from there"
         ) from error
 
 

@@ -85,7 +85,7 @@ def report() -> None:
     for command in unfinished:
         print_error(f"stopped  {command}")
     if unfinished:
-        print_error("The sweep's own command goes on: what is finished is used again, what was stopped continues")
+        print_error("The command of the sweep resumes: finished jobs are reused, stopped ones continue")
 
 
 def arguments(argv: list[str]) -> list[str]:

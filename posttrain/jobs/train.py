@@ -82,7 +82,7 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
     damaged = directory.remove_damaged_checkpoints() if main_process() else []
     checkpoint = directory.last_checkpoint()
     for line in damaged:
-        print_plain(f"{line}; going on from {checkpoint.name if checkpoint else 'the start'}")
+        print_plain(f"{line}; resuming from {checkpoint.name if checkpoint else 'the start'}")
     if main_process():
         _start(run, origin, plan, directory, checkpoint)
     group = origin.sweep_dir.name if origin.sweep_dir else None
@@ -192,11 +192,11 @@ def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command
     """What to do once the reason for which the work ended is gone."""
     last = directory.last_checkpoint()
     if last is None:
-        return f"No checkpoint had been saved. Fixed, the command begins anew: {command}"
+        return f"No checkpoint was saved. After the fix, this command starts again: {command}"
     kept = f"checkpoint-{trainer.state.global_step} is saved" if saved else f"The last checkpoint is {last.name}"
     return (
-        f"{kept}, and the same command goes on from it: {command}\n"
-        "(A reward function that was changed makes another run, which begins anew.)"
+        f"{kept}, and the same command resumes from it: {command}\n"
+        "(With a changed reward function it is another run, which starts again.)"
     )
 
 

@@ -29,18 +29,18 @@ DPI = 100
 PICTURES = {
     "frontier": (
         "Reward against KL",
-        "A point a group of runs, at the end of training; thin lines are the way there. Bars are one standard "
+        "Each point is a group of runs at the end of training; thin lines are the way there. Bars are one standard "
         "deviation between seeds, or with one seed one standard error over prompts. The dotted line is the start.",
     ),
     "overoptimisation": (
         "Over-optimisation",
-        "What each reward gained over the start, against the root of KL, over all logged points; curves are "
-        "least-squares fits of d (α − β log d) for trained policies and d (α − β d) for best of n, with d = √KL "
-        "(Gao et al. 2022), drawn as far as was measured. Behind ± is the standard error of the fit, too small where "
-        "the points of one run depend on one another: a peak means something where β is several of them above 0.",
+        "The gain of each reward over the start, against the root of KL, at all logged points. Curves are least-squares "
+        "fits of d (α − β log d) for trained policies and d (α − β d) for best of n, with d = √KL (Gao et al. 2022). "
+        "After ± is the standard error of the fit, which is too small, because the points of a run depend on each "
+        "other: a peak is meaningful only if β is several standard errors above 0.",
     ),
-    "failure_modes": ("Failure modes", "What else the probe measured, against KL, at the end of training."),
-    "training": ("Training curves", "As logged by each trainer; losses of different methods are not comparable."),
+    "failure_modes": ("Failure modes", "The other metrics of the probe, against KL, at the end of training."),
+    "training": ("Training curves", "As logged by each trainer. Losses of different methods cannot be compared."),
 }
 
 

@@ -85,7 +85,7 @@ class Ensemble:
         if len(models) < 2 or not all(isinstance(model, str) for model in models):
             return [f"{key}.models={args.get('models')}: expected at least two runs or hub ids, [RUN,RUN]"]
         if twice := sorted({model for model in models if models.count(model) > 1}):
-            errors.append(f"{key}.models: {twice[0]} stands there twice, and would count twice")
+            errors.append(f"{key}.models: {twice[0]} is named twice")
         if (combine := args.get("combine", "mean")) not in COMBINE:
             errors.append(f"{key}.combine={combine}: choose from {', '.join(COMBINE)}")
         k = args.get("k", 1.0)

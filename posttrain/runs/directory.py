@@ -138,8 +138,8 @@ class RunDirectory:
         if not isinstance(record, dict) or "status" not in record:
             why = record if isinstance(record, ValueError) else "it lacks what posttrain writes"
             raise PosttrainError(
-                f"{path}: is damaged ({why}); restore it, or remove it: the command of the run then writes it anew and "
-                "goes on from the last checkpoint"
+                f"{path}: is damaged ({why}); restore it, or remove it: the command of the run then writes it again and "
+                "resumes from the last checkpoint"
             )
         return record
 
@@ -259,7 +259,7 @@ def _length_until(path: Path, step: int, length: int | None) -> str:
             if length is None and number == len(lines):
                 continue
             raise PosttrainError(
-                f"{path}:{number}: is damaged; restore the file, or remove {path.parent} and train anew"
+                f"{path}:{number}: is damaged; restore the file, or remove {path.parent} and train again"
             ) from None
     return "".join(kept)
 

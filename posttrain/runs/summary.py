@@ -25,7 +25,7 @@ def show(directory: RunDirectory) -> None:
     print_plain(f"curves   {_short_path(directory.curves)}")
     print_plain(f"model    {_short_path(directory.model)}")
     if record.get("tracking"):
-        print_plain(f"tracking {record['tracking']}")
+        print_plain(f"tracking {record['tracking'].replace(f'{Path.cwd()}/', '')}")
     for line in next_steps(directory, record):
         print_plain(line)
 

@@ -242,6 +242,6 @@ def stop_message(stopped: dict[str, Any]) -> str:
     name, kept = stopped["alarm"], stopped["checkpoint"]
     return (
         f"alarms.{name}: stopped at step {stopped['step']}: {stopped['message']}. "
-        + (f"Kept: {kept}. " if kept else "No checkpoint had been saved. ")
-        + f"To go on all the same, the same command with alarms.{name}.action=warn, or another threshold"
+        + (f"Kept: {kept}. " if kept else "No checkpoint was saved. ")
+        + f"To continue, use the same command with alarms.{name}.action=warn, or another threshold"
     )

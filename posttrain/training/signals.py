@@ -75,7 +75,7 @@ class ExitOnSignal(Signals):
         if self.number:
             os._exit(128 + number)
         super()._note(number, frame)
-        os.write(2, f"\n{self.signal}: stopped. The same command goes on: {self.command}\n".encode())
+        os.write(2, f"\n{self.signal}: stopped. The same command resumes: {self.command}\n".encode())
         timer = threading.Timer(EXIT_SECONDS, os._exit, (128 + number,))
         timer.daemon = True
         timer.start()

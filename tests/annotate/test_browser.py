@@ -161,7 +161,7 @@ def test_two_people_a_reload_and_a_server_that_is_killed(browser, tmp_path):
     for part in (
         "people: p.answers.jsonl",
         "train    posttrain trainer=dpo peft=lora model.path=MODEL data.path=p.jsonl",
-        "go on    posttrain annotate",
+        "resume   posttrain annotate",
     ):
         assert part in said
 

@@ -173,7 +173,7 @@ def test_our_own_numbers(overrides, said):
         ("sft", {"padding_free": True}, {}, "padding_free=true: does not cut"),
         ("sft", {"fsdp_config": {"min_num_params": 1}}, {}, "fsdp_config: nothing reads it without fsdp"),
         ("kto", {"train_sampling_strategy": "random"}, {}, "train_sampling_strategy=random: loss_type=kto"),
-        ("sft", {}, {"lora": {"init_lora_weights": "eva"}}, "init_lora_weights=eva: begins with passes over data"),
+        ("sft", {}, {"lora": {"init_lora_weights": "eva"}}, "init_lora_weights=eva: needs passes over data"),
         ("sft", {}, {"lora": {"init_lora_weights": "corda"}}, "init_lora_weights=corda"),
         ("sft", {}, {"lora": {"init_lora_weights": "loftq"}}, "init_lora_weights=loftq: quantizes the weights"),
         ("sft", {}, {"lora": {"init_lora_weights": "gausian"}}, "choose from true, gaussian"),

@@ -134,7 +134,7 @@ def chat(*turns: Any, **more: Any) -> dict[str, Any]:
 
 # rows (or a case), trainer, family, what is said.
 REFUSED: list[tuple[Any, str, str, str]] = [
-    ("dpo_diverge_at_user", "dpo", "qwen3", "line 1, rejected: parts from chosen at a user turn"),
+    ("dpo_diverge_at_user", "dpo", "qwen3", "line 1, rejected: differs from chosen at a user turn"),
     ("gemma_system", "sft", "gemma", "line 3: the chat template refuses it: System role not supported"),
     ({"chosen": "quatre", "rejected": "four"}, "dpo", "qwen3", "line 1, chosen: shares no beginning with rejected"),
     (chat("a", {"role": "assistant", "content": PARTS}), "sft", "qwen3", "messages[1].content[0]: expected a part"),

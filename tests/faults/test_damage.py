@@ -91,7 +91,7 @@ def test_the_one_before_is_taken_and_said_and_the_end_is_the_same(again, stopped
     (again / "optimizer.pt").unlink()
     done = run(*ARGS)
     out = capsys.readouterr().out
-    assert "checkpoint-6 is not whole and is removed: optimizer.pt is missing; going on from checkpoint-4" in out
+    assert "checkpoint-6 is not whole and is removed: optimizer.pt is missing; resuming from checkpoint-4" in out
     assert differences(RunDirectory(next((stopped / "outputs").iterdir())), done) == []
 
 

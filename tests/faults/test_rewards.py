@@ -77,5 +77,5 @@ def test_a_reward_that_fails_in_the_fifth_step_costs_nothing(tmp_path, pairs, mo
     assert "reward letter (tests.helpers.rewards.letter) after step 4, on 16 completions: raised ValueError" in str(
         error.value
     )
-    assert "checkpoint-4 is saved, and the same command goes on from it: posttrain +recipe=rloo" in str(error.value)
+    assert "checkpoint-4 is saved, and the same command resumes from it: posttrain +recipe=rloo" in str(error.value)
     assert differences(whole, run(*args)) == []

@@ -26,7 +26,7 @@ def test_jobs_that_were_stopped_are_named_at_the_end(tmp_path, monkeypatch, caps
     said = capsys.readouterr().err
     assert "1 of 3 jobs finished" in said
     assert "failed   posttrain name=b\n         X" in said
-    assert "stopped  posttrain name=c\nThe sweep's own command goes on" in said
+    assert "stopped  posttrain name=c\nThe command of the sweep resumes" in said
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_an_evaluation_calibrates_and_rewards_read_it(train):
     ("overrides", "said"),
     [
         (["reward.ensemble.args.models=[a]"], "args.models=['a']: expected at least two runs or hub ids"),
-        (["reward.ensemble.args.models=[a,a]"], "args.models: a stands there twice"),
+        (["reward.ensemble.args.models=[a,a]"], "args.models: a is named twice"),
         (["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.combine=max"], "combine=max: choose from mean"),
         (["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.k=-1"], "args.k=-1: expected a number"),
         (["reward.ensemble.args.models=[a,b]", "+reward.ensemble.args.scale=z"], "args.scale=z: choose from none"),

@@ -285,7 +285,7 @@ def test_told_says_how_to_go_on():
         "setting": setting(AlarmsConfig(), "kl"),
     }
     assert alarms.stopped_run_message({"status": "stopped", "stopped": stopped}, AlarmsConfig()) == (
-        "alarms.kl: stopped at step 3: m. No checkpoint had been saved. To go on all the same, the same command with "
+        "alarms.kl: stopped at step 3: m. No checkpoint was saved. To continue, use the same command with "
         "alarms.kl.action=warn, or another threshold"
     )
     assert alarms.stopped_run_message({"status": "finished"}, AlarmsConfig()) is None

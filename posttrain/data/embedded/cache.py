@@ -47,6 +47,6 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
         if error.errno is None:  # not the file system's: libraries raise OSError for much else
             raise
         raise PosttrainError(
-            f"cannot write the cache {final.parent}: {error.strerror}. Set POSTTRAIN_CACHE to a folder with room."
+            f"cannot write the cache {final.parent}: {error.strerror}. Set POSTTRAIN_CACHE to a folder with free space."
         ) from error
     return final
