@@ -300,8 +300,8 @@ def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> lis
         return errors
     if start.startswith(UNSUPPORTED_INITIALISATIONS):
         errors.append(
-            f"{where}: needs passes over data before training, which are not made here; leave it out, or choose gaussian, "
-            "pissa or olora"
+            f"{where}: needs passes over data before training, which are not made here; leave it out, or choose "
+            "gaussian, pissa or olora"
         )
     elif start == "loftq":
         errors.append(

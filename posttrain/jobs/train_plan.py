@@ -55,7 +55,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         **plan.notes,
         **({"note": note} if (note := _note(run, plan)) else {}),
         **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.takes_rewards else {}),
-        "steps": f"{plan.steps}, of {plan.rows_per_step} {'prompt' if kind.samples_completions else 'row'}{'s' * (plan.rows_per_step > 1)} each"
+        "steps": f"{plan.steps}, of {plan.rows_per_step} {'prompts' if kind.samples_completions else 'rows'} each"
         if plan.steps_per_rollout == 1
         else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
         **({"teacher": _teacher(run)} if run.trainer.teacher.model else {}),

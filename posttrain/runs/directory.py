@@ -138,7 +138,7 @@ class RunDirectory:
         if not isinstance(record, dict) or "status" not in record:
             why = record if isinstance(record, ValueError) else "it lacks what posttrain writes"
             raise PosttrainError(
-                f"{path}: is damaged ({why}); restore it, or remove it: the command of the run then writes it again and "
+                f"{path}: is damaged ({why}); restore it, or remove it: the run's command then writes it again and "
                 "resumes from the last checkpoint"
             )
         return record
