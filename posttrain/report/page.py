@@ -35,7 +35,8 @@ PICTURES = {
     "overoptimisation": (
         "Over-optimisation",
         "The gain of each reward over the start, against the root of KL, at all logged points. Curves are "
-        "least-squares fits of d (α − β log d) for trained policies and d (α − β d) for best of n, with d = √KL (Gao et al. 2022). "
+        "least-squares fits of d (α − β log d) for trained policies and d (α − β d) for best of n, with "
+        "d = √KL (Gao et al. 2022). "
         "After ± is the standard error of the fit, which is too small, because the points of a run depend on each "
         "other: a peak is meaningful only if β is several standard errors above 0.",
     ),
