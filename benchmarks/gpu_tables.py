@@ -30,6 +30,9 @@ NAMES = {
     "ppo_separate": "PPO, the same with three bases: policy and reference, value, reward",
 }
 
+# Of Llama 3.1 8B: all weights, and those of an adapter on its linear layers for each unit of rank.
+WEIGHTS, A_RANK = 8_030_261_248, 2_621_440
+
 
 class Found:
     """Figures by measurement, `None` where there are none."""
@@ -80,12 +83,41 @@ def speed(found: Found) -> str:
     return table(("", "a step", "seconds", "tokens/s"), rows)
 
 
+def estimated(found: Found, name: str) -> float | None:
+    """GiB that the plan of this run says, from the recipe and the shape of the model."""
+    if name not in ("sft", "dpo", "reward", "grpo") or not found(name):
+        return None
+    from gpu_model import REAL
+    from hydra import compose, initialize_config_dir
+    from transformers import LlamaConfig
+
+    from posttrain.config import parse, recipes
+    from posttrain.models.hardware import Precision
+    from posttrain.training import footprint
+
+    recipes.register()
+    with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
+        rows = found(name, "microbatch")
+        accumulated = (found(name, "answers") or rows) // rows
+        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
+        given = [f"trainer.args.{key}={value}" for key, value in batch.items()]
+        run = parse.parse(compose("config", overrides=[f"+recipe={name}_llama", "data.eval_size=0", *given]))
+    trained = run.peft.lora["r"] * A_RANK
+    sizes = footprint.of_config(LlamaConfig(**REAL.llama), (WEIGHTS + trained, trained))
+    length = REAL.lengths[name]
+    prompt, row = (length, length + found(name, "answer_tokens")) if name == "grpo" else (length - length // 2, length)
+    card = Precision(found.results["card"], "bfloat16", True, False, "sdpa")
+    return footprint.estimate(run, card, sizes, row, prompt).peak / 2**30
+
+
 def memory(found: Found) -> str:
     rows = []
     for name in ("sft", "dpo", "reward", "grpo", "ppo", "ppo_separate"):
+        expected = estimated(found, name)
+        said = "" if expected is None else number(expected)
         most = "not limited" if name == "ppo_separate" and found(name) else largest(found(name, "by_microbatch"))
-        rows.append((NAMES[name], number(found(name, "peak_gib")), most))
-    return table(("", "peak, GiB", "largest microbatch within 24 GB"), rows)
+        rows.append((NAMES[name], number(found(name, "peak_gib")), said, most))
+    return table(("", "peak, GiB", "estimated", "largest microbatch within 24 GB"), rows)
 
 
 def largest(by_microbatch: dict[str, float | None] | None) -> str:
