@@ -68,7 +68,7 @@ def split_rows(
             )
         rest, drawn = hold_out(train.rows, size)
         train, held_out = replace(train, rows=rest), replace(train, rows=drawn, skipped=None)
-        how = f"{config.eval_size} of {config.split}"
+        how = f"{config.eval_size:g} of {config.split}"
     else:
         how = "none"
     if config.min_score is not None:

@@ -31,7 +31,7 @@ def base_note(base: str) -> str | None:
     if base in HUB_IDS:
         return (
             f"The base was `{base}`: {HUB_IDS[base]} from a 4-bit GGUF file, dequantized. Elsewhere an adapter loads "
-            f"on {HUB_IDS[base]} itself, whose weights differ a little; a merged export carries the very weights."
+            f"on {HUB_IDS[base]} itself, whose weights differ a little; a merged export has the exact weights."
         )
     if hub_id(base) is None:
         return f"The base `{base}` exists only where it was trained: an adapter on it loads nowhere else."

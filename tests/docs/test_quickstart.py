@@ -75,6 +75,7 @@ def test_the_page_from_its_first_command_to_its_last(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """Its cells in order, on the embedded model; `!` lines go to a shell, as in Jupyter."""
     from IPython.core.interactiveshell import InteractiveShell
