@@ -91,7 +91,7 @@ def prepare(options: argparse.Namespace) -> None:
     if options.model == "random":
         base = random_model(options.folder / "base")
     else:
-        from posttrain.runs.lineage import pretrained_path
+        from posttrain.runs.pretrained import pretrained_path
 
         base = Path(pretrained_path(options.model))
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)

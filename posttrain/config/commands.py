@@ -3,7 +3,7 @@
 # Command -> what it does, and where it is: a module with `main(argv) -> exit code`, or a job that a recipe runs.
 COMMANDS = {
     "train": ("train a recipe, or a model and data of your own; the default", "job:"),
-    "recipes": ("list the recipes; `posttrain recipes NAME` prints one, composed", "posttrain.config.recipes"),
+    "recipes": ("list the recipes; `posttrain recipes NAME` prints one, composed", "posttrain.config.recipe_list"),
     "doctor": ("check the data before training: duplicates, leaks, length bias", "job:doctor"),
     "sample": ("draw completions of a model or run, score and select them as data", "job:sample"),
     "evaluate": ("held-out metrics of a model or run with confidence intervals", "job:evaluate"),

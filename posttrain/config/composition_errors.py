@@ -1,30 +1,20 @@
-"""What is wrong with a command line before it is a config: Hydra's own errors in our words."""
+"""Messages for a command line that Hydra cannot compose: unknown keys, and Hydra's own errors in our words."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import fields
 
-from posttrain.config import parse, recipes
-from posttrain.config.schema import Run
+from posttrain.config import recipes, schema_errors
 
 
-def unknown_keys(words: Iterable[str]) -> dict[str, str]:
-    """Words that set a key which no config has at its top -> what to say; Hydra would stop at the first."""
-    known = {f.name for f in fields(Run)} | {*recipes.groups(), "hydra"}
-    found = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not re.fullmatch(r"[\w.]+", key) or key.partition(".")[0] in known:
-            continue
-        if key == "recipe":
-            found[word] = f"recipe={value}: a recipe is added; write +recipe={value}"
-        else:
-            found[word] = parse.unknown_key(key)
-    return found
+def unknown_key(word: str) -> str:
+    """The message for a word `KEY=VALUE` of the command line whose key no config has."""
+    key, _, value = word.partition("=")
+    if key == "recipe":
+        return f"recipe={value}: a recipe is added; write +recipe={value}"
+    return schema_errors.unknown_key(key)
 
 
 def explain_hydra_error(error: BaseException) -> str | None:
@@ -42,7 +32,7 @@ def explain_hydra_error(error: BaseException) -> str | None:
     if isinstance(error, ConfigCompositionException):
         first = str(error).splitlines()[0]
         if unknown := re.match(r"Could not override '([\w.]+)'\.$", first):
-            return parse.unknown_key(unknown[1])
+            return schema_errors.unknown_key(unknown[1])
         cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
         if "Got NoneType" in first or "Multiple values" in first:
             return f"{first}; a group is left out with '~GROUP', and chosen once with GROUP=OPTION"

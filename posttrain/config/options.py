@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from posttrain.config import hints, ranges
+from posttrain.config import ranges
 from posttrain.config.classes import Source, find
 
 # Classes that are no trainer's config.
@@ -85,6 +85,8 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
         if reserved and name in reserved:
             errors.append(f"{path}.{name}: set by posttrain; {reserved[name]}")
         elif name not in known:
+            from posttrain.config import hints
+
             near = difflib.get_close_matches(name, known, n=3)
             fix = hints.for_option(short, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
             errors.append(f"{path}.{name}: not an option of {short}{'; ' if fix else ''}{fix}")

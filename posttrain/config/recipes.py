@@ -1,12 +1,8 @@
-"""The recipes and the schema in Hydra's ConfigStore; `posttrain recipes` lists and prints them."""
+"""The recipes and the schema in Hydra's ConfigStore."""
 
 from __future__ import annotations
 
-import argparse
 import re
-import shutil
-import sys
-import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,44 +77,3 @@ def compose(overrides: list[str]) -> Any:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides=overrides)
-
-
-def main(argv: list[str]) -> int:
-    """`posttrain recipes [NAME [KEY=VALUE …]]`: the list, or one recipe as it is composed, ready to read."""
-    parser = argparse.ArgumentParser(prog="posttrain recipes", description="List the recipes, or print one, composed.")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="a recipe of the list")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="settings that differ from the recipe's")
-    args = parser.parse_args(argv)
-    known = purposes()
-    if args.name is None:
-        width = max(map(len, known))
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-        for name, purpose in known.items():
-            print(
-                textwrap.fill(
-                    f"{name:<{width}}  {purpose}", columns, subsequent_indent=" " * (width + 2), break_on_hyphens=False
-                )
-            )
-        return 0
-    if args.name not in known:
-        import difflib
-
-        near = difflib.get_close_matches(args.name, known, n=3)
-        fix = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
-        print(f"NAME={args.name}: no such recipe; {fix}", file=sys.stderr)
-        return 1
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    from posttrain.config.schema import used_settings
-
-    try:
-        config = compose([f"+recipe={args.name}", *args.overrides])
-    except HydraException as error:
-        print(error, file=sys.stderr)
-        return 1
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    print(f"# {known[args.name]}")
-    print(f"# posttrain +recipe={args.name}{''.join(f' {word}' for word in args.overrides)}")
-    print(OmegaConf.to_yaml(OmegaConf.create(used_settings(plain))), end="")
-    return 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -20,10 +22,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from posttrain import extras
-from posttrain.config import composition_errors, data_override, parse, recipes
+from posttrain.config import data_override, parse, recipes
+from posttrain.config.schema import Run
 from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
-from posttrain.jobs import preflight, sweep
+from posttrain.jobs import preflight
 from posttrain.training.signals import ExitOnSignal
 
 
@@ -55,25 +58,42 @@ def run(argv: list[str]) -> int:
 
         print_error(missing)
         return 1
-    stray = composition_errors.unknown_keys(argv)
+    unknown: dict[str, str] = {}
+    if stray := _unknown_words(argv):
+        from posttrain.config import composition_errors
+
+        unknown = {word: composition_errors.unknown_key(word) for word in stray}
     recipes.register(tuple(argv))
-    words = [word for word in argv if word not in stray]
-    if {"-m", "--multirun"} & set(words) and (wrong := _check_grid([w for w in words if not w.startswith("-")])):
+    words = [word for word in argv if word not in unknown]
+    multirun = bool({"-m", "--multirun"} & set(words))
+    if multirun and (wrong := _check_grid([w for w in words if not w.startswith("-")])):
         from posttrain.console import print_error
 
-        print_error("\n".join(dict.fromkeys([*stray.values(), *wrong])))
+        print_error("\n".join(dict.fromkeys([*unknown.values(), *wrong])))
         return 1
-    task = partial(job, errors=tuple(stray.values()))
+    task = partial(job, errors=tuple(unknown.values()))
     entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(task)
     # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
     sys.path.append(os.getcwd())
-    sys.argv[1:] = sweep.arguments(words)  # Hydra reads its overrides there
-    try:
-        with ExitOnSignal(shlex.join(["posttrain", *argv])), plain_errors(tuple(stray.values())):
+    sys.argv[1:] = words  # Hydra reads its overrides there
+    with ExitOnSignal(shlex.join(["posttrain", *argv])), plain_errors(tuple(unknown.values())):
+        if not multirun:
             entry()
-    finally:
-        sweep.report()
+            return 0
+        from posttrain.jobs import sweep
+
+        sys.argv[1:] = [*sweep.arguments(words), f"+hydra.callbacks.record._target_={sweep.__name__}.Record"]
+        try:
+            entry()
+        finally:
+            sweep.report()
     return 0
+
+
+def _unknown_words(words: list[str]) -> list[str]:
+    """The words that set a key which no config has at its top; Hydra would report the first one only."""
+    known = {field.name for field in fields(Run)} | {*recipes.groups(), "hydra"}
+    return [word for word in words if (key := re.match(r"([\w.]+)=", word)) and key[1].partition(".")[0] not in known]
 
 
 def _check_grid(words: list[str]) -> list[str]:
@@ -128,6 +148,8 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception as error:
+        from posttrain.config import composition_errors
+
         said = str(error) if isinstance(error, PosttrainError) else composition_errors.explain_hydra_error(error)
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or said is None:
             traceback.print_exc()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from posttrain import __version__
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, print_plain, show_status
+from posttrain.console import console, show_status
 from posttrain.data.sampled import sampled_runs
 from posttrain.errors import PosttrainError
-from posttrain.runs import lineage, objective_value
+from posttrain.jobs import execution
+from posttrain.runs import lineage
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.lineage import Source
 
@@ -47,7 +45,7 @@ def run_once(
     if directory.finished():
         console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
         shown.show(directory)
-        return objective_of(run, directory)
+        return execution.objective_of(run, directory)
     with show_status("Loading libraries, data and tokenizer"):
         plan = prepare(run)
     shown.show_plan(run, plan, directory)
@@ -55,14 +53,14 @@ def run_once(
         return None
     fix = "set a smaller probe.batch_size, sample.batch_size or reward.NAME.args.batch_size"
     with (
-        explain_errors(directory, fix, origin.command),
-        wait_for_other_jobs(directory, origin),
+        execution.explain_errors(directory, fix, origin.command),
+        execution.wait_for_other_jobs(directory, origin),
         directory.claim_for_work() as needed,
     ):
         if needed:
             work(run, origin, plan, directory)
     shown.show(directory)
-    return objective_of(run, directory)
+    return execution.objective_of(run, directory)
 
 
 def model_source(run: Run, path: str | None = None, key: str | None = None) -> Source:
@@ -109,63 +107,6 @@ def check_context(key: str, new: int, longest: int, context: int | None) -> None
             f"{key}={new}: the longest prompt and its completion take {longest + new} tokens, and the model's context "
             f"is {context}"
         )
-
-
-@contextmanager
-def explain_memory_errors(fix: str) -> Iterator[None]:
-    """Say in one message what a failure to get memory means."""
-    from posttrain.training import memory
-
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        raise PosttrainError(memory.out_of_memory_message(error, fix)) from error
-
-
-@contextmanager
-def explain_errors(directory: RunDirectory, fix: str, command: str) -> Iterator[None]:
-    """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how it goes on."""
-    from safetensors import SafetensorError
-
-    from posttrain.errors import RewardError
-
-    try:
-        with explain_memory_errors(fix):
-            yield
-    except RewardError as error:
-        raise PosttrainError(f"{error}\nFinished work is kept, and the same command resumes: {command}") from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_full(error, directory.path):
-            raise
-        last = directory.last_checkpoint()
-        raise PosttrainError(
-            f"{directory.path}: No space left on device; the last whole checkpoint is {last.name if last else 'none'}. "
-            "Free some space; the same command resumes from there"
-        ) from error
-
-
-def _disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of space; safetensors and torch raise errors of their own, without a number."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return "No space left" in str(error) or (not isinstance(error, OSError) and shutil.disk_usage(there).free < 1 << 20)
-
-
-def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractContextManager[None]:
-    """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
-    if origin.sweep_dir is None or not schema.main_process():
-        return nullcontext()
-    said: list[str] = []
-
-    def waiting() -> None:
-        if not said:
-            said.append(f"{directory.name}: another process is running it; waiting for it")
-            print_plain(said[0])
-
-    return directory.wait_until_free(waiting)
 
 
 def write_start(run: Run, origin: Origin, directory: RunDirectory, used: list[Source], data: dict[str, Any]) -> None:
@@ -218,10 +159,3 @@ def device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-
-
-def objective_of(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
-    """What a sweep optimises, as `objective` names it."""
-    if not schema.main_process():
-        return None
-    return objective_value.from_metrics(run.objective, lambda one: objective_value.of_run(one, directory))

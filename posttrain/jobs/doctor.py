@@ -46,11 +46,11 @@ def prepare(run: Run) -> Plan:
     """Tokenizer and rows, found as training finds them; raises `PosttrainError` as it would."""
     from posttrain.data.loading import load
     from posttrain.data.rendering import Rendering
-    from posttrain.models import architecture, inherit, tokenizers
+    from posttrain.models import architecture, starting_point, tokenizers
 
-    start = inherit.start(run)
+    start = starting_point.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
-    inherit.check_tokenizer(run, start, tokenizer)
+    starting_point.check_tokenizer(run, start, tokenizer)
     tokenizers.check_size(tokenizer, run.model, architecture.load_config(run.model, start.config, start.revision))
     rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
     data = load(run.data, run.trainer.kind, rendering)

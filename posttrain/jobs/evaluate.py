@@ -29,12 +29,12 @@ def evaluate(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
-    from posttrain.jobs import common, evaluate_results
+    from posttrain.jobs import common, evaluate_results, execution
 
     common.write_start(run, origin, directory, [judged.source for judged in plan.candidates], plan.data)
-    with common.explain_memory_errors("set a smaller probe.batch_size, or trainer.args.max_length"):
+    with execution.explain_memory_errors("set a smaller probe.batch_size, or trainer.args.max_length"):
         said = [_measure_model(run, plan, judged) for judged in plan.candidates]
-    with common.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
+    with execution.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
         judged = _score(run, plan, said)
     metrics = evaluate_results.metrics(run, plan, said)
     evaluate_results.write_scores(directory.scores, run, plan, said)
@@ -63,7 +63,7 @@ def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     from posttrain.models.generate import encode_prompts, generate
     from posttrain.probe import heldout
     from posttrain.probe.callback import SEED
-    from posttrain.training.progress import Counter
+    from posttrain.training.counters import Counter
 
     said = Measurements()
     if trainers.of(run.trainer.kind).scores:
@@ -104,7 +104,7 @@ def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
 def _likelihoods(plan: Plan, judged: Candidate, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:
     """Of the policy, and of its reference where that is the same model with the adapter off."""
     from posttrain.probe import heldout
-    from posttrain.training.progress import Counter
+    from posttrain.training.counters import Counter
 
     answers = len(plan.rows) * (2 if "rejected" in plan.rows[0] else 1)
     with Counter("held out", answers) as bar:

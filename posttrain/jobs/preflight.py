@@ -1,22 +1,19 @@
-"""Everything that can be known before weights load: `check` without heavy imports, `prepare` with them."""
+"""Everything that can be checked in the config without a heavy import."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain import extras
-from posttrain.config import checks, combinations, hints, objective, options, paths_and_secrets, ranges, trainers
+from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.data import files
 from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
 from posttrain.errors import PosttrainError
-
-if TYPE_CHECKING:
-    pass
 
 # Options of TRL's config classes that this layer decides.
 RESERVED_OPTIONS = {
@@ -98,16 +95,7 @@ def check(run: Run) -> None:
         + _tracker(run.tracking.backend)
     )
     errors += _rewards(run)
-    errors += (
-        _check_comparisons(run)
-        + checks.check(run)
-        + checks.probe(run)
-        + _probe_files(run)
-        + objective.check(run.objective)
-    )
-    if run.job == "train":
-        probed = run.probe.prompts > 0 and not kind.scores
-        errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
+    errors += _check_comparisons(run) + _job(run) + checks.probe(run) + _probe_files(run) + _objective(run)
     if run.data.streaming:
         from posttrain.data import stream
 
@@ -115,6 +103,27 @@ def check(run: Run) -> None:
     errors += ranges.check_schema(asdict(run))
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def _job(run: Run) -> list[str]:
+    """What is wrong with the settings of a job other than training."""
+    if run.job == "train":
+        return []
+    from posttrain.config import job_checks
+
+    return job_checks.check(run)
+
+
+def _objective(run: Run) -> list[str]:
+    if run.objective is None:
+        return []
+    from posttrain.config import objective
+
+    errors = objective.check(run.objective)
+    if run.job == "train":
+        probed = run.probe.prompts > 0 and not trainers.of(run.trainer.kind).scores
+        errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
+    return errors
 
 
 def _rewards(run: Run) -> list[str]:
@@ -133,6 +142,11 @@ def _online(run: Run) -> list[str]:
 
 
 def _trainer_arguments(run: Run) -> list[str]:
+    """What is wrong with teacher, tools, environment, rollout and callbacks, where the run sets or needs any."""
+    trainer = run.trainer
+    given = (trainer.teacher.model, trainer.tools, trainer.environment, trainer.rollout, trainer.callbacks)
+    if not any(given) and not trainers.of(trainer.kind).has_teacher:
+        return []
     from posttrain.training import trainer_arguments
 
     return trainer_arguments.check(run)
@@ -233,6 +247,8 @@ def _template(value: str) -> list[str]:
     known = tokenizers.templates()
     if value[len("trl:") :] in known:
         return []
+    from posttrain.config import hints
+
     return [f"model.chat_template={value}: TRL brings no such template; {hints.nearest(value[len('trl:') :], known)}"]
 
 

@@ -36,7 +36,7 @@ def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
-    from posttrain.jobs import common, sample_data
+    from posttrain.jobs import common, execution, sample_data
     from posttrain.models import hardware
 
     common.write_start(run, origin, directory, [plan.source], plan.data)
@@ -46,7 +46,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     # The policy's memory is free by now: a reward model may take it.
     hardware.free_memory()
     scored = Journal(directory.path / "rewards.jsonl")
-    with common.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
+    with execution.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
         _score(run, plan, drawn, scored)
     completions = sample_data.collect(len(plan.prompts), drawn.done, scored.done, run)
     rows = sample_data.rows(run, plan.prompts, completions)
@@ -64,10 +64,10 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     """Completions of the batches that are not in the journal yet."""
     import torch
 
-    from posttrain.jobs import common
+    from posttrain.jobs import execution
     from posttrain.models import weights
     from posttrain.models.generate import generate
-    from posttrain.training.progress import Counter
+    from posttrain.training.counters import Counter
     from posttrain.training.signals import StopOnSignal
 
     if len(journal.done) == len(plan.batches):
@@ -85,7 +85,7 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     with (
         Counter(label, len(plan.encoded), prompts_done) as bar,
         StopOnSignal() as interrupt,
-        common.explain_memory_errors(fix),
+        execution.explain_memory_errors(fix),
     ):
         for number in range(done, len(plan.batches)):
             start, indices = time.monotonic(), plan.batches[number]
@@ -137,7 +137,7 @@ def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
     """Rewards of the completions whose batch is not in the journal yet, and what judges among them counted."""
     from posttrain import rewards
     from posttrain.models.generate import Generated
-    from posttrain.training.progress import Counter
+    from posttrain.training.counters import Counter
 
     if not run.reward or len(journal.done) == len(drawn.done):
         return

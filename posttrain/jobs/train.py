@@ -18,9 +18,8 @@ from posttrain.config import options, schema, trainers
 from posttrain.config.schema import Origin, Run, main_process
 from posttrain.console import console, print_plain, quiet_libraries, show_status
 from posttrain.errors import PosttrainError
-from posttrain.jobs import common, train_plan
-from posttrain.models import inherit
-from posttrain.runs import objective_value
+from posttrain.jobs import execution, train_plan
+from posttrain.models import start
 from posttrain.runs.directory import RunDirectory
 from posttrain.training.alarms import stop_message, stopped_run_message
 
@@ -48,7 +47,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
             console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
             console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
             summary.show(directory)
-        return _objective(run, directory)
+        return execution.objective_of(run, directory)
     with show_status("Loading libraries, data and tokenizer"):
         plan = train_plan.prepare(run, directory.path)
     if main_process():
@@ -57,8 +56,8 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         return None
     work = directory.claim_for_work() if main_process() else nullcontext(True)
     with (
-        common.explain_errors(directory, TRAINING_MEMORY_FIX, origin.command),
-        common.wait_for_other_jobs(directory, origin),
+        execution.explain_errors(directory, TRAINING_MEMORY_FIX, origin.command),
+        execution.wait_for_other_jobs(directory, origin),
         work as needed,
     ):
         if needed:
@@ -67,16 +66,16 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
             _train(run, origin, plan, directory)
     if main_process():
         summary.show(directory)
-    return _objective(run, directory)
+    return execution.objective_of(run, directory)
 
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
     from posttrain.errors import RewardError
     from posttrain.training import memory, trainer_arguments
     from posttrain.training.alarm_callback import Alarms
+    from posttrain.training.metrics_log import Metrics, NoTracker
     from posttrain.training.progress import ProgressBar
     from posttrain.training.signals import Interrupted, StopOnSignal
-    from posttrain.training.tracking import Metrics, Tracker
 
     started = time.time()
     damaged = directory.remove_damaged_checkpoints() if main_process() else []
@@ -86,8 +85,11 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
     if main_process():
         _start(run, origin, plan, directory, checkpoint)
     group = origin.sweep_dir.name if origin.sweep_dir else None
-    settings = run.tracking if main_process() else schema.TrackingConfig(backend="none")
-    tracker = Tracker(settings, directory.path, schema.used_settings(asdict(run)), group)
+    tracker = NoTracker()
+    if run.tracking.backend != "none" and main_process():
+        from posttrain.training.tracking import Tracker
+
+        tracker = Tracker(run.tracking, directory.path, schema.used_settings(asdict(run)), group)
     try:
         functions, name = _reward_functions(run)
         bar, interrupt = ProgressBar(directory.name), StopOnSignal()
@@ -337,10 +339,10 @@ def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
                 "commit": hub.cached_commit(run.model.path, run.model.revision),
                 "parameters": plan.parameters[0],
             },
-            "base": inherit.base_record(run, plan.start, directory.path, plan.precision.dtype),
+            "base": start.base_record(run, plan.start, directory.path, plan.precision.dtype),
             "adapter": run.peft.lora if run.peft.method == "lora" else None,
             "quantization": run.peft.quantization or None,
-            "parents": inherit.parents(run, plan.start),
+            "parents": start.parents(run, plan.start),
             "data": plan.data.source,
             "seed": run.trainer.args.get("seed", 42),
             "precision": str(plan.precision),
@@ -400,10 +402,3 @@ def _evaluate_at_end(plan: train_plan.Plan, trainer: Any) -> None:
     done = any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
     if plan.data.eval is not None and wanted and not done:
         trainer.evaluate()
-
-
-def _objective(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
-    """What a sweep optimises, as `objective` names it."""
-    if directory.record() is None or not main_process():
-        return None
-    return objective_value.from_metrics(run.objective, lambda one: objective_value.of_run(one, directory))

@@ -142,13 +142,16 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
     from posttrain.data.loading import check_learnable, load
     from posttrain.data.rendering import Rendering
-    from posttrain.models import architecture, hardware, inherit, tokenizers
+    from posttrain.models import architecture, hardware, starting_point, tokenizers
     from posttrain.training import footprint, library_checks, shared_prompts
 
-    trainer_arguments.check_code(run)
-    start = inherit.start(run)
+    if run.trainer.has_objects:
+        from posttrain.training import trainer_arguments
+
+        trainer_arguments.check_code(run)
+    start = starting_point.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
-    inherit.check_tokenizer(run, start, tokenizer)
+    starting_point.check_tokenizer(run, start, tokenizer)
     known = architecture.load_config(run.model, start.config, start.revision)
     tokenizers.check_size(tokenizer, run.model, known)
     rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)

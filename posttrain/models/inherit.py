@@ -1,57 +1,24 @@
-"""What a run inherits: the adapter or the weights its training begins with, and what it is measured against.
-
-All of it follows from `model.init_from` and the config, so that no reference and no adapter is put together by hand.
-"""
+"""What a run takes from the run at `model.init_from`: its adapter or its weights, and the reference."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import PeftConfig, Run
-from posttrain.data.sampled import sampled_runs
 from posttrain.errors import PosttrainError
+from posttrain.models.start import Start
 from posttrain.runs import lineage
-from posttrain.runs.lineage import Source, pretrained_path
+from posttrain.runs.lineage import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Start:
-    """What training begins with: `adapter` is trained further, or a new one on the weights of `base`.
-
-    `merge` is a parent whose adapter is first merged into the weights it was trained on; `base` is then the folder that
-    they go to. `config` is where the model's config lies before that, `dtype` the type of the weights that an adapter
-    goes on with. `note` says it in a line of the plan.
-    """
-
-    base: str
-    config: str
-    tokenizer: str
-    revision: str | None = None
-    dtype: str | None = None
-    adapter: str | None = None
-    merge: Source | None = None
-    parent: Source | None = None
-    note: str = ""
-
-
-def start(run: Run) -> Start:
-    """What `run` begins with; raises `PosttrainError` where `model.init_from` does not fit the rest of the config."""
-    if run.model.init_from is None:
-        where = pretrained_path(run.model.path)
-        if (Path(where) / "adapter_config.json").is_file():
-            raise PosttrainError(
-                f"model.path={run.model.path}: an adapter, not a whole model; set model.init_from={run.model.path} to "
-                "go on from that run, and leave model.path as it was there"
-            )
-        return Start(where, where, where, run.model.revision)
-    parent = lineage.source(run.model.init_from, key="model.init_from")
+def start_from(path: str, run: Run) -> Start:
+    """What `run` begins with, from the run at `path`; raises `PosttrainError` where that does not fit the config."""
+    parent = lineage.source(path, key="model.init_from")
     _check_parent(run, parent)
     if parent.adapter is None:
         note = f"the weights of {parent.run.name}" if parent.run else ""
@@ -121,10 +88,9 @@ def _bits(quantization: dict[str, Any]) -> str:
 
 def check_tokenizer(run: Run, begin: Start, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `PosttrainError` where template or special tokens differ from those that the parent was trained with."""
-    if begin.parent is None:
-        return
     from transformers import AutoTokenizer
 
+    assert begin.parent is not None
     theirs = AutoTokenizer.from_pretrained(begin.parent.tokenizer, trust_remote_code=run.model.trust_remote_code)
     for key in ("chat_template", "eos_token", "pad_token"):
         if getattr(tokenizer, key) != getattr(theirs, key):
@@ -132,34 +98,6 @@ def check_tokenizer(run: Run, begin: Start, tokenizer: PreTrainedTokenizerBase) 
                 f"model.{key}={getattr(run.model, key)}: model.init_from={run.model.init_from} was trained with "
                 f"another; leave model.{key} out"
             )
-
-
-def parents(run: Run, begin: Start) -> list[dict[str, Any]]:
-    """The runs that this one is made from, for its `run.json`: role, path and the digest of the weights."""
-    found = [("policy", run.model.init_from)] if begin.parent else []
-    found += [(f"reward.{name}", model) for name, entry in run.reward.items() for model in entry.models]
-    found += [("teacher", run.trainer.teacher.model)]
-    found += [("data", path) for path in sampled_runs(run.data)]
-    return [lineage.parent_entry(role, path) for role, path in found if path is not None]
-
-
-def base_record(run: Run, begin: Start, directory: Path, dtype: str) -> dict[str, Any]:
-    """The weights that training begins with, for `run.json`; a local folder is kept relative to the run directory."""
-    known = begin.parent.record["base"] if begin.parent and begin.adapter else None
-    if known is not None and not known["local"]:
-        return {**known, "dtype": dtype}
-    if begin.parent is not None or (Path(begin.base).is_dir() and not run.model.path.startswith("embedded:")):
-        return {
-            "path": os.path.relpath(begin.base, directory),
-            "local": True,
-            "revision": None,
-            "commit": None,
-            "dtype": dtype,
-        }
-    from posttrain import hub
-
-    commit = hub.cached_commit(run.model.path, run.model.revision)
-    return {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": commit, "dtype": dtype}
 
 
 def load_parent_adapter(model: Any, adapter: str) -> None:

@@ -10,7 +10,7 @@ from posttrain.config.schema import ModelConfig
 from posttrain.errors import PosttrainError
 from posttrain.hub import cannot_load
 from posttrain.models.tokens import token_ids
-from posttrain.runs.lineage import pretrained_path
+from posttrain.runs.pretrained import pretrained_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -20,9 +20,9 @@ from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.scores import ProbeRewards, Scores
 from posttrain.probe.texts import ProbeTexts
 from posttrain.runs.metrics import read
+from posttrain.training.metrics_log import NoTracker, append
 from posttrain.training import rollouts
 from posttrain.training.progress import Phase
-from posttrain.training.tracking import Tracker, append
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,7 +110,7 @@ class Probe(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         judge: ProbeRewards,
         probe_texts: ProbeTexts,
-        tracker: Tracker,
+        tracker: NoTracker,
         alarms: Alarms,
         metrics_path: Path,
         samples_path: Path,

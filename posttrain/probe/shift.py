@@ -20,8 +20,8 @@ from posttrain.console import console
 from posttrain.models.generate import Generated, encode_answer, encode_prompts, generate, log_probs
 from posttrain.models.random_state import measuring
 from posttrain.probe.callback import Probe
+from posttrain.training.metrics_log import NoTracker, append
 from posttrain.training.progress import Phase
-from posttrain.training.tracking import Tracker, append
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,7 +105,7 @@ class ShiftCheck(TrainerCallback):
         config: ProbeConfig,
         pairs: Dataset,
         tokenizer: PreTrainedTokenizerBase,
-        tracker: Tracker,
+        tracker: NoTracker,
         metrics_path: Path,
         probe: Probe | None = None,
     ):

@@ -178,17 +178,25 @@ class RunDirectory:
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
-        whole = (path for path in self._checkpoints() if checkpoints.damage(path) is None)
-        return next(whole, None)
+        found = self._checkpoints()
+        if not found:
+            return None
+        from posttrain.runs.damage import damage
+
+        return next((path for path in found if damage(path) is None), None)
 
     def remove_damaged_checkpoints(self) -> list[str]:
         """Remove checkpoints that are not whole, and say why; only for who has claimed the directory."""
-        said = []
-        for path in self._checkpoints():
-            if why := checkpoints.damage(path):
+        found, messages = self._checkpoints(), []
+        if not found:
+            return []
+        from posttrain.runs.damage import damage
+
+        for path in found:
+            if why := damage(path):
                 shutil.rmtree(path)
-                said.append(f"{path.name} is not whole and is removed: {why}")
-        return said
+                messages.append(f"{path.name} is not whole and is removed: {why}")
+        return messages
 
     def _checkpoints(self) -> list[Path]:
         """The newest first."""
@@ -218,19 +226,6 @@ class RunDirectory:
         checkpoints.sync(half)
         shutil.rmtree(self.data, ignore_errors=True)
         os.replace(half, self.data)
-
-
-def model_folder(path: str) -> str:
-    """`path`, or the `model/` folder inside it when it is a run directory; raises for an unfinished run."""
-    folder = Path(os.path.expanduser(path))
-    if not (folder / "run.json").is_file():
-        return path
-    run = RunDirectory(folder)
-    if (job := (run.record() or {}).get("job", "train")) in ("sample", "evaluate", "doctor"):
-        raise PosttrainError(f"{path}: a run of job={job} has no model")
-    if not run.finished():
-        raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
-    return str(folder / "model")
 
 
 def _try_lock(lock: FileLock, seconds: float) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.runs.directory import RunDirectory, model_folder
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.pretrained import pretrained_path
 
 PICKLES = ("adapter_model*.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -140,18 +141,6 @@ def base_of(run: RunDirectory, record: dict[str, Any], key: str) -> str:
     return pretrained_path(stored)
 
 
-def _embedded(path: str) -> Path:
-    if path == "embedded:tiny":
-        from posttrain.data.embedded.tiny import tiny_model
-
-        return tiny_model()
-    if path == "embedded:smollm2":
-        from posttrain.data.embedded.smollm2 import smollm2_model
-
-        return smollm2_model()
-    raise KeyError(path)
-
-
 def parent_entry(role: str, path: str) -> dict[str, Any]:
     """A row of `parents`; name and content of a run."""
     record = RunDirectory(Path(os.path.expanduser(path)).absolute()).record() or {}
@@ -165,10 +154,3 @@ def weights_location(origin: Source) -> str:
     if Path(origin.base).is_dir():
         return str(Path(origin.base).resolve())
     return f"{origin.base}@{hub.cached_commit(origin.base, origin.revision) or origin.revision}"
-
-
-def pretrained_path(path: str) -> str:
-    """A hub id or folder that `from_pretrained` takes, from `model.path` or `reward.*.model`."""
-    if path.startswith("embedded:"):
-        return str(_embedded(path))
-    return model_folder(path)

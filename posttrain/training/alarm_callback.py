@@ -15,13 +15,13 @@ from posttrain.console import console
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
 from posttrain.training.alarms import Alarm, AlarmDetector
-from posttrain.training.tracking import Tracker, append
+from posttrain.training.metrics_log import NoTracker, append
 
 
 class Alarms(TrainerCallback):
     """`stopped` is the alarm that is to end the training, or None, and `ended` whether it did, before the last step."""
 
-    def __init__(self, config: AlarmsConfig, tracker: Tracker, directory: RunDirectory):
+    def __init__(self, config: AlarmsConfig, tracker: NoTracker, directory: RunDirectory):
         self.config = config
         self.tracker = tracker
         self.directory = directory

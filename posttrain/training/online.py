@@ -14,7 +14,7 @@ from posttrain.config import options, trainers
 from posttrain.config.recipes import ROOT
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
-from posttrain.runs.directory import model_folder
+from posttrain.runs.pretrained import model_folder
 from posttrain.training.schedule import completions
 
 if TYPE_CHECKING:
@@ -117,11 +117,11 @@ def shared_reward(run: Run) -> tuple[str, str] | None:
 
 
 def _same_base(run: Run, model: str) -> bool:
-    from posttrain.models import inherit
+    from posttrain.models import starting_point
     from posttrain.runs import lineage
 
     reward = lineage.source(model)
-    same = (reward.base, reward.quantization) == (inherit.start(run).base, run.peft.quantization)
+    same = (reward.base, reward.quantization) == (starting_point.start(run).base, run.peft.quantization)
     return reward.run is not None and same
 
 

@@ -27,7 +27,7 @@ FIGURE_NAMES = {
 
 
 # The bar of a run, while it is shown.
-_shown: list[Progress] = []
+shown_bars: list[Progress] = []
 
 
 # Columns from which a terminal has room for a bar and every figure; what a narrower one has beside the figures.
@@ -54,8 +54,8 @@ class ProgressBar(TrainerCallback):
         self.started = None
         self.printed = time.monotonic()
         if console.is_terminal:
-            self.bar = _bar()
-            _shown.append(self.bar)
+            self.bar = new_bar()
+            shown_bars.append(self.bar)
             label = (self.label.rpartition("-")[0] or self.label) if _narrow() else self.label
             self.task = self.bar.add_task(label, total=state.max_steps, completed=state.global_step, figures="")
             self.bar.start()
@@ -89,7 +89,7 @@ class ProgressBar(TrainerCallback):
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
-            _shown.remove(self.bar)
+            shown_bars.remove(self.bar)
             self.bar = None
 
     def show_evaluations(self, trainer: Any) -> None:
@@ -130,7 +130,7 @@ class ProgressBar(TrainerCallback):
     def _left(self, state: Any) -> str:
         assert self.started is not None
         done = state.global_step - self.started[1]
-        return _duration((time.monotonic() - self.started[0]) / max(done, 1) * (state.max_steps - state.global_step))
+        return duration((time.monotonic() - self.started[0]) / max(done, 1) * (state.max_steps - state.global_step))
 
 
 class Phase:
@@ -147,7 +147,7 @@ class Phase:
             self.stack.enter_context(call_while_slow(self._say))
             return self
         # A run's own bar is shown already, and there is one live display at a time.
-        self.bar = _shown[-1] if _shown else self.stack.enter_context(_bar(transient=True))
+        self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(transient=True))
         self.task = self.bar.add_task(self.label, total=self.total, figures="")
         self.stack.callback(self.bar.remove_task, self.task)
         return self
@@ -162,45 +162,11 @@ class Phase:
 
     def _say(self) -> None:
         each = (time.monotonic() - self.started) / max(self.done, 1)
-        left = f", about {_duration(each * (self.total - self.done))} left" if self.done else ""
+        left = f", about {duration(each * (self.total - self.done))} left" if self.done else ""
         print_plain(f"{self.label} ...{left}")
 
 
-class Counter:
-    """The same for work that is no training: `advance` by items done. Off a terminal: about twenty lines in all."""
-
-    def __init__(self, label: str, total: int, done: int = 0):
-        self.label, self.total, self.done = label, total, done
-        self.first, self.started = done, time.monotonic()
-        self.printed = (self.started, done)
-        self.bar = _bar() if console.is_terminal else None
-
-    def __enter__(self) -> Counter:
-        if self.bar is not None:
-            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, figures="")
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def advance(self, count: int, figures: str = "") -> None:
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, figures=figures)
-            return
-        now = time.monotonic()
-        waited = now - self.printed[0]
-        due = waited > 60 or (waited > 1 and self.done - self.printed[1] >= self.total / 20)
-        if not due and self.done < self.total:
-            return
-        self.printed = (now, self.done)
-        left = _duration((now - self.started) / max(self.done - self.first, 1) * (self.total - self.done))
-        console.print("  ".join(filter(None, [f"{self.label} {self.done}/{self.total}", figures, f"{left} left"])))
-
-
-def _bar(transient: bool = False) -> Progress:
+def new_bar(transient: bool = False) -> Progress:
     """Figures come last, so that a narrow terminal cuts them and never the count or the time that is left."""
     name = Column(no_wrap=True, max_width=14 if _narrow() else None, overflow="ellipsis")
     return Progress(
@@ -231,5 +197,5 @@ def _narrow() -> bool:
     return console.width < NARROW
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -31,7 +31,6 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from posttrain.models.random_state import own_random_state
-from posttrain.ppo.rollout import EpochSampler
 from posttrain.runs import checkpoint as checkpoints
 from posttrain.training import memory
 from posttrain.training.reading import has_weights, reading
@@ -39,6 +38,8 @@ from posttrain.training.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+    from posttrain.ppo.rollout import EpochSampler
 
     _Trainer = Trainer
 else:
@@ -260,6 +261,10 @@ class Resumable(_Trainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
+        if not isinstance(sampler, RepeatSampler):
+            return sampler
+        from posttrain.ppo.rollout import EpochSampler
+
         if type(sampler) is RepeatSampler:
             # TRL's begins anew with the first epoch's order when a later epoch is resumed.
             options = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")

@@ -6,7 +6,6 @@ adds the probe's metrics and the samples table, and sees to it that no tracker c
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from transformers import TrainerCallback
 from posttrain.config.schema import TrackingConfig
 from posttrain.console import print_plain
 from posttrain.runs.metrics import read
+from posttrain.training.metrics_log import NoTracker
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,11 @@ INIT_TIMEOUT = 8
 FINISH_TIMEOUT = 30
 
 
-class Tracker:
+class Tracker(NoTracker):
     """One backend for one run: `log` scalars, show a `table`, `finish`. All are no-ops after a failure."""
 
     def __init__(self, config: TrackingConfig, run_dir: Path, run_config: dict[str, Any], group: str | None):
         self.backend = config.backend
-        self.where = "metrics.jsonl"
         self.project = config.project
         self._run_dir = run_dir
         self._writer: Any = None
@@ -46,11 +45,7 @@ class Tracker:
         }
         if config.backend != "none":
             self._without_failing(lambda: start[config.backend](config, run_config, config.group or group))
-
-    @property
-    def report_to(self) -> str:
-        """The value for Transformers' `report_to`."""
-        return "comet_ml" if self.backend == "comet" else self.backend
+        self.report_to = "comet_ml" if self.backend == "comet" else self.backend
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         def send() -> None:
@@ -250,29 +245,3 @@ def _tags(run_config: dict[str, Any]) -> list[str]:
     peft = run_config.get("peft", {})
     how = "full" if peft.get("method") == "none" else "qlora" if peft.get("quantization") else peft.get("method")
     return [str(tag) for tag in (run_config.get("trainer", {}).get("kind"), how) if tag]
-
-
-class Metrics(TrainerCallback):
-    """First in the callback chain: completes the vocabulary, then writes every logged point to `metrics.jsonl`.
-
-    DPO and KTO log `rewards/chosen` = beta * log(policy / reference) (Rafailov et al. 2023, eq. 5). Divided by beta
-    it is the log-ratio in nats per sequence, comparable across betas: `logratio/chosen`, `logratio/rejected`.
-    """
-
-    def __init__(self, path: Path, beta: float | None):
-        self.path = path
-        self.beta = beta
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not logs:
-            return
-        if self.beta:
-            for key in [k for k in logs if k.removeprefix("eval_") in ("rewards/chosen", "rewards/rejected")]:
-                logs[key.replace("rewards/", "logratio/")] = logs[key] / self.beta
-        if state.is_world_process_zero:
-            append(self.path, {"step": state.global_step, **logs})
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, default=float) + "\n")

@@ -100,7 +100,7 @@ def _libraries(run: Any) -> None:
     own = {**run.trainer.args, **CPU, "eval_strategy": run.trainer.args.get("eval_strategy", "epoch")}
     try:
         library_checks.check_with_libraries(run.trainer.kind, own)
-        from posttrain.runs.lineage import pretrained_path
+        from posttrain.runs.pretrained import pretrained_path
 
         if run.job == "train":
             architecture.architecture(run, pretrained_path(run.model.path), None)

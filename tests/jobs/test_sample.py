@@ -18,6 +18,7 @@ from posttrain.errors import PosttrainError
 from posttrain.models import generate, tokenizers, weights
 from posttrain.runs import lineage
 from posttrain.runs.directory import RunDirectory
+from posttrain.runs.pretrained import pretrained_path
 from tests.helpers.command import Popen
 from tests.helpers.runs import ENVIRONMENT, SMALL, compose, rows, write_pairs
 
@@ -388,7 +389,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 def own_code(folder):
     """A model that brings code of its own."""
-    shutil.copytree(lineage.pretrained_path("embedded:tiny"), folder)
+    shutil.copytree(pretrained_path("embedded:tiny"), folder)
     (folder / "configuration_own.py").write_text(OWN_CONFIG)
     (folder / "modeling_own.py").write_text(OWN_MODEL)
     known = json.loads((folder / "config.json").read_text())

@@ -9,7 +9,7 @@ from trl.trainer.utils import use_adapter
 
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight, train_plan
-from posttrain.models import inherit
+from posttrain.models import starting_point
 from posttrain.models import weights as model_weights
 from posttrain.runs import lineage
 from tests.helpers.runs import compose, rows, weights
@@ -31,7 +31,7 @@ def logits(path):
 
 def begin(*overrides):
     run, _ = compose(*overrides)
-    return inherit.start(run)
+    return starting_point.start(run)
 
 
 def at_start(monkeypatch, look):
@@ -252,7 +252,7 @@ def test_another_adapter_goes_on_top_of_the_merged_parent(child, why, sft, train
     record = run.record()
     assert record["base"]["path"] == f"../{sft.name}/base"
     assert record["merge"]["mean"] < 1e-4 < record["merge"]["effect"]
-    assert inherit.start(
+    assert starting_point.start(
         compose("+recipe=dpo_smollm2", "model=tiny", *child, f"model.init_from={sft.path}")[0]
     ).note == (f"{sft.name} merged into the weights it was trained on ({why})")
     again = train("+recipe=sft_smollm2", *child, f"model.init_from={run.path}", "trainer.args.max_steps=1")

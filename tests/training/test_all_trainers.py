@@ -387,10 +387,10 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_its_weights_load(tmp_
     from transformers import AutoTokenizer
 
     from posttrain.jobs import train_plan
-    from posttrain.runs import lineage
+    from posttrain.runs.pretrained import pretrained_path
 
     place = tmp_path / "other"
-    tiny = Path(lineage.pretrained_path("embedded:tiny"))
+    tiny = Path(pretrained_path("embedded:tiny"))
     place.mkdir()
     for file in tiny.iterdir():
         (place / file.name).write_bytes(file.read_bytes())

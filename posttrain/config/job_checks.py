@@ -1,0 +1,56 @@
+"""Checks of the settings of sample, evaluate and doctor; imports nothing heavy."""
+
+from __future__ import annotations
+
+from posttrain.config import trainers
+from posttrain.config.checks import wrong_choice
+from posttrain.config.schema import DoctorConfig, Run, SampleConfig
+
+SELECT = ("all", "best", "top", "threshold", "pairs")
+SPLITS = ("train", "eval")
+FAIL_ON = ("error", "warning", "never")
+
+
+def check(run: Run) -> list[str]:
+    """Everything wrong with the settings of the job."""
+    if run.job == "sample":
+        return _sample(run.sample, bool(run.reward))
+    if run.job == "doctor":
+        return _doctor(run.doctor)
+    return _evaluate(run) if run.job == "evaluate" else []
+
+
+def _sample(sample: SampleConfig, scored: bool) -> list[str]:
+    errors = [wrong_choice("sample.select", sample.select, SELECT), wrong_choice("sample.split", sample.split, SPLITS)]
+    several = sample.select in ("best", "pairs")
+    if several and sample.n < 2:
+        errors.append(f"sample.n={sample.n}: sample.select={sample.select} compares completions; set at least 2")
+    if sample.select in SELECT and sample.select != "all" and not scored:
+        errors.append(
+            f"sample.select={sample.select}: needs scores; choose reward=NAME, +reward.NAME.function=..., or "
+            "+reward.NAME.model=RUN, or sample.select=all"
+        )
+    if sample.select == "threshold" and sample.threshold is None:
+        errors.append("sample.threshold: required by sample.select=threshold; set the least score that is kept")
+    if sample.select != "threshold" and sample.threshold is not None:
+        errors.append(f"sample.threshold={sample.threshold:g}: only read by sample.select=threshold; set that, or null")
+    return [error for error in errors if error]
+
+
+def _evaluate(run: Run) -> list[str]:
+    errors = []
+    kind = trainers.find(run.trainer.kind)
+    online = kind is not None and kind.samples_completions
+    if online and not (run.reward or run.probe.judges):
+        errors.append(f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards")
+    if online and not (run.probe.prompts or run.probe.greedy_prompts):
+        errors.append("probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts")
+    for name in run.reward.keys() & run.probe.rewards.keys():
+        one, other = run.reward[name], run.probe.rewards[name]
+        if (one.function, one.model, one.grader) != (other.function, other.model, other.grader):
+            errors.append(f"probe.rewards.{name}: is not reward.{name}; give it another name")
+    return errors
+
+
+def _doctor(doctor: DoctorConfig) -> list[str]:
+    return [wrong] if (wrong := wrong_choice("doctor.fail_on", doctor.fail_on, FAIL_ON)) else []

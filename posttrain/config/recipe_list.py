@@ -1,0 +1,52 @@
+"""`posttrain recipes`: the list of recipes, or one recipe as Hydra composes it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from posttrain.config.recipes import compose, purposes
+
+
+def main(argv: list[str]) -> int:
+    """`posttrain recipes [NAME [KEY=VALUE …]]`: the list, or one recipe as it is composed, ready to read."""
+    parser = argparse.ArgumentParser(prog="posttrain recipes", description="List the recipes, or print one, composed.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a recipe of the list")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="settings that differ from the recipe's")
+    args = parser.parse_args(argv)
+    known = purposes()
+    if args.name is None:
+        width = max(map(len, known))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+        for name, purpose in known.items():
+            print(
+                textwrap.fill(
+                    f"{name:<{width}}  {purpose}", columns, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+                )
+            )
+        return 0
+    if args.name not in known:
+        import difflib
+
+        near = difflib.get_close_matches(args.name, known, n=3)
+        fix = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
+        print(f"NAME={args.name}: no such recipe; {fix}", file=sys.stderr)
+        return 1
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from posttrain.config.schema import used_settings
+
+    try:
+        config = compose([f"+recipe={args.name}", *args.overrides])
+    except HydraException as error:
+        print(error, file=sys.stderr)
+        return 1
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    print(f"# {known[args.name]}")
+    print(f"# posttrain +recipe={args.name}{''.join(f' {word}' for word in args.overrides)}")
+    print(OmegaConf.to_yaml(OmegaConf.create(used_settings(plain))), end="")
+    return 0

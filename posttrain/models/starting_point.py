@@ -1,0 +1,37 @@
+"""The model that training begins with, from `model.path` or the run at `model.init_from`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain.config.schema import Run
+from posttrain.errors import PosttrainError
+from posttrain.models.start import Start
+from posttrain.runs.pretrained import pretrained_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def start(run: Run) -> Start:
+    """What `run` begins with; raises `PosttrainError` where `model.init_from` does not fit the rest of the config."""
+    if run.model.init_from is not None:
+        from posttrain.models import inherit
+
+        return inherit.start_from(run.model.init_from, run)
+    where = pretrained_path(run.model.path)
+    if (Path(where) / "adapter_config.json").is_file():
+        raise PosttrainError(
+            f"model.path={run.model.path}: an adapter, not a whole model; set model.init_from={run.model.path} to "
+            "go on from that run, and leave model.path as it was there"
+        )
+    return Start(where, where, where, run.model.revision)
+
+
+def check_tokenizer(run: Run, begin: Start, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `PosttrainError` where template or special tokens differ from those that the parent was trained with."""
+    if begin.parent is not None:
+        from posttrain.models import inherit
+
+        inherit.check_tokenizer(run, begin, tokenizer)

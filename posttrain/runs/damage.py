@@ -1,0 +1,105 @@
+"""Why a checkpoint cannot be resumed from: a file is missing, cut short, or cannot be loaded.
+
+A checkpoint with `files.json` (see `posttrain.runs.checkpoint.seal`) is compared with it. One without it, of an earlier
+version or of a process that was killed before it was written, is judged by the content of its files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from posttrain.runs.checkpoint import MANIFEST, crc32_of, step
+
+STATE = "trainer_state.json"
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
+
+
+def damage(folder: Path) -> str | None:
+    """Why a checkpoint cannot be continued from, in a few words; `None` where it is whole."""
+    try:
+        if (folder / MANIFEST).is_file():
+            return _against_manifest(folder) or _state(folder)
+        return _structure(folder) or _state(folder) or _loadable(folder)
+    except OSError as error:
+        return f"{error.strerror or error}"
+
+
+def _against_manifest(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (entry["size"], entry["crc32"]) for name, entry in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    for name, (size, crc32) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if crc32 is not None and crc32_of(path) != crc32:
+            return f"{name} is damaged: it does not have its checksum"
+    return None
+
+
+def _state(folder: Path) -> str | None:
+    """The trainer's state is that of this step; a file that was cut, or is another's, is not."""
+    if not (folder / STATE).is_file():
+        return f"{STATE} is missing"
+    try:
+        from transformers import TrainerState
+
+        state = TrainerState.load_from_json(str(folder / STATE))
+        if not isinstance(state.log_history, list) or state.global_step != step(folder):
+            return f"{STATE} is not the state after step {step(folder)}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{STATE} is damaged"
+    return None
+
+
+def _structure(folder: Path) -> str | None:
+    """Without a list of its files: weights, an optimizer, a schedule and random states there must be."""
+
+    def one_of(*patterns: str) -> str | None:
+        return None if any(any(folder.glob(p)) for p in patterns) else f"{patterns[0]} is missing"
+
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return f"{index.name} is damaged"
+        if missing := sorted(name for name in shards if not (folder / name).is_file()):
+            return f"{missing[0]} is missing"
+    if not (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
+        return "adapter_config.json is missing"
+    return (
+        one_of("*.safetensors", "pytorch_model_fsdp*", "global_step*")
+        or one_of(*OPTIMIZERS)
+        or one_of("scheduler.pt", "global_step*")
+        or one_of("rng_state*.pth")
+    )
+
+
+def _loadable(folder: Path) -> str | None:
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers.trainer_pt_utils import safe_globals
+
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{path.relative_to(folder)} is damaged: {error}"
+    for path in (*folder.glob("*.pt"), *folder.glob("rng_state*.pth")):
+        try:
+            with safe_globals():
+                torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and torch have errors of their own for the same thing
+            return f"{path.name} is damaged: {str(error).splitlines()[0]}"
+    for path in (*folder.glob("progress*.json"), *folder.glob("*_state.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{path.name} is damaged"
+    return None
