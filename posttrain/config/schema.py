@@ -44,6 +44,12 @@ class TrainerConfig:
     callbacks: list[Any] = field(default_factory=list)
     share_prompts: bool = True
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether the trainer is, or gets, objects of the user's: a class, a teacher, tools, a rollout, callbacks."""
+        given = (self.teacher.model, self.tools, self.environment, self.rollout, self.callbacks)
+        return "." in self.kind or any(given)
+
 
 @dataclass
 class ModelConfig:

@@ -18,14 +18,14 @@ from posttrain.runs.directory import RunDirectory
 @contextmanager
 def explain_memory_errors(fix: str) -> Iterator[None]:
     """Say in one message what a failure to get memory means."""
-    from posttrain.training import memory
-
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        if not memory.is_out_of_memory(error):
+        from posttrain.training import out_of_memory
+
+        if not out_of_memory.is_out_of_memory(error):
             raise
-        raise PosttrainError(memory.out_of_memory_message(error, fix)) from error
+        raise PosttrainError(out_of_memory.out_of_memory_message(error, fix)) from error
 
 
 @contextmanager

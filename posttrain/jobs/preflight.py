@@ -143,9 +143,7 @@ def _online(run: Run) -> list[str]:
 
 def _trainer_arguments(run: Run) -> list[str]:
     """What is wrong with teacher, tools, environment, rollout and callbacks, where the run sets or needs any."""
-    trainer = run.trainer
-    given = (trainer.teacher.model, trainer.tools, trainer.environment, trainer.rollout, trainer.callbacks)
-    if not any(given) and not trainers.of(trainer.kind).has_teacher:
+    if not run.trainer.has_objects and not trainers.of(run.trainer.kind).has_teacher:
         return []
     from posttrain.training import trainer_arguments
 

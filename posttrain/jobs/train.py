@@ -71,7 +71,6 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
     from posttrain.errors import RewardError
-    from posttrain.training import memory, trainer_arguments
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.metrics_log import Metrics, NoTracker
     from posttrain.training.progress import ProgressBar
@@ -99,9 +98,9 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         measures = [*_measurement_callbacks(run, plan, directory, tracker, functions, alarms), alarms]
         with show_status("Loading the model"):
             _merge(plan, directory)
-            theirs = trainer_arguments.user_callbacks(run)
+            theirs = _user_callbacks(run)
             trainer = _build(run, plan, directory, tracker, functions, [bar, *theirs, *measures])
-            for callback in trainer_arguments.user_callbacks(run, trainer):
+            for callback in _user_callbacks(run, trainer):
                 trainer.callback_handler.callbacks.insert(0, callback)
         bar.show_evaluations(trainer)
         for measure in measures:
@@ -122,11 +121,15 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
                 trainer.save_last_step_end()
                 raise _exit_after_signal(interrupt, trainer, origin.command) from None
             except (MemoryError, RuntimeError) as error:
-                if not memory.is_out_of_memory(error):
+                from posttrain.training import out_of_memory
+
+                if not out_of_memory.is_out_of_memory(error):
                     raise
                 fix = TRAINING_MEMORY_FIX if "training" in trainer.doing else EVALUATION_MEMORY_FIX
                 rest = _how_to_continue(trainer, False, directory, origin.command)
-                raise PosttrainError(f"{memory.out_of_memory_message(error, fix, trainer.doing)}\n{rest}") from error
+                raise PosttrainError(
+                    f"{out_of_memory.out_of_memory_message(error, fix, trainer.doing)}\n{rest}"
+                ) from error
             except RewardError as error:
                 saved = trainer.save_last_step_end()
                 raise PosttrainError(
@@ -140,6 +143,14 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
+
+
+def _user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
+    if not run.trainer.callbacks:
+        return []
+    from posttrain.training import trainer_arguments
+
+    return trainer_arguments.user_callbacks(run, trainer)
 
 
 def _reward_functions(run: Run) -> tuple[dict[str, Any], str | None]:
@@ -231,13 +242,18 @@ def _build(
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from posttrain.models import adapter, architecture
-    from posttrain.training import build, trainer_arguments
+    from posttrain.training import build
 
     sees = architecture.sees(architecture.load_config(run.model, plan.start.config, plan.start.revision))
 
     shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
+    extra_arguments: dict[str, Any] = {}
+    if run.trainer.has_objects:
+        from posttrain.training import trainer_arguments
+
+        extra_arguments = trainer_arguments.constructor_arguments(run, plan.precision.dtype)
     parts = build.Parts(
         model=plan.start.base,
         args=trainer_args(run, plan, directory, tracker.report_to),
@@ -245,7 +261,7 @@ def _build(
         train=plan.data.train,
         eval=plan.data.eval,
         weighted=plan.data.weighted,
-        extra_arguments=trainer_arguments.constructor_arguments(run, plan.precision.dtype),
+        extra_arguments=extra_arguments,
         share_prompts=run.trainer.share_prompts,
         lora=adapter.lora_config(run.peft, run.trainer.kind, sees=sees),
         sees=sees,

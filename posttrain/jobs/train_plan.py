@@ -13,7 +13,6 @@ from posttrain.console import print_facts
 from posttrain.errors import PosttrainError
 from posttrain.models.tokens import token_ids
 from posttrain.runs.directory import RunDirectory
-from posttrain.training import trainer_arguments
 from posttrain.training.schedule import schedule
 
 if TYPE_CHECKING:
@@ -80,6 +79,8 @@ def _reward(name: str, run: Run) -> str:
 
 
 def _teacher(run: Run) -> str:
+    from posttrain.training import trainer_arguments
+
     source = trainer_arguments.teacher_source(run)
     return source.name + (" in 4-bit" if source.quantization.get("load_in_4bit") else "")
 
@@ -161,6 +162,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     trainer_arguments.check_template(run, tokenizer)
     _check_columns(run, data)
     if run.trainer.teacher.model:
+        from posttrain.training import trainer_arguments
+
         trainer_arguments.check_teacher(run, tokenizer)
     check_learnable(run.trainer.kind, data)
     precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)

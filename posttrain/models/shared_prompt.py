@@ -3,7 +3,7 @@
 `share_prompts` wraps the forward of a backbone, the module under the language-model head or the score head. Called
 with rows that begin alike (both answers of a pair, a group of samples), it computes them as `prompt_tree` lays them
 out, and returns the hidden states of the rows that it was called with: heads, losses and metrics see what they always
-saw. The idea is Wang and Hegde 2024 (arXiv:2410.20305). Prompts that are read before generation are read once, too.
+saw. The idea is Wang and Hegde 2024 (arXiv:2410.20305). Generation: `posttrain.models.shared_prefill`.
 
 Whatever it cannot do exactly goes through the backbone as it is: caches, custom masks, embeddings, packed rows, and
 batches that would save little.
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from posttrain.models.prompt_tree import Layout, Row, arrange
 
@@ -145,7 +144,11 @@ class SharedPrompts:
         if args or "input_ids" not in given or (self.random and self.backbone.training):
             return self.inner(*args, **kwargs)
         if "past_key_values" in given:
-            return self._prefill(kwargs, given) if _is_prefill(kwargs) else self.inner(**kwargs)
+            if not given <= {*KNOWN_ARGUMENTS, "past_key_values", "cache_position"}:
+                return self.inner(**kwargs)
+            from posttrain.models.shared_prefill import prefill
+
+            return prefill(self.inner, kwargs)
         if given <= KNOWN_ARGUMENTS and kwargs.get("use_cache") is False and kwargs.get("return_dict") is not False:
             layout = self.layout(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs.get("position_ids"))
             if layout is not None:
@@ -198,28 +201,6 @@ class SharedPrompts:
         dtype = self.backbone.dtype
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
-    def _prefill(self, kwargs: dict[str, Any], given: set[str]) -> Any:
-        """Read each of the prompts before generation once, and repeat their keys and values."""
-        if not given <= {*KNOWN_ARGUMENTS, "past_key_values", "cache_position"}:
-            return self.inner(**kwargs)
-        ids, mask, positions = (kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
-        assert ids is not None
-        keys = [tuple(row) for row in _columns(ids, mask, positions).tolist()]
-        places: dict[tuple[int, ...], int] = {}
-        rows = [places.setdefault(key, len(places)) for key in keys]
-        if len(places) == len(rows):
-            return self.inner(**kwargs)
-        once = torch.tensor([rows.index(n) for n in range(len(places))], device=ids.device)
-        again = torch.tensor(rows, device=ids.device)
-        read = {
-            name: value[once] if torch.is_tensor(value) and value.dim() > 1 and len(value) == len(rows) else value
-            for name, value in kwargs.items()
-        }
-        output = self.inner(**read)
-        kwargs["past_key_values"].batch_select_indices(again)
-        output.last_hidden_state = output.last_hidden_state[again]
-        return output
-
     @torch.no_grad()
     def differs(self) -> str | None:
         """Why the backbone does not give the same when rows are put together, tried on four short ones."""
@@ -254,26 +235,6 @@ def _window(config: Any) -> int | None:
     """The sliding window of a model's layers, or of some of them."""
     types = getattr(config, "layer_types", None)
     return None if types and "sliding_attention" not in types else getattr(config, "sliding_window", None)
-
-
-def _is_prefill(kwargs: dict[str, Any]) -> bool:
-    """Whether this call reads prompts into an empty cache that rows can be selected from."""
-    cache, ids = kwargs["past_key_values"], kwargs["input_ids"]
-    return (
-        type(cache) is DynamicCache
-        and ids.size(1) > 1
-        and len(ids) > 1
-        and not torch.is_grad_enabled()
-        and cache.get_seq_length() == 0
-        # Linear attention keeps a state of another kind.
-        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-        and all(kwargs.get(name) is None or kwargs[name].shape == ids.shape for name in ("attention_mask",))
-    )
-
-
-def _columns(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
-    """All that tells rows apart, side by side."""
-    return torch.cat([part.expand_as(ids) for part in (ids, mask, positions) if part is not None], dim=1)
 
 
 def _rows(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> list[Row] | None:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import options, trainers
 from posttrain.config.trainers import Kind
 from posttrain.console import print_plain
-from posttrain.models import inherit
 from posttrain.models.adapter import keep_trained_in_float32
-from posttrain.training import trainer_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,7 +117,10 @@ def build(kind: str, parts: Parts) -> Trainer:
         trainer.reward_funcs[0] = AdjustedScore(trainer.reward_funcs[0], parts.reward_adjustment)
     if parts.weighted:
         pair_weights.add_pair_weights(trainer)
-    trainer_arguments.continue_moving_teacher(trainer)
+    if any(hasattr(callback, "_initialize_teacher_adapter") for callback in trainer.callback_handler.callbacks):
+        from posttrain.training.moving_teacher import continue_moving_teacher
+
+        continue_moving_teacher(trainer)
     if chosen.takes_rewards:
         _reset_generation_config(trainer.model)
     if chosen.is_a("KTOTrainer"):
@@ -127,6 +128,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     if parts.quantization is not None:
         keep_trained_in_float32(trainer.model)
     if parts.adapter is not None:
+        from posttrain.models import inherit
+
         if not chosen.scores:
             inherit.add_reference_adapter(trainer.model)
         inherit.load_parent_adapter(trainer.model, parts.adapter)

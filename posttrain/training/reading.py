@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.training import memory
+from posttrain.training import out_of_memory
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
     except PosttrainError:
         raise
     except Exception as error:
-        if checkpoint is None or memory.is_out_of_memory(error):
+        if checkpoint is None or out_of_memory.is_out_of_memory(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         what = "a file holds code instead of tensors" if isinstance(error, pickle.UnpicklingError) else lines[0]

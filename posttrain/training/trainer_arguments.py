@@ -6,7 +6,6 @@ Tools, environment, rollout and callbacks are the user's own code, and run with 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -202,26 +201,3 @@ def _teacher(run: Run, dtype: str) -> Any:
     if isinstance(model, PeftModel) and not source.quantization:
         model = model.merge_and_unload()
     return model.requires_grad_(False)
-
-
-def continue_moving_teacher(trainer: Any) -> None:
-    """Let TRL's moving average of the adapter, the teacher of SDPO and SDFT, go on from a checkpoint.
-
-    A continued run has that adapter already, loaded from the checkpoint, and TRL would add it again.
-    """
-    for callback in trainer.callback_handler.callbacks:
-        begin = getattr(callback, "_initialize_teacher_adapter", None)
-        if begin is not None:
-            callback._initialize_teacher_adapter = functools.partial(_begin_or_continue, callback, begin)
-
-
-def _begin_or_continue(callback: Any, begin: Any) -> None:
-    from peft import get_peft_model_state_dict
-
-    name, model = callback.teacher_adapter_name, callback.accelerator.unwrap_model(callback.model)
-    if callback._initialized or name not in model.peft_config:
-        begin()
-        return
-    found = get_peft_model_state_dict(model, adapter_name=name)
-    callback.shadow_weights = {key: value.clone() for key, value in found.items()}
-    callback._initialized = True

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posttrain.errors import PosttrainError
-from posttrain.training import memory
+from posttrain.training import out_of_memory
 from tests.faults.test_stops import command
 from tests.helpers.faults import run
 
@@ -24,8 +24,8 @@ GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GP
     ],
 )
 def test_every_way_to_say_it_is_known(error, asked):
-    assert memory.is_out_of_memory(error)
-    said = memory.out_of_memory_message(error, "take less", "training")
+    assert out_of_memory.is_out_of_memory(error)
+    said = out_of_memory.out_of_memory_message(error, "take less", "training")
     assert said.startswith("out of memory in training: ")
     assert said.endswith("are free on this machine; take less")
     assert (f"{asked} were asked for" in said) == (asked is not None)
@@ -33,7 +33,7 @@ def test_every_way_to_say_it_is_known(error, asked):
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("out of memory"), OSError(2, "gone")])
 def test_other_errors_are_left_alone(error):
-    assert not memory.is_out_of_memory(error)
+    assert not out_of_memory.is_out_of_memory(error)
 
 
 def test_memory_that_the_machine_does_not_have_is_asked_for_in_training(tmp_path, pairs, monkeypatch):
