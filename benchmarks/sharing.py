@@ -116,6 +116,7 @@ def trainer(case: Case, shared: bool, model: str, words: Any, rows: Any, attenti
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
 
     from posttrain.training import build, labelled_positions
+    from posttrain.training.parts import Parts
 
     cuda = torch.cuda.is_available()
     batch = case.rows * (8 if case.kind == "grpo" else 1)
@@ -130,7 +131,7 @@ def trainer(case: Case, shared: bool, model: str, words: Any, rows: Any, attenti
         options |= {"num_generations": 8, "beta": 0.04, **length}
     lora = LoraConfig(**LORA, task_type="SEQ_CLS" if case.kind == "reward" else "CAUSAL_LM")
     if shared:
-        parts = build.Parts(
+        parts = Parts(
             model=model, args=options, tokenizer=words, train=rows, eval=None, lora=lora, quantization=None,
             callbacks=[], rewards={"length": _reward}, reward_weights=[1.0],
         )  # fmt: skip

@@ -5,7 +5,6 @@ TRL, Transformers and PEFT check most of this after the weights are loaded. Each
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from posttrain.config import trainers
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
-from posttrain.extras import missing_modules
 
 # Option -> (module it needs, what to install). Of `optim`, by the beginning of its value.
 PACKAGES = {
@@ -38,16 +36,6 @@ OPTIMIZERS = {
 }
 LOW_RANK_GRADIENTS = ("galore_", "apollo_")
 
-# LoRA initialisations: those that need passes over data or gradients before training, which are not made here, and
-# those that do what they say.
-UNSUPPORTED_INITIALISATIONS = ("eva", "corda", "lora_ga")
-INITIALISATIONS = re.compile(r"gaussian|olora|pissa|pissa_niter_[1-9]\d*|orthogonal|mica")
-INITIALISATION_OPTIONS = {
-    "eva_config": "eva",
-    "corda_config": "corda",
-    "lora_ga_config": "lora_ga",
-    "loftq_config": "loftq",
-}
 # The losses of DPO in TRL 1.16 that can have another divergence than the reverse KL.
 DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
@@ -58,7 +46,11 @@ def check(run: Run) -> list[str]:
     errors = _packages(args)
     for rule in (_precision, _evaluation, _loading, _lengths, _losses, _reference, _generation, _parallel):
         errors += [f"trainer.args.{line}" for line in rule(_Args(args), kind, run.peft)]
-    return errors + _lora("peft.lora", run.peft.lora, run.peft, kind) + _quantization(run.peft)
+    if run.peft.lora or run.peft.quantization:
+        from posttrain.config import adapter_combinations
+
+        errors += adapter_combinations.check(run.peft, kind)
+    return errors
 
 
 class _Args(dict):
@@ -79,6 +71,10 @@ def _packages(args: Mapping[str, Any]) -> list[str]:
     # The longest beginning decides: `adamw_torch_8bit` is no `adamw_torch`.
     known = [start for start in OPTIMIZERS if (optim.startswith(start) if start.endswith("_") else optim == start)]
     needed += [("optim", *OPTIMIZERS[start]) for start in known]
+    if not needed:
+        return []
+    from posttrain.extras import missing_modules
+
     return [
         f"trainer.args.{name}={args[name] if name != 'deepspeed' else '...'}: needs the package {package}, which is "
         f"not installed; pip install '{package}'"
@@ -246,89 +242,4 @@ def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
 def _parallel(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     if args.get("fsdp_config") and not args.get("fsdp"):
         return ["fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out"]
-    return []
-
-
-def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> list[str]:
-    """What PEFT would refuse with an adapter in memory, or pass over."""
-    errors = _initialisation(path, lora, peft)
-    modules, layers = lora.get("target_modules"), lora.get("layers_to_transform")
-    if isinstance(modules, str):
-        for name in ("layers_to_transform", "layers_pattern"):
-            if lora.get(name) is not None:
-                errors.append(
-                    f"{path}.{name}: not together with target_modules={modules}, which is one text; name the "
-                    "modules as a list, such as [q_proj,v_proj]"
-                )
-        if modules != "all-linear" and (wrong := _pattern(modules)):
-            errors.append(
-                f"{path}.target_modules={modules}: no regular expression ({wrong}); a list names whole modules"
-            )
-    if lora.get("layers_pattern") and layers is None:
-        errors.append(f"{path}.layers_pattern: only read with layers_to_transform; set that, or leave it out")
-    if lora.get("lora_bias") is True and lora.get("use_dora") is True:
-        errors.append(f"{path}.lora_bias=true: not with use_dora=true; leave one of them out")
-    if lora.get("lora_bias") is True and isinstance(lora.get("init_lora_weights"), str):
-        errors.append(f"{path}.lora_bias=true: only with init_lora_weights=true or false")
-    if isinstance(modules, list) and "lm_head" in modules and not kind.scores:
-        errors.append(
-            f"{path}.target_modules=lm_head: TRL reads the head's own weights, so that an adapter on it would not be "
-            "trained; leave it out, or name it in modules_to_save"
-        )
-    if lora.get("megatron_config"):
-        errors.append(f"{path}.megatron_config: there is no Megatron here; leave it out")
-    return errors
-
-
-def _pattern(text: str) -> str | None:
-    try:
-        re.compile(text)
-    except re.error as error:
-        return str(error)
-    return None
-
-
-def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> list[str]:
-    start = lora.get("init_lora_weights", True)
-    where = f"{path}.init_lora_weights={start}"
-    errors = [
-        f"{path}.{name}: only read with init_lora_weights={needs}, which is not made here; leave it out"
-        for name, needs in INITIALISATION_OPTIONS.items()
-        if lora.get(name)
-    ]
-    if isinstance(start, bool) or not isinstance(start, str):
-        return errors
-    if start.startswith(UNSUPPORTED_INITIALISATIONS):
-        errors.append(
-            f"{where}: needs passes over data before training, which are not made here; leave it out, or choose "
-            "gaussian, pissa or olora"
-        )
-    elif start == "loftq":
-        errors.append(
-            f"{where}: needs full-precision weights to quantize, and this base is loaded quantized; leave it out, or "
-            "choose gaussian"
-        )
-    elif not INITIALISATIONS.fullmatch(start):
-        errors.append(f"{where}: choose from true, gaussian, pissa, pissa_niter_N, olora, orthogonal, mica")
-    elif peft.quantization and start not in ("gaussian", "olora"):
-        errors.append(f"{where}: needs weights that are not quantized; choose peft=lora, or gaussian")
-    if start == "orthogonal" and isinstance(rank := lora.get("r", 8), int) and rank % 2:
-        errors.append(f"{where}: needs an even rank, and {path}.r={rank}")
-    return errors
-
-
-def _quantization(peft: PeftConfig) -> list[str]:
-    options = peft.quantization
-    if not options:
-        return []
-    if options.get("load_in_4bit") is True and options.get("load_in_8bit") is True:
-        return ["peft.quantization.load_in_8bit=true: load_in_4bit=true is set too; set load_in_4bit=false"]
-    if not options.get("load_in_4bit") and not options.get("load_in_8bit"):
-        return [
-            "peft.quantization.load_in_4bit=false: load_in_8bit is not set either, so that nothing would be quantized; "
-            "choose peft=lora"
-        ]
-    skip = options.get("llm_int8_skip_modules")
-    if skip is not None and not (isinstance(skip, list) and all(isinstance(name, str) for name in skip)):
-        return [f"peft.quantization.llm_int8_skip_modules={skip}: expected a list of names of modules"]
     return []

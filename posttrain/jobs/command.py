@@ -21,7 +21,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from posttrain import extras
 from posttrain.config import data_override, parse, recipes
 from posttrain.config.schema import Run
 from posttrain.console import print_plain
@@ -53,11 +52,13 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
 
 def run(argv: list[str]) -> int:
     """Compose `argv` and run it, or each job of a sweep; returns the exit code, unless Hydra exits with its own."""
-    if missing := extras.missing_plugin(argv):
+    if any(word.startswith("hydra/") for word in argv):
+        from posttrain import extras
         from posttrain.console import print_error
 
-        print_error(missing)
-        return 1
+        if missing := extras.missing_plugin(argv):
+            print_error(missing)
+            return 1
     unknown: dict[str, str] = {}
     if stray := _unknown_words(argv):
         from posttrain.config import composition_errors

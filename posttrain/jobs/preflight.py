@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from posttrain import extras
 from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
 from posttrain.config.schema import Run
 from posttrain.data import files
@@ -188,7 +187,11 @@ def _initialisation(run: Run) -> list[str]:
 def _tracker(backend: str) -> list[str]:
     """Trackers that are extras, and not installed."""
     module = {"trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml"}.get(backend)
-    missing = bool(module) and extras.missing_modules(str(module))
+    if module is None:
+        return []
+    from posttrain import extras
+
+    missing = extras.missing_modules(module)
     return [f"tracking.backend={backend}: not installed; {extras.install_command(backend)}"] if missing else []
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__, hub
+from posttrain import __version__
 from posttrain.config import options, schema, trainers
 from posttrain.config.schema import Origin, Run, main_process
 from posttrain.console import console, print_plain, quiet_libraries, show_status
@@ -241,20 +241,28 @@ def _build(
 ) -> Any:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from posttrain.models import adapter, architecture
+    from posttrain.models import architecture
     from posttrain.training import build
+    from posttrain.training.parts import Parts
 
     sees = architecture.sees(architecture.load_config(run.model, plan.start.config, plan.start.revision))
 
     shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
+    lora = quantization = value_lora = None
+    if run.peft.method != "none":
+        from posttrain.models import adapter
+
+        lora = adapter.lora_config(run.peft, run.trainer.kind, sees=sees)
+        quantization = adapter.quantization_config(run.peft)
+        value_lora = adapter.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None
     extra_arguments: dict[str, Any] = {}
     if run.trainer.has_objects:
         from posttrain.training import trainer_arguments
 
         extra_arguments = trainer_arguments.constructor_arguments(run, plan.precision.dtype)
-    parts = build.Parts(
+    parts = Parts(
         model=plan.start.base,
         args=trainer_args(run, plan, directory, tracker.report_to),
         tokenizer=plan.tokenizer,
@@ -263,16 +271,16 @@ def _build(
         weighted=plan.data.weighted,
         extra_arguments=extra_arguments,
         share_prompts=run.trainer.share_prompts,
-        lora=adapter.lora_config(run.peft, run.trainer.kind, sees=sees),
+        lora=lora,
         sees=sees,
-        quantization=adapter.quantization_config(run.peft),
+        quantization=quantization,
         callbacks=callbacks,
         rewards=functions,
         reward_weights=[entry.weight for _, entry in entries],
         adapter=plan.start.adapter,
         reward_adapter=shared,
         reward_adjustment=adjust,
-        value_lora=adapter.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None,
+        value_lora=value_lora,
     )
     try:
         trainer = build.build(run.trainer.kind, parts)
@@ -352,7 +360,7 @@ def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             "model": {
                 "path": run.model.path,
                 "revision": run.model.revision,
-                "commit": hub.cached_commit(run.model.path, run.model.revision),
+                "commit": start.model_commit(run),
                 "parameters": plan.parameters[0],
             },
             "base": start.base_record(run, plan.start, directory.path, plan.precision.dtype),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import ModelConfig, Run
 from posttrain.errors import PosttrainError
-from posttrain.hub import cannot_load
-from posttrain.models.adapter import lora_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,6 +19,8 @@ def load_config(model: ModelConfig, path: str, revision: str | None) -> Pretrain
     try:
         known = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
     except Exception as error:
+        from posttrain.hub import cannot_load
+
         raise PosttrainError(f"model.path={model.path}: {cannot_load(error, model.path)}") from error
     if _only_sees(known):
         raise PosttrainError(
@@ -60,7 +59,6 @@ def attention_implementation(known: PretrainedConfig, chosen: str, scores: bool)
 def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, int], int | None]:
     """((all, trained) parameter counts, context length), from the config at `path` alone: no weights, no memory."""
     import torch
-    from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     known = load_config(run.model, path, revision)
@@ -69,44 +67,11 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
         auto, known.num_labels = AutoModelForSequenceClassification, 1
     with torch.device("meta"):
         model = auto.from_config(known, trust_remote_code=run.model.trust_remote_code)
-        names = [name for name, _ in model.named_modules()]
         if run.peft.method != "none":
-            if errors := _unmatched(run.peft.lora, names, getattr(known.get_text_config(), "num_hidden_layers", None)):
-                raise PosttrainError("\n".join(errors))
-            try:
-                # PEFT raises whatever its layers meet: a KeyError, a re.error, an ImportError.
-                model = get_peft_model(model, _without_start(lora_config(run.peft, run.trainer.kind, sees=sees(known))))
-            except Exception as error:
-                raise PosttrainError(f"peft.lora: {str(error) or type(error).__name__}") from error
+            from posttrain.models.adapter import add_without_weights
+
+            model = add_without_weights(model, run.peft, run.trainer.kind, sees(known))
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.
     unique = {id(p): p for p in model.parameters()}.values()
     counts = sum(p.numel() for p in unique), sum(p.numel() for p in unique if p.requires_grad)
     return counts, getattr(known.get_text_config(), "max_position_embeddings", None)
-
-
-def _without_start(adapter: Any) -> Any:
-    """The adapter with the usual initialisation: some others read the weights, and there are none here."""
-    adapter.init_lora_weights = True
-    return adapter
-
-
-def _unmatched(lora: dict[str, Any], names: list[str], layers: int | None) -> list[str]:
-    """Modules and layers that the model does not have: PEFT passes over them while it finds another."""
-    last = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})
-    errors = []
-    for option in ("target_modules", "modules_to_save", "exclude_modules"):
-        wanted = lora.get(option)
-        for module in wanted if isinstance(wanted, list) else []:
-            if not any(name == module or name.endswith(f".{module}") for name in names):
-                near = difflib.get_close_matches(str(module), last, n=1)
-                fix = f"did you mean {near[0]}? " if near else ""
-                errors.append(f"peft.lora.{option}={module}: no such module; {fix}there are {', '.join(last)}")
-    if layers is None:
-        return errors
-    wanted = lora.get("layers_to_transform")
-    for layer in [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]:
-        if layer >= layers:
-            errors.append(
-                f"peft.lora.layers_to_transform={layer}: the model has {layers} layers, from 0 to {layers - 1}"
-            )
-    return errors

@@ -61,7 +61,19 @@ def base_record(run: Run, begin: Start, directory: Path, dtype: str) -> dict[str
             "commit": None,
             "dtype": dtype,
         }
+    return {
+        "path": run.model.path,
+        "local": False,
+        "revision": run.model.revision,
+        "commit": model_commit(run),
+        "dtype": dtype,
+    }
+
+
+def model_commit(run: Run) -> str | None:
+    """The commit of `model.path` on the hub; `None` for an embedded model or a folder."""
+    if run.model.path.startswith("embedded:"):
+        return None
     from posttrain import hub
 
-    commit = hub.cached_commit(run.model.path, run.model.revision)
-    return {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": commit, "dtype": dtype}
+    return hub.cached_commit(run.model.path, run.model.revision)

@@ -20,8 +20,8 @@ from posttrain.probe import distance, diversity, forgetting, safety
 from posttrain.probe.scores import ProbeRewards, Scores
 from posttrain.probe.texts import ProbeTexts
 from posttrain.runs.metrics import read
-from posttrain.training.metrics_log import NoTracker, append
 from posttrain.training import rollouts
+from posttrain.training.metrics_log import NoTracker, append
 from posttrain.training.progress import Phase
 
 if TYPE_CHECKING:

@@ -317,15 +317,15 @@ def test_no_row_of_kto_is_alone_and_sampling_is_not_shaped_by_the_model():
     from datasets import Dataset
     from transformers import GenerationConfig
 
-    from posttrain.training import build
+    from posttrain.training import build_steps
 
     rows = Dataset.from_list([{"n": n} for n in range(17)])
     args = SimpleNamespace(per_device_train_batch_size=4, per_device_eval_batch_size=5)
     trainer = SimpleNamespace(args=args, train_dataset=rows, eval_dataset=rows)
-    build._drop_single_row_batch(trainer)
+    build_steps.drop_single_row_batch(trainer)
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (16, 17)
     model = torch.nn.Linear(1, 1)
     model.generation_config = GenerationConfig(min_p=0.5, no_repeat_ngram_size=2, eos_token_id=[1, 2], pad_token_id=0)
-    build._reset_generation_config(model)
+    build_steps.reset_generation_config(model)
     plain = model.generation_config
     assert (plain.min_p, plain.no_repeat_ngram_size, plain.eos_token_id) == (None, None, [1, 2])

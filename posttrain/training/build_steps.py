@@ -1,0 +1,100 @@
+"""Steps that the construction of some trainers needs beside TRL's own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from posttrain.console import print_plain
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from posttrain.training.parts import Parts
+
+
+def render(parts: Parts, rows: Dataset) -> Dataset:
+    """Conversations as text, by the tokenizer's template, for the trainers that take text only.
+
+    Messages are stored as JSON here, and a trainer that maps its data set to text would write that text as JSON.
+    """
+    from datasets import Features, Value
+    from trl.data_utils import maybe_apply_chat_template
+
+    turns = [name for name in ("messages", "prompt", "completion", "chosen", "rejected") if name in rows.column_names]
+    if all(isinstance(rows[0][name], str) for name in turns):
+        return rows
+    return rows.map(
+        maybe_apply_chat_template,
+        fn_kwargs={"processing_class": parts.tokenizer},
+        features=Features({**rows.features, **dict.fromkeys(turns, Value("string"))}),
+        desc="Applying the chat template",
+    )
+
+
+def reset_generation_config(model: Any) -> None:
+    """Take out of a model's generation config all but its tokens.
+
+    `generate` fills from it what TRL's own config leaves open (min_p, no_repeat_ngram_size, penalties), and samples
+    from another distribution than the one whose log-probabilities are trained.
+    """
+    from transformers import GenerationConfig
+
+    for module in model.modules():
+        if isinstance(own := getattr(module, "generation_config", None), GenerationConfig):
+            module.generation_config = GenerationConfig(
+                bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+            )
+
+
+def drop_single_row_batch(trainer: Any) -> None:
+    """Leave out the row that a last micro-batch of KTO would have alone: it would be its own partner for the KL."""
+    sizes = {"train_dataset": trainer.args.per_device_train_batch_size}
+    sizes["eval_dataset"] = trainer.args.per_device_eval_batch_size
+    for name, size in sizes.items():
+        rows = getattr(trainer, name)
+        if rows is not None and hasattr(rows, "select") and size > 1 and len(rows) > 1 and len(rows) % size == 1:
+            setattr(trainer, name, rows.select(range(len(rows) - 1)))
+            print_plain(
+                f"{name}: the last row would be alone in its micro-batch of {size}, and is left out: kto compares rows"
+            )
+
+
+def tokenize_with_labels(parts: Parts) -> Parts:
+    """The rows tokenized, with the loss on assistant messages, or on all turns where `assistant_only_loss=false`."""
+    from posttrain.data import loss_mask
+
+    only = parts.args.get("assistant_only_loss")
+    how = (parts.tokenizer, loss_mask.training_template(parts.tokenizer, only), only is False)
+    held_out = loss_mask.tokenize_rows(parts.eval, *how) if parts.eval is not None else None
+    # The labels are made, so TRL need not look for marks in a template.
+    args = {**parts.args, "assistant_only_loss": False}
+    return replace(parts, train=loss_mask.tokenize_rows(parts.train, *how), eval=held_out, args=args)
+
+
+def load_model(parts: Parts, init_kwargs: dict[str, Any]) -> PreTrainedModel | PeftModel:
+    """The base as TRL loads it, with the parent's adapter to train, or a new one.
+
+    TRL keeps a frozen copy of a parent's adapter as reference.
+    """
+    from peft import PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, set_seed
+    from trl.trainer.utils import create_model_from_path
+
+    extra: dict[str, Any] = {} if parts.quantization is None else {"quantization_config": parts.quantization}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        extra["device_map"] = None
+    set_seed(parts.args.get("seed", 42))  # a new adapter is drawn
+    if parts.sees:
+        # TRL takes the class that the checkpoint names, whose modules have other names than those of the text model:
+        # an adapter on them would be lost when it is loaded.
+        extra["architecture"] = AutoModelForCausalLM
+    base = create_model_from_path(
+        parts.model, trust_remote_code=parts.args.get("trust_remote_code", False), **extra, **init_kwargs
+    )
+    if parts.adapter is not None:
+        return PeftModel.from_pretrained(base, parts.adapter, is_trainable=True)
+    return base if parts.lora is None else get_peft_model(base, parts.lora)

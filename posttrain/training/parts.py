@@ -1,0 +1,46 @@
+"""What a trainer is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, TrainerCallback
+
+    from posttrain.rewards import RewardFunction
+    from posttrain.rewards.calibration import Adjustment
+
+
+@dataclass
+class Parts:
+    """What a trainer is built from. `args` are options of its own config class; `model` is a path.
+
+    `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
+    `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
+    args make of its scores; `reward_weights` has its weight
+    first, then those of `rewards`. `weighted` says that pairs carry weights. `extra_arguments` are further arguments of
+    the trainer's constructor, by parameter. With `share_prompts` several answers to a prompt compute it once, where
+    that is exact. A model that `sees` images as well is loaded as its text model.
+    """
+
+    model: str
+    args: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    eval: Dataset | None
+    lora: LoraConfig | None
+    quantization: BitsAndBytesConfig | None
+    callbacks: list[TrainerCallback]
+    rewards: dict[str, RewardFunction]
+    reward_weights: list[float]
+    adapter: str | None = None
+    reward_adapter: tuple[str, str] | None = None
+    reward_adjustment: Adjustment | None = None
+    value_lora: LoraConfig | None = None
+    weighted: bool = False
+    extra_arguments: dict[str, Any] = field(default_factory=dict)
+    share_prompts: bool = True
+    sees: bool = False
