@@ -74,7 +74,7 @@ DAMAGE = {
 def test_a_damaged_checkpoint_does_not_count(name, again):
     said, damage = DAMAGE[name]
     damage(again / name)
-    assert said in damage(again)
+    assert said in damages.damage(again)
     assert directory(*ARGS).last_checkpoint().name == "checkpoint-4"
 
 
@@ -82,9 +82,9 @@ def test_a_damaged_checkpoint_does_not_count(name, again):
 @pytest.mark.parametrize("damage", [cut, lambda path: path.unlink()], ids=["cut", "missing"])
 def test_without_its_list_of_files_a_checkpoint_is_judged_by_what_they_hold(name, damage, again):
     (again / "files.json").unlink()  # as an earlier version wrote it
-    assert damage(again) is None
+    assert damages.damage(again) is None
     damage(again / name)
-    assert name.split(".")[0] in damage(again) or "safetensors" in checkpoints.damage(again)
+    assert name.split(".")[0] in damages.damage(again) or "safetensors" in checkpoints.damage(again)
 
 
 def test_the_one_before_is_taken_and_said_and_the_end_is_the_same(again, stopped, capsys):
