@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from posttrain.errors import PosttrainError
 from posttrain.runs import checkpoint as checkpoints
+from posttrain.runs import damage as damages
 from posttrain.runs.directory import RunDirectory
 from tests.faults.test_stops import command
 from tests.helpers.faults import KILLED, differences, directory, dying, run, start, wait
@@ -84,7 +85,7 @@ def test_without_its_list_of_files_a_checkpoint_is_judged_by_what_they_hold(name
     (again / "files.json").unlink()  # as an earlier version wrote it
     assert damages.damage(again) is None
     damage(again / name)
-    assert name.split(".")[0] in damages.damage(again) or "safetensors" in checkpoints.damage(again)
+    assert name.split(".")[0] in damages.damage(again) or "safetensors" in damages.damage(again)
 
 
 def test_the_one_before_is_taken_and_said_and_the_end_is_the_same(again, stopped, capsys):
