@@ -16,7 +16,7 @@ from posttrain.training import out_of_memory
 def reading(checkpoint: str | None) -> Iterator[None]:
     """Say in one message which checkpoint cannot be continued from, and how the run goes on.
 
-    Files that are cut or missing are found before (`posttrain.runs.checkpoint.damage`). torch reads tensors alone
+    Files that are cut or missing are found before (`posttrain.runs.damage`). torch reads tensors alone
     (`weights_only`), so a file that holds code ends here as well.
     """
     try:

@@ -20,6 +20,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,6 @@ from trl.trainer.utils import RepeatSampler
 from posttrain.models.random_state import own_random_state
 from posttrain.runs import checkpoint as checkpoints
 from posttrain.training import memory
-from posttrain.training.reading import has_weights, reading
 from posttrain.training.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
@@ -275,16 +275,18 @@ class Resumable(_Trainer):
     # Checkpoints
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from posttrain.training.reading import has_weights, reading
+
         with reading(resume_from_checkpoint):
             has_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with reading(checkpoint):
+        with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(checkpoint):
+        with _reading(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def save_last_step_end(self) -> bool:
@@ -370,7 +372,7 @@ class Resumable(_Trainer):
         if self.state.global_step == 0 or not path.is_file():
             self._note_record_sizes()
             return
-        with reading(str(source)):
+        with _reading(str(source)):
             self._recall(json.loads(path.read_text(encoding="utf-8")), source)
         self._note_record_sizes()
         self._end_step()
@@ -447,6 +449,14 @@ class _Boundaries(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.check_signal()
+
+
+def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
+    if checkpoint is None:
+        return nullcontext()
+    from posttrain.training.reading import reading
+
+    return reading(checkpoint)
 
 
 def _random_state() -> list[Any]:
