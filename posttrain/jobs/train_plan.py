@@ -159,7 +159,10 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     data = load(run.data, run.trainer.kind, rendering)
     first = data.first[0]
     tokenizers.check_template(tokenizer, first, run.model)
-    trainer_arguments.check_template(run, tokenizer)
+    if run.trainer.tools or run.trainer.environment:
+        from posttrain.training import trainer_arguments
+
+        trainer_arguments.check_template(run, tokenizer)
     _check_columns(run, data)
     if run.trainer.teacher.model:
         from posttrain.training import trainer_arguments

@@ -52,8 +52,6 @@ def check(run: Run) -> list[str]:
 
 def check_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `PosttrainError` where calls of tools could not be read from what the policy writes."""
-    if not (run.trainer.tools or run.trainer.environment):
-        return
     from trl.chat_template_utils import add_response_schema
 
     known = getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)
