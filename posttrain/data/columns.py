@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
-from posttrain.data.conversation import Example, common_prefix_length
+from posttrain.data.example import Example
 from posttrain.data.formats import PAIRS
+from posttrain.data.prompts import common_prefix_length
 from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
 

@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from posttrain import extras
-from posttrain.data import csv_rows, json_rows
+from posttrain.data import json_rows
 from posttrain.data.row import Place, Row
 from posttrain.errors import PosttrainError
 
@@ -88,6 +87,8 @@ def _check_one(path: Any, listed: bool) -> str | None:
         if suffix == ".parquet" and file.suffix in COMPRESSED:
             return f"{file}: Parquet is compressed inside; unpack it"
         if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
+            from posttrain import extras
+
             return f"{file}: needs the library zstandard: {extras.install_command('zstd')}"
     return None
 
@@ -100,7 +101,12 @@ def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
     try:
         check_content(file)
         opened = functools.partial(_open, file)
-        found = csv_rows.read(file, opened, columns) if kind(file) == ".csv" else json_rows.read(file, opened)
+        if kind(file) == ".csv":
+            from posttrain.data import csv_rows
+
+            found = csv_rows.read(file, opened, columns)
+        else:
+            found = json_rows.read(file, opened)
         for line, row in found:
             yield Place(str(file), "line", line), row
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from posttrain.data.conversation import common_prefix_length
+from posttrain.data.prompts import common_prefix_length
 from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
 

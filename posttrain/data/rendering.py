@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
-from posttrain.data import loss_mask
-from posttrain.data.conversation import REASONING_KEYS
+from posttrain.data.example import REASONING_KEYS
 from posttrain.data.row import RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from posttrain.data import loss_mask
 
 TEMPLATE = "set model.chat_template=FILE.jinja with one"
 ANSWER_COLUMNS = ("completion", "chosen", "rejected")
@@ -31,6 +32,8 @@ class Rendering:
         only_assistant = args.get("assistant_only_loss")
         self.template: str | None = None
         if self.trainer.reads == "text" and tokenizer.chat_template:
+            from posttrain.data import loss_mask
+
             self.template = loss_mask.training_template(tokenizer, only_assistant)
         written = self.template or tokenizer.chat_template or ""
         self.reasoning = next((name for name in REASONING_KEYS if name in str(written)), "inline")
@@ -48,6 +51,8 @@ class Rendering:
         if self.trainer.samples_completions:
             self._check_prompt(row)
             return
+        from posttrain.data import loss_mask
+
         render = loss_mask.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
         if "messages" in row:
             whole = render(row["messages"], False)
@@ -80,6 +85,8 @@ class Rendering:
 
     def _check_prompt(self, row: Mapping[str, Any]) -> None:
         """Of a trainer that samples, which renders the prompt alone: with its own options, and its own tools."""
+        from posttrain.data import loss_mask
+
         render = loss_mask.renderer(self.tokenizer, None, self.options)
         turns = list(row["messages"] if "messages" in row else row["prompt"])
         while "messages" in row and turns and turns[-1]["role"] == "assistant":
@@ -107,6 +114,8 @@ class Rendering:
                 missing = missing or given.strip() not in whole
         self.without_thoughts += missing
         if row.get("tools"):
+            from posttrain.data import loss_mask
+
             bare = loss_mask.renderer(self.tokenizer, None, row.get("chat_template_kwargs"), self.template)
             self.without_tools += self._same(whole, bare, turns)
 
@@ -123,6 +132,8 @@ class Rendering:
 
         A content that stands in the text is taken for that turn's, once the template has been seen to write its role.
         """
+        from posttrain.data import loss_mask
+
         for number, turn in enumerate(turns):
             where = f"{field}[{number - first}]" if number >= first else f"prompt[{number}]"
             content, role = turn["content"].strip(), turn["role"]
@@ -206,4 +217,6 @@ def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:
+    from posttrain.data import loss_mask
+
     return loss_mask.training_template(tokenizer, True) is not None

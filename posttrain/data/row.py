@@ -1,4 +1,4 @@
-"""A raw row of data: the place where it stands, and its columns or what is wrong with it."""
+"""A raw row of data: its place, and its columns or what is wrong with it; checks of a field."""
 
 from __future__ import annotations
 
@@ -22,3 +22,21 @@ class Place(NamedTuple):
 
 
 Row = tuple[Place, "dict[str, Any] | RowError"]
+
+
+def text(value: Any, field: str, empty: bool = False) -> str:
+    """`value`, where it is text; raises `RowError` otherwise, and for none of it unless `empty`."""
+    if not isinstance(value, str):
+        raise RowError(field, f"expected text, got {shortened(value)}" if value is not None else "is missing")
+    if not value.strip() and not empty:
+        raise RowError(field, "is empty")
+    return value
+
+
+def display_path(path: Any) -> str:
+    """A path, or a list of them, as a person reads it."""
+    return path if isinstance(path, str) else ", ".join(map(str, path))
+
+
+def shortened(value: Any) -> str:
+    return f"{value!r:.80}"

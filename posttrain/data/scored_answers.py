@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
+from posttrain.data.formats import RATED_COLUMNS, SCORED_COLUMNS
 from posttrain.data.row import Place
 from posttrain.data.store import store
 from posttrain.errors import PosttrainError
@@ -15,14 +16,7 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SCORED_COLUMNS = ("completions", "scores")
-RATED_COLUMNS = ("completion", "rating")
 SEED = 0
-
-
-def is_scored(columns: list[str], name: str) -> bool:
-    """Whether rows of the format `name` have a form that the trainer decides on."""
-    return name in ("ultrafeedback", "rankings", "ratings") and bool({"scores", "rating"} & set(columns))
 
 
 def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -> Dataset:

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import files as f
+from posttrain.data.arrow_rows import arrow_rows, explain, is_saved_dataset
 from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template_options
 from posttrain.data.reading import (
     RowSource,
     Template,
-    arrow_rows,
     display_path,
-    explain,
     held_out_split,
-    is_saved_dataset,
     open_files,
     open_rows,
     read,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
-from posttrain.data import scored_answers
 from posttrain.data.columns import PAIRS, prompts, to_trainer_columns
+from posttrain.data.formats import is_scored
 from posttrain.data.reading import Template, display_path
 from posttrain.data.split import Part, Split, split_rows
 from posttrain.errors import PosttrainError
@@ -77,7 +77,9 @@ def load_all_rows(config: DataConfig, name: str = "trl") -> Dataset:
 def to_trainer(part: Part, kind: str) -> Dataset:
     """The first rows as the trainer `kind` takes them."""
     rows = _first_rows(part)
-    if scored_answers.is_scored(rows.column_names, part.format):
+    if is_scored(rows.column_names, part.format):
+        from posttrain.data import scored_answers
+
         rows = scored_answers.for_trainer(rows, kind, part.config.pairs, part.config.threshold)
     made = to_trainer_columns(rows, kind, part.format)
     return _with_float_weights(made) if {"weight", *PAIRS} <= {*made.column_names} else made
@@ -86,7 +88,9 @@ def to_trainer(part: Part, kind: str) -> Dataset:
 def prompts_for(part: Part, kind: str) -> Dataset | None:
     """The prompts of the first rows, with their other columns; `None` for plain text, which has no prompt."""
     rows = _first_rows(part)
-    if scored_answers.is_scored(rows.column_names, part.format):
+    if is_scored(rows.column_names, part.format):
+        from posttrain.data import scored_answers
+
         rows = scored_answers.for_trainer(rows, "grpo", part.config.pairs, None)
     # A trainer of prompts is probed on prompts as it gets them.
     return prompts(to_trainer_columns(rows, kind, part.format) if trainers.of(kind).samples_completions else rows)

@@ -1,20 +1,19 @@
-"""The one form that a row of data has between its file and a trainer: a checked `Example`.
+"""Messages in all known writings (OpenAI, ShareGPT, and what other trainers take) as `Message`s.
 
-Every format of `posttrain.data.formats` makes it, and `posttrain.data.columns` makes a trainer's columns of it. Roles,
-contents, reasoning, tool calls, names and marks of what is learnt are checked here and nowhere else; what is not
+Roles, contents, reasoning, tool calls, names and marks of what is learnt are checked here and nowhere else; what is not
 understood raises `RowError` with the field.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
+from posttrain.data.example import REASONING_KEYS, Example, Message, TextOrTurns, Turns
 from posttrain.data.json_rows import parse_json
-from posttrain.data.row import RowError
+from posttrain.data.row import RowError, shortened, text
 
 # The names under which roles are written (OpenAI, ShareGPT, FastChat, axolotl, LLaMA-Factory, ms-swift), and ours.
 ROLES = {
@@ -25,8 +24,7 @@ ROLES = {
 }
 # A turn that is a call of tools, written as JSON.
 TOOL_CALL_ROLES = ("function_call", "tool_call")
-# The keys under which a message has its reasoning, and those that say whether it is learnt.
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+# The keys that say whether a message is learnt.
 LEARN_KEYS = ("weight", "train", "loss", "loss_weight")
 # The columns in which a row has its tools.
 TOOLS = ("tools", "functions")
@@ -52,146 +50,6 @@ _KEYS = re.compile(r"""(["'])(?:role|from)\1\s*:.*(["'])(?:content|value)\2\s*:"
 _SEYK = re.compile(r"""(["'])(?:content|value)\1\s*:.*(["'])(?:role|from)\2\s*:""", re.DOTALL)
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. `calls` are OpenAI's tool calls with arguments as objects; `learn` is `None` where nothing is said."""
-
-    role: str
-    content: str = ""
-    reasoning: str | None = None
-    calls: tuple[dict[str, Any], ...] = ()
-    name: str | None = None
-    call_id: str | None = None
-    learn: bool | None = None
-
-    def as_dict(self, reasoning: str = "reasoning_content") -> dict[str, Any]:
-        """As chat templates take it; `reasoning` is the key of the template, or `inline`: a <think> block."""
-        content = self.content
-        if self.reasoning is not None and reasoning == "inline":
-            content = f"<think>\n{self.reasoning.strip()}\n</think>\n\n{content}"
-        made: dict[str, Any] = {"role": self.role, "content": content}
-        if self.reasoning is not None and reasoning != "inline":
-            made[reasoning] = self.reasoning
-        if self.calls:
-            made["tool_calls"] = list(self.calls)
-        if self.name is not None:
-            made["name"] = self.name
-        if self.call_id is not None:
-            made["tool_call_id"] = self.call_id
-        if self.learn is not None:
-            made["weight"] = int(self.learn)
-        return made
-
-    @property
-    def has_content(self) -> bool:
-        return bool(self.content.strip() or self.calls or (self.reasoning or "").strip())
-
-
-Turns: TypeAlias = "list[Message]"
-# What is said: plain text, which is rendered by no template, or turns of a conversation.
-TextOrTurns: TypeAlias = "str | list[Message]"
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row as a trainer can be given it; what it does not have is `None`.
-
-    Either `text`, or `messages`, or a `prompt` with nothing, `completion` (and `label` or `rating`), `chosen` and
-    `rejected`, or `completions` with `scores`. Prompt and answers are split, and all text or all turns. `used` are the
-    columns of the row that it was made of.
-    """
-
-    prompt: TextOrTurns | None = None
-    completion: TextOrTurns | None = None
-    chosen: TextOrTurns | None = None
-    rejected: TextOrTurns | None = None
-    messages: Turns | None = None
-    text: str | None = None
-    label: bool | None = None
-    completions: list[TextOrTurns] | None = None
-    scores: list[float] | None = None
-    rating: float | bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    template_options: dict[str, Any] | None = None
-    used: tuple[str, ...] = ()
-
-    def columns(self, reasoning: str = "reasoning_content") -> dict[str, Any]:
-        """In TRL's columns, and `completions` + `scores` or `rating` where the trainer decides what they become."""
-
-        def plain(value: Any) -> Any:
-            return value if isinstance(value, str) else [message.as_dict(reasoning) for message in value]
-
-        names = ("messages", "prompt", "completion", "chosen", "rejected")
-        made = {name: plain(value) for name in names if (value := getattr(self, name)) is not None}
-        if self.completions is not None:
-            made["completions"] = [plain(one) for one in self.completions]
-        for name in ("text", "scores", "rating", "label"):
-            if (value := getattr(self, name)) is not None:
-                made[name] = value
-        if self.tools:
-            made["tools"] = json.dumps(self.tools, ensure_ascii=False)  # as TRL takes it: schemas are of every shape
-        if self.template_options is not None:
-            made["chat_template_kwargs"] = self.template_options
-        return made
-
-    @property
-    def turns(self) -> Turns | None:
-        """The turns that open the row; `None` for text."""
-        opening = self.messages if self.messages is not None else self.prompt
-        return opening if isinstance(opening, list) else None
-
-    def beside(self, row: Mapping[str, Any]) -> Example:
-        """With what the row says beside its turns: a system prompt, tools, options of the chat template.
-
-        Text is rendered by no template, so it has none of them.
-        """
-        if not (turns := self.turns):
-            return self
-        name = next((name for name in TOOLS if row.get(name)), "tools")
-        used = (*self.used, *TOOLS, "parallel_tool_calls", "system", "chat_template_kwargs")
-        found = replace(self, used=used, template_options=template_options(row.get("chat_template_kwargs")))
-        if self.tools is None:
-            found = replace(found, tools=tools(row.get(name), name))
-        if not (opening := system_turn(row.get("system"))):
-            return found
-        if turns[0].role == "system":
-            if turns[0].content.strip() != opening[0].content.strip():
-                raise RowError(
-                    "system", "differs from the system turn that the conversation has; a row has one of them"
-                )
-            return found
-        if self.messages is not None:
-            return replace(found, messages=opening + turns)
-        return replace(found, prompt=opening + turns)
-
-    def conversational(self) -> Example:
-        """Text as turns: an instruct model expects its chat template, which is applied to conversations only."""
-        if self.prompt is None:
-            return self
-        asked = as_turns(self.prompt, "user")
-        answers: dict[str, Any] = {
-            name: as_turns(value, "assistant")
-            for name in ("completion", "chosen", "rejected")
-            if (value := getattr(self, name)) is not None
-        }
-        several: Any = self.completions and [as_turns(one, "assistant") for one in self.completions]
-        return replace(self, prompt=asked, completions=several, **answers)
-
-
-def as_turns(said: TextOrTurns, role: str) -> Turns:
-    """Text as one turn, stripped: the space that joins a completion to its prompt would otherwise open it."""
-    return [Message(role, said.strip())] if isinstance(said, str) else said
-
-
-def text(value: Any, field: str, empty: bool = False) -> str:
-    """`value`, where it is text; raises `RowError` otherwise, and for none of it unless `empty`."""
-    if not isinstance(value, str):
-        raise RowError(field, f"expected text, got {shortened(value)}" if value is not None else "is missing")
-    if not value.strip() and not empty:
-        raise RowError(field, "is empty")
-    return value
 
 
 def text_or_turns(value: Any, field: str) -> TextOrTurns:
@@ -447,115 +305,24 @@ def parse_dialogue(value: Any, field: str) -> Turns:
     return [Message(roles[name], said.strip()) for name, said in turns]
 
 
-def check_last_is_answer(messages: Turns, field: str) -> Turns:
-    """`messages`, whose last one must be the assistant's, and say or call something."""
-    last = messages[-1]
-    if last.role != "assistant":
-        raise RowError(f"{field}[{len(messages) - 1}]", f"the last message is the {last.role}'s; nothing is answered")
-    if not last.has_content:
-        raise RowError(f"{field}[{len(messages) - 1}]", "an assistant turn is empty")
-    return messages
+def beside(example: Example, row: Mapping[str, Any]) -> Example:
+    """`example` with the other columns of its row that belong to a conversation: system prompt, tools, options.
 
-
-def check_whole_answer(messages: Turns, field: str) -> Turns:
-    """The answer of a prompt, which is learnt as a whole: a mark that leaves a message out is refused."""
-    for index, one in enumerate(messages):
-        if one.learn is False:
-            raise RowError(
-                f"{field}[{index}]",
-                "is marked as not learnt, and an answer is learnt as a whole; give the row as messages",
-            )
-    return without_learn_marks(messages)
-
-
-def without_learn_marks(messages: Turns) -> Turns:
-    return [replace(one, learn=None) for one in messages]
-
-
-def split_prompt(
-    prompt: TextOrTurns | None, answers: Mapping[str, TextOrTurns], repeated: bool = False
-) -> tuple[TextOrTurns, dict[str, Any]]:
-    """Prompt and answers, split: all text, or all turns, with the prompt taken off answers that repeat it.
-
-    `answers` has one, or `chosen` and `rejected`, whose shared beginning is the prompt where there is none. `repeated`
-    says that answers of text begin with the prompt's text. Raises `RowError` where the answers are to different
-    questions.
+    Text is rendered by no template, so it has none of them.
     """
-    if all(isinstance(value, str) for value in (prompt, *answers.values()) if value is not None):
-        if prompt is None:
-            return _common_text(answers)
-        return prompt, _strip_prompt_text(str(prompt), answers) if repeated else dict(answers)
-    turns = {name: check_last_is_answer(as_turns(value, "assistant"), name) for name, value in answers.items()}
-    whole = {name: value[0].role in ("user", "system") for name, value in turns.items()}
-    question = prompt if isinstance(prompt, str) and all(whole.values()) else None
-    if question is not None:
-        prompt = None  # UltraFeedback has the question as text beside conversations that begin with it
-    if prompt is None:
-        asked, turns = _common_turns(turns)
-    else:
-        asked = without_learn_marks(as_turns(prompt, "user"))
-        for name, value in turns.items():
-            if whole[name]:
-                if without_learn_marks(value[: len(asked)]) != asked or len(value) == len(asked):
-                    raise RowError(f"{name}[0]", f"is a {value[0].role} turn, and does not repeat the prompt")
-                turns[name] = value[len(asked) :]
-    if question is not None and not any(question.strip() == turn.content.strip() for turn in asked):
-        raise RowError("prompt", "is none of the turns that the answers begin with; leave it out, or correct it")
-    _check_answers_diverge(list(turns.values()))
-    return asked, {name: check_whole_answer(value, name) for name, value in turns.items()}
-
-
-def _strip_prompt_text(prompt: str, answers: Mapping[str, TextOrTurns]) -> dict[str, TextOrTurns]:
-    rest = {name: str(value) for name, value in answers.items()}
-    if prompt.strip() and all(value.startswith(prompt) for value in rest.values()):
-        rest = {name: value[len(prompt) :] for name, value in rest.items()}
-        for name, value in rest.items():
-            text(value, name)
-    return dict(rest)
-
-
-def _common_text(answers: Mapping[str, TextOrTurns]) -> tuple[str, dict[str, TextOrTurns]]:
-    """The prompt that two texts begin with; the space before the answers belongs to them, as TRL has it."""
-    values = [str(value) for value in answers.values()]
-    same = common_prefix_length(*values) if len(values) > 1 else 0
-    if same == min(map(len, values)):
-        same -= 1
-    if same > 0 and values[0][same - 1] == " ":
-        same -= 1
-    same = max(same, 0)
-    return values[0][:same], {name: str(value)[same:] for name, value in answers.items()}
-
-
-def _common_turns(turns: dict[str, Turns]) -> tuple[Turns, dict[str, Turns]]:
-    values = [without_learn_marks(value) for value in turns.values()]
-    field, several = next(iter(turns)), len(values) > 1
-    same = min(common_prefix_length(*values) if several else len(values[0]), *(len(value) - 1 for value in values))
-    if not same and several:
-        raise RowError(field, "shares no first turn with rejected; pairs answer the same prompt")
-    if not same:
-        raise RowError(field, "has no turn that is answered")
-    return values[0][:same], {name: value[same:] for name, value in turns.items()}
-
-
-def _check_answers_diverge(answers: list[Turns]) -> None:
-    """Answers that part at another's turn do not answer the same question."""
-    if len(answers) < 2:
-        return
-    at = common_prefix_length(*answers)
-    differing = [answer[at] for answer in answers if at < len(answer)]
-    if other := next((one for one in differing if one.role != "assistant"), None):
-        raise RowError("rejected", f"differs from chosen at a {other.role} turn, so the two answer different questions")
-
-
-def common_prefix_length(one: Any, other: Any) -> int:
-    """How many first items of two sequences are equal."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
-
-
-def shortened(value: Any) -> str:
-    return f"{value!r:.80}"
+    if not (turns := example.turns):
+        return example
+    name = next((name for name in TOOLS if row.get(name)), "tools")
+    used = (*example.used, *TOOLS, "parallel_tool_calls", "system", "chat_template_kwargs")
+    found = replace(example, used=used, template_options=template_options(row.get("chat_template_kwargs")))
+    if example.tools is None:
+        found = replace(found, tools=tools(row.get(name), name))
+    if not (opening := system_turn(row.get("system"))):
+        return found
+    if turns[0].role == "system":
+        if turns[0].content.strip() != opening[0].content.strip():
+            raise RowError("system", "differs from the system turn that the conversation has; a row has one of them")
+        return found
+    if example.messages is not None:
+        return replace(found, messages=opening + turns)
+    return replace(found, prompt=opening + turns)

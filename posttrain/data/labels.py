@@ -1,0 +1,48 @@
+"""Labels and ratings of answers: booleans, numbers, thumbs and words for them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from posttrain.data.row import RowError, shortened
+
+THUMBS_UP = ("up", "thumbs_up", "👍", "+1", "good", "like", "true", "desirable")
+THUMBS_DOWN = ("down", "thumbs_down", "👎", "-1", "bad", "dislike", "false", "undesirable")
+
+# The tones of a thumb's skin, and the mark that it is a picture.
+_TONES = re.compile(
+    "[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}\N{VARIATION SELECTOR-16}]"
+)
+
+
+def label(value: Any) -> bool:
+    if (good := thumb(value)) is not None:
+        return good
+    number = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
+    given = number if isinstance(value, (int, float)) else ""
+    raise RowError("label", f"expected true or false, got {shortened(value)}{given}")
+
+
+def rating(value: Any, field: str) -> float | bool:
+    """A number, or whether it is good."""
+    good = thumb(value)
+    return number(value, field) if good is None else good
+
+
+def thumb(value: Any) -> bool | None:
+    """Whether it is good, of a boolean or a word or picture for one; `None` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str):
+        return value if isinstance(value, bool) else None
+    known = _TONES.sub("", value).strip().lower()
+    return known in THUMBS_UP if known in THUMBS_UP or known in THUMBS_DOWN else None
+
+
+def number(value: Any, field: str) -> float:
+    try:
+        found = float("nan") if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = float("nan")
+    if found != found or abs(found) == float("inf"):
+        raise RowError(field, f"expected a number, got {value!r:.60}" if value is not None else "is missing")
+    return found
