@@ -27,8 +27,8 @@ UNUSED_DATA = (
     "embedded.wheels",
     "embedded.smollm2",
 )
-# Lines of our code, comments and docstrings included. A ceiling, to be lowered: half of it is the aim.
-MOST_LINES = 13000
+# Lines of our code, comments and docstrings included: a ceiling, to be lowered.
+MOST_LINES = 10500
 
 CODE = """
 import json, sys
