@@ -79,15 +79,17 @@ OWN = [
 
 @pytest.mark.parametrize("name", OWN)
 def test_recipe_trains_on_its_own_data(train, name: str):
-    options = ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=4", "tracking=none", "probe.prompts=2"]
-    options += ["probe.greedy_prompts=2", "probe.max_new_tokens=4", "trainer.args.max_steps=2"]
+    options = ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=2", "tracking=none", "probe.prompts=1"]
+    options += ["probe.greedy_prompts=1", "probe.shift_prompts=1", "probe.max_new_tokens=4", "trainer.args.max_steps=2"]
     recipe = compose(f"+recipe={name}")[0]
     if recipe.trainer.teacher.model:
         options.append("trainer.teacher.model=embedded:tiny")  # a teacher must know the tokens of its student
     if trainers.of(recipe.trainer.kind).samples_completions:
         options += ["trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"]
     else:
-        options.append("trainer.args.max_length=2048")  # the tiny model's tokens are bytes
+        # The tiny model's tokens are bytes: rows are long.
+        options += ["trainer.args.max_length=2048", "trainer.args.per_device_train_batch_size=2"]
+        options.append("trainer.args.gradient_accumulation_steps=1")
     assert train(f"+recipe={name}", *options, small=False).finished()
 
 

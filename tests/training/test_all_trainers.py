@@ -24,6 +24,9 @@ SERVED = ("async_distillation", "async_grpo", "server_distillation")
 # These have tests of their own: test_train.py, test_continue.py, tests/ppo.
 ELSEWHERE = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
 KINDS = [name for name in trainers.names() if name not in (*SERVED, *ELSEWHERE)]
+# They learn from pairs, from a teacher, and from completions they draw: that the others continue exactly is told by
+# `make test-slow`.
+EXAMPLES = ("orpo", "distillation", "online_dpo")
 STEPS = 4
 
 
@@ -51,7 +54,7 @@ def command(name, *more):
         words += ["trainer.teacher.model=outputs/teacher"]
     for option in ("max_completion_length", "max_new_tokens"):
         if kind.has(option):
-            words.append(f"trainer.args.{option}=8")
+            words += [f"trainer.args.{option}=8", "data.eval_size=2"]
     return [*words, *more]
 
 
@@ -93,8 +96,8 @@ def stopped_at(step, monkeypatch):
     monkeypatch.setattr(Resumable, "stop_on_signal", heed_signals)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_it_trains_and_continues_exactly(name, monkeypatch):
+def trained(name):
+    """The weights that a run saves, once it is seen to have learned."""
     kind = trainers.of(name)
     run, origin = compose(*command(name, f"name={name}"))
     preflight.check(run)
@@ -112,7 +115,19 @@ def test_it_trains_and_continues_exactly(name, monkeypatch):
     assert all(value.abs().sum() > 0 for weight, value in saved.items() if "lora_B" in weight)
     card = (whole.model / "README.md").read_text()
     assert f"trained by `{name}`" in card
+    return saved
 
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in EXAMPLES])
+def test_it_trains(name):
+    trained(name)
+
+
+@pytest.mark.parametrize(
+    "name", [*EXAMPLES, *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS if name not in EXAMPLES)]
+)
+def test_it_trains_and_continues_exactly(name, monkeypatch):
+    saved = trained(name)
     run, origin = compose(*command(name, f"name={name}-parts"))
     with monkeypatch.context() as patch:
         stopped_at(STEPS // 2, patch)
