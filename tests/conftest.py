@@ -8,6 +8,7 @@ use `cli`, or `command.Popen` and `command.run` with `[sys.executable, "-m", ...
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import shutil
 import subprocess
@@ -85,6 +86,21 @@ def pairs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded data sets have 256 rows a split: a run reads, checks and renders all there are before it selects."""
+    from datasets import DatasetDict
+
+    for name in ("squad", "imdb"):
+        module = importlib.import_module(f"posttrain.data.embedded.{name}")
+
+        def load(*args: Any, whole: Callable[..., Any] = module.load) -> Any:
+            splits = whole(*args).items()
+            return DatasetDict({name: split.select(range(min(256, len(split)))) for name, split in splits})
+
+        monkeypatch.setattr(module, "load", load)
+
+
+@pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `posttrain ARGS` in an empty folder, forked; returns the finished process with its text."""
 
@@ -106,8 +122,6 @@ def train(pairs: Path) -> Iterator[Callable[..., Any]]:
     """Run a job (training, unless `job` is set) in this process, as the command would; returns its directory."""
 
     def run(*overrides: str, small: bool = True) -> Any:
-        import importlib
-
         from posttrain.jobs import preflight
         from posttrain.runs.directory import RunDirectory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     errors: list[str] = []
-    schema = OmegaConf.structured(Run)
+    schema = _schema()
     try:
         merged = OmegaConf.merge(schema, plain)
     except OmegaConfBaseException:
@@ -59,6 +60,12 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     if run.job == "train" and run.peft.method == "lora" and (kind := trainers.find(run.trainer.kind)):
         run.trainer.args.setdefault("learning_rate", kind.lora_learning_rate)
     return run, errors
+
+
+@cache
+def _schema() -> Any:
+    """The schema of a run, made once: `OmegaConf.merge` copies it."""
+    return OmegaConf.structured(Run)
 
 
 def _rewards(entries: dict[str, Any], path: str, errors: list[str]) -> dict[str, RewardConfig]:

@@ -55,6 +55,7 @@ def test_each_of_the_three_is_needed(after: tuple[float, float, float]):
     assert not demo.reached(demo.compared(half(100, 0.9, 0.1, 0.2), half(100, *after)))
 
 
+@pytest.mark.usefixtures("few_rows")
 def test_the_study_on_the_random_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     study = demo.Demo(tmp_path / "demo", 4, TINY, TRAINING)
     found = study.measured("short", 1, "validation")

@@ -170,6 +170,7 @@ class Inline:
 CHAIN = ("sft", "held_out", "pairs", "reward_few", "overoptimize_seed1", "best_of_n_few")
 
 
+@pytest.mark.usefixtures("few_rows")
 @pytest.mark.timeout(900)  # six stages in one process: half a minute, or many on a busy machine
 def test_the_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(frontier_runner, "ThreadPoolExecutor", Inline)

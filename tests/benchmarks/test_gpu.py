@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from posttrain.config import recipes
+from tests.helpers import command
 
 if not (recipes.ROOT / "benchmarks").is_dir():
     pytest.skip("benchmarks/ belongs to a checkout", allow_module_level=True)
@@ -24,7 +25,9 @@ import gpu_tables
 ABOUT = {"card": "H100", "memory_gib": 80.0, "rehearsal": False, "date": "2026-01-02", "versions": {"torch": "2.9"}}
 
 
-def test_every_part_is_rehearsed(tmp_path: Path):
+@pytest.mark.usefixtures("few_rows")
+def test_every_part_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("subprocess.run", command.run)
     place = gpu_model.Place(tmp_path, gpu_model.REHEARSAL)
     found: dict[str, Any] = {}
     for part in gpu.PARTS.values():

@@ -77,6 +77,7 @@ OWN = [
 ]
 
 
+@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("name", OWN)
 def test_recipe_trains_on_its_own_data(train, name: str):
     options = ["model=tiny", "data.max_train_rows=8", "data.max_eval_rows=2", "tracking=none", "probe.prompts=1"]

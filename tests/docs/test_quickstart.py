@@ -56,6 +56,7 @@ def run(line: str, monkeypatch) -> int:
     return 0
 
 
+@pytest.mark.usefixtures("few_rows")
 def test_the_page_from_its_first_command_to_its_last(monkeypatch, capsys):
     write_files(PAGE.read_text())
     assert len(rows(Path("pairs.jsonl"))) == 5

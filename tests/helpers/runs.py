@@ -83,11 +83,15 @@ def _chooses(override: str) -> bool:
 @cache
 def _of_groups(groups: tuple[str, ...]) -> Any:
     from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
     from posttrain.config import recipes
 
     recipes.register()
+    # Hydra copies the store, all recipes in it, each time; it copies what it takes from there, too.
+    store: Any = ConfigStore.instance()
+    store.__deepcopy__ = lambda _: store
     if GlobalHydra.instance().is_initialized():  # as it is where a pipeline composes a stage
         return compose("config", overrides=list(groups))
     with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):

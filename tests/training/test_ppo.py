@@ -247,6 +247,7 @@ def test_steps_are_counted_in_whole_rollouts(pairs):
     assert schedule(run, 32) == (2 * 2 * 6, 12, 6)
 
 
+@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("name", ["ppo_smollm2", "ppo_hacking", "ppo_sentiment_smollm2"])
 def test_recipe_trains_on_its_own_data(train, name):
     run = train(
