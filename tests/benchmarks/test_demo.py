@@ -58,15 +58,15 @@ def test_each_of_the_three_is_needed(after: tuple[float, float, float]):
 @pytest.mark.usefixtures("few_rows")
 def test_the_study_on_the_random_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     study = demo.Demo(tmp_path / "demo", 4, TINY, TRAINING)
-    found = study.measured("short", 1, "validation")
+    found = study.measured("first", 1, "validation")
     assert found["invented_after"]["count"] == found["answer_f1_before"]["count"] == 2
     assert "+recipe=dpo_smollm2" in found["command"]
     # Another start of the script uses what is there.
     monkeypatch.setattr(demo, "run", None)
-    again = demo.Demo(tmp_path / "demo", 4, TINY, TRAINING).measured("short", 1, "validation")
+    again = demo.Demo(tmp_path / "demo", 4, TINY, TRAINING).measured("first", 1, "validation")
     assert again == json.loads(json.dumps(found))
     filled = demo.page(demo.PAGE.read_text(encoding="utf-8"), [found])
-    assert "| `short` | 1 | " in filled
+    assert "| `first` | 1 | " in filled
     assert filled.count(demo.NONE) == 1  # the test articles
 
 
