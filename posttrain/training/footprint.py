@@ -122,7 +122,8 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int
     micro, accumulated = _number(run, "per_device_train_batch_size"), _number(run, "gradient_accumulation_steps")
     step = _pass(run, row, prompt, micro)
     accumulate = {"gradients": gradients} if accumulated > 1 else {}
-    activations, one_layer = _activations(run, precision, sizes, step)
+    activations, layer = _activations(run, precision, sizes, step)
+    in_layer = activations + (layer if _checkpointing(run) else 0)  # else every layer's are counted
     moments = {
         "the backward pass": {
             **kept,
@@ -130,7 +131,8 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int
             "activations": activations,
             "logits": _logits(run, precision, sizes, step.scored, TILE_BACKWARD),
         },
-        "the optimizer's step": {**kept, "gradients": gradients, "activations": one_layer},
+        "a layer's backward pass": {**kept, **accumulate, "activations": in_layer},
+        "the end of the backward pass": {**kept, "gradients": gradients, "activations": layer},
     }
     if kind.evaluates and run.data.eval_size and not kind.samples_completions and args.get("eval_strategy") != "no":
         held_out = _pass(run, row, prompt, _number(run, "per_device_eval_batch_size"))
@@ -262,15 +264,19 @@ def _layer(run: Run, precision: Precision, sizes: Sizes, width: int) -> float:
     return kept + width * {"sdpa": number, "eager": (4 + number) * sizes.heads}.get(precision.attn_implementation, 0)
 
 
+def _checkpointing(run: Run) -> bool:
+    default = trainers.of(run.trainer.kind).default("gradient_checkpointing")
+    return bool(run.trainer.args.get("gradient_checkpointing", default))
+
+
 def _activations(run: Run, precision: Precision, sizes: Sizes, step: Pass) -> tuple[float, float]:
-    """What a backward pass has kept when it begins, and when it is at its last layer."""
+    """What a backward pass has kept when it begins, and when it is at its last layer, whose gradients it passes on."""
     layer = step.tokens * _layer(run, precision, sizes, step.width)
     number, weight = _activation(precision), BYTES[precision.dtype]
     ends = step.tokens * sizes.hidden * 4 * 4  # embeddings, the last norm, and what the head takes
-    passing = step.tokens * (4 * sizes.intermediate * number + 2 * sizes.hidden * 4)  # gradients within a layer
-    if run.trainer.args.get("gradient_checkpointing", trainers.of(run.trainer.kind).default("gradient_checkpointing")):
-        inputs = step.tokens * sizes.layers * sizes.hidden * weight
-        return inputs + ends, inputs + ends + layer + passing
+    passing = step.tokens * (2 * sizes.intermediate * number + 2 * sizes.hidden * 4)  # gradients within a layer
+    if _checkpointing(run):
+        return step.tokens * sizes.layers * sizes.hidden * weight + ends, layer + passing
     cast = 2 * (sizes.total - sizes.embedding) if run.peft.method == "none" and number < weight else 0
     return sizes.layers * layer + ends + cast, layer + passing
 

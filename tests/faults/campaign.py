@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after these")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="only these trainers")
     options = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     began, draw = time.monotonic(), random.Random(options.seed)
@@ -50,7 +51,7 @@ def main() -> int:
     wholes: dict[tuple[str, ...], tuple[Any, float]] = {}
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         while kills < options.kills and time.monotonic() - began < options.seconds:
-            kind, way = KINDS[counts.total() % len(KINDS)], draw.choice(WAYS)
+            kind, way = options.kinds[counts.total() % len(options.kinds)], draw.choice(WAYS)
             args = command(kind, *way)
             if args not in wholes:
                 wholes[args] = _whole(Path(folder) / f"whole-{len(wholes)}", args)

@@ -30,7 +30,7 @@ def parts(*overrides, moment="the backward pass", **given):
 
 
 def test_weights_optimizer_and_reference_follow_the_options(monkeypatch):
-    plain = parts("trainer=dpo", "peft=none", moment="the optimizer's step")
+    plain = parts("trainer=dpo", "peft=none", moment="the end of the backward pass")
     assert plain["reference"] == plain["weights"] == plain["gradients"] == pytest.approx(2 * 8.03e9)
     assert plain["optimizer"] == pytest.approx(2 * 2 * 8.03e9)
     assert parts("trainer=dpo", "peft=none", "+trainer.args.precompute_ref_log_probs=true")["reference"] == 0
