@@ -5,8 +5,8 @@
 
 The first is arithmetic, `posttrain.training.footprint`, with CUDA's own memory (1 GB); a GPU fits with 10% to spare.
 The second trains random Llamas for two steps through `posttrain.jobs.train`, each in a process of its own. The peak is
-the process's highest resident memory less what it held when libraries, data and tokenizer were loaded. glibc gives freed
-blocks of more than 1 MB back (MALLOC_MMAP_THRESHOLD_); by itself it keeps many below 32 MB.
+the process's highest resident memory less what it held when libraries, data and tokenizer were loaded.
+MALLOC_MMAP_THRESHOLD_ makes glibc give freed blocks of more than 1 MB back; by itself it keeps many below 32 MB.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _model(folder: Path, size: Size) -> None:
 
 
 def _rows(path: Path, case: Case) -> None:
-    """Rows whose tokens, a letter each, nearly fill the length: a quarter prompt, the rest answer; half each for PPO."""
+    """Rows whose tokens, a letter each, nearly fill the length: a quarter is the prompt, for PPO a half."""
     draw = random.Random(0)
 
     def text(length: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,10 +23,16 @@ TYPE_WORDS = {
 }
 
 
+@cache
+def _structured(cls: Any) -> Any:
+    """A dataclass as OmegaConf has it, made once: it is merged into a copy."""
+    return OmegaConf.structured(cls)
+
+
 def take_known(cls: Any, plain: dict[Any, Any], path: str, errors: list[str]) -> dict[Any, Any]:
     """What of `plain` the dataclass `cls` takes; a message for everything else."""
     try:
-        OmegaConf.merge(OmegaConf.structured(cls), plain)
+        OmegaConf.merge(_structured(cls), plain)
         return plain
     except OmegaConfBaseException:
         pass
@@ -54,7 +61,7 @@ def _group(f: Any) -> Any:
 
 def _fits(cls: Any, key: str, value: Any) -> bool:
     try:
-        OmegaConf.merge(OmegaConf.structured(cls), {key: value})
+        OmegaConf.merge(_structured(cls), {key: value})
     except OmegaConfBaseException:
         return False
     return True

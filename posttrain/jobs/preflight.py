@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
-from posttrain.config.schema import Run
+from posttrain.config.schema import Run, TrackingConfig
 from posttrain.data import files
 from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
@@ -30,7 +30,13 @@ RESERVED_OPTIONS = {
     "do_eval": "set trainer.args.eval_strategy",
     "enable_jit_checkpoint": "posttrain saves at SIGTERM by itself",
     "parallelism_config": "give it to accelerate launch",
+    "push_to_hub": "run `posttrain export RUN --push-to-hub ORG/NAME` when the run is finished",
+    "local_rank": "torchrun and accelerate launch set it",
     "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
+}
+RESERVED_LORA = {
+    "task_type": "it follows the trainer",
+    "inference_mode": "it would train nothing",
 }
 EMBEDDED = {
     "model.path": ("embedded:smollm2", "embedded:tiny"),
@@ -78,8 +84,8 @@ def check(run: Run) -> None:
             "set at least 2, and fewer gradient_accumulation_steps"
         )
     errors += options.check_smoothing(kind.name, kind.lineage, run.trainer.args)
-    errors += options.check(options.LORA, run.peft.lora, "peft.lora")
-    errors += options.check(options.LORA, run.peft.value, "peft.value")
+    errors += options.check(options.LORA, run.peft.lora, "peft.lora", RESERVED_LORA)
+    errors += options.check(options.LORA, run.peft.value, "peft.value", RESERVED_LORA)
     errors += combinations.check(run)
     errors += _initialisation(run)
     if run.peft.value and not trainers.value_adapter(run):
@@ -88,10 +94,7 @@ def check(run: Run) -> None:
     if run.peft.quantization and run.peft.method == "none":
         errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
     errors += (
-        _paths(run)
-        + paths_and_secrets.check(run)
-        + paths_and_secrets.secrets(asdict(run))
-        + _tracker(run.tracking.backend)
+        _paths(run) + paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run)) + _tracker(run.tracking)
     )
     errors += _rewards(run)
     errors += _check_comparisons(run) + _job(run) + checks.probe(run) + _probe_files(run) + _objective(run)
@@ -184,9 +187,13 @@ def _initialisation(run: Run) -> list[str]:
     ]
 
 
-def _tracker(backend: str) -> list[str]:
-    """Trackers that are extras, and not installed."""
+def _tracker(settings: TrackingConfig) -> list[str]:
+    """Trackers that are extras and not installed, and names that one does not take."""
+    backend = settings.backend
     module = {"trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml"}.get(backend)
+    if backend == "wandb" and (refused := set(settings.project) & set("/\\#?%:")):
+        # W&B says so when the run begins, and training goes on without it.
+        return [f"tracking.project={settings.project}: W&B takes no {' '.join(sorted(refused))} in it"]
     if module is None:
         return []
     from posttrain import extras

@@ -336,6 +336,10 @@ def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
     """`max_length` must leave something to learn, and everything must fit the model's context."""
     args, errors = run.trainer.args, []
     kind = trainers.of(run.trainer.kind)
+    if context and run.probe.prompts and not kind.scores and run.probe.max_new_tokens > context:
+        errors.append(
+            f"probe.max_new_tokens={run.probe.max_new_tokens}: the model's context is {context}; set it to less"
+        )
     if kind.samples_completions:
         longest = max(lengths.sequence) + args.get(
             "max_completion_length", kind.default("max_completion_length") or 512

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
@@ -59,22 +60,23 @@ def keep_trained_in_float32(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = False) -> Any:
+def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = False, value: bool = False) -> Any:
     """`model`, on the meta device, with the adapter; raises `PosttrainError` for layers that the model lacks."""
     from peft import get_peft_model
 
     names, known = [name for name, _ in model.named_modules()], model.config.get_text_config()
-    if errors := _unmatched(peft.lora, names, getattr(known, "num_hidden_layers", None)):
+    key, options = ("peft.value", peft.value) if value else ("peft.lora", peft.lora)
+    if errors := _unmatched(key, options, names, getattr(known, "num_hidden_layers", None)):
         raise PosttrainError("\n".join(errors))
     try:
-        config: Any = lora_config(peft, kind, sees=sees)
+        config: Any = lora_config(peft, kind, value, sees)
         config.init_lora_weights = True  # some initialisations read the weights, and there are none here
         return get_peft_model(model, config)
     except Exception as error:  # PEFT raises whatever its layers meet: a KeyError, a re.error, an ImportError
-        raise PosttrainError(f"peft.lora: {str(error) or type(error).__name__}") from error
+        raise PosttrainError(f"{key}: {str(error) or type(error).__name__}") from error
 
 
-def _unmatched(lora: dict[str, Any], names: list[str], layers: int | None) -> list[str]:
+def _unmatched(key: str, lora: dict[str, Any], names: list[str], layers: int | None) -> list[str]:
     """Modules and layers that the model does not have: PEFT passes over them while it finds another."""
     last = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})
     errors = []
@@ -84,13 +86,23 @@ def _unmatched(lora: dict[str, Any], names: list[str], layers: int | None) -> li
             if not any(name == module or name.endswith(f".{module}") for name in names):
                 near = difflib.get_close_matches(str(module), last, n=1)
                 fix = f"did you mean {near[0]}? " if near else ""
-                errors.append(f"peft.lora.{option}={module}: no such module; {fix}there are {', '.join(last)}")
+                errors.append(f"{key}.{option}={module}: no such module; {fix}there are {', '.join(last)}")
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in lora.get(option) or {}:
+            if not _matches(str(pattern), names):
+                errors.append(f"{key}.{option}.{pattern}: matches no module; there are {', '.join(last)}")
     if layers is None:
         return errors
     wanted = lora.get("layers_to_transform")
     for layer in [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]:
         if layer >= layers:
-            errors.append(
-                f"peft.lora.layers_to_transform={layer}: the model has {layers} layers, from 0 to {layers - 1}"
-            )
+            errors.append(f"{key}.layers_to_transform={layer}: the model has {layers} layers, from 0 to {layers - 1}")
     return errors
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    """Whether PEFT finds a module by a key of its patterns: the end of a name, as a regular expression."""
+    try:
+        return any(re.match(rf"(?:.*\.)?(?:{pattern})$", name) for name in names)
+    except re.error:
+        return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
@@ -65,13 +68,50 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
     auto: Any = AutoModelForCausalLM
     if trainers.of(run.trainer.kind).scores:
         auto, known.num_labels = AutoModelForSequenceClassification, 1
+    if errors := _unknown_kwargs(run.model.kwargs, known):
+        raise PosttrainError("\n".join(errors))
     with torch.device("meta"):
-        model = auto.from_config(known, trust_remote_code=run.model.trust_remote_code)
+        model = _made(auto, known, run.model)
         if run.peft.method != "none":
             from posttrain.models.adapter import add_without_weights
 
+            if run.peft.value:
+                other = _made(auto, known, run.model)
+                add_without_weights(other, run.peft, run.trainer.kind, sees(known), value=True)
             model = add_without_weights(model, run.peft, run.trainer.kind, sees(known))
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.
     unique = {id(p): p for p in model.parameters()}.values()
     counts = sum(p.numel() for p in unique), sum(p.numel() for p in unique if p.requires_grad)
     return counts, getattr(known.get_text_config(), "max_position_embeddings", None)
+
+
+def _made(auto: Any, known: PretrainedConfig, model: ModelConfig) -> Any:
+    """The model on no device, with the attention that was asked for by name; `auto` takes what there is."""
+    asked = model.attn_implementation
+    # One with a slash is a kernel of the hub, which would be fetched.
+    options = {} if asked == "auto" or "/" in asked else {"attn_implementation": asked}
+    try:
+        return auto.from_config(known, trust_remote_code=model.trust_remote_code, **options)
+    except (ValueError, ImportError) as error:
+        if not options:
+            raise
+        raise PosttrainError(f"model.attn_implementation={asked}: {str(error).splitlines()[0]}") from error
+
+
+def _unknown_kwargs(kwargs: dict[str, Any], known: PretrainedConfig) -> list[str]:
+    """What `from_pretrained` would hand on to a model that does not take it: neither its own, nor of the config."""
+    from transformers import PreTrainedModel
+
+    # It takes many out of its kwargs by name.
+    source = inspect.getsource(PreTrainedModel.from_pretrained)
+    own = {
+        *re.findall(r'"(\w+)"', source),
+        *inspect.signature(PreTrainedModel.from_pretrained).parameters,
+    }
+    errors = []
+    for name in kwargs:
+        if name not in own and not hasattr(known, name):
+            near = difflib.get_close_matches(name, [*own, *known.to_dict()], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            errors.append(f"model.kwargs.{name}: neither from_pretrained nor the model's config has it{hint}")
+    return errors

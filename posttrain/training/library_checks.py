@@ -25,6 +25,8 @@ def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
             kind, args, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"})
         )
         _with_option_named(kind, args, lambda: _optimizer(config))
+        _with_option_named(kind, args, lambda: _checkpointing(config))
+        _with_option_named(kind, args, lambda: _compiler(config))
         if trainers.of(kind).has("cache_implementation"):
             _with_option_named(kind, args, lambda: _generation(config))
 
@@ -76,6 +78,25 @@ def _optimizer(config: Any) -> None:
     )
     if scheduler.__class__.__module__.startswith("torch") and "metrics" not in scheduler.step.__code__.co_varnames:
         scheduler.step()
+
+
+def _checkpointing(config: Any) -> None:
+    """One pass with gradient checkpointing: torch reads its options when the first layer runs."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    given = getattr(config, "activation_checkpointing_kwargs", None) or config.gradient_checkpointing_kwargs
+    if given:
+        checkpoint(torch.ones_like, torch.ones(1, requires_grad=True), **{"use_reentrant": False, **given})
+
+
+def _compiler(config: Any) -> None:
+    if config.torch_compile_backend is None:
+        return
+    from torch._dynamo import list_backends
+
+    if (backend := str(config.torch_compile_backend)) not in (known := list_backends(exclude_tags=())):
+        raise PosttrainError(f"trainer.args.torch_compile_backend={backend}: choose from {', '.join(known)}")
 
 
 def _generation(config: Any) -> None:

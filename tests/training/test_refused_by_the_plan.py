@@ -1,0 +1,64 @@
+"""Settings that a library takes without a word, or refuses when weights are loaded: the plan says it before."""
+
+from __future__ import annotations
+
+import pytest
+
+from posttrain.errors import PosttrainError
+from posttrain.jobs import preflight, train_plan
+from tests.helpers.runs import SMALL, compose
+
+LORA = ("+recipe=sft_smollm2", "peft=lora")
+VALUE = ("trainer=ppo", "reward=length", "peft=lora")
+REFUSED = [
+    (
+        ("+recipe=sft_smollm2", "+trainer.args.gradient_checkpointing_kwargs={use_reentrnat: false}"),
+        r"trainer\.args\.gradient_checkpointing_kwargs=.*use_reentrnat",
+    ),
+    (
+        ("+recipe=sft_smollm2", "+trainer.args.torch_compile_backend=nope"),
+        r"trainer\.args\.torch_compile_backend=.*choose from",
+    ),
+    (("+recipe=sft_smollm2", "+trainer.args.push_to_hub=true"), r"trainer\.args\.push_to_hub: .*posttrain export RUN"),
+    (("+recipe=sft_smollm2", "+trainer.args.local_rank=5"), r"trainer\.args\.local_rank: .*torchrun"),
+    (("+recipe=sft_smollm2", "model.attn_implementation=flash"), r"model\.attn_implementation=flash: "),
+    (
+        ("+recipe=sft_smollm2", "+model.kwargs.torch_dtyp=float32"),
+        r"model\.kwargs\.torch_dtyp: neither .*; did you mean torch_dtype\?",
+    ),
+    (("+recipe=sft_smollm2", "probe.prompts=8", "probe.max_new_tokens=999999"), r"probe\.max_new_tokens=999999: "),
+    (("+recipe=sft_smollm2", "tracking=wandb", "tracking.project='a/b'"), r"tracking\.project=a/b: W&B takes no /"),
+    ((*LORA, "+peft.lora.task_type=SEQ_CLS"), r"peft\.lora\.task_type: .*it follows the trainer"),
+    ((*LORA, "+peft.lora.inference_mode=true"), r"peft\.lora\.inference_mode: .*it would train nothing"),
+    ((*LORA, "+peft.lora.rank_pattern={nope: 4}"), r"peft\.lora\.rank_pattern\.nope: matches no module"),
+    ((*VALUE, "+peft.value={target_modules: [nope_proj]}"), r"peft\.value\.target_modules=nope_proj: no such module"),
+    ((*VALUE, "+peft.value={target_modules: nope_.*}"), r"peft\.value: .*nope_"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "why"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_before_weights_load(overrides, why, tmp_path, pairs):
+    run, _ = compose(*SMALL, *overrides)
+
+    def plan():
+        preflight.check(run)
+        train_plan.prepare(run, tmp_path / "outputs")
+
+    with pytest.raises(PosttrainError, match=why):
+        plan()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*LORA, "+peft.lora.rank_pattern={q_proj: 4}", "+trainer.args.gradient_checkpointing_kwargs={debug: true}"),
+        (*LORA, "+model.kwargs={low_cpu_mem_usage: true, attention_dropout: 0.1}", "model.attn_implementation=eager"),
+        (*VALUE, "+peft.value={target_modules: [q_proj]}"),
+    ],
+    ids=str,
+)
+def test_what_the_libraries_take_is_taken(overrides, tmp_path, pairs):
+    run, _ = compose(*SMALL, *overrides)
+    preflight.check(run)
+    assert train_plan.prepare(run, tmp_path / "outputs").parameters[1] > 0
