@@ -175,7 +175,7 @@ def test_our_own_numbers(overrides, said):
         ("kto", {"train_sampling_strategy": "random"}, {}, "train_sampling_strategy=random: loss_type=kto"),
         ("sft", {}, {"lora": {"init_lora_weights": "eva"}}, "init_lora_weights=eva: needs passes over data"),
         ("sft", {}, {"lora": {"init_lora_weights": "corda"}}, "init_lora_weights=corda"),
-        ("sft", {}, {"lora": {"init_lora_weights": "loftq"}}, "init_lora_weights=loftq: quantizes the weights"),
+        ("sft", {}, {"lora": {"init_lora_weights": "loftq"}}, "init_lora_weights=loftq: needs full-precision weights"),
         ("sft", {}, {"lora": {"init_lora_weights": "gausian"}}, "choose from true, gaussian"),
         ("sft", {}, {"lora": {"target_modules": "q_proj("}}, "target_modules=q_proj(: no regular expression"),
         ("sft", {}, {"lora": {"target_modules": "all-linear", "layers_to_transform": [1]}}, "layers_to_transform: not"),
