@@ -56,6 +56,7 @@ def chat(args: argparse.Namespace) -> None:
     quiet_libraries()
     from posttrain.models.dialogue import Settings, load_dialogues
     from posttrain.runs import lineage
+    from posttrain.training.out_of_memory import explain_memory_errors
 
     sources = [lineage.source(run) for run in args.runs]
     if scoring := [source.name for source in sources if source.scores]:
@@ -63,7 +64,8 @@ def chat(args: argparse.Namespace) -> None:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     terminal = Terminal(interactive, headings=len(sources) > 1)
     said = terminal.lines() if interactive or args.lines else terminal.whole()
-    with show_status("Loading", terminal.out if interactive else terminal.errors):
+    status = show_status("Loading", terminal.out if interactive else terminal.errors)
+    with status, explain_memory_errors("talk to one run, or CUDA_VISIBLE_DEVICES= takes the CPU", "loading"):
         voices = load_dialogues(sources)
     for voice in voices:
         if args.system:

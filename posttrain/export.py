@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
 
 
+MEMORY = (
+    "nothing was written; --dtype bfloat16 takes half of float32, and CUDA_VISIBLE_DEVICES= merges on the CPU "
+    "(one model is in memory at a time)"
+)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="posttrain export", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
@@ -61,6 +67,7 @@ def export(args: argparse.Namespace) -> None:
         raise PosttrainError(f"RUN={args.run}: no such run directory or folder")
     quiet_libraries()
     from posttrain.runs import card, lineage
+    from posttrain.training.out_of_memory import explain_memory_errors
 
     source = lineage.source(args.run)
     check(args, source)
@@ -69,7 +76,7 @@ def export(args: argparse.Namespace) -> None:
     if args.merge:
         from posttrain.models.merge import merge
 
-        with show_status("Merging and measuring"):
+        with show_status("Merging and measuring"), explain_memory_errors(MEMORY, "the merge"):
             drift = merge(source, folder, args.dtype, None, args.max_kl, args.into or "trained")
         for line in drift.describe():
             print_plain(line)

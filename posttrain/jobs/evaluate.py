@@ -29,12 +29,13 @@ def evaluate(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
-    from posttrain.jobs import common, evaluate_results, execution
+    from posttrain.jobs import common, evaluate_results
+    from posttrain.training import out_of_memory
 
     common.write_start(run, origin, directory, [judged.source for judged in plan.candidates], plan.data)
-    with execution.explain_memory_errors("set a smaller probe.batch_size, or trainer.args.max_length"):
+    with out_of_memory.explain_memory_errors("set a smaller probe.batch_size, or trainer.args.max_length"):
         said = [_measure_model(run, plan, judged) for judged in plan.candidates]
-    with execution.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
+    with out_of_memory.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
         judged = _score(run, plan, said)
     metrics = evaluate_results.metrics(run, plan, said)
     evaluate_results.write_scores(directory.scores, run, plan, said)

@@ -13,19 +13,7 @@ from posttrain.config.schema import Origin, Run
 from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
-
-
-@contextmanager
-def explain_memory_errors(fix: str) -> Iterator[None]:
-    """Say in one message what a failure to get memory means."""
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        from posttrain.training import out_of_memory
-
-        if not out_of_memory.is_out_of_memory(error):
-            raise
-        raise PosttrainError(out_of_memory.out_of_memory_message(error, fix)) from error
+from posttrain.training import out_of_memory
 
 
 @contextmanager
@@ -36,7 +24,7 @@ def explain_errors(directory: RunDirectory, fix: str, command: str) -> Iterator[
     from posttrain.errors import RewardError
 
     try:
-        with explain_memory_errors(fix):
+        with out_of_memory.explain_memory_errors(fix):
             yield
     except RewardError as error:
         raise PosttrainError(f"{error}\nFinished work is kept, and the same command resumes: {command}") from error

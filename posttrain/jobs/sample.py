@@ -36,8 +36,9 @@ def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
-    from posttrain.jobs import common, execution, sample_data
+    from posttrain.jobs import common, sample_data
     from posttrain.models import hardware
+    from posttrain.training import out_of_memory
 
     common.write_start(run, origin, directory, [plan.source], plan.data)
     drawn = Journal(directory.path / "completions.jsonl")
@@ -46,7 +47,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     # The policy's memory is free by now: a reward model may take it.
     hardware.free_memory()
     scored = Journal(directory.path / "rewards.jsonl")
-    with execution.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
+    with out_of_memory.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
         _score(run, plan, drawn, scored)
     completions = sample_data.collect(len(plan.prompts), drawn.done, scored.done, run)
     rows = sample_data.rows(run, plan.prompts, completions)
@@ -64,9 +65,9 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     """Completions of the batches that are not in the journal yet."""
     import torch
 
-    from posttrain.jobs import execution
     from posttrain.models import weights
     from posttrain.models.generate import generate
+    from posttrain.training import out_of_memory
     from posttrain.training.counters import Counter
     from posttrain.training.signals import StopOnSignal
 
@@ -85,7 +86,7 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     with (
         Counter(label, len(plan.encoded), prompts_done) as bar,
         StopOnSignal() as interrupt,
-        execution.explain_memory_errors(fix),
+        out_of_memory.explain_memory_errors(fix),
     ):
         for number in range(done, len(plan.batches)):
             start, indices = time.monotonic(), plan.batches[number]

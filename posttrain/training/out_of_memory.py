@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from posttrain.errors import PosttrainError
 from posttrain.training.memory import format_bytes, machine_memory
 
 # What the libraries say of memory that is not there, where they have no error of its own for it.
@@ -33,6 +36,17 @@ def out_of_memory_message(error: BaseException, fix: str, at: str = "") -> str:
     found = REQUESTED.search(str(error))
     asked = f"{format_bytes(float(found[1]) * UNITS[found[2]])} were asked for, " if found else ""
     return f"out of memory{at and f' in {at}'}: {asked}{available(error)}; {fix}"
+
+
+@contextmanager
+def explain_memory_errors(fix: str, at: str = "") -> Iterator[None]:
+    """Say in one message what a failure to get memory means."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PosttrainError(out_of_memory_message(error, fix, at)) from error
 
 
 def available(error: BaseException | None = None) -> str:

@@ -56,3 +56,30 @@ def test_memory_that_the_machine_does_not_have_is_asked_for_in_training(tmp_path
     assert "4503599.6 GB were asked for" in said
     assert "halve trainer.args.per_device_train_batch_size" in said
     assert "checkpoint-2" in said
+
+
+@pytest.mark.parametrize("where", ["load", "save"])
+def test_a_merge_that_gets_no_memory(where, tmp_path, monkeypatch, capsys):
+    """While the adapter on its base is loaded, and while the merged model is written."""
+    from posttrain import export
+    from posttrain.models import merge
+    from posttrain.runs import lineage
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "adapter_config.json").write_text("{}")
+    source = lineage.Source("run", str(run), str(run), adapter=str(run))
+    monkeypatch.setattr(lineage, "source", lambda path: source)
+    monkeypatch.setattr(merge, "held_out", lambda source: [])
+    monkeypatch.setattr(merge, "identity", lambda source: {})
+    greedy = lambda *args: torch.empty(1 << 50)  # noqa: E731
+    if where == "load":
+        monkeypatch.setattr(merge, "_merge", greedy)
+    else:
+        monkeypatch.setattr(merge, "_merge", lambda *args: (args[1].joinpath("half").touch(), greedy()))
+    assert export.main([str(run), "--merge", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("out of memory in the merge: 4503599.6 GB were asked for, ")
+    assert "--dtype bfloat16" in said
+    assert len(said.strip().splitlines()) <= 3
+    assert not (tmp_path / "out").exists()

@@ -41,7 +41,7 @@ def settings(random_: random.Random) -> dict[str, Any]:
     known = options.options_of(KINDS[kind].config)
     ours = [path for path in ranges.SCHEMA_RANGES if "*" not in path]
     found: dict[str, Any] = {"": kind}
-    for _ in range(random_.randint(1, 4)):
+    for _ in range(random_.choice((1, 1, 1, 2, 3))):  # what passes as a whole is what the libraries are asked about
         place = random_.random()
         if place < 0.6:
             name = random_.choice(list(known))
