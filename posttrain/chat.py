@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from posttrain.models.dialogue import Dialogue, Settings
 
 COMMANDS = (
-    "/system TEXT sets the system prompt (alone: none), /reset begins anew, /exit or Ctrl-D ends, "
+    "/system TEXT sets the system prompt (alone: none), /reset starts again, /exit or Ctrl-D ends, "
     "Ctrl-C stops an answer"
 )
 
@@ -119,12 +119,12 @@ def command(line: str, voices: list[Dialogue], terminal: Terminal) -> None:
     if name == "/reset":
         for voice in voices:
             voice.history = []
-        terminal.notice("the conversation begins anew")
+        terminal.notice("the conversation starts again")
     elif name == "/system":
         try:
             for voice in voices:
                 voice.set_system_prompt(text.strip() or None)
-            terminal.notice("system prompt set; the conversation begins anew" if text.strip() else "no system prompt")
+            terminal.notice("system prompt set; the conversation starts again" if text.strip() else "no system prompt")
         except PosttrainError as error:
             terminal.notice(str(error))
     else:

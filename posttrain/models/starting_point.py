@@ -24,7 +24,7 @@ def start(run: Run) -> Start:
     if (Path(where) / "adapter_config.json").is_file():
         raise PosttrainError(
             f"model.path={run.model.path}: an adapter, not a whole model; set model.init_from={run.model.path} to "
-            "go on from that run, and leave model.path as it was there"
+            "start from that run, and leave model.path as it was there"
         )
     return Start(where, where, where, run.model.revision)
 

@@ -29,8 +29,8 @@ def reading(checkpoint: str | None) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         what = "a file holds code instead of tensors" if isinstance(error, pickle.UnpicklingError) else lines[0]
         raise PosttrainError(
-            f"{checkpoint}: cannot be continued from: {what}. Remove that folder, and the same command goes on from "
-            "the checkpoint before it, or begins anew"
+            f"{checkpoint}: cannot be continued from: {what}. Remove that folder, and the same command resumes from "
+            "the checkpoint before it, or starts again"
         ) from error
 
 

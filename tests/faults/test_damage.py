@@ -137,7 +137,7 @@ def test_a_file_that_was_changed_with_the_list_of_files(what, again, capsys):
         run(*ARGS)
         assert "checkpoint-6 is not whole and is removed: " in capsys.readouterr().out
     else:
-        why = r"checkpoint-6: cannot be continued from: [^\n]+ goes on from the checkpoint before it, or begins anew$"
+        why = r"checkpoint-6: cannot be continued from: [^\n]+ resumes from the checkpoint before it, or starts again$"
         with pytest.raises(PosttrainError, match=why):
             run(*ARGS)
     assert not Path("ran").exists()
