@@ -132,3 +132,25 @@ def train(pairs: Path) -> Iterator[Callable[..., Any]]:
         return RunDirectory.of(run, origin)
 
     return run
+
+
+_finished: dict[tuple[str, ...], Path] = {}
+
+
+@pytest.fixture
+def finished(train: Callable[..., Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """As `train`, for a run that a test only begins from: trained once in this process, and copied for each test."""
+
+    def run(*overrides: str) -> Any:
+        from posttrain.runs.directory import RunDirectory
+
+        if overrides not in _finished:
+            made = train(*overrides)
+            _finished[overrides] = tmp_path_factory.mktemp("finished") / made.name
+            shutil.copytree(made.path, _finished[overrides])
+            return made
+        copy = tmp_path / "outputs" / _finished[overrides].name
+        shutil.copytree(_finished[overrides], copy)
+        return RunDirectory(copy)
+
+    return run

@@ -39,8 +39,8 @@ def letter(row, column="completion"):
     return letter([row[column]])[0]
 
 
-def test_what_is_written(train):
-    run = train(*SAMPLE)
+def test_what_is_written(finished):
+    run = finished(*SAMPLE)
     found, record = written(run), run.record()
     assert len(found) == 96
     assert set(found[0]) == {"prompt", "answers", "completion", "score", "rewards"}
@@ -235,8 +235,8 @@ def test_recipes_take_it_as_their_data(train, recipe, select, columns):
     assert load(other, recipe).train.num_rows > 0
 
 
-def test_a_prompt_is_not_on_both_sides_of_the_split(train):
-    made = train(*SAMPLE)
+def test_a_prompt_is_not_on_both_sides_of_the_split(finished):
+    made = finished(*SAMPLE)
     for size in (0.1, 7):
         data = load(DataConfig(path=str(made.path), eval_size=size), "sft")
         trained, held_out = ({json.dumps(p) for p in part["prompt"]} for part in (data.train, data.eval))
@@ -245,8 +245,8 @@ def test_a_prompt_is_not_on_both_sides_of_the_split(train):
         assert len(data.eval) == {0.1: 12, 7: 9}[size], "whole prompts of three, until there are enough"
 
 
-def test_min_score_filters_a_grown_data_set(train):
-    made = train(*SAMPLE)
+def test_min_score_filters_a_grown_data_set(finished):
+    made = finished(*SAMPLE)
     scores = sorted(row["score"] for row in written(made))
 
     def take(least):

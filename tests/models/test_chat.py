@@ -27,6 +27,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_pairs(folder / "pairs.jsonl")
     own = (f"data.path={folder}/pairs.jsonl", f"output_dir={folder}", "trainer.args.learning_rate=2e-2")
+    own += ("trainer.args.eval_strategy=no", "trainer.args.eval_on_start=false", "trainer.args.save_strategy=no")
     made = []
     for extra in (("name=one",), ("name=two", "trainer.args.seed=7"), ("name=four", "peft=qlora")):
         run, origin = compose("+recipe=sft_smollm2", *SMALL, *own, "trainer.args.num_train_epochs=6", *extra)

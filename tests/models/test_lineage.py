@@ -19,9 +19,9 @@ PROMPT = torch.arange(3, 11).unsqueeze(0)
 
 
 @pytest.fixture
-def sft(train):
+def sft(finished):
     """A finished SFT run whose adapter has moved far from zero."""
-    return train("+recipe=sft_smollm2", *LORA)
+    return finished("+recipe=sft_smollm2", *LORA)
 
 
 def logits(path):

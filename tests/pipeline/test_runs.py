@@ -95,7 +95,7 @@ def test_reward_model_then_ppo_then_reused_then_only_what_changed(cli, pairs):
 def test_killed_then_continued_by_one_of_two_pipelines_that_share_the_stage(tmp_path):
     """SIGKILL of pipeline and stage; then two pipelines at once: one trains the stage to its end, the other waits."""
     write_pairs(tmp_path / "pairs.jsonl", 72)
-    steps = "trainer: {args: {num_train_epochs: 25, save_steps: 10}}"
+    steps = "trainer: {args: {num_train_epochs: 14, save_steps: 10}}"
     shared = (*SMALL, f"+stages.sft={{recipe: sft_smollm2, {steps}}}")
     process = start(tmp_path, *shared)
     end = time.monotonic() + 120

@@ -26,7 +26,7 @@ def train(make_trainer, full, **options):
         },
         per_device_train_batch_size=16,
         max_completion_length=12,
-        **{"max_steps": 40, "learning_rate": 1e-2, "beta": 0.0, **options},
+        **{"max_steps": 32, "learning_rate": 1e-2, "beta": 0.0, **options},
     )
     trainer.train()
     return trainer

@@ -52,7 +52,7 @@ def wait_for(path, process, timeout=120):
 def test_killed_then_the_same_command(tmp_path):
     """SIGKILL while training: the same command continues from the last whole checkpoint and finishes."""
     write_pairs(tmp_path / "pairs.jsonl", 72)
-    args = command("dpo", "trainer.args.num_train_epochs=15", "trainer.args.save_steps=10")
+    args = command("dpo", "trainer.args.num_train_epochs=6", "trainer.args.save_steps=10")
     process = start(tmp_path, *args)
     wait_for(tmp_path / "outputs/*/checkpoints/checkpoint-*/trainer_state.json", process)
     process.kill()

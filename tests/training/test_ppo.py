@@ -33,8 +33,8 @@ def built(monkeypatch):
 
 
 @pytest.fixture
-def reward_run(train):
-    return train("+recipe=reward_smollm2", "trainer.args.learning_rate=1e-2")
+def reward_run(finished):
+    return finished("+recipe=reward_smollm2", "trainer.args.learning_rate=1e-2")
 
 
 @pytest.mark.parametrize("mode", ["adapter", "head"])
@@ -252,7 +252,7 @@ def test_steps_are_counted_in_whole_rollouts(pairs):
 def test_recipe_trains_on_its_own_data(train, name):
     run = train(
         *(f"+recipe={name}", "model=tiny", "data.max_train_rows=8", "data.max_eval_rows=4", "tracking=none"),
-        *("probe.prompts=2", "probe.greedy_prompts=2", "probe.max_new_tokens=4", "trainer.args.max_steps=2"),
+        *("probe.prompts=1", "probe.greedy_prompts=1", "probe.max_new_tokens=4", "trainer.args.max_steps=2"),
         *("trainer.args.per_device_train_batch_size=4", "trainer.args.max_completion_length=4"),
         small=False,
     )
