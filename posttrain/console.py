@@ -1,4 +1,4 @@
-"""The one console that all output goes through, and quiet libraries beside it."""
+"""The one console that all output goes through, and the libraries' own output silenced."""
 
 import logging
 import os
@@ -66,7 +66,7 @@ def print_error(text: object) -> None:
 console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-# Seconds of silence after which a log file is told what takes so long, and between two lines on a download.
+# Seconds of silence after which a log file gets a line on what takes so long, and between two lines on a download.
 SLOW_SECONDS = 3.0
 REPORT_SECONDS = 30.0
 

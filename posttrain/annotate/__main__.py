@@ -1,6 +1,6 @@
 """`posttrain annotate DATA|RUN --out FILE`: people say in the browser which completion is better.
 
-Answers are kept beside FILE as they are given; the same command goes on. At the end FILE has the pairs, for `data.path`
+Answers are kept next to FILE; the same command resumes. At the end FILE has the pairs, for `data.path`
 of every recipe. An answers file instead of DATA is only exported.
 """
 
@@ -206,7 +206,7 @@ def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:
 
 
 def print_summary(session: Session, args: argparse.Namespace, command: str) -> None:
-    """What there is now, and how to go on."""
+    """What there is now, and how to continue."""
     from posttrain.annotate.answers import answers_path
     from posttrain.console import print_plain
 

@@ -6,7 +6,7 @@
     {"kind": "answer", "ticket": ..., "item": ID, "annotator": ..., "choice": ..., ...}
     {"kind": "undo", "ticket": ..., "item": ID, "annotator": ..., "time": ...}
 
-A choice is the index of a completion, "tie" or "skip". An item stands in the file whole, so that answers mean the same
+A choice is the index of a completion, "tie" or "skip". The file has each item whole, so that answers mean the same
 whatever becomes of the data.
 """
 

@@ -22,7 +22,7 @@ PEOPLE = ("name", "answers", "ties", "skipped", "flagged", "first place", "as th
 
 
 def page(session: Session) -> str:
-    """HTML of the figures as they stand."""
+    """HTML of the current figures."""
     answers = session.answers
     votes = agreement.votes(answers)
     several = sum(len(given) > 1 for given in votes.values())

@@ -60,7 +60,7 @@ def next_command(source: str, out: Path) -> str:
 
 
 def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
-    """Sample, go on sampling, or find what was sampled; the run directory with the data. Raises `PosttrainError`."""
+    """Sample, resume sampling, or find what was sampled; the run directory with the data. Raises `PosttrainError`."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -58,7 +58,7 @@ class Session:
         self.journal = Journal(path)
         self.items = {item.id: item for item in items}
         self.needed, self.seed, self.clock = votes, seed, clock
-        self.guidelines = ""  # Markdown that the page shows beside every item
+        self.guidelines = ""  # Markdown that the page shows next to every item
         # Those whose digest is lowest: the same ones when rows are added to the data.
         everyone = dict.fromkeys(sorted(self.items, key=lambda item: _digest(seed, item))[:overlap])
         self.everyone = list(everyone)
@@ -134,7 +134,7 @@ class Session:
         """Items that this person may be given, in turn: of those for everyone and of the others alternately."""
         done = set(self.answers.history.get(annotator, []))
         shared = [item for item in self.everyone if item not in done]
-        # Everyone meets the shared ones in an order of their own, or the first would be answered by beginners only.
+        # Everyone meets the shared ones in their own order, or the first would be answered by beginners only.
         shared.sort(key=lambda item: _digest(self.seed, item, annotator))
         now = self.clock()
         own = [item for item in self.pool if item not in done and self._free(item, annotator, now)]
@@ -178,7 +178,7 @@ class Session:
 
 
 def order(seed: int, item: Item, annotator: str) -> tuple[int, ...]:
-    """Which completion stands at each place of the page, for this person: every order equally likely."""
+    """Which completion is at each place of the page, for this person: every order equally likely."""
     return tuple(sorted(range(len(item.completions)), key=lambda index: _digest(seed, item.id, annotator, index)))
 
 

@@ -16,7 +16,7 @@ from posttrain.errors import PosttrainError
 
 @dataclass(frozen=True)
 class Source:
-    """A class as it stands in the file of `module`."""
+    """A class as it is in the file of `module`."""
 
     module: str
     node: ast.ClassDef

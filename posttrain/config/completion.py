@@ -42,7 +42,7 @@ USE = {
     "zsh": 'eval "$(posttrain completion zsh)"',
     "fish": "posttrain completion fish | source",
 }
-# Settings that are typed most, beside the groups.
+# Settings that are typed most, besides the groups.
 KEYS = (
     *("data.path=", "data.eval_path=", "data.max_train_rows=", "dry_run=true", "model.path=", "model.init_from="),
     *("name=", "output_dir=", "objective=", "peft.lora.r=", "probe.every=", "trainer.args."),

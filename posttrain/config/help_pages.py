@@ -84,7 +84,7 @@ def _hanging(title: str, words: Iterable[str]) -> str:
 def trainer_options(words: list[str]) -> str:
     """Every option of the trainer that `words` choose, with type, default and the library's help text.
 
-    A value that the chosen config sets otherwise is shown beside the default.
+    A value that the chosen config sets otherwise is shown next to the default.
     """
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

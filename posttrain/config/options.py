@@ -19,7 +19,7 @@ from posttrain.config.classes import Source, find
 
 # Classes that are no trainer's config.
 LORA, QUANTIZATION = "peft.LoraConfig", "transformers.BitsAndBytesConfig"
-# Names that need no path, beside TRL's.
+# Names that need no path, besides TRL's.
 SHORT_NAMES = {
     "LoraConfig": LORA,
     "BitsAndBytesConfig": QUANTIZATION,
@@ -77,7 +77,7 @@ class Option:
 def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str] | None = None) -> list[str]:
     """Everything wrong with `options` for the class at `cls`, one message each; empty when all is well.
 
-    `cls` is a dotted path; `path` is where the options stand in the config (`trainer.args`); `reserved`
+    `cls` is a dotted path; `path` is where the options are in the config (`trainer.args`); `reserved`
     maps options that posttrain sets itself to the config key to use instead.
     """
     known, short, errors = options_of(cls), cls.rpartition(".")[2], []

@@ -44,7 +44,7 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
         merged.data.path = ""  # the parts have one each
         missing = [key for key in missing if key != "data.path"]
     if merged.job == "pipeline":
-        for key in missing:  # trainer, model and data stand in its stages
+        for key in missing:  # trainer, model and data are in its stages
             OmegaConf.update(merged, key, "")
     elif missing:
         from posttrain.config import schema_errors

@@ -19,7 +19,7 @@ MAX_INT = 2**31 - 1  # of integers that go to C, such as lengths, ranks and step
 COUNT, FROM_0, ABOVE_0 = "[1, inf)", "[0, inf)", "(0, inf)"
 SHARE, PART = "[0, 1]", "(0, 1]"
 
-# Option -> interval, for every class that has the option; a number before `or` is allowed beside the interval.
+# Option -> interval, for every class that has the option; a number before `or` is allowed besides the interval.
 RANGES: dict[str, str] = {
     # Transformers' TrainingArguments
     **dict.fromkeys(
@@ -130,7 +130,7 @@ SCHEMA_RANGES: dict[str, str] = {
     "reward.*.weight": "(-inf, inf)",
     "data.mix.*.weight": ABOVE_0,
 }
-# What may stand under a name of the user's choice -> where its ranges are.
+# What may be under a name of the user's choice -> where its ranges are.
 USER_NAMED_RANGES = (
     (re.compile(r"data\.mix\.[^.]+\.weight"), "data.mix.*.weight"),
     (re.compile(r"data\.mix\.[^.]+\."), "data."),
@@ -140,7 +140,7 @@ USER_NAMED_RANGES = (
 
 @dataclass(frozen=True)
 class Interval:
-    """`low` to `high`, either of them in it or not, and one number beside it."""
+    """`low` to `high`, each of them included or not, and `also`: one more number."""
 
     low: float
     high: float
@@ -167,7 +167,7 @@ class Interval:
 
 @cache
 def interval(text: str) -> Interval:
-    """`(0, 1]` as an `Interval`; `-1 or [1, inf)` has -1 beside it."""
+    """`(0, 1]` as an `Interval`; `-1 or [1, inf)` has -1 as `also`."""
     match = re.fullmatch(r"(?:(\S+) or )?([\[(])(\S+), (\S+)([\])])", text)
     assert match, text
     beside, first, low, high, last = match.groups()

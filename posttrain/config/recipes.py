@@ -9,7 +9,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
 
-# A wheel carries conf/ and recipes/ inside the package, a checkout beside it.
+# A wheel carries conf/ and recipes/ inside the package, a checkout next to it.
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 
 
@@ -42,7 +42,7 @@ def register(words: tuple[str, ...] | None = None) -> None:
 
 
 def _mentioned_recipes(text: str) -> set[str] | None:
-    """The recipes whose names stand in the words of a command line, and in those recipes; None: any may be meant."""
+    """The recipes whose names are in the words of a command line, and in those recipes; None: any may be meant."""
     if re.search(r"recipe\S*(?:glob|\$)", text):
         return None
     files = {file.stem: file for file in recipe_files()}

@@ -89,7 +89,7 @@ class DataConfig:
     `embedded:arithmetic`; how to split and read it.
 
     `path` may be a list of files, or a pattern such as `shards/*.jsonl`; `mix` has several sources in its place, by
-    name, each with a `weight`. `format` is told from the rows, unless it is named. `threshold` is the lowest good
+    name, each with a `weight`. `format` is detected from the rows, unless it is named. `threshold` is the lowest good
     rating, `pairs` which ones several answers make (all, one). `on_error` is stop or skip.
     `conversational` makes plain text a conversation: the prompt a user turn, what answers it an assistant turn.
     `path` may also be `reasoning_gym:TASK`; `args` are its options, or those of `embedded:squad`.
@@ -123,7 +123,7 @@ class RewardConfig:
     """One reward: `package.module.function` (or a class) in TRL's signature, a reward model, or a grader.
 
     A reward model is a run directory or hub id, a grader a JSON file as OpenAI's API defines them.
-    A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets a base of its own.
+    A reward model that is an adapter goes onto the policy's base; with `shared: false` it gets its own base.
     `timeout` is the most seconds that a call of a function may take; without one it may take for ever.
     """
 
@@ -145,7 +145,7 @@ class RewardConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where metrics go beside `metrics.jsonl`."""
+    """Where metrics go besides `metrics.jsonl`."""
 
     backend: str = "wandb"
     mode: str = "auto"
@@ -288,7 +288,7 @@ class Run:
 
     @property
     def rewards(self) -> dict[str, dict[str, Any]]:
-        """All rewards of the run, by where they stand."""
+        """All rewards of the run, by their place in the config."""
         return {"reward": self.reward, "probe.rewards": self.probe.rewards, "probe.gold": self.probe.gold}
 
 

@@ -1,6 +1,6 @@
-"""The trainers that a recipe can select, and what each of them is, told from its class.
+"""The trainers that a recipe can select, and what each of them is, read from its class.
 
-Nothing is imported: signature, config class, the columns it reads and whether it keeps a reference stand in the source
+Nothing is imported: signature, config class, the columns it reads and whether it keeps a reference are in the source
 of the class and of those that it inherits from. So a trainer of a newer TRL, or one of the user's own that follows
 TRL's conventions, needs no entry here.
 """
@@ -275,5 +275,5 @@ def is_ppo(run: Run) -> bool:
 
 
 def value_adapter(run: Run) -> bool:
-    """Whether the run trains a value function that is an adapter of its own."""
+    """Whether the run trains a value function that is a separate adapter."""
     return is_ppo(run) and run.trainer.args.get("value_mode", "adapter") == "adapter"

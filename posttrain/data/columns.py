@@ -40,7 +40,7 @@ TOKEN_COLUMNS = {
 }
 # What a text model cannot read.
 MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
-# What is the trainer's beside the texts.
+# What is the trainer's besides the texts.
 EXTRA_TRL_COLUMNS = {"tools", "chat_template_kwargs"}
 # Those that learn by a pair's weight (see `posttrain.training.pair_weights`).
 WEIGHTED_TRAINERS = ("RewardTrainer", "DPOTrainer")
@@ -131,7 +131,7 @@ def check_media(row: Mapping[str, Any]) -> None:
 
 
 def extra_columns(columns: Any, used: Any, kind: str | None) -> list[str]:
-    """The columns of a row that are kept beside what its example makes: for rewards, scores and weights."""
+    """The columns of a row that are kept besides what its example makes: for rewards, scores and weights."""
     gone = {*used, *TRL_COLUMNS, *MEDIA_COLUMNS}
     if kind is not None and not trainers.of(kind).samples_completions:
         gone |= TOKEN_COLUMNS  # of the trainers that sample, none looks for tokens in the data
@@ -144,7 +144,7 @@ def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Datase
     Raises `PosttrainError` for the wrong columns.
     """
     found, reads = choose_columns(dataset.column_names, kind, name), trainers.of(kind).reads
-    # Of the better answers of pairs, whose weight is the pair's, sft and kto make rows of their own.
+    # Of the better answers of pairs, whose weight is the pair's, sft and kto make their own rows.
     apart = set(PAIRS) <= {*found} and reads != "pairs"
     if not (apart or trainers.of(kind).samples_completions or trainers.of(kind).is_a(*WEIGHTED_TRAINERS)):
         dataset = _drop_equal_weights(dataset, kind)

@@ -1,4 +1,4 @@
-"""The files that a data path names, and their rows, each with the place where it stands."""
+"""The files that a data path names, and their rows, each with the place where it is."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 PAIRS = ("chosen", "rejected")
 RATING_COLUMNS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
 ANSWER_COLUMNS = ("completion", "response")
-# Where a question stands beside chosen and rejected, in Orca's pairs and their kind.
+# Where a question is, next to chosen and rejected, in Orca's pairs and their kind.
 QUESTION_COLUMNS = ("question", "query", "input")
 # What a row of several scored, or of one rated answer has, before the trainer decides on its form.
 SCORED_COLUMNS = ("completions", "scores")

@@ -1,5 +1,5 @@
 """Rows of JSON: an object a line, an array of objects, or an object that has the array. Nothing is altered in silence:
-keys that stand twice, numbers that do not fit, NaN and halves of characters are errors.
+duplicate keys, numbers that do not fit, NaN and halves of characters are errors.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
         raise RowError("", str(error)) from None
 
 
-# Some of the parser's messages end in `at`, which its own text goes on from.
+# Some of the parser's messages end in `at`, which its own text continues from.
 _STARTS = re.compile(r"( starting)? at$")
 
 

@@ -20,7 +20,7 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-# The first rows, which stand for all where it would take long to look at every one.
+# The first rows, which represent all where it would take long to look at every one.
 FIRST_ROWS = 256
 
 
@@ -145,7 +145,7 @@ def _load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | N
             if (found := make(part)) is not None:
                 made[name] = found
         except PosttrainError as error:
-            # A part's settings stand in data.mix.NAME.
+            # A part's settings are in data.mix.NAME.
             lines = str(error).splitlines()
             raise PosttrainError(
                 "\n".join(

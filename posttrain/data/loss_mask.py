@@ -55,7 +55,7 @@ def tokenize_conversation(
     """`input_ids` of the conversation, and `labels`: the same, or -100 for tokens that carry no loss.
 
     `every_turn` learns other turns too, all but messages of weight 0. Raises `PosttrainError` where the template writes
-    a message so that it cannot be told from the others.
+    a message so that it cannot be distinguished from the others.
     """
     if has_marks(tokenizer, template) and not every_turn:
         found = _by_marks(tokenizer, messages, tools, template, options)
@@ -85,7 +85,7 @@ def has_marks(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:
 def _by_marks(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Any, template: str | None, options: Any
 ) -> dict[str, list[int]] | None:
-    """As TRL has it with `assistant_only_loss`; `None` where marks cannot be told apart by message."""
+    """As TRL has it with `assistant_only_loss`; `None` where marks cannot be distinguished by message."""
     found: Any = tokenizer.apply_chat_template(
         without_learn_keys(messages),
         tools=json.loads(tools) if isinstance(tools, str) else tools,
@@ -145,7 +145,7 @@ def renderer(
 def assistant_spans(
     messages: Messages, render: Render, whole: str | None = None
 ) -> tuple[str, dict[int, tuple[int, int]]]:
-    """The rendered conversation, and from where to where in it each assistant message stands, by its number."""
+    """The rendered conversation, and from where to where in it each assistant message is, by its number."""
     whole = render(messages, False) if whole is None else whole
     spans = {}
     for number, message in enumerate(messages):

@@ -78,7 +78,7 @@ def _messages_in(value: str, field: str) -> Any:
         if found[1] == "'":
             raise RowError(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}") from None
         if value.lstrip().startswith("{"):
-            return value  # an object may be a text of its own
+            return value  # an object may be a text
         raise RowError(field, f"{row_error.reason}, got {shortened(value)}") from None
     if isinstance(given, list):
         alike = [isinstance(one, Mapping) and _keys(one)[0] in one and _keys(one)[1] in one for one in given]
@@ -163,7 +163,7 @@ def message(given: Any, field: str) -> Message:
 
 
 def _reasoning(given: Mapping[str, Any], content: str, parts: str | None, field: str) -> str | None:
-    """The reasoning of a message, which may stand under several keys, or in the content, if it is the same there."""
+    """The reasoning of a message, which may be under several keys, or in the content, if it is the same there."""
     found = {"content": parts} if parts and parts.strip() else {}
     for key in REASONING_KEYS:
         if given.get(key) is not None and text(given[key], f"{field}.{key}", empty=True).strip():
@@ -283,7 +283,7 @@ def tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
 
 
 def template_options(value: Any) -> dict[str, Any] | None:
-    """`chat_template_kwargs` of a row: what its chat template is given beside messages and tools."""
+    """`chat_template_kwargs` of a row: what its chat template is given besides messages and tools."""
     given = parse_json_string(value, "chat_template_kwargs")
     if given is not None and not isinstance(given, dict):
         raise RowError("chat_template_kwargs", f"expected an object, got {shortened(given)}")

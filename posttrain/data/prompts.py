@@ -52,7 +52,7 @@ def split_prompt(
     whole = {name: value[0].role in ("user", "system") for name, value in turns.items()}
     question = prompt if isinstance(prompt, str) and all(whole.values()) else None
     if question is not None:
-        prompt = None  # UltraFeedback has the question as text beside conversations that begin with it
+        prompt = None  # UltraFeedback has the question as text next to conversations that begin with it
     if prompt is None:
         asked, turns = _common_turns(turns)
     else:

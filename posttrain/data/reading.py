@@ -76,7 +76,7 @@ class Converter:
         return made
 
     def extra_columns(self, names: Any, used: Any) -> list[str]:
-        """The columns that stay beside them."""
+        """The other columns that are kept."""
         return [n for n in names if n not in used] if self.keep else col.extra_columns(names, used, self.kind)
 
     def unused(self, names: Any) -> list[str]:

@@ -23,7 +23,7 @@ _THINK_BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 class Rendering:
     """Looks at each row as trainer `kind` with `args` will render it; `posttrain.data.reading` calls `check`.
 
-    It goes with a run's tokenizer, whose template may have a place for reasoning, or none: then the reasoning stands in
+    It goes with a run's tokenizer, whose template may have a place for reasoning, or none: then the reasoning is in
     the content, as a <think> block.
     """
 
@@ -130,7 +130,7 @@ class Rendering:
     ) -> None:
         """Raise `RowError` for a turn, or its calls, without which the text is the same.
 
-        A content that stands in the text is taken for that turn's, once the template has been seen to write its role.
+        A content that is in the text is taken for that turn's, once the template has been seen to write its role.
         """
         from posttrain.data import loss_mask
 

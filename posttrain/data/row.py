@@ -14,7 +14,7 @@ class RowError(Exception):
 
 
 class Place(NamedTuple):
-    """Where a row stands: `unit` is line (a text file) or row (Parquet, the hub); both count from 1."""
+    """Where a row is: `unit` is line (a text file) or row (Parquet, the hub); both count from 1."""
 
     file: str
     unit: str

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 Stored: TypeAlias = "tuple[Dataset, Skipped | None]"
 MAX_SHOWN = 5
-# Columns in which text beside conversations would be trained on as something else.
+# Columns in which a mix of text and conversations would be trained on as something else.
 SAME_TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 # bool before int, which it is a kind of.
 SCALAR_TYPES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
 ITEM_TYPES: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
-# Where a row of a loaded data set stands in it, on its way through the store.
+# The row's number in its data set, on its way through the store.
 INDEX_COLUMN = "__index__"
 _files = itertools.count()
 _passing: list[str] = []

@@ -1,4 +1,4 @@
-"""Rows that stand there twice, rows that are nearly the same, and prompts that are trained on and held out as well.
+"""Duplicate rows, rows that are nearly the same, and prompts that are trained on and held out as well.
 
 Near duplicates by MinHash (Broder 1997, "On the resemblance and containment of documents") over shingles of three
 words, with candidates from locality-sensitive hashing: two texts with Jaccard similarity s meet in one of 16 bands of

@@ -24,7 +24,7 @@ from posttrain.doctor.texts import Texts
 
 SEED, FOLDS = 0, 5
 # Fewer rows are too few to fold. A model that agrees with fewer labels than WEAK knows nothing; of one that agrees with
-# fewer than ACCURACY, what it does not know cannot be told from noise.
+# fewer than ACCURACY, what it does not know cannot be distinguished from noise.
 ROWS, WEAK, ACCURACY = 100, 0.6, 0.7
 
 
@@ -84,7 +84,7 @@ def _features(texts: Texts, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
     try:
         vectorizer.fit([text for column in columns for text in column])
         words = [vectorizer.transform(column) for column in columns]
-    except ValueError:  # no word stands in two answers
+    except ValueError:  # no word is in two answers
         words = [csr_matrix((len(rows), 0)) for _ in columns]
     lengths = [csr_matrix(np.log1p([[len(text)] for text in column])) for column in columns]
     both = [hstack(part).tocsr() for part in zip(words, lengths, strict=True)]

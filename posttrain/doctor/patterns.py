@@ -60,7 +60,7 @@ CHECKS: dict[str, Callable[[str], bool]] = {
     "IP address": _address,
     "OpenAI or Anthropic key": _key,
 }
-# What must stand in a text for a pattern to be worth trying on it: to look for a few letters is much faster.
+# What must be in a text for a pattern to be worth trying on it: to look for a few letters is much faster.
 HINTS = {
     "AWS access key": "IA",
     "GitHub token": "_",
@@ -90,7 +90,7 @@ def found(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def kinds(text: str) -> Counter[str]:
-    """How often each kind stands in a text."""
+    """How often each kind is in a text."""
     return Counter(name for name, _, _ in found(text))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED, LONGEST = 0, 64
-# The options that preparation reads, beside max_length; others may need the machine that trains.
+# The options that preparation reads, besides max_length; others may need the machine that trains.
 PREPARATION_OPTIONS = (
     "truncation_mode",
     "dataset_num_proc",

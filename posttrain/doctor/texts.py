@@ -31,7 +31,7 @@ class Texts:
 
     @property
     def asked(self) -> list[str]:
-        """What tells rows apart: the prompts, or the texts where rows have none."""
+        """What distinguishes rows: the prompts, or the texts where rows have none."""
         return self.prompts if any(self.prompts) else next(iter(self.answers.values()), self.prompts)
 
     def row(self, index: int) -> str:

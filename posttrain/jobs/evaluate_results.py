@@ -206,7 +206,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
 
 
 def show(directory: RunDirectory) -> None:
-    """Each metric with its interval, and beside it that of the other model and the difference."""
+    """Each metric with its interval, and next to it that of the other model and the difference."""
     record = directory.record() or {}
     values, pair = record["metrics"], record["evaluate"]["against"]
     share = f"{record['evaluate']['confidence']:.0%} interval"

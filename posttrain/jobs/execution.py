@@ -18,7 +18,7 @@ from posttrain.training import out_of_memory
 
 @contextmanager
 def explain_errors(directory: RunDirectory, fix: str, command: str) -> Iterator[None]:
-    """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how it goes on."""
+    """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how to resume."""
     from safetensors import SafetensorError
 
     from posttrain.errors import RewardError
@@ -39,7 +39,7 @@ def explain_errors(directory: RunDirectory, fix: str, command: str) -> Iterator[
 
 
 def _disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of space; safetensors and torch raise errors of their own, without a number."""
+    """Whether a write failed for want of space; safetensors and torch raise their own errors, without a number."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,4 +1,4 @@
-"""Run a pipeline: each stage that is not finished in a process of its own, then one table over all of them."""
+"""Run a pipeline: each stage that is not finished in its own process, then one table over all of them."""
 
 from __future__ import annotations
 

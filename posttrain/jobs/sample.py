@@ -1,7 +1,7 @@
 """Make a data set of a model's own completions: draw, score, select, write.
 
 Completions and rewards are kept batch by batch (`completions.jsonl`, `rewards.jsonl`), each batch with random numbers
-of its own, so that a run which was killed goes on where it was and ends with the same data.
+of its own, so that a run which was killed continues where it was and ends with the same data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHECK_ENDED_AFTER = 64
 
 
 def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
-    """Sample, or go on, or say that it is done; returns the metric named by `objective`."""
+    """Sample, or continue, or say that it is done; returns the metric named by `objective`."""
     from posttrain.jobs import common, sample_data
 
     quiet_libraries()

@@ -66,7 +66,7 @@ def collect(
 
 
 def rows(run: Run, prompts: Dataset, completions: list[list[Completion]]) -> Dataset:
-    """The selected completions, or pairs, beside the columns of their prompts; raises `PosttrainError` for none."""
+    """The selected completions, or pairs, besides the columns of their prompts; raises `PosttrainError` for none."""
     scores = [[c.score for c in group] for group in completions]
     texts = [[c.text if _usable(c, run) else None for c in group] for group in completions]
     if run.sample.select == "pairs":

@@ -89,7 +89,7 @@ def report() -> None:
 
 
 def arguments(argv: list[str]) -> list[str]:
-    """`argv` with what a sweep needs beside: a folder of its own, and an Optuna search that outlives a failed trial."""
+    """`argv` with what else a sweep needs: its own folder, and an Optuna search that outlives a failed trial."""
     if not {"-m", "--multirun"} & set(argv):
         return argv
     more = []

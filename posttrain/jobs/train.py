@@ -192,7 +192,7 @@ def _measurement_callbacks(
 
 
 def _exit_after_signal(interrupt: Any, trainer: Any, command: str) -> SystemExit:
-    """Say where a signal has ended the training, and how to go on; the exit status is in what is returned."""
+    """Say where a signal has ended the training, and how to continue; the exit status is in what is returned."""
     trainer.accelerator.wait_for_everyone()
     step = trainer.state.global_step
     if main_process():
@@ -214,7 +214,7 @@ def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command
 
 
 def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
-    """Merge the parent's adapter where a new one goes on top of it, verified; runs that share the parent share that."""
+    """Merge the parent's adapter, verified, where a new one is put on top of it; runs of one parent share the result."""
     if plan.start.merge is None:
         return
     from posttrain.models.merge import merge

@@ -21,7 +21,7 @@ SENSES = r"(.*\.)?(vision|visual|audio|multi_modal|embed_vision|embed_audio)\w*(
 
 
 def lora_config(peft: PeftConfig, kind: str, value: bool = False, sees: bool = False) -> LoraConfig | None:
-    """The adapter; a reward model trains its `score` head beside it. `value`: that of PPO's value function.
+    """The adapter; a reward model trains its `score` head next to it. `value`: that of PPO's value function.
 
     A model that `sees` images gets it on its text model alone.
     """

@@ -52,7 +52,7 @@ def attention_implementation(known: PretrainedConfig, chosen: str, scores: bool)
     auto: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     try:
         model = auto._model_mapping[type(known)]
-    except KeyError:  # code of its own (trust_remote_code)
+    except KeyError:  # its own code (trust_remote_code)
         return chosen
     model = model[0] if isinstance(model, (list, tuple)) else model
     has = {"sdpa": model._supports_sdpa, "flash_attention_2": model._supports_flash_attn}

@@ -64,7 +64,7 @@ class Dialogue:
             turns = [{"role": "system", "content": system}, {"role": "user", "content": "Hi"}]
             try:
                 whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            except Exception as error:  # a template says what it does not like in an error of its own
+            except Exception as error:  # a template says what it does not like in an error class of its own
                 raise PosttrainError(f"--system: the chat template of {self.name} takes none ({error})") from error
             if system.strip() not in whole:
                 raise PosttrainError(f"--system: the chat template of {self.name} leaves it out")

@@ -1,4 +1,4 @@
-"""How far two versions of one model are apart, on held-out prompts: KL in nats, for a reward model the score."""
+"""How far two versions of one model differ, on held-out prompts: KL in nats, for a reward model the score."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def generate(
 ) -> list[Generated]:
     """One completion for each of the prompts `encoded` (lists of token ids), in their order.
 
-    `batch_size` sequences are drawn at a time, of similar length, so that little is padding; a prompt that stands in
+    `batch_size` sequences are drawn at a time, of similar length, so that little is padding; a prompt that is in
     a batch several times is read once. Greedy without `do_sample`. Random numbers come from torch's global generator;
     `progress` gets each batch as it is drawn, `step` how many of the batches x `max_new_tokens` passes are done.
     """

@@ -64,7 +64,7 @@ def _check_parent(run: Run, parent: Source) -> None:
 
 
 def adapter_difference(peft: PeftConfig, parent: Source) -> str | None:
-    """Why the parent's adapter cannot go on as this run's; `None` where it can."""
+    """Why the parent's adapter cannot continue as this run's; `None` where it can."""
     if peft.method == "none":
         return "full fine-tuning"
     if peft.quantization != parent.quantization:
@@ -114,7 +114,7 @@ def load_parent_adapter(model: Any, adapter: str) -> None:
     for name in ("default", "ref"):
         if name in model.peft_config:
             own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-            # A reward model that goes on from a policy has a new head, which the policy's adapter knows nothing of.
+            # A reward model trained from a policy has a new head, which the policy's adapter knows nothing of.
             wrong = [key for key in {*own} ^ {*weights} if ".score." not in key]
             if wrong:
                 raise PosttrainError(f"{adapter}: its weights do not fit the model, e.g. {sorted(wrong)[0]}")

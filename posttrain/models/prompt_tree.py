@@ -1,4 +1,4 @@
-"""How rows of tokens that begin alike are laid out so that their common beginning stands there once.
+"""How rows of tokens that begin alike are laid out so that their common beginning is there once.
 
 Two answers to one prompt make `prompt | answer 1 | answer 2`, in one row: every token keeps the position that it had,
 and no answer sees the other. Rows are grouped where it saves most; groups fill the rows of a grid.
@@ -21,7 +21,7 @@ MAX_GROUP = 64
 
 @dataclass(frozen=True)
 class Row:
-    """The real tokens of a row: its first one stands in `column`, and has position `position`."""
+    """The real tokens of a row: its first one is in `column`, and has position `position`."""
 
     tokens: list[int]
     column: int
@@ -41,9 +41,9 @@ class Group:
 class Layout:
     """A grid of (G, M) tokens that has all of (R, L).
 
-    `source`: (G, M), where each token of the grid stands in the flat rows. `position`: (G, M). `group`, `branch`:
+    `source`: (G, M), where each token of the grid is in the flat rows. `position`: (G, M). `group`, `branch`:
     (G, M), the group of a token, -1 for padding, and its answer, 0 for what all answers share. `takes`: for the
-    first, second ... answers of all groups, where their tokens stand in the flat rows and in the flat grid: in each
+    first, second ... answers of all groups, where their tokens are in the flat rows and in the flat grid: in each
     pair no place comes twice, so that the gradient of every token is summed in one order.
     """
 

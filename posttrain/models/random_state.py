@@ -1,4 +1,4 @@
-"""Measuring with random numbers of its own, so that training is the same with a measurement and without."""
+"""Measuring with its own random numbers, so that training is the same with a measurement and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt that stands in a batch several times is read once before generation."""
+"""A prompt that is in a batch several times is read once before generation."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def _is_prefill(kwargs: dict[str, Any]) -> bool:
 
 
 def _columns(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
-    """All that tells rows apart, side by side."""
+    """All that distinguishes rows, side by side."""
     return torch.cat([part.expand_as(ids) for part in (ids, mask, positions) if part is not None], dim=1)

@@ -69,7 +69,7 @@ def share_prompts(model: Any) -> str | None:
     """Make `model`, a causal language model or a sequence classifier, compute common beginnings of rows once.
 
     Returns `None`, or why the model is left as it is. Under PEFT, give it the model within. A small batch is computed
-    both ways first, so that an architecture that reads masks or positions in a way of its own is found and left alone.
+    both ways first, so that an architecture that reads masks or positions in its own way is found and left alone.
     """
     backbone = model.base_model
     if is_shared(model):
@@ -124,7 +124,7 @@ def shared_within(model: Any, share: Callable[[Any], object] = share_prompts) ->
 
 
 def prefilling_once(model: Any) -> AbstractContextManager[None]:
-    """Within, prompts that stand in a batch several times are read once before generation, whatever the attention."""
+    """Within, prompts that are in a batch several times are read once before generation, whatever the attention."""
     return shared_within(model, lambda inside: _wrap(SharedPrompts(inside.base_model)))
 
 
@@ -238,7 +238,7 @@ def _window(config: Any) -> int | None:
 
 
 def _rows(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> list[Row] | None:
-    """The real tokens of each row; `None` where they do not stand in one piece, with positions that count up."""
+    """The real tokens of each row; `None` where they are not in one piece, with positions that count up."""
     if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
         return None
     real = torch.ones_like(ids) if mask is None else (mask != 0).long()

@@ -20,7 +20,7 @@ class Start:
 
     `merge` is a parent whose adapter is first merged into the weights it was trained on; `base` is then the folder that
     they go to. `config` is where the model's config lies before that, `dtype` the type of the weights that an adapter
-    goes on with. `note` says it in a line of the plan.
+    is trained on. `note` says it in a line of the plan.
     """
 
     base: str

@@ -24,7 +24,7 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
     """The tokenizer at `path` (default: the model's own) with the template and special tokens to train with.
 
     Raises `PosttrainError` where it has none that would do.
-    Padding gets a token of its own: where pad is EOS, masking one masks the other, and the model never learns to stop.
+    Padding gets its own token: where pad is EOS, masking one masks the other, and the model never learns to stop.
     """
     from transformers import AutoTokenizer
 

@@ -13,7 +13,7 @@ EXPRESSION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Gate:
-    """What a metric has to be for the pipeline to go on."""
+    """What a metric has to be for the pipeline to continue."""
 
     metric: str
     operator: str

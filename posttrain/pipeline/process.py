@@ -42,7 +42,7 @@ def execute(command: Sequence[str], log: Path, signals: StageSignals) -> int:
         sink.write(f"$ {shlex.join(command)}\n".encode())
         sink.flush()
         source.seek(0, os.SEEK_END)
-        # Into the file, not through this process: a stage outlives a pipeline that is killed. A session of its own,
+        # Into the file, not through this process: a stage outlives a pipeline that is killed. Its own session,
         # or Ctrl-C would reach it twice.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment, start_new_session=True

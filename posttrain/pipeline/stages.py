@@ -168,7 +168,7 @@ def _launch(written: Any, path: str, errors: list[str]) -> tuple[str, ...]:
 
 
 def search_path() -> str:
-    """Where programs are looked for: beside Python first, where an environment has its own."""
+    """Where programs are looked for: in Python's own folder first, where an environment has its own."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 

@@ -15,7 +15,7 @@ from posttrain.runs.directory import RunDirectory, write_atomic
 
 TRAINING_TITLE = "training: held out, start → end of each stage"
 EVALUATION_TITLE = "evaluation: held out, with {share:.0%} intervals; change is paired, over the same prompts"
-# Of another model, or with it: a column of its own says how far the two are apart.
+# Of another model, or with it: a separate column says how far the two differ.
 OTHER_MODEL_PREFIXES = ("against/", "difference/", "sampled/win_rate", "greedy/win_rate")
 
 

@@ -36,7 +36,7 @@ class RolloutCallback(TrainerCallback):
 
 
 class RolloutProgress(ProgressCallback):
-    """The usual progress bar, with reward, KL and generated tokens per second beside it."""
+    """The usual progress bar, with reward, KL and generated tokens per second next to it."""
 
     shown: ClassVar = {"reward": "reward", "objective/kl": "KL", "tokens_per_second": "tok/s"}
 

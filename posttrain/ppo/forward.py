@@ -137,7 +137,7 @@ def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> 
     TRL's fused LM head never holds the logits, and multiplies by the head's weights once more in its backward pass
     for that. Where all logits of a batch are at most `KEPT_LOGITS` they are held instead.
 
-    On a CPU, rows of unlike length go through the model in passes of their own, see [`split_rows`].
+    On a CPU, rows of unlike length go through the model in their own passes, see [`split_rows`].
     """
     inner = model.forward
     # Their load-balancing loss is that of the batch as a whole.

@@ -153,7 +153,7 @@ def reward_function(
 
 
 def adapter_tokenizer(folder: str | Path, default: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside a reward adapter, with its pad token and chat template; else the policy's."""
+    """The tokenizer saved next to a reward adapter, with its pad token and chat template; else the policy's."""
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return default
     tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

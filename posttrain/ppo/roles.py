@@ -45,7 +45,7 @@ def load_reward(model: Any, folder: str | Path) -> nn.Linear:
         ValueError: if weights are missing or do not fit this base model.
     """
     config = PeftConfig.from_pretrained(str(folder))
-    # The score head lives beside the model: nothing of it enters checkpoints, optimizers or vLLM.
+    # The score head lives next to the model: nothing of it enters checkpoints, optimizers or vLLM.
     config.modules_to_save = None
     config.task_type = "CAUSAL_LM"
     config.inference_mode = True

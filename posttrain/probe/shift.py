@@ -95,7 +95,7 @@ def measure(
 
 
 class ShiftCheck(TrainerCallback):
-    """Measures when training begins, not when it goes on; logs `shift/*` at step 0 and says what it means.
+    """Measures when training begins, not when it is resumed; logs `shift/*` at step 0 and says what it means.
 
     `probe` comes before it, and has samples of the prompts that both have.
     """

@@ -1,4 +1,4 @@
-"""What the probe reads beside the held-out prompts: texts by domain, prompts that are harmful and harmless."""
+"""What the probe reads besides the held-out prompts: texts by domain, prompts that are harmful and harmless."""
 
 from __future__ import annotations
 

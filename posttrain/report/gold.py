@@ -1,4 +1,4 @@
-"""Runs that train on the reward that others only measure, as gold: on the same axis, and told apart."""
+"""Runs that train on the reward that others only measure, as gold: on the same axis, but marked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that differ only in seeds are one group; a group is named by what sets it apart from its method's others."""
+"""Runs that differ only in seeds are one group; a group is named by what distinguishes it from its method's others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IGNORED_ARGS = re.compile(
     r"trainer\.args\.(eval_|save_|logging_|per_device_eval_|dataloader_(num_|pin_|persistent_|prefetch_)|log_"
     r"|report_to$|run_name$|output_dir$|disable_tqdm$|num_completions_to_print$)"
 )
-# What runs are told apart by that are one group.
+# What distinguishes the runs of one group.
 SEED = re.compile(r"[_-]seed[_-]?\d*$")
 
 
@@ -208,7 +208,7 @@ def _lineage(run: Run) -> list[Any]:
 def differing(groups: Sequence[Group], names: dict[str, Run]) -> dict[str, list[str]]:
     """The settings that count and differ between `groups`, with their value in each; "" where one does not have it.
 
-    Seeds of the same parent are one setting, though their folders have names of their own.
+    Seeds of the same parent are one setting, though their folders have their own names.
     """
     first = [group.runs[0] for group in groups]
     counting = [_counting(run, names) for run in first]

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: no network, no files beside it."""
+"""One HTML page that needs nothing else: no network, no files next to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
-# Prompts whose completions stand side by side, and the characters of a long text that are kept: its end.
+# Prompts whose completions are shown side by side, and the characters of a long text that are kept: its end.
 PROMPTS = 24
 LONGEST = 2000
 LINE_LENGTH = 140
@@ -184,5 +184,5 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
 
 
 def _short(text: str, limit: int = LONGEST) -> str:
-    """The end of a long text: a question stands at the end of its prompt."""
+    """The end of a long text: a question is at the end of its prompt."""
     return text if len(text) <= limit else "… " + text[-limit:]

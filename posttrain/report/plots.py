@@ -16,7 +16,7 @@ from posttrain.runs.curves import smooth
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Names beside the points of the front, and groups up to which the others are named too: more are a thicket.
+# Names next to the points of the front, and groups up to which the others are named too: more are a thicket.
 NAMED, MOST_NAMED = 8, 24
 # Over-optimisation panels, and those of failure modes.
 MOST_REWARDS, MOST_MODES = 4, 18
@@ -82,7 +82,7 @@ def frontier(c: Comparison) -> Figure:
 
 
 def _names(axis: Any, c: Comparison, metric: str) -> None:
-    """Whole names beside the front; at the other points only what sets them apart from those of their method."""
+    """Whole names next to the front; at the other points only what distinguishes them from those of their method."""
     from matplotlib.patheffects import withStroke
 
     front = [c.compared[i] for i in c.front][-NAMED:]

@@ -51,7 +51,7 @@ class Run:
     def rewarded(self) -> tuple[str, ...]:
         """The names of the rewards that it trains on: not of those with weight 0, which are measured only."""
         kind = trainers.find(self.kind)
-        # A trainer whose class is not on this machine: what it was given stands in its settings alone.
+        # A trainer whose class is not on this machine: what it was given is in its settings alone.
         rewarded = kind is None or kind.takes_rewards
         names = {key.split(".")[1] for key in self.settings if key.startswith("reward.")} if rewarded else ()
         return tuple(sorted(name for name in names if self.settings.get(f"reward.{name}.weight", 1.0)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Okabe and Ito's palette, which is told apart with any colour vision; and a marker each, for print in grey.
+# Okabe and Ito's palette, which is distinguishable with any colour vision; and a marker each, for print in grey.
 STYLES = {
     "sft": ("#009E73", "o"),
     "dpo": ("#0072B2", "s"),
@@ -50,7 +50,7 @@ def _shaded(colour: str, by: float) -> str:
 
 
 def dash(group: Group, groups: Sequence[Group]) -> str:
-    """What tells the lines of one method apart."""
+    """What distinguishes the lines of one method."""
     return DASHES[[g for g in groups if g.method == group.method].index(group) % len(DASHES)]
 
 

@@ -24,7 +24,7 @@ LINE_METRICS = ("score", "best_of_n", "kept", "win_rate", "accuracy", "perplexit
 
 # Rewards in the main table, the metric of the report first; CSV and JSON have all.
 REWARDS = 3
-# Runs whose settings stand side by side in a terminal.
+# Runs whose settings are shown side by side in a terminal.
 SIDE_BY_SIDE = 5
 # A word longer than this is broken in a terminal.
 LONGEST = 32
@@ -221,7 +221,7 @@ def _needed(column: list[str], name: bool) -> int:
 
 
 def as_csv(c: Comparison) -> str:
-    """A line a group, numbers in columns of their own."""
+    """A line a group, numbers in their own columns."""
     metrics = list(dict.fromkeys(["probe/kl", *c.rewards, *c.held_out, *c.modes]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -14,7 +14,7 @@ from posttrain.runs import metrics
 CONFIDENCE = 0.95
 # Seeds from which the spread of a group is known from itself, and degrees of freedom from which a pooled one is.
 ALONE, FEWEST = 3, 2
-# Of those that cannot be told from the best, how many are named.
+# Of those that cannot be distinguished from the best, how many are named.
 MAX_NAMED = 5
 
 
@@ -57,7 +57,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`noise` is of the `difference` between best and next; `ties` are all that cannot be told from the best."""
+    """`noise` is of the `difference` between best and next; `ties` are all that noise does not separate from the best."""
 
     budget: float | None
     best: Candidate

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RewardFunction = Callable[..., list[float | None]]
 # Functions that load nothing where there is nothing to score.
 CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
-# What TRL's trainers give a reward beside the data's columns.
+# What TRL's trainers give a reward besides the data's columns.
 GIVEN = (
     *("completions", "prompts", "prompt_ids", "completion_ids", "trainer_state", "environments"),
     *("log_extra", "log_metric"),
@@ -292,7 +292,7 @@ def _lacking(entry: RewardConfig, columns: Mapping[str, Any]) -> list[str]:
 
 
 def default_column(entry: RewardConfig) -> str | None:
-    """The data column a reward function reads unless told otherwise: the default of its `column` argument."""
+    """The data column a reward function reads by default: the default of its `column` argument."""
     if entry.function is None:
         return None
     column = inspect.signature(code.load(entry.function)).parameters.get("column")

@@ -59,7 +59,7 @@ class JudgeClient:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an answer depends on beside the question."""
+        """What an answer depends on besides the question."""
         raise NotImplementedError
 
     def _key(self, conversation: Conversation, sampling: dict[str, Any]) -> str:
@@ -78,7 +78,7 @@ class JudgeClient:
         if not self._cache:
             return
         file = _file(key)
-        # Other processes and threads may write the same answer: each through a file of its own.
+        # Other processes and threads may write the same answer: each through its own file.
         half = file.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

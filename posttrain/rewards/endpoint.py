@@ -102,7 +102,7 @@ class Endpoint(JudgeClient):
         return httpx2.Client(headers=headers, timeout=httpx2.Timeout(seconds, connect=min(seconds, 10.0)))
 
     def _post(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> str:
-        """One answer; busy and failing servers are asked again, after waits that double, unless told to `stop`."""
+        """One answer; busy and failing servers are asked again, after waits that double, unless asked to `stop`."""
         import httpx2
 
         for attempt in range(self.retries + 1):

@@ -41,7 +41,7 @@ def reasoning_gym(
 ) -> list[float | None]:
     """The task's `score_answer`, mostly in [0, 1], for rows of `data.path=reasoning_gym:TASK`.
 
-    `extract` says what of the completion is the answer: `tag` what stands in the last <answer>...</answer>, or all of
+    `extract` says what of the completion is the answer: `tag` what is in the last <answer>...</answer>, or all of
     it without one; `text` all of it; `number` the last number. None for rows of other data.
 
     Where the scorer evaluates the answer as Python, only what runs no code and ends soon is handed to it: lists without

@@ -225,7 +225,7 @@ class Judge:
 
 
 def verdict(answer: str) -> str | None:
-    """A, B or C (a tie) from the judge's words: the last [[.]] in them, or a letter that stands alone; else None."""
+    """A, B or C (a tie) from the judge's words: the last [[.]] in them, or a single letter; else None."""
     if found := VERDICT.findall(answer):
         return str(found[-1])
     alone = BARE.fullmatch(answer)

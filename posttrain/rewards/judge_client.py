@@ -62,7 +62,7 @@ class Local(JudgeClient):
         encoded = encode_prompts(tokenizer, [{"prompt": conversation} for conversation in conversations])
         self._check_fit(model, max(map(len, encoded)), new)
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        # The random state of a training that asks goes on as if nothing had been asked.
+        # The random state of a training that asks continues as if nothing had been asked.
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             for start in range(0, len(encoded), self.batch_size):

@@ -55,7 +55,7 @@ def accuracy() -> dict[str, float]:
 
 
 def _plain(text: Completion) -> str:
-    """Text, or the last turn of a conversation; a turn stands by itself, text goes on where the prompt ended."""
+    """Text, or the last turn of a conversation; a turn is scored by itself, text continues where the prompt ended."""
     if isinstance(text, str):
         return text
     return f" {text[-1]['content']}" if text else ""

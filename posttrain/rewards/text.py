@@ -17,7 +17,7 @@ from posttrain.errors import PosttrainError
 
 Completion: TypeAlias = str | list[dict[str, Any]]
 
-# What TRL passes beside the data set's columns.
+# What TRL passes besides the data set's columns.
 NOT_COLUMNS = {"prompts", "prompt_ids", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
 

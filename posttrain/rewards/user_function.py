@@ -97,7 +97,7 @@ def _call_with_timeout(work: Callable[[], Any], timeout: float, where: str) -> A
 
     def run() -> None:
         try:
-            with torch.no_grad():  # a thread has a switch of its own
+            with torch.no_grad():  # a thread has its own switch
                 outcome["result"] = context.run(work)
         except BaseException as error:
             outcome["error"] = error

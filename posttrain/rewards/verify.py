@@ -160,7 +160,7 @@ def unit_tests(
     """The share of a row's tests that the completion's code passes; with `every`, 1.0 for all of them, else 0.0.
 
     The code is the last ``` block, or all of the text. A test is Python that raises where the code is wrong (an
-    assertion), run after the code in a limited subprocess of its own (`posttrain.rewards.sandbox`: `seconds`, `memory`
+    assertion), run after the code in its own limited subprocess (`posttrain.rewards.sandbox`: `seconds`, `memory`
     in bytes, `packages`). Assertions of equality with a literal are compared out of the code's reach
     (`posttrain.rewards.sandbox.assertions`). HumanEval's tests define `check(candidate)`: `entry_point` is the column
     with the name of the function to give it. None without tests. Raises `PosttrainError` without `execute`,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "files.json"
-# What the trainer itself must remember to go on exactly (posttrain.training.resume); one file per process.
+# What the trainer itself must remember to resume exactly (posttrain.training.resume); one file per process.
 PROGRESS = "progress.json"
 # Bytes from which on a file's checksum would cost more time than it is worth; its size is always checked.
 CHECKED = 1 << 30

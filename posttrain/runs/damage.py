@@ -95,7 +95,7 @@ def _loadable(folder: Path) -> str | None:
         try:
             with safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch have errors of their own for the same thing
+        except Exception as error:  # pickle, zip and torch have their own errors for the same thing
             return f"{path.name} is damaged: {str(error).splitlines()[0]}"
     for path in (*folder.glob("progress*.json"), *folder.glob("*_state.json")):
         try:

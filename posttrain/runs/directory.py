@@ -9,7 +9,7 @@
 
 A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data/ instead, one of job=evaluate
 scores.jsonl, one of job=doctor doctor.json, doctor.html and doubtful.jsonl. An evaluation of a reward model leaves
-calibration.json, in itself and beside the model.
+calibration.json, in itself and next to the model.
 
 Its name is the run's name and a digest of everything that decides the result (`posttrain.identity`), so the same
 command finds its own unfinished work, and other settings cannot overwrite it.
@@ -261,7 +261,7 @@ def _length_until(path: Path, step: int, length: int | None) -> str:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
+    """An empty folder next to `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
 
     Only under `lock(folder)`: what lies at the side is then a killed process's.
     """

@@ -1,4 +1,4 @@
-"""Work that goes on after a kill: a JSON-lines file of whole pieces of work."""
+"""Work that continues after a kill: a JSON-lines file of whole pieces of work."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def show(directory: RunDirectory) -> None:
 
 
 def next_steps(directory: RunDirectory, record: dict[str, Any]) -> list[str]:
-    """Commands that fit this run, short enough to copy: talk to it, compare it, use it, go on from it."""
+    """Commands that fit this run, short enough to copy: talk to it, compare it, use it, continue from it."""
     run = _short_path(directory.path)
     kind, family = record.get("trainer"), "llama" if str(record.get("recipe") or "").endswith("_llama") else "smollm2"
     if kind == "reward":
@@ -88,6 +88,6 @@ def side_by_side(directory: RunDirectory, count: int = 4) -> Table | None:
 
 
 def _short(text: str, limit: int = 400) -> str:
-    """The end of a long text: a question stands at the end of its prompt."""
+    """The end of a long text: a question is at the end of its prompt."""
     text = text.strip()
     return text if len(text) <= limit else "… " + text[-limit:]

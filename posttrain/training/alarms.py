@@ -196,7 +196,7 @@ class AlarmDetector:
             if drop == 0:
                 self.proxy_at_best[name] = proxy
             elif proxy is not None and name in self.proxy_at_best:
-                # Before the first step no trainer logs: a proxy of its own began where it was first logged.
+                # Before the first step no trainer logs: a proxy that is no gold reward began where it was first logged.
                 best = self.proxy_at_best[name]
                 if proxy > (self.first[metric] if best is None else best):
                     stderr = row.get(f"probe/gold_drop_stderr/{name}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def build(kind: str, parts: Parts) -> Trainer:
     """The trainer of `kind`. It loads the model, adds the adapter, and keeps the reference.
 
-    With a new adapter the reference is the base with the adapter off, with one that goes on its frozen copy; in full
+    With a new adapter the reference is the base with the adapter off, with an inherited one its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
     from posttrain.training import labelled_positions, shared_prompts
@@ -117,7 +117,7 @@ def build(kind: str, parts: Parts) -> Trainer:
         alpha, steps = trainer.args.ref_model_mixup_alpha, trainer.args.ref_model_sync_steps
         trainer.add_callback(MovingReference(trainer.accelerator.unwrap_model(trainer.model), alpha, steps))
     for function in parts.rewards.values():
-        # A reward model without weights of its own scores on the policy's base.
+        # A reward model without its own weights scores on the policy's base.
         if getattr(function, "model", ...) is None and (share := getattr(function, "share", None)):
             share(trainer.model, trainer.accelerator.autocast)
     return trainer
@@ -129,9 +129,9 @@ def _load(path: str) -> Any:
 
 
 def _loads_model_here(kind: Kind, parts: Parts) -> bool:
-    """Whether the model is loaded here: a trainer loads it by itself, unless an adapter goes on, or it cannot."""
+    """Whether the model is loaded here: a trainer loads it by itself, unless it is given an adapter, or it cannot."""
     if kind.scores:
-        # A reward model's adapter has a head beside it, so a new one is made, and gets the weights afterwards.
+        # A reward model's adapter has a head next to it, so a new one is made, and gets the weights afterwards.
         return False
     wanted = {"peft_config": parts.lora, "quantization_config": parts.quantization}
     missing = any(value is not None and name not in kind.parameters for name, value in wanted.items())

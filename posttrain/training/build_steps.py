@@ -1,4 +1,4 @@
-"""Steps that the construction of some trainers needs beside TRL's own."""
+"""Steps that the construction of some trainers needs besides TRL's own."""
 
 from __future__ import annotations
 

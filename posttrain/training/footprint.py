@@ -192,7 +192,7 @@ def _state(optimizer: str, width: float) -> float:
 
 
 def _reference(run: Run, sizes: Sizes, width: float) -> float:
-    """A second, frozen model beside one that is trained in full, or a frozen copy of an adapter that goes on."""
+    """A second, frozen model next to one that is trained in full, or a frozen copy of an inherited adapter."""
     if not _keeps_reference(run.trainer.kind, run.trainer.args):
         return 0.0
     if run.peft.method == "none":
@@ -256,7 +256,7 @@ def _layer(run: Run, precision: Precision, sizes: Sizes, width: int) -> float:
     if full:
         kept += weight * 2 * hidden  # what the norms' weights multiply
     if not full and run.peft.lora.get("lora_dropout"):
-        kept += (number + 4) * read  # each adapter has a mask, in float32, and an input of its own
+        kept += (number + 4) * read  # each adapter has a mask, in float32, and its own input
     elif number == weight and (full or weight == 4):
         kept += number * (2 * hidden + inner)  # readers share their input
     else:

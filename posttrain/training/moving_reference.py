@@ -16,7 +16,7 @@ from posttrain.models import inherit
 
 
 class MovingReference(TrainerCallback):
-    """Moves the adapter `ref` of the trained model; checkpoints hold it, so that a continued run goes on exactly."""
+    """Moves the adapter `ref` of the trained model; checkpoints hold it, so that a continued run resumes exactly."""
 
     def __init__(self, model: Any, alpha: float, steps: int):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def continue_moving_teacher(trainer: Any) -> None:
-    """Let TRL's moving average of the adapter, the teacher of SDPO and SDFT, go on from a checkpoint.
+    """Let TRL's moving average of the adapter, the teacher of SDPO and SDFT, continue from a checkpoint.
 
     A continued run has that adapter already, loaded from the checkpoint, and TRL would add it again.
     """

@@ -1,4 +1,4 @@
-"""What the trainers that sample (GRPO, PPO, distillation …) need beside options: rewards, and batches that divide.
+"""What the trainers that sample (GRPO, PPO, distillation …) need besides options: rewards, and batches that divide.
 
 `check` is cheap; `check_ppo` asks `posttrain.ppo.checks`, with TRL imported and before weights load.
 """
@@ -64,7 +64,7 @@ def check(run: Run) -> list[str]:
 
 
 def _rewards_itself(environment: str) -> bool:
-    """Whether an environment has TRL's `get_reward`; one that cannot be imported is told of elsewhere."""
+    """Whether an environment has TRL's `get_reward`; one that cannot be imported is reported elsewhere."""
     module, _, name = environment.rpartition(".")
     try:
         return hasattr(getattr(importlib.import_module(module), name), "get_reward")

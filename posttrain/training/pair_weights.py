@@ -23,7 +23,7 @@ LOSSES_OVER_BATCH = {"aot", "aot_unpaired"}
 
 @dataclass
 class Collator:
-    """TRL's collator, and beside what it makes `weight`, (pairs,); a row without one counts 1."""
+    """TRL's collator, and besides what it makes `weight`, (pairs,); a row without one counts 1."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Parts:
     """What a trainer is built from. `args` are options of its own config class; `model` is a path.
 
-    `adapter` is the folder of an adapter on `model` to go on with, `lora` then its options.
+    `adapter` is the folder of an adapter on `model` to train further, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
     args make of its scores; `reward_weights` has its weight
     first, then those of `rewards`. `weighted` says that pairs carry weights. `extra_arguments` are further arguments of

@@ -30,7 +30,7 @@ FIGURE_NAMES = {
 shown_bars: list[Progress] = []
 
 
-# Columns from which a terminal has room for a bar and every figure; what a narrower one has beside the figures.
+# Columns from which a terminal has room for a bar and every figure; what a narrower one has besides the figures.
 NARROW, BESIDE = 120, 36
 # The figures that a narrow terminal shows first.
 NARROW_FIGURES = ("loss", "reward", "kl")

@@ -14,7 +14,7 @@ from posttrain.training import out_of_memory
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Say in one message which checkpoint cannot be continued from, and how the run goes on.
+    """Say in one message which checkpoint cannot be continued from, and how the run resumes.
 
     Files that are cut or missing are found before (`posttrain.runs.damage`). torch reads tensors alone
     (`weights_only`), so a file that holds code ends here as well.

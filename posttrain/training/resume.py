@@ -1,12 +1,12 @@
-"""Exact continuation, for every trainer: a run that was stopped and goes on ends as one that was never stopped.
+"""Exact continuation, for every trainer: a run that was stopped and continues ends as one that was never stopped.
 
 `resumable` mixes it into a TRL trainer. Beside what Transformers keeps, a checkpoint holds what the trainer remembers
 between two logs, and what of its step was still to be done (`progress.json`). So a checkpoint may be taken at once when
-a signal comes, with the measurements of that step left to the process that goes on. The sequence at a step's end is
+a signal comes, with the measurements of that step left to the process that resumes. The sequence at a step's end is
 
     log, measure (the probe), evaluate, save; at an epoch's last step then once more: log, evaluate, save
 
-and each part that was begun and not ended is done again. Evaluation has random numbers of its own: it may be repeated,
+and each part that was begun and not ended is done again. Evaluation has its own random numbers: it may be repeated,
 and training is the same with it and without.
 
 Trainers that sample hold a generation for several steps; what is left of one is not in a checkpoint, so they save and
@@ -107,7 +107,7 @@ class Resumable(_Trainer):
         self.add_callback(_Boundaries(self))
 
     def stop(self, save: bool = True) -> None:
-        """End training as soon as it can go on from there; with `save=False` at once, and nothing is saved any more."""
+        """End training as soon as it can be resumed; with `save=False` at once, and nothing is saved any more."""
         self.stop_asked = save and self.stop_asked is not False
         self.control.should_training_stop |= self._stops_now
 
@@ -121,7 +121,7 @@ class Resumable(_Trainer):
     def _interrupted(self) -> bool:
         """Whether a signal has come, as far as the other processes know too, and can be obeyed here.
 
-        Within a generation training goes on to its end, and what is to be measured on the way can only be measured now.
+        Within a generation training continues to its end, and what is due on the way can only be measured now.
         """
         came = self._agreed if self.accelerator.num_processes > 1 else bool(self.signals.number)
         return came and not self.within_generation
@@ -185,7 +185,7 @@ class Resumable(_Trainer):
             self.stop()
             if self._stops_now:
                 self._save_checkpoint(model, trial)
-            return  # the epoch's end is left to the process that goes on
+            return  # the epoch's end is left to the process that resumes
         elif not (control.should_log or evaluate or save):
             return
         self._note_record_sizes()
@@ -224,7 +224,7 @@ class Resumable(_Trainer):
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         if skip_scheduler and self.state.global_step > 0:
-            return {}  # `eval_on_start` of a run that goes on
+            return {}  # `eval_on_start` of a resumed run
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         self.pending.evaluate = False
         if self._at_epoch_end:
@@ -444,7 +444,7 @@ class _Boundaries(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._at_epoch_end = True
         if control.should_training_stop and state.global_step < state.max_steps:
-            # Not the epoch's end, or one whose measurements are left to the process that goes on.
+            # Not the epoch's end, or one whose measurements are left to the process that resumes.
             control.should_log = control.should_evaluate = control.should_save = False
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

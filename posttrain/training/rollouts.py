@@ -1,4 +1,4 @@
-"""What a policy with tools, an environment or a rollout of its own draws: by its trainer, as in training.
+"""What a policy with tools, an environment or its own rollout draws: by its trainer, as in training.
 
 TRL's trainer renders the prompts with the tools, calls them, resets environments and draws again; so a measurement asks
 it for completions, and keeps what it would train on.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # What has several answers to a prompt in a batch, and how many.
 SHARED_ANSWERS = {"dpo": "both answers", "reward": "both answers", "grpo": "all answers", "rloo": "all answers"}
 KINDS = (*SHARED_ANSWERS, "ppo")
-# These switch dropout off unless they are told not to; the others leave it on.
+# These switch dropout off by default; the others leave it on.
 DISABLE_DROPOUT = ("dpo", "reward", "ppo")
 
 

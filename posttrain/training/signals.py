@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, noted, so that work ends where it can go on from."""
+"""SIGTERM and Ctrl-C, noted, so that work ends where it can resume from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.errors import Stopped
 
 
 class Interrupted(Exception):
-    """A measurement was left off because a signal has come; what it was for is saved where it can go on from."""
+    """A measurement was left off because a signal has come; what it was for is saved where it can resume from."""
 
 
 # Seconds after which a process that a signal has ended is gone, whatever still holds it: a library that swallowed the

@@ -1,4 +1,4 @@
-"""Experiment tracking: W&B, Trackio or TensorBoard beside `metrics.jsonl`, under one vocabulary (docs/tracking.md).
+"""Experiment tracking: W&B, Trackio or TensorBoard besides `metrics.jsonl`, under one vocabulary (docs/tracking.md).
 
 Transformers' own callbacks send what a trainer logs. This module starts the run (name, group, tags, config, resume),
 adds the probe's metrics and the samples table, and sees to it that no tracker can stop or hang a training.

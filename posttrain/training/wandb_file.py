@@ -1,7 +1,7 @@
 """What W&B has of a run on this machine, read from its own files, and what of `metrics.jsonl` is missing there.
 
 W&B's service writes its files in blocks: what it had not written when the process was killed is lost to W&B, and is
-sent again when the run goes on. The format is LevelDB's log (a header of 7 bytes, then records in blocks of 32 KiB)
+sent again when the run resumes. The format is LevelDB's log (a header of 7 bytes, then records in blocks of 32 KiB)
 around W&B's protocol buffers.
 """
 

@@ -81,7 +81,7 @@ def test_zst_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ([1], "expected a path"),
         (["ORG/NAME"], "ORG/NAME: expected a file; a list names files (other sources: data.mix)"),
         (["reasoning_gym:chain_sum"], "reasoning_gym:chain_sum: expected a file"),
-        ("embedded:squat", "choose from embedded:squad, embedded:imdb"),
+        ("embedded:squat", "choose from embedded:squad, embedded:imdb, embedded:arithmetic"),
     ],
 )
 def test_paths_that_cannot_be_read_are_said_before_anything_loads(path: Any, said: str, tmp_path: Path):
@@ -114,7 +114,10 @@ def test_paths_that_are_no_files():
     run.data.mix = mixed
     with pytest.raises(PosttrainError) as error:
         preflight.check(run)
-    assert str(error.value) == "data.mix.b.path=embedded:squat: choose from embedded:squad, embedded:imdb"
+    assert (
+        str(error.value)
+        == "data.mix.b.path=embedded:squat: choose from embedded:squad, embedded:imdb, embedded:arithmetic"
+    )
     mixed["b"] = {"path": gym, "args": {"size": 6, "seed": 7}}
     assert load(DataConfig(mix=mixed, eval_size=2), "grpo").source["train_rows"] == 8
     for value in ("eight", 2.5, True):

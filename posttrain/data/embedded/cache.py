@@ -1,6 +1,6 @@
 """The cache of what is embedded: folders that are built once, and are there whole or not at all.
 
-A folder is built beside its final place and moved there when it is whole, under a lock. Two processes build it once,
+A folder is built next to its final place and moved there when it is whole, under a lock. Two processes build it once,
 and a killed process leaves nothing that is taken for whole.
 """
 

@@ -45,7 +45,7 @@ def _build_tiny(folder: Path) -> None:
         bos_token_id=1,
         eos_token_id=2,
     )
-    # Drawn by name from a generator of its own, so that the bytes stay when Transformers changes its initialisation.
+    # Drawn by name from its own generator, so that the bytes stay when Transformers changes its initialisation.
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(0)

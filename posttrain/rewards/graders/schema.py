@@ -162,7 +162,7 @@ def of_json(raw: Any) -> Node:
     shape = validated(_MultiShape, raw, "")
     wrong: list[tuple[str, str]] = []
     graders: dict[str, Single] = {}
-    # One grader without a name of its own is known by that in it.
+    # One grader without a name takes the name in it.
     inner = {shape.graders.get("name", "grader"): shape.graders} if "type" in shape.graders else shape.graders
     for name, part in inner.items():
         try:

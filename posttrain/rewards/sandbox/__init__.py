@@ -5,7 +5,7 @@
 
 Guaranteed on Linux, whatever the code does: an empty environment, limits on wall clock, CPU time, memory, size of a
 file, of its folder and of output, no process of its process group afterwards, and an empty folder that is gone
-afterwards. With seccomp, which nearly every system permits: no network, no process beside it, none left. With Landlock
+afterwards. With seccomp, which nearly every system permits: no network, no other process, none left. With Landlock
 (Linux 5.13): no files but Python's own and that folder. With namespaces, which containers often refuse, also: no other
 processes in sight, a folder that never grows beyond its limit. `Outcome.isolation` names what was in force (see
 `isolation.py`), `missing_walls` asks, and `require_walls` refuses. Code in the same interpreter as what judges it can
@@ -53,7 +53,7 @@ POLL_SECONDS = 0.05  # seconds between two looks at the folder's size
 class Limits:
     """`seconds` of wall clock, and as many of CPU; the rest in bytes. `disk` holds for the folder as a whole.
 
-    `packages` lets the code import what is installed here, beside the standard library.
+    `packages` lets the code import what is installed here, besides the standard library.
     """
 
     seconds: float = 10
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def run(source: str, function: str, arguments: list[Any], limits: Limits | None = None) -> Outcome:
-    """Call `function(*arguments)` of `source` in a process of its own. Errors of the code are no exceptions here.
+    """Call `function(*arguments)` of `source` in its own process. Errors of the code are no exceptions here.
 
     Raises `PosttrainError` where the system has no limits on processes (Windows).
     """

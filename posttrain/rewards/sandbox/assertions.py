@@ -63,7 +63,7 @@ def canonical(value: object) -> str:
     """Text that plain values share if they are equal, and only then: 1, 1.0 and True; dicts in any order.
 
     Of a subclass it is that of its base, which is what a Counter is compared as with a dict; of numpy's values that of
-    Python's. Raises `TypeError` for anything else. It stands alone: its source runs beside the code, too.
+    Python's. Raises `TypeError` for anything else. It needs nothing else: its source also runs next to the code.
     """
     if callable(plain := getattr(value, "tolist", None)):
         value = plain()

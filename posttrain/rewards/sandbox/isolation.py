@@ -1,6 +1,6 @@
 """The inside of `posttrain.sandbox`: shuts itself in, then runs the code it reads from standard input.
 
-Started as a script of its own by a fresh interpreter (`python -I -S`), so it knows the standard library alone. What
+Started as a script by a fresh interpreter (`python -I -S`), so it knows the standard library alone. What
 the kernel offers is used, each part where it is permitted, and its result names those in force (`isolation`):
 
 - namespaces: no network but a dead loopback, no other processes in sight, a file system of its own in the working
@@ -284,7 +284,7 @@ def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
 
     Args:
         folder: where files may be written.
-        roots: where files may be read beside it.
+        roots: where files may be read next to it.
         native: whether libraries may be loaded by hand, as some packages do.
     """
     denied: tuple[str, ...] = (
