@@ -137,22 +137,22 @@ def plain(source: Source, folder: Path) -> None:
     with folder_lock(folder):
         if find_existing(folder, wanted):
             return
-        with atomic_folder(folder) as half:
+        with atomic_folder(folder) as temporary:
             weights = Path(source.adapter or source.base)
             for pattern in ("*.safetensors", "*.safetensors.index.json", "config.json"):
                 for file in weights.glob(pattern):
-                    shutil.copyfile(file, half / file.name)
+                    shutil.copyfile(file, temporary / file.name)
             if source.adapter:
-                _adapter_config(source, half)
+                _adapter_config(source, temporary)
             tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
-            tokenizer.save_pretrained(half)
+            tokenizer.save_pretrained(temporary)
             if not source.scores:
-                _generation_config(source, tokenizer, half)
-            write_marker(half, wanted)
-            card.describe(half, source)
+                _generation_config(source, tokenizer, temporary)
+            write_marker(temporary, wanted)
+            card.describe(temporary, source)
 
 
-def _adapter_config(source: Source, half: Path) -> None:
+def _adapter_config(source: Source, temporary: Path) -> None:
     """The adapter's config with a base that means something on another machine."""
     from posttrain.runs.card import hub_id
 
@@ -160,10 +160,12 @@ def _adapter_config(source: Source, half: Path) -> None:
     where = hub_id(source.base_name) or source.base_name
     config["base_model_name_or_path"] = where
     config["revision"] = source.revision if where == source.base_name else None
-    (half / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (temporary / "adapter_config.json").write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
-def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
+def _generation_config(source: Source, tokenizer: Any, temporary: Path) -> None:
     from transformers import AutoConfig, GenerationConfig
 
     from posttrain.models.merge import set_stop_tokens
@@ -175,7 +177,7 @@ def _generation_config(source: Source, tokenizer: Any, half: Path) -> None:
         known = AutoConfig.from_pretrained(source.base, revision=revision, trust_remote_code=False)
         generation = GenerationConfig.from_model_config(known)
     set_stop_tokens(generation, tokenizer)
-    generation.to_json_file(half / "generation_config.json")
+    generation.to_json_file(temporary / "generation_config.json")
 
 
 def push(folder: Path, name: str, private: bool, run: str) -> str:

@@ -135,6 +135,6 @@ def _write_rows(rows: list[dict[str, Any]], out: Path) -> None:
         return
     from datasets import Dataset
 
-    half = out.with_name(out.name + ".incomplete")
-    Dataset.from_list(rows).to_parquet(half)
-    os.replace(half, out)
+    temporary = out.with_name(out.name + ".incomplete")
+    Dataset.from_list(rows).to_parquet(temporary)
+    os.replace(temporary, out)

@@ -52,12 +52,12 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     completions = sample_data.collect(len(plan.prompts), drawn.done, scored.done, run)
     rows = sample_data.rows(run, plan.prompts, completions)
     metrics = sample_data.metrics(completions, rows, drawn.done)
-    half = directory.path / "data.incomplete"
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir()
-    rows.to_parquet(half / "train.parquet")
-    sample_data.write_card(half, run, origin, plan, completions, rows, metrics)
-    directory.put_data(half)
+    temporary = directory.path / "data.incomplete"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    rows.to_parquet(temporary / "train.parquet")
+    sample_data.write_card(temporary, run, origin, plan, completions, rows, metrics)
+    directory.put_data(temporary)
     common.write_end(directory, metrics=metrics, sample=asdict(run.sample), judges=_judges(scored))
 
 

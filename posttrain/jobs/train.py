@@ -214,7 +214,7 @@ def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command
 
 
 def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
-    """Merge the parent's adapter, verified, where a new one is put on top of it; runs of one parent share the result."""
+    """Merge the parent's adapter, verified, where a new one goes on top; runs of one parent share the result."""
     if plan.start.merge is None:
         return
     from posttrain.models.merge import merge
@@ -389,11 +389,11 @@ def _finish(
     from posttrain.runs import curves, metrics
     from posttrain.runs.card import write_card
 
-    half = directory.path / "model.incomplete"
+    temporary = directory.path / "model.incomplete"
     if main_process():
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(half))  # by every process: sharded weights are gathered
+    trainer.save_model(str(temporary))  # by every process: sharded weights are gathered
     trainer.accelerator.wait_for_everyone()
     if not main_process():
         return
@@ -407,12 +407,12 @@ def _finish(
     # training_args.bin is a pickle, and config.yaml says it all. Value function, reference and a reward on the policy's
     # base serve training only; checkpoints have what continuing needs.
     for name in ("training_args.bin", "value_head.safetensors", "ppo_state.json"):
-        (half / name).unlink(missing_ok=True)
+        (temporary / name).unlink(missing_ok=True)
     for name in ("value", "ref", "reward", "teacher"):
-        shutil.rmtree(half / name, ignore_errors=True)
-    plan.tokenizer.save_pretrained(half)
-    write_card(half, run, record, directory.metrics)
-    directory.put_model(half)
+        shutil.rmtree(temporary / name, ignore_errors=True)
+    plan.tokenizer.save_pretrained(temporary)
+    write_card(temporary, run, record, directory.metrics)
+    directory.put_model(temporary)
     record["content"] = directory.content_digest()
     curves.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"

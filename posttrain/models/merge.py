@@ -55,10 +55,10 @@ def merge(
             drift = Drift(**found["drift"])
             _check_drift(drift, limit, dtype, f"{folder} was made with a larger --max-kl")
             return drift
-        with atomic_folder(folder) as half:
-            drift = _merge(source, half, dtype, prompts or held_out(source), into, limit)
-            write_marker(half, wanted, drift)
-            card.describe(half, source, drift.describe())
+        with atomic_folder(folder) as temporary:
+            drift = _merge(source, temporary, dtype, prompts or held_out(source), into, limit)
+            write_marker(temporary, wanted, drift)
+            card.describe(temporary, source, drift.describe())
     return drift
 
 
@@ -89,7 +89,7 @@ def find_existing(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None
     raise PosttrainError(f"--out={folder}: {what}, and nothing is overwritten; choose another, or remove it")
 
 
-def _merge(source: Source, half: Path, dtype: str | None, prompts: list[Any], into: str, limit: float) -> Drift:
+def _merge(source: Source, temporary: Path, dtype: str | None, prompts: list[Any], into: str, limit: float) -> Drift:
     """One model in memory at a time: first the reference's outputs, then the merged model's, read back from disk."""
     from transformers import AutoTokenizer
 
@@ -103,12 +103,12 @@ def _merge(source: Source, half: Path, dtype: str | None, prompts: list[Any], in
     quantized = bool(source.quantization) and into == "trained"
     original = replace(source, quantization={})
     merged = merged_model(source if quantized else original, dtype)
-    _check_disk_space(half, merged)
-    save(merged, tokenizer, half)
+    _check_disk_space(temporary, merged)
+    save(merged, tokenizer, temporary)
     del merged
     free_memory()
 
-    drift = reference_outputs.drift(load_base(Source(source.name, str(half), str(half))))
+    drift = reference_outputs.drift(load_base(Source(source.name, str(temporary), str(temporary))))
     free_memory()
     _check_drift(drift, limit, dtype, "nothing was kept")
     if quantized:

@@ -91,9 +91,9 @@ def write(comparison: Comparison, out: Path) -> None:
     for name in page.PICTURES:
         (out / f"{name}.png").unlink(missing_ok=True)
     for name, figure in figures.items():
-        half = out / f".{name}.incomplete.png"
-        figure.savefig(half, dpi=150)
-        half.replace(out / f"{name}.png")
+        temporary = out / f".{name}.incomplete.png"
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(out / f"{name}.png")
     write_atomic(out / "index.html", page.render(comparison, figures))
     style.close(figures)
 

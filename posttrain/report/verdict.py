@@ -57,7 +57,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`noise` is of the `difference` between best and next; `ties` are all that noise does not separate from the best."""
+    """`noise` is of the `difference` between best and next; `ties` are all that may be as good as the best."""
 
     budget: float | None
     best: Candidate

@@ -79,13 +79,13 @@ class JudgeClient:
             return
         file = _file(key)
         # Other processes and threads may write the same answer: each through its own file.
-        half = file.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
+        temporary = file.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            half.write_text(json.dumps({"answer": answer}, ensure_ascii=False), encoding="utf-8")
-            os.replace(half, file)
+            temporary.write_text(json.dumps({"answer": answer}, ensure_ascii=False), encoding="utf-8")
+            os.replace(temporary, file)
         except OSError as error:
-            half.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise PosttrainError(
                 f"{file.parent}: an answer cannot be kept ({error.strerror}); set POSTTRAIN_CACHE to a folder that can "
                 "be written, or cache=false"

@@ -30,12 +30,12 @@ def seal(folder: Path) -> None:
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "crc32": crc32_of(path)} for path in _files(folder)
     }
-    half = folder / f"{MANIFEST}.incomplete"
-    with half.open("w", encoding="utf-8") as file:
+    temporary = folder / f"{MANIFEST}.incomplete"
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(files, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(half, folder / MANIFEST)
+    os.replace(temporary, folder / MANIFEST)
     sync_folder(folder)
     sync_folder(folder.parent)
 

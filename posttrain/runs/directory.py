@@ -165,12 +165,12 @@ class RunDirectory:
     def write_skipped(self, files: list[Path]) -> None:
         """Keep the rows that `data.on_error=skip` left out, from `files`: file, line, field, reason and the row."""
         if files:
-            half = self.skipped.with_name("skipped.jsonl.incomplete")
-            with half.open("wb") as whole:
+            temporary = self.skipped.with_name("skipped.jsonl.incomplete")
+            with temporary.open("wb") as whole:
                 for file in files:
                     with file.open("rb") as part:
                         shutil.copyfileobj(part, whole)
-            os.replace(half, self.skipped)
+            os.replace(temporary, self.skipped)
 
     def finished(self) -> bool:
         record = self.record()
@@ -215,17 +215,17 @@ class RunDirectory:
         """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
         return files_digest([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")])
 
-    def put_model(self, half: Path) -> None:
+    def put_model(self, temporary: Path) -> None:
         """Put a folder that is written to the end in place as `model/`."""
-        checkpoints.sync(half)
+        checkpoints.sync(temporary)
         shutil.rmtree(self.model, ignore_errors=True)
-        os.replace(half, self.model)
+        os.replace(temporary, self.model)
 
-    def put_data(self, half: Path) -> None:
+    def put_data(self, temporary: Path) -> None:
         """The same for `data/`."""
-        checkpoints.sync(half)
+        checkpoints.sync(temporary)
         shutil.rmtree(self.data, ignore_errors=True)
-        os.replace(half, self.data)
+        os.replace(temporary, self.data)
 
 
 def _try_lock(lock: FileLock, seconds: float) -> bool:
@@ -265,14 +265,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     Only under `lock(folder)`: what lies at the side is then a killed process's.
     """
-    half = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
+    temporary = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield half
-        os.replace(half, folder)
+        yield temporary
+        os.replace(temporary, folder)
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def folder_lock(folder: Path) -> FileLock:
@@ -283,12 +283,12 @@ def folder_lock(folder: Path) -> FileLock:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    half = path.with_name(path.name + ".incomplete")
-    with half.open("w", encoding="utf-8") as file:
+    temporary = path.with_name(path.name + ".incomplete")
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(half, path)
+    os.replace(temporary, path)
     checkpoints.sync_folder(path.parent)
 
 
