@@ -44,7 +44,7 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
             "not in the local cache, and the hub cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         )
     if "trust_remote_code" in text:
-        return "brings code of its own, which would run here; read it, then set model.trust_remote_code=true"
+        return "brings its own code, which would run here; read it, then set model.trust_remote_code=true"
     if "valid model identifier" in text or "not a local folder" in text:
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
     return None

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--drop-flagged", action="store_true", help="no pairs of items that someone flagged")
     parser.add_argument(
-        "--guidelines", type=Path, metavar="FILE", help="Markdown with what to prefer, beside each item"
+        "--guidelines", type=Path, metavar="FILE", help="Markdown with what to prefer, shown next to each item"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sides and shared items (default 0)")
     parser.add_argument(
@@ -100,7 +100,7 @@ def check(args: argparse.Namespace) -> None:
         errors.append(f"--out={args.out}: that is the data itself; choose another name")
     elif args.out.exists() and not args.source.endswith(".answers.jsonl") and not answers_path(args.out).exists():
         errors.append(
-            f"--out={args.out}: exists, without {answers_path(args.out).name} beside it, and would be overwritten; "
+            f"--out={args.out}: exists, without {answers_path(args.out).name} next to it, and would be overwritten; "
             "choose another name"
         )
     if not 2 <= args.show <= MAX_COMPLETIONS:

@@ -55,7 +55,7 @@ def _fields(lines: IO[str], file: Path) -> Iterator[tuple[int, Any]]:
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 raise PosttrainError(
-                    f"{file}, line {begin}: a quote is not closed, so the rows after it cannot be told from one another"
+                    f"{file}, line {begin}: a quote is not closed, so the rows after it cannot be separated"
                 ) from None
             yield begin, RowError("", f"is not CSV: {error}")
             continue

@@ -113,7 +113,7 @@ def _check_end(file: Path, text: str, position: int, wrapped: str | None) -> Non
         raise _broken(file, text, position, f"more after the array: {rest or 'no }'!r:.40}") from None
     if lists := [name for name, value in others.items() if isinstance(value, list) and value]:
         names = ", ".join((wrapped, *lists))
-        raise PosttrainError(f"{file}: has several lists of rows ({names}); save each in a file of its own")
+        raise PosttrainError(f"{file}: has several lists of rows ({names}); save each in its own file")
 
 
 def _skip_space(text: str, position: int) -> int:

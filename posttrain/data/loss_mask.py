@@ -155,7 +155,7 @@ def assistant_spans(
         if found is None:
             raise RowError(
                 f"messages[{number}]",
-                "the chat template writes it so that it cannot be told from the others; set "
+                "the chat template writes it so that it cannot be located in the text; set "
                 "model.chat_template=FILE.jinja with one that does not",
             )
         spans[number] = found

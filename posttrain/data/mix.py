@@ -81,8 +81,8 @@ def _unused_settings(config: DataConfig) -> list[str]:
     ]
     if not found:
         return []
-    fix = "~data leaves out what a recipe takes from a group, data.args.OPTION=null an option of its own"
-    return [f"{', '.join(found)}: not read beside data.mix; set it in data.mix.NAME, for the part it is for ({fix})"]
+    fix = "~data leaves out what a recipe takes from a group, data.args.OPTION=null drops one option"
+    return [f"{', '.join(found)}: not read together with data.mix; set it in data.mix.NAME of its part ({fix})"]
 
 
 def counts(sizes: list[int], weights: list[float] | None, stopping: str) -> list[int]:

@@ -63,7 +63,7 @@ def split_prompt(
                     raise RowError(f"{name}[0]", f"is a {value[0].role} turn, and does not repeat the prompt")
                 turns[name] = value[len(asked) :]
     if question is not None and not any(question.strip() == turn.content.strip() for turn in asked):
-        raise RowError("prompt", "is none of the turns that the answers begin with; leave it out, or correct it")
+        raise RowError("prompt", "is not among the turns that the answers begin with; leave it out, or correct it")
     _check_answers_diverge(list(turns.values()))
     return asked, {name: check_whole_answer(value, name) for name, value in turns.items()}
 

@@ -97,7 +97,7 @@ def _cut(run: Run, texts: Texts, tokenized: Tokenized) -> Finding:
         f"{share(len(cut), total)} rows lose a part of what is trained to max_length={most}{tokenized.where}",
         {"rows": len(cut), "share": len(cut) / total, **_interval(len(cut), tokenized)},
         [Example(texts.split, row[0].row, _lengths(row, texts)) for row in cut[: run.doctor.examples]],
-        "An answer without its end teaches to go on and on; of a pair, the halves are compared.",
+        "An answer without its end teaches the model not to stop; of a pair, the halves are compared.",
         _longer(cut, "or take the rows out"),
     )
 

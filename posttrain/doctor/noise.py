@@ -148,7 +148,7 @@ def fix(run: Run, rate: float) -> str:
     types = run.trainer.args.get("loss_type", ["sigmoid"])
     types = [types] if isinstance(types, str) else list(types)
     if "robust" in types:
-        return f"{look}; or set trainer.args.label_smoothing={min(rate, 0.45):.2f}, the rate that robust DPO is told."
+        return f"{look}; or set trainer.args.label_smoothing={min(rate, 0.45):.2f}, the noise rate of robust DPO."
     robust = ["robust" if name == "sigmoid" else name for name in types]
     robust = robust if "robust" in robust else ["robust"]
     chosen = f"trainer.args.loss_type=[{','.join(robust)}] trainer.args.label_smoothing={min(rate, 0.45):.2f}"

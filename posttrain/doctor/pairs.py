@@ -125,7 +125,7 @@ LENGTH_FIXES = {
     "equally frequent.",
     "kto": "Drop rows until desirable and undesirable answers are equally long on the whole.",
     "reward": "Drop pairs until the longer and the shorter answer are chosen equally often, or give the policy a "
-    "reward for its length beside this model (reward=length).",
+    "length reward next to this model (reward=length).",
 }
 
 

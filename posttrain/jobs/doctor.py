@@ -127,7 +127,7 @@ def _verdict(run: Run, directory: RunDirectory) -> None:
     if names := _bad(run, known):
         raise PosttrainError(
             f"data.path={known['data']['path']}: the doctor found {', '.join(names)}; fix the data as {directory.path}"
-            "/doctor.html says, or go on with doctor.fail_on=never"
+            "/doctor.html says, or continue with doctor.fail_on=never"
         )
 
 

@@ -183,7 +183,7 @@ def _initialisation(run: Run) -> list[str]:
         return []
     return [
         f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "
-        f"{run.trainer.kind} and of what goes on from it; leave it out, or choose gaussian"
+        f"{run.trainer.kind} and of the runs that start from it; leave it out, or choose gaussian"
     ]
 
 

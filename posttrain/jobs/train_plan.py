@@ -74,7 +74,7 @@ def _reward(name: str, run: Run) -> str:
     entry, shared = run.reward[name], shared_reward(run)
     where = ""
     if entry.model is not None:
-        where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a model of its own)"
+        where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a separate model)"
     return name + where + (f" x {entry.weight:g}" if entry.weight != 1 else "")
 
 

@@ -179,7 +179,7 @@ def _expand(
     path, count, inner = f"stages.{name}", entry["rounds"], entry.get("stages")
     errors += [f"{path}.{k}: unknown key; known here: {', '.join(GROUP_KEYS)}" for k in entry if k not in GROUP_KEYS]
     if not isinstance(inner, dict) or not (inner := {k: v for k, v in inner.items() if isinstance(v, dict)}):
-        errors.append(f"{path}.stages: a group of rounds needs stages of its own")
+        errors.append(f"{path}.stages: a group of rounds needs its own stages")
         return [], Rounds(None, (), (), None)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         errors.append(f"{path}.rounds={count}: expected a number of rounds, at least 1")

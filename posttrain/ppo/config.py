@@ -65,7 +65,7 @@ class PPOConfig(RLOOConfig):
     value_mode: Literal["adapter", "head"] = field(
         default="adapter",
         metadata={
-            "help": "`adapter`: the value function is an adapter of its own with a linear head (needs PEFT). `head`: a "
+            "help": "`adapter`: the value function is a separate adapter with a linear head (needs PEFT). `head`: a "
             "linear head on the policy's hidden states; one forward pass serves both, and both train one set of "
             "weights."
         },

@@ -177,7 +177,7 @@ def _noise(noise: Noise, best: Candidate, second: Candidate) -> str:
     """Whether the difference is more than noise, and which noise."""
     if noise.interval is None:
         return (
-            "Whether that is more than noise cannot be told from one seed: train each with two seeds or more "
+            "One seed does not show whether that is more than noise: train each with two seeds or more "
             "(trainer.args.seed=1,2)."
         )
     size = "larger" if noise.exceeded else "not larger"

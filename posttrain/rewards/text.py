@@ -35,7 +35,7 @@ def references(columns: dict[str, Any], column: str) -> list[list[str]]:
     """
     if column not in columns:
         there = ", ".join(sorted(columns.keys() - NOT_COLUMNS)) or "none"
-        raise PosttrainError(f"reward: the data has no column {column!r}; its columns beside the prompt: {there}")
+        raise PosttrainError(f"reward: the data has no column {column!r}; its columns besides the prompt: {there}")
     return [[] if row is None else [row] if isinstance(row, str) else list(row) for row in columns[column]]
 
 

@@ -79,7 +79,7 @@ def _roles(run: Run) -> list[str]:
     errors, args = [], run.trainer.args
     if trainers.value_adapter(run) and run.peft.method == "none":
         errors.append(
-            "trainer.args.value_mode=adapter: the value function is an adapter beside the policy's; choose peft=lora, "
+            "trainer.args.value_mode=adapter: the value function is a second adapter; choose peft=lora, "
             "or trainer.args.value_mode=head"
         )
     shared = shared_reward(run)
@@ -162,7 +162,7 @@ def check_ppo(
     except ValueError as error:
         lines = str(error).splitlines()
         if shared is not None:
-            own = f" Or set reward.{shared[0]}.shared=false: it is then loaded with a base of its own."
+            own = f" Or set reward.{shared[0]}.shared=false: it is then loaded with its own base."
             lines = [line + own if line.startswith(f"reward.{shared[0]}.model=") else line for line in lines]
         raise PosttrainError("\n".join(lines)) from None
 

@@ -67,7 +67,7 @@ def check(config: Any) -> None:
     if config.n_gpu > 1:  # torch's DataParallel deals out answers and weights as if they were as many
         raise PosttrainError(
             f"pairs with a weight: this process has {config.n_gpu} GPUs; give it one (CUDA_VISIBLE_DEVICES=0), or each "
-            "a process of its own (accelerate launch)"
+            "its own process (accelerate launch)"
         )
 
 

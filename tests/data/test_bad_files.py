@@ -27,7 +27,7 @@ def parquet(**columns: Any) -> bytes:
 
 
 BROKEN = [
-    ("d.csv", b'text,n\n"a,1\nb,2\n', "d.csv, line 2: a quote is not closed, so the rows after it cannot be told"),
+    ("d.csv", b'text,n\n"a,1\nb,2\n', "d.csv, line 2: a quote is not closed, so the rows after it cannot be separated"),
     ("d.csv", b'text,n\n"b"x,1\nc,2\n', "d.csv, line 2: is not CSV: ',' expected after"),
     ("d.json", b'[{"text": "a"}] [{"text": "b"}]', "d.json, line 1: is not JSON: more after the array"),
     ("d.json", b'[{"text": "a"}\n{"text": "b"}]', "d.json, line 2: is not JSON: expected a comma between rows"),

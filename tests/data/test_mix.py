@@ -145,8 +145,8 @@ def test_settings_of_one_source_beside_a_mixture_are_one_error():
     assert str(error.value) == (
         "data.path=HuggingFaceH4/ultrachat_200k, data.split=train_sft, data.eval_path=a.jsonl, "
         "data.eval_split=test_sft, data.columns={'text': 'words'}, data.min_score=1.0, data.format=alpaca: not read "
-        "beside data.mix; set it in data.mix.NAME, for the part it is for (~data leaves out what a recipe takes "
-        "from a group, data.args.OPTION=null an option of its own)"
+        "together with data.mix; set it in data.mix.NAME of its part (~data leaves out what a recipe takes "
+        "from a group, data.args.OPTION=null drops one option)"
     )
     preflight.check(compose("+recipe=sft_llama", "~data", "peft=none", *settings)[0])
     of_a_recipe = ("size", "min_terms", "max_terms", "max_digits", "system")

@@ -388,7 +388,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 
 def own_code(folder):
-    """A model that brings code of its own."""
+    """A model that brings its own code."""
     shutil.copytree(pretrained_path("embedded:tiny"), folder)
     (folder / "configuration_own.py").write_text(OWN_CONFIG)
     (folder / "modeling_own.py").write_text(OWN_MODEL)
@@ -404,7 +404,7 @@ def own_code(folder):
 def test_a_model_with_code_of_its_own_is_asked_for(train, tmp_path, monkeypatch):
     own_code(tmp_path / "own")
     small = ("sample.prompts=2", "sample.n=1", "model.path=./own", "model.attn_implementation=eager")
-    with pytest.raises(PosttrainError, match=r"model.path=./own: brings code of its own.*model.trust_remote_code=true"):
+    with pytest.raises(PosttrainError, match=r"model.path=./own: brings its own code.*model.trust_remote_code=true"):
         train(*SAMPLE, *small)
     loaded = []
     monkeypatch.setattr(weights, "load", lambda source, load=weights.load: loaded.append(load(source)) or loaded[-1])

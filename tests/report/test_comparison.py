@@ -261,7 +261,7 @@ def test_the_sentence_with_one_seed_is_over_prompts_and_says_so(tmp_path, capsys
         (tmp_path / run / "samples.jsonl").unlink()
     (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "5")["verdicts"]
     assert verdict["interval"] is None
-    assert "cannot be told from one seed: train each with two seeds" in verdict["sentence"]
+    assert "One seed does not show whether that is more than noise: train each with two seeds" in verdict["sentence"]
 
 
 def test_the_sentence_with_two_seeds_each(tmp_path, capsys):

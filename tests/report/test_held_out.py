@@ -64,7 +64,7 @@ def test_a_reward_model_by_its_accuracy_and_sft_by_its_loss_against_the_start(tm
     assert (found["metric"], found["better"]) == ("eval_loss", "lower")
     sentence = found["verdicts"][0]["sentence"]
     assert "held-out loss 1.500, 0.500 less than the starting policy (2.000)" in sentence
-    assert "cannot be told from one seed: train each with two seeds or more" in sentence
+    assert "One seed does not show whether that is more than noise: train each with two seeds or more" in sentence
 
 
 def test_losses_of_other_trainers_and_other_rows_are_not_compared(tmp_path, capsys):

@@ -55,7 +55,7 @@ def test_column_option_and_kinds_of_references():
 
 
 def test_wrong_column_names_those_there_are():
-    with pytest.raises(PosttrainError, match=r"no column 'answer'; its columns beside the prompt: answers, title$"):
+    with pytest.raises(PosttrainError, match=r"no column 'answer'; its columns besides the prompt: answers, title$"):
         text.token_f1(["a"], column="answer", answers=[["a"]], title=["t"], prompts=["p"], completion_ids=[[1]])
 
 
@@ -147,5 +147,5 @@ def test_invented_and_abstention():
 
 @pytest.mark.parametrize("function", [abstain.invented, abstain.abstention, text.exact_match])
 def test_wrong_column_everywhere(function):
-    with pytest.raises(PosttrainError, match=r"no column 'answers'; its columns beside the prompt: label$"):
+    with pytest.raises(PosttrainError, match=r"no column 'answers'; its columns besides the prompt: label$"):
         function(["a"], label=["x"])

@@ -233,7 +233,7 @@ def _meaning(node: Single) -> Iterator[tuple[str, str]]:
     elif isinstance(node, LabelModel) and (
         other := [label for label in node.passing_labels if label not in node.labels]
     ):
-        yield f"passing_labels={json.dumps(node.passing_labels)}", f"{other[0]} is none of the labels"
+        yield f"passing_labels={json.dumps(node.passing_labels)}", f"{other[0]} is not one of the labels"
 
 
 def _source(source: str) -> Iterator[tuple[str, str]]:
