@@ -10,9 +10,9 @@ those of `assistant_only_loss`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.chat_text import PLACEHOLDER, Messages, Render, renderer, without_learn_keys
 from posttrain.data.prompts import common_prefix_length
 from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
@@ -20,13 +20,6 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
-
-# Stands for a message's content: two characters of the private use area, which no text has side by side.
-PLACEHOLDER = "\ue0f0\ue0f1"
-
-Messages = list[dict[str, Any]]
-# Messages, and whether a reply is opened, as text.
-Render = Callable[[Messages, bool], str]
 
 
 def tokenize_rows(
@@ -108,40 +101,6 @@ def _by_marks(
     return {"input_ids": ids, "labels": [one if keep else -100 for one, keep in zip(ids, mask, strict=True)]}
 
 
-def without_learn_keys(messages: Messages) -> Messages:
-    """Messages without the marks that say what is learnt, which no template knows."""
-    return [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
-
-
-def renderer(
-    tokenizer: PreTrainedTokenizerBase,
-    tools: Any = None,
-    options: dict[str, Any] | None = None,
-    template: str | None = None,
-) -> Render:
-    """What renders messages with these tools; a template's complaint becomes a `RowError` in its own words."""
-    from jinja2 import TemplateError
-
-    given = json.loads(tools) if isinstance(tools, str) else tools
-
-    def render(turns: Messages, generation: bool) -> str:
-        try:
-            return str(
-                tokenizer.apply_chat_template(
-                    without_learn_keys(turns),
-                    tools=given or None,
-                    add_generation_prompt=generation,
-                    chat_template=template,
-                    tokenize=False,
-                    **(options or {}),
-                )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise RowError("", f"the chat template refuses it: {str(error) or type(error).__name__}") from None
-
-    return render
-
-
 def assistant_spans(
     messages: Messages, render: Render, whole: str | None = None
 ) -> tuple[str, dict[int, tuple[int, int]]]:
@@ -213,15 +172,3 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], l
     # Without offsets: how far the text goes that the first tokens are decoded to.
     ends = [len(tokenizer.decode(ids[: n + 1], clean_up_tokenization_spaces=False)) for n in range(len(ids))]
     return ids, list(zip([0, *ends], ends, strict=False))
-
-
-def training_template(tokenizer: PreTrainedTokenizerBase, only_assistant: Any) -> str | None:
-    """The template that `assistant_only_loss=true` trains with in TRL; `None` for the tokenizer's own."""
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    if only_assistant is not True or has_generation_markers(tokenizer.chat_template):
-        return None
-    try:
-        return get_training_chat_template(tokenizer)
-    except ValueError:
-        return None

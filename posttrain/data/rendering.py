@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
+from posttrain.data import chat_text
 from posttrain.data.example import REASONING_KEYS
 from posttrain.data.row import RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from posttrain.data import loss_mask
 
 TEMPLATE = "set model.chat_template=FILE.jinja with one"
 ANSWER_COLUMNS = ("completion", "chosen", "rejected")
@@ -32,9 +31,7 @@ class Rendering:
         only_assistant = args.get("assistant_only_loss")
         self.template: str | None = None
         if self.trainer.reads == "text" and tokenizer.chat_template:
-            from posttrain.data import loss_mask
-
-            self.template = loss_mask.training_template(tokenizer, only_assistant)
+            self.template = chat_text.training_template(tokenizer, only_assistant)
         written = self.template or tokenizer.chat_template or ""
         self.reasoning = next((name for name in REASONING_KEYS if name in str(written)), "inline")
         self.every_turn = only_assistant is False
@@ -51,14 +48,14 @@ class Rendering:
         if self.trainer.samples_completions:
             self._check_prompt(row)
             return
-        from posttrain.data import loss_mask
-
-        render = loss_mask.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
+        render = chat_text.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
         if "messages" in row:
             whole = render(row["messages"], False)
             self._check_content(row, "messages", row["messages"], whole, render)
             if not self.every_turn and self.trainer.reads == "text":
-                loss_mask.assistant_spans(row["messages"], render, whole)
+                from posttrain.data.loss_mask import assistant_spans
+
+                assistant_spans(row["messages"], render, whole)
             return
         opened = self._check_field("prompt", lambda: render(row["prompt"], True))
         several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
@@ -73,7 +70,7 @@ class Rendering:
 
     @staticmethod
     def _check_boundary(
-        field: str, prompt: loss_mask.Messages, opened: str, whole: str, render: loss_mask.Render
+        field: str, prompt: chat_text.Messages, opened: str, whole: str, render: chat_text.Render
     ) -> None:
         """Raise `RowError` where a part of the prompt would be learnt: TRL learns from where the two texts part."""
         if not whole.startswith(opened) and not whole.startswith(render(prompt, False).rstrip()):
@@ -85,9 +82,7 @@ class Rendering:
 
     def _check_prompt(self, row: Mapping[str, Any]) -> None:
         """Of a trainer that samples, which renders the prompt alone: with its own options, and its own tools."""
-        from posttrain.data import loss_mask
-
-        render = loss_mask.renderer(self.tokenizer, None, self.options)
+        render = chat_text.renderer(self.tokenizer, None, self.options)
         turns = list(row["messages"] if "messages" in row else row["prompt"])
         while "messages" in row and turns and turns[-1]["role"] == "assistant":
             turns.pop()
@@ -103,7 +98,7 @@ class Rendering:
             raise RowError(field, row_error.reason) from None
 
     def _check_content(
-        self, row: Mapping[str, Any], field: str, turns: loss_mask.Messages, whole: str, render: loss_mask.Render
+        self, row: Mapping[str, Any], field: str, turns: chat_text.Messages, whole: str, render: chat_text.Render
     ) -> None:
         """What should be in the text, and is not: turns, calls, tools, and reasoning that is to be learnt."""
         missing, first = False, 0 if field == "messages" else len(row["prompt"])
@@ -114,26 +109,22 @@ class Rendering:
                 missing = missing or given.strip() not in whole
         self.without_thoughts += missing
         if row.get("tools"):
-            from posttrain.data import loss_mask
-
-            bare = loss_mask.renderer(self.tokenizer, None, row.get("chat_template_kwargs"), self.template)
+            bare = chat_text.renderer(self.tokenizer, None, row.get("chat_template_kwargs"), self.template)
             self.without_tools += self._same(whole, bare, turns)
 
     def _check_written(
         self,
         field: str,
-        turns: loss_mask.Messages,
+        turns: chat_text.Messages,
         first: int,
         whole: str,
-        render: loss_mask.Render,
+        render: chat_text.Render,
         opened: bool = False,
     ) -> None:
         """Raise `RowError` for a turn, or its calls, without which the text is the same.
 
         A content that is in the text is taken for that turn's, once the template has been seen to write its role.
         """
-        from posttrain.data import loss_mask
-
         for number, turn in enumerate(turns):
             where = f"{field}[{number - first}]" if number >= first else f"prompt[{number}]"
             content, role = turn["content"].strip(), turn["role"]
@@ -141,7 +132,7 @@ class Rendering:
                 if self._same(
                     whole,
                     render,
-                    [*turns[:number], {**turn, "content": loss_mask.PLACEHOLDER}, *turns[number + 1 :]],
+                    [*turns[:number], {**turn, "content": chat_text.PLACEHOLDER}, *turns[number + 1 :]],
                     opened,
                 ):
                     raise RowError(where, f"the chat template leaves the {role}'s turn out; {TEMPLATE} that writes it")
@@ -156,7 +147,7 @@ class Rendering:
                     )
 
     @staticmethod
-    def _same(whole: str, render: loss_mask.Render, turns: loss_mask.Messages, opened: bool = False) -> bool:
+    def _same(whole: str, render: chat_text.Render, turns: chat_text.Messages, opened: bool = False) -> bool:
         try:
             return render(turns, opened) == whole
         except RowError:
@@ -217,6 +208,4 @@ def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:
-    from posttrain.data import loss_mask
-
-    return loss_mask.training_template(tokenizer, True) is not None
+    return chat_text.training_template(tokenizer, True) is not None

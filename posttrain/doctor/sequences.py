@@ -71,10 +71,10 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
         found = [token_ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
         return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
     if kind.reads == "text" and "messages" in chosen.column_names:
-        from posttrain.data import loss_mask
+        from posttrain.data import chat_text, loss_mask
 
         only = run.trainer.args.get("assistant_only_loss")
-        chosen = loss_mask.tokenize_rows(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
+        chosen = loss_mask.tokenize_rows(chosen, tokenizer, chat_text.training_template(tokenizer, only), only is False)
     prepared = prepare(run, tokenizer, chosen, None)
     prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED_COLUMNS])
     prepares = _prepares(kind)
