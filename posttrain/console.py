@@ -1,4 +1,4 @@
-"""The one console that all output goes through, and the libraries' own output silenced."""
+"""The one console that all output goes through, and the settings that keep libraries quiet."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The errors that users are meant to see, and the end that a signal brings."""
+"""The errors that users see, and the exit after a signal."""
 
 from hydra.errors import CompactHydraException
 

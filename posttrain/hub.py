@@ -1,4 +1,4 @@
-"""The hub: which commit was taken, and what a failed download means, in one sentence with the fix."""
+"""The Hugging Face hub: the commit in the cache, and failed downloads explained with the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers file: JSON lines that are only ever added to, and what they come to.
+"""The answers file: append-only JSON lines, and the items and votes that they add up to.
 
     {"kind": "task", "seed": 0, "data": ...}                                    the first line
     {"kind": "item", "item": ID, "prompt": ..., "completions": [...], ...}      before the item is first shown

@@ -1,4 +1,4 @@
-"""Completions that can be compared: what is said, and what rewards think of it."""
+"""Completions of one prompt, with their scores and rewards, that people can compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From votes to pairs: by majority, or weighted by how far each person agrees with the others."""
+"""Preference pairs from votes: by majority, or weighted by each annotator's agreement with the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people are asked: a prompt and completions, from pairs, lists of completions, or rows of one completion each."""
+"""The items that people judge: a prompt and its completions, read from pairs, lists, or rows of one completion."""
 
 from __future__ import annotations
 

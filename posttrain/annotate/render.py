@@ -1,4 +1,4 @@
-"""Text of models as HTML that does nothing: Markdown without raw HTML, then sanitised."""
+"""Model output as safe HTML: Markdown without raw HTML, then sanitised."""
 
 from __future__ import annotations
 

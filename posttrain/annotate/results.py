@@ -1,4 +1,4 @@
-"""The results page: who answered how much, and how far they agree."""
+"""The results page: answers and agreement of each annotator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates on the spot: what a run says now, by job=sample, in the run's own recipe."""
+"""Candidates sampled from a run by job=sample, with the run's own recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may speak to the page: the right host name, the right origin, and, where it is open to others, a token.
+"""Access to the page: allowed host names and origins, and a token where the page is open to others.
 
 Against other sites in the same browser: a Host that is not this machine's own is refused (DNS rebinding), and so is
 what does not come from the page itself, but for following a link to it (cross-site requests).

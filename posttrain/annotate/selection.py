@@ -1,4 +1,4 @@
-"""Which comparisons teach most: those about which rewards disagree, or else those whose scores are closest.
+"""Choice of the most informative comparisons: rewards that disagree, or else scores that are close.
 
 The disagreement of rewards about a pair is the variance over rewards of sigmoid(d), with d the difference of the pair's
 rewards in units of that reward's standard deviation over the data: Christiano et al. 2017, "Deep Reinforcement Learning

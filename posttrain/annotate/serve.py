@@ -1,4 +1,4 @@
-"""The server's life: its own port, the address to open, and the end by Ctrl-C or SIGTERM."""
+"""The server process: its port, its address, and its end by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 

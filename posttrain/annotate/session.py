@@ -1,4 +1,4 @@
-"""Who is asked what: items in turn, some to all, each held for one person while they read; answers to disk at once."""
+"""Assignment of items to annotators; every answer is written to disk at once."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run is made of: schema, recipes, checks of settings. No torch here."""
+"""The config of a run: schema, recipes, checks of settings. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The user's own code, named by its path: imported, and whatever goes wrong in that said in one line."""
+"""The user's own code, imported by its path; any error in it becomes one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data of one's own on a recipe: what the recipe says of its own data set does not hold for another."""
+"""The user's data on a recipe: settings of the recipe's own data set are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names that people know from elsewhere -> the keys that they have here."""
+"""Names from other libraries -> the keys of this config."""
 
 from __future__ import annotations
 

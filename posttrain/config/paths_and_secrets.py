@@ -1,4 +1,4 @@
-"""Names, places and secrets of a config: all that a run writes stays inside `output_dir`, and no secret is in it."""
+"""Checks of names, output paths and secrets: a run writes inside `output_dir` only, and stores no secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which numbers make sense: a range for every numeric option of TRL, Transformers, PEFT and bitsandbytes, and of ours.
+"""Ranges of numeric options: of TRL, Transformers, PEFT and bitsandbytes, and of our schema.
 
 Where a library names a range, or refuses values outside one when it is built, ours is that range or a part of it
 (`tests/config/test_ranges.py` walks the tables against the installed libraries). NaN is in no range, infinity only

@@ -1,4 +1,4 @@
-"""What a run is made of: the schema, the recipes, and the step from Hydra's config to a checked `Run`.
+"""The schema of a run, as dataclasses.
 
 Nothing here knows torch: `--help` and a config error answer in about a second.
 """

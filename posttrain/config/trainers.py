@@ -1,4 +1,4 @@
-"""The trainers that a recipe can select, and what each of them is, read from its class.
+"""The trainers that a recipe can select, and their properties, read from their classes.
 
 Nothing is imported: signature, config class, the columns it reads and whether it keeps a reference are in the source
 of the class and of those that it inherits from. So a trainer of a newer TRL, or one of the user's own that follows

@@ -1,4 +1,4 @@
-"""From the columns that an `Example` makes to those that a trainer takes.
+"""The columns of an `Example` -> the columns that a trainer takes.
 
 The column names are TRL's: `text`, `messages`, `prompt`, `completion`, `chosen`, `rejected`, `label`. All but `label`
 and `text` may be text or lists of messages.

@@ -1,4 +1,4 @@
-"""The files that a data path names, and their rows, each with the place where it is."""
+"""The files that a data path names, and their rows, each with its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats in which people have their data, and which of them a data set has, by its columns and first rows."""
+"""The names of the data formats, and detection of a format by columns and first rows."""
 
 from __future__ import annotations
 

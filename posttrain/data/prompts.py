@@ -1,4 +1,4 @@
-"""Prompt and answers of a row, taken apart where the row has them in one."""
+"""Splitting a row into prompt and answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a data path to rows in our columns: which format, which rows do not fit, what is converted."""
+"""Reading a data path: detecting the format, converting each row, reporting rows that do not fit."""
 
 from __future__ import annotations
 

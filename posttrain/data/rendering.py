@@ -1,4 +1,4 @@
-"""Rows as the model's chat template writes them: what it refuses, and what it leaves out without a word."""
+"""Checks of rows against the model's chat template: what it refuses, and what it leaves out silently."""
 
 from __future__ import annotations
 

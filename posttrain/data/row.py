@@ -1,4 +1,4 @@
-"""A raw row of data: its place, and its columns or what is wrong with it; checks of a field."""
+"""A raw row of data: its place, its columns or the error in it; checks of a field."""
 
 from __future__ import annotations
 

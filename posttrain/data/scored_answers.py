@@ -1,4 +1,4 @@
-"""Several answers to a prompt that were scored, ranked or rated: as pairs, labels, demonstrations or prompts."""
+"""Scored, ranked or rated answers to a prompt, as pairs, labels, demonstrations or prompts."""
 
 from __future__ import annotations
 

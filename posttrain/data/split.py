@@ -1,4 +1,4 @@
-"""What is trained on and what is held out: rows divided before anything is made of them."""
+"""The split into training and held-out rows, made before any conversion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows to a data set on disk, and the report of those that do not fit.
+"""Storing converted rows as a data set on disk, and reporting rows that do not fit.
 
 Two passes over the source: one that checks every row and learns the types of the columns, one that writes. Neither
 holds more than a batch of rows in memory.

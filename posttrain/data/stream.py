@@ -1,4 +1,4 @@
-"""Rows that are read while training continues: `data.streaming=true`, for data larger than memory and disk.
+"""Streaming of rows during training: `data.streaming=true`, for data larger than memory and disk.
 
 Rows are converted and adapted in batches of `BATCH`, by the same code as a data set that is read as a whole, and
 shuffled within a buffer of `BUFFER`. The order depends on the files alone, so a run that continues skips exactly the

@@ -1,4 +1,4 @@
-"""Duplicate rows, rows that are nearly the same, and prompts that are trained on and held out as well.
+"""Duplicate rows, near duplicates, and held-out prompts that are also trained on.
 
 Near duplicates by MinHash (Broder 1997, "On the resemblance and containment of documents") over shingles of three
 words, with candidates from locality-sensitive hashing: two texts with Jaccard similarity s meet in one of 16 bands of

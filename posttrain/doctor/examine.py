@@ -1,4 +1,4 @@
-"""All checks that apply to a run's data, in the order a reader wants them."""
+"""All checks that apply to a run's data, in reading order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which languages rows are written, and text that was decoded wrongly on its way."""
+"""Languages of rows, and text that was decoded wrongly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long rows are in tokens, what `max_length` takes from them, and whether their end is learnt."""
+"""Lengths of rows in tokens, what `max_length` cuts off, and whether EOS is learnt."""
 
 from __future__ import annotations
 

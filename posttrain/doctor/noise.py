@@ -1,4 +1,4 @@
-"""Label noise: pairs (or single labels) that a small model, trained on the others, finds the wrong way round.
+"""Label noise: pairs or labels that a small model, trained on the others, contradicts.
 
 The small model is a logistic regression on TF-IDF of words and word pairs and on the logarithm of length, chosen less
 rejected; each row is judged by a model that was trained without its prompt (5 folds). If labels were flipped at random

@@ -1,4 +1,4 @@
-"""What can be wrong with preferences themselves: no difference, contradiction, length in the place of quality."""
+"""Faults of preference pairs: no difference, contradiction, length bias."""
 
 from __future__ import annotations
 

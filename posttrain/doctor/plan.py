@@ -1,4 +1,4 @@
-"""What the doctor examines: the rows that training would get, and the tokenizer."""
+"""The input of the doctor: the tokenizer and the rows that training would get."""
 
 from __future__ import annotations
 

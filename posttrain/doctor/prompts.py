@@ -1,4 +1,4 @@
-"""What the plan cannot see of prompts and turns: repeated in answers, opened twice, left out by the template."""
+"""Prompts repeated in answers, doubled BOS, and what the chat template leaves out."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What can be done with a run's config; so far, train it."""
+"""The jobs: train, sample, evaluate, doctor, pipeline."""

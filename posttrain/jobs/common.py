@@ -1,4 +1,4 @@
-"""What the jobs that use a model without training it share: whose weights, what `run.json` says, what is shown."""
+"""Parts shared by the jobs that do not train: the model to use, `run.json`, the order of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What job=evaluate measures: models, tokenizers and held-out rows, found before weights load."""
+"""The inputs of job=evaluate: models, tokenizers and held-out rows, found before weights load."""
 
 from __future__ import annotations
 

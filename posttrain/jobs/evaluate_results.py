@@ -1,4 +1,4 @@
-"""What job=evaluate makes of what models said: metrics, intervals, a line per item, a table."""
+"""The results of job=evaluate: metrics, intervals, a line per item, a table."""
 
 from __future__ import annotations
 

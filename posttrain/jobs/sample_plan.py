@@ -1,4 +1,4 @@
-"""What job=sample draws from: model, tokenizer and prompts in batches, found before weights load."""
+"""The inputs of job=sample: model, tokenizer and prompts in batches, found before weights load."""
 
 from __future__ import annotations
 

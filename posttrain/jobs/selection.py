@@ -1,4 +1,4 @@
-"""Which completions are kept, and in which pairs: rules over scores, without a model.
+"""Selection of completions and pairs by their scores.
 
 Scores and texts are lists over prompts of lists over completions. A score is a number, or None where no reward applied.
 A text is None where the completion is no example to train on.

@@ -1,4 +1,4 @@
-"""A model that answers: its weights, its own history, and a stream of text. Two adapters may share one base."""
+"""A chat with a model: weights, history, streamed text. Two adapters may share one base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two versions of one model differ, on held-out prompts: KL in nats, for a reward model the score."""
+"""The difference between two versions of a model on held-out prompts: KL in nats, or the score of a reward model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model itself says, and how likely it finds what it is given: the one sampler, and the one scorer."""
+"""Sampling from a model, and log-probabilities of given completions."""
 
 from __future__ import annotations
 

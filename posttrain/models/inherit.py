@@ -1,4 +1,4 @@
-"""What a run takes from the run at `model.init_from`: its adapter or its weights, and the reference."""
+"""Starting from the run at `model.init_from`: its adapter or weights, and the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merge an adapter into the weights that it was trained against, and measure that nothing was lost.
+"""Merging an adapter into the weights that it was trained on, with a measurement that nothing was lost.
 
 A QLoRA adapter has learnt to live with the rounding of its 4-bit base. So that base is dequantized and takes the
 adapter; in the original weights the adapter would correct errors that are not there. Merged weights are rounded once

@@ -1,4 +1,4 @@
-"""How rows of tokens that begin alike are laid out so that their common beginning is there once.
+"""The layout of rows of tokens in which a common beginning is there once.
 
 Two answers to one prompt make `prompt | answer 1 | answer 2`, in one row: every token keeps the position that it had,
 and no answer sees the other. Rows are grouped where it saves most; groups fill the rows of a grid.

@@ -1,4 +1,4 @@
-"""Measuring with its own random numbers, so that training is the same with a measurement and without."""
+"""Measuring with separate random numbers, so that a measurement does not change the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt that is in a batch several times is read once before generation."""
+"""Prefilling once: a prompt that is in a batch several times is read once before generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training of a run begins with, and its record for `run.json`."""
+"""The starting point of a training, and its record for `run.json`."""
 
 from __future__ import annotations
 

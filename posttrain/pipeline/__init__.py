@@ -1,4 +1,4 @@
-"""`job=pipeline`: recipes one after another, each in its own process, what is finished used again.
+"""`job=pipeline`: recipes one after another, each in its own process; finished stages are reused.
 
     stages.py      the stages as written: names, parents, gates, rounds, order
     overrides.py   a stage's settings as a command line, and the `Run` that this command line gives

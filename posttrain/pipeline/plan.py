@@ -1,4 +1,4 @@
-"""Which stages are finished, interrupted, new or changed, known without running them."""
+"""The state of each stage (finished, interrupted, new, changed), known without running it."""
 
 from __future__ import annotations
 

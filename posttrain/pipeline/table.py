@@ -1,4 +1,4 @@
-"""What each stage changed on the held-out task: tables on the terminal and in Markdown."""
+"""Tables of what each stage changed on the held-out task, for the terminal and Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before weights are loaded.
+"""Checks of arguments before weights are loaded.
 
 Every `check_*` raises a `ValueError` that names the option, its value and the fix; `check_all` runs those it has the
 facts for and raises all messages at once. None of them reads model weights.

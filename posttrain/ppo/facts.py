@@ -1,4 +1,4 @@
-"""The facts about a trainer's arguments that can be had before weights are loaded."""
+"""Facts about a trainer's arguments that are known before weights are loaded."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The mathematics of PPO for language models, on plain tensors; no model in sight.
+"""The mathematics of PPO for language models, on plain tensors.
 
 Shapes: B completions of at most T tokens. Everything per token is (B, T); `mask` is 1 on real tokens, 0 on padding.
 Completions are padded on the right, so the real tokens of a row are its first ones. KL is in nats.

@@ -1,4 +1,4 @@
-"""Options and arguments of older PPO trainers (TRL up to 1.12, and 0.11) -> what they are called now.
+"""Options and arguments of older PPO trainers (TRL up to 1.12, and 0.11) -> their names here.
 
 `posttrain.ppo` raises a TypeError with these hints; the command line gives the same.
 """

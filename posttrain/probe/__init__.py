@@ -1,4 +1,4 @@
-"""The one ruler: what the policy itself says on held-out prompts, and how far that is from the reference.
+"""The probe: the same measurements of a policy's samples on held-out prompts for every method.
 
 Training losses of SFT, DPO and GRPO cannot be compared; samples can. The probe draws them before and after training,
 every so many steps and at evaluations when asked, from its own random state, so that training is the same with it and

@@ -1,4 +1,4 @@
-"""The probe as a callback of every trainer: when it measures, what it logs and what that costs."""
+"""The probe as a callback of every trainer: its schedule, its log and its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the policy's distribution is from the reference's, and how spread out it is itself."""
+"""KL between policy and reference, and the policy's entropy."""
 
 from __future__ import annotations
 

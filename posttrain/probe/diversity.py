@@ -1,4 +1,4 @@
-"""How much completions repeat themselves and one another. All from tokens or words, no embeddings."""
+"""Repetition and diversity of completions, from tokens and words, without embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forgetting: how much less likely the policy finds texts that training never saw, by domain."""
+"""Forgetting: the rise in negative log-likelihood of texts that training does not see, by domain."""
 
 from __future__ import annotations
 

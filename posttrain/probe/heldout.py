@@ -1,4 +1,4 @@
-"""Held-out metrics from what a model finds likely, and from how it scores: numbers per row, and what they sum up to."""
+"""Held-out metrics from likelihoods and from reward-model scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refusals, recognised by phrases: on harmful prompts they are wanted, on harmless ones they are not."""
+"""Refusals, recognised by phrases, on harmful and on harmless prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards of the probe's completions, and how they moved since the start, prompt by prompt."""
+"""Rewards of the probe's completions, and their change since the start, prompt by prompt."""
 
 from __future__ import annotations
 

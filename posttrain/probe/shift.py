@@ -1,4 +1,4 @@
-"""Are the pairs of DPO answers that the policy could have given? Asked before the first step.
+"""Distribution shift of DPO: how likely the policy finds the pairs, compared with its own samples.
 
 DPO makes a chosen answer likelier than a rejected one, and nothing else: where both are far from what the policy says,
 its own answers may stay as they were (docs/dpo.md).

@@ -1,4 +1,4 @@
-"""What the probe reads besides the held-out prompts: texts by domain, prompts that are harmful and harmless."""
+"""The probe's other inputs: texts by domain, harmful and harmless prompts."""
 
 from __future__ import annotations
 

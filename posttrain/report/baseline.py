@@ -1,4 +1,4 @@
-"""Best-of-n of the starting policy, from runs of job=sample: what choosing among samples gives without training."""
+"""Best-of-n of the starting policy, from runs of job=sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that a report says, as one `Comparison`: what is drawn, listed and concluded is computed here."""
+"""The comparison of runs: everything that a report shows, computed in one place."""
 
 from __future__ import annotations
 

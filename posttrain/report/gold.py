@@ -1,4 +1,4 @@
-"""Runs that train on the reward that others only measure, as gold: on the same axis, but marked."""
+"""Runs that train on a reward that other runs use as gold."""
 
 from __future__ import annotations
 

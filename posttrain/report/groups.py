@@ -1,4 +1,4 @@
-"""Runs that differ only in seeds are one group; a group is named by what distinguishes it from its method's others."""
+"""Groups of runs that differ only in seeds, and their labels."""
 
 from __future__ import annotations
 

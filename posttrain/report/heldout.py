@@ -1,4 +1,4 @@
-"""Held-out rows as the ruler of runs that have no reward: preference accuracy, margin and loss."""
+"""Comparison by held-out rows where no run has a reward: accuracy, margin and loss."""
 
 from __future__ import annotations
 

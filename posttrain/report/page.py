@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: no network, no files next to it."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 

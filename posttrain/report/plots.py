@@ -1,4 +1,4 @@
-"""The pictures: reward against KL, over-optimisation, training curves, failure modes."""
+"""The plots: reward against KL, over-optimisation, training curves, failure modes."""
 
 from __future__ import annotations
 

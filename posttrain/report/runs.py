@@ -1,4 +1,4 @@
-"""Find runs under the paths that were given, and read what they left; nothing is written."""
+"""Finding and reading the runs under given paths; nothing is written."""
 
 from __future__ import annotations
 

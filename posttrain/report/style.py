@@ -1,4 +1,4 @@
-"""How a method looks in every picture, and what the pictures share."""
+"""Colours, markers and legends of all plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which group is best at which KL budget, by how much, and whether that is more than noise."""
+"""The verdict: the best group at each KL budget, the difference, and whether it is more than noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a model say that the context does not hold the answer, and does it say so at the right time?
+"""Rewards for abstention: saying that the context does not hold the answer, when it does not.
 
 A question is unanswerable when its list of reference answers is empty. Signature and None as in `rewards.text`.
 """

@@ -1,4 +1,4 @@
-"""Answers of a language model, kept on disk by everything that they depend on."""
+"""A cache on disk for the answers of a language model."""
 
 from __future__ import annotations
 

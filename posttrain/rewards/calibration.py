@@ -1,4 +1,4 @@
-"""What is known of a reward model's scores on held-out pairs, and scores put right by it.
+"""Calibration of a reward model on held-out pairs, and scores adjusted by it.
 
 Bradley-Terry scores have no origin and no unit of their own, and often rise with length. From scored pairs come a mean
 and a spread (to add rewards of other kinds, or those of other models), a temperature (to read the difference of two

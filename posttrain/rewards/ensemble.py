@@ -1,4 +1,4 @@
-"""Several reward models as one: what fools one of them need not fool the others.
+"""Several reward models combined into one reward.
 
 An ensemble whose members disagree about an answer says that the answer is far from what they were trained on; a reward
 that counts the lowest, or takes off the disagreement, is harder to exploit (Coste et al. 2023, "Reward Model Ensembles

@@ -1,4 +1,4 @@
-"""Reward functions of users, called so that what goes wrong names the reward, the batch, and what to do.
+"""Reward functions of users, with errors that name the reward, the batch and the fix.
 
 Every function named by `reward.NAME.function` (and `probe.rewards`, `probe.gold`) is guarded: one that raises, hangs
 beyond `timeout`, or returns something else than a number or None for each completion ends in a `RewardError`.

@@ -1,4 +1,4 @@
-"""The curves of a run as a PNG: what the trainer logged as lines, what was measured on held-out data as points."""
+"""The curves of a run as a PNG: trainer metrics as lines, held-out measurements as points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run directory: where a run lives, whose it is, and what makes it complete.
+"""The run directory: its files, its lock, and what makes a run complete.
 
     config.yaml     the composed config          metrics.jsonl   every logged point
     run.json        what it is, from what        checkpoints/    Transformers checkpoints

@@ -1,4 +1,4 @@
-"""What a run is known by: a digest of everything that decides its result.
+"""The identity of a run: a digest of everything that decides its result.
 
 Settings, the content of what they name on this machine (files, folders, finished runs, reward functions), and the
 code's version. `posttrain.rundir` names the run's directory by it.

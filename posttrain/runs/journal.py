@@ -1,4 +1,4 @@
-"""Work that continues after a kill: a JSON-lines file of whole pieces of work."""
+"""A journal of finished pieces of work, for jobs that resume after a kill."""
 
 from __future__ import annotations
 

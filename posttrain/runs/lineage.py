@@ -1,4 +1,4 @@
-"""Where weights come from: a model, or a finished run with its adapter and its base."""
+"""The origin of weights: a model, or a finished run with its adapter and its base."""
 
 from __future__ import annotations
 

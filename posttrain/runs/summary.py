@@ -1,4 +1,4 @@
-"""What a person reads of a run: its plan, its table before and after, samples side by side, its curves."""
+"""The summary of a finished run: metrics before and after, samples side by side, next commands."""
 
 from __future__ import annotations
 

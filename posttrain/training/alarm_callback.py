@@ -1,4 +1,4 @@
-"""Alarms as a callback of every trainer: told, kept in `run.json` and `metrics.jsonl`, sent, and acted on."""
+"""Alarms as a callback: printed, stored in `run.json` and `metrics.jsonl`, sent, and acted on."""
 
 from __future__ import annotations
 

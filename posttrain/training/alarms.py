@@ -1,4 +1,4 @@
-"""Alarms: what a run's own numbers say is going wrong, each as a plain sentence with the number and the fix.
+"""Detection of alarms in a run's metrics, each as a sentence with the number and the fix.
 
 Nothing here knows torch. `AlarmDetector` reads the rows of `metrics.jsonl` one by one; `alarm_callback.py` acts on
 what it finds.

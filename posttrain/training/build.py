@@ -1,4 +1,4 @@
-"""TRL's trainers, and our PPO trainer: from the parts of a run to the trainer object."""
+"""Construction of a TRL trainer, or of our PPO trainer, from the parts of a run."""
 
 from __future__ import annotations
 

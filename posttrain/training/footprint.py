@@ -1,4 +1,4 @@
-"""How much memory a training takes, estimated before weights load, by what takes it.
+"""An estimate of the memory that a training takes, before weights load.
 
 A run has a few moments that may be its largest: the start of a backward pass, when all that it needs has been kept;
 its end, when every gradient is there; an evaluation; the sampling of answers. Each is a sum of parts, and the largest

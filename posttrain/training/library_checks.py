@@ -1,4 +1,4 @@
-"""What the libraries themselves refuse, asked before weights load and before a run directory is made.
+"""Checks by the libraries themselves, before weights load and before a run directory is made.
 
 The checks in `posttrain.config` answer in a second and cover what is known of options. What is left (a combination, a
 later release, a hardware that lacks something) shows when the objects are built: the trainer's config, an optimizer and

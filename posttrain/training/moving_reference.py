@@ -1,4 +1,4 @@
-"""A reference that follows the policy (TR-DPO), where the policy is an adapter: TRL's own moves whole models only.
+"""A reference adapter that follows the policy (TR-DPO); TRL moves whole models only.
 
 The reference is the frozen adapter `ref`. Every `ref_model_sync_steps` steps its matrices become
 alpha x the policy's + (1 - alpha) x their own, with alpha = `ref_model_mixup_alpha`.

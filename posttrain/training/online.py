@@ -1,4 +1,4 @@
-"""What the trainers that sample (GRPO, PPO, distillation …) need besides options: rewards, and batches that divide.
+"""Checks for the trainers that sample (GRPO, PPO, distillation …): rewards, and batches that divide.
 
 `check` is cheap; `check_ppo` asks `posttrain.ppo.checks`, with TRL imported and before weights load.
 """

@@ -1,4 +1,4 @@
-"""What a failure to get memory means: which errors are one, and the message with the fix."""
+"""Out-of-memory errors: recognised, and explained with the fix."""
 
 from __future__ import annotations
 

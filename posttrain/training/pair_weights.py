@@ -1,4 +1,4 @@
-"""Pairs that count for more or less: their column `weight`, which TRL's trainers do not read.
+"""Weighted preference pairs: the column `weight`, which TRL's trainers do not read.
 
 A pair's weight scales what reaches the model of its gradient, so the step is that of the mean over the batch of
 weight x loss. In every loss of TRL's reward and DPO trainers that compares a pair's two answers with one another alone,

@@ -1,4 +1,4 @@
-"""What a trainer is built from."""
+"""The parts that a trainer is built from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, a line now and then in a log file."""
+"""Progress of a training: a live bar on a terminal, some lines in a log file."""
 
 from __future__ import annotations
 

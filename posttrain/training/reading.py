@@ -1,4 +1,4 @@
-"""Reading a checkpoint that is whole, and yet may not hold what this run needs: another run's, or changed by hand."""
+"""Errors of reading a complete checkpoint that does not fit this run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of the reference is not computed again: before the first step it is the policy, and it never changes.
+"""Caching of the reference's log-probabilities in DPO: before the first step they are the policy's.
 
 Only measurements rest on it; training steps compute the reference that they compare with.
 """

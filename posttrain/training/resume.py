@@ -1,4 +1,4 @@
-"""Exact continuation, for every trainer: a run that was stopped and continues ends as one that was never stopped.
+"""Exact resumption, for every trainer: a run that was stopped and resumed ends as one that was never stopped.
 
 `resumable` mixes it into a TRL trainer. Beside what Transformers keeps, a checkpoint holds what the trainer remembers
 between two logs, and what of its step was still to be done (`progress.json`). So a checkpoint may be taken at once when

@@ -1,4 +1,4 @@
-"""What a policy with tools, an environment or its own rollout draws: by its trainer, as in training.
+"""Sampling for the probe with tools, an environment or a rollout function, by the trainer itself.
 
 TRL's trainer renders the prompts with the tools, calls them, resets environments and draws again; so a measurement asks
 it for completions, and keeps what it would train on.

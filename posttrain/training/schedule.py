@@ -1,4 +1,4 @@
-"""How many optimizer steps a run takes, and how many rows each sees."""
+"""The number of optimizer steps of a run, and of rows per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which trainers compute a prompt once for all its answers, and how they are made to (docs/performance.md)."""
+"""Prompts computed once for all their answers, per trainer (docs/performance.md)."""
 
 from __future__ import annotations
 

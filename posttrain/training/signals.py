@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, noted, so that work ends where it can resume from."""
+"""SIGTERM and Ctrl-C: noted, so that work ends at a point that it can resume from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trainer takes besides options, data and rewards: a teacher, tools, an environment, a rollout, callbacks.
+"""Other arguments of a trainer: a teacher, tools, an environment, a rollout, callbacks.
 
 Tools, environment, rollout and callbacks are the user's own code, and run with the rights of the training.
 """

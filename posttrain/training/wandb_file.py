@@ -1,4 +1,4 @@
-"""What W&B has of a run on this machine, read from its own files, and what of `metrics.jsonl` is missing there.
+"""The points of a run in W&B's local files, and those of `metrics.jsonl` that are missing there.
 
 W&B's service writes its files in blocks: what it had not written when the process was killed is lost to W&B, and is
 sent again when the run resumes. The format is LevelDB's log (a header of 7 bytes, then records in blocks of 32 KiB)

@@ -1,4 +1,4 @@
-"""The cache of what is embedded: folders that are built once, and are there whole or not at all.
+"""The cache of embedded models and data: each folder is built once, and is complete or absent.
 
 A folder is built next to its final place and moved there when it is whole, under a lock. Two processes build it once,
 and a killed process leaves nothing that is taken for whole.

@@ -1,4 +1,4 @@
-"""What is wrong with the JSON of a grader, with the place in it."""
+"""Errors in the JSON of a grader, each with its place."""
 
 from __future__ import annotations
 

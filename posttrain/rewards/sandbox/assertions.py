@@ -1,4 +1,4 @@
-"""Assertions taken apart, so that code under test cannot make them pass.
+"""Assertions rewritten so that the code under test cannot make them pass.
 
 Code that is judged in its own interpreter can forge the verdict: by an object that equals everything, or by writing the
 result itself and ending the process. Of `assert EXPRESSION == LITERAL` the process gets the left side alone; its value
