@@ -151,7 +151,7 @@ def test_settings_of_one_source_beside_a_mixture_are_one_error():
     preflight.check(compose("+recipe=sft_llama", "~data", "peft=none", *settings)[0])
     of_a_recipe = ("size", "min_terms", "max_terms", "max_digits", "system")
     taken = compose("+recipe=grpo_reasoning_smollm2", "~data", *settings)[0]
-    with pytest.raises(PosttrainError, match=r"^data\.args={'size': 500, .*}: not read beside data\.mix"):
+    with pytest.raises(PosttrainError, match=r"^data\.args={'size': 500, .*}: not read together with data\.mix"):
         preflight.check(taken)
     preflight.check(
         compose("+recipe=grpo_reasoning_smollm2", "~data", *settings, *(f"data.args.{o}=null" for o in of_a_recipe))[0]
