@@ -12,6 +12,7 @@ PLUGINS = {
     "hydra/launcher=joblib": ("joblib", "hydra_plugins.hydra_joblib_launcher"),
     "hydra/launcher=submitit_slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "hydra/launcher=submitit_local": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "hydra/launcher=ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
 }
 
 

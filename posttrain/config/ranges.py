@@ -113,6 +113,8 @@ SCHEMA_RANGES: dict[str, str] = {
     "sample.seed": "[0, 4294967295]",
     "evaluate.confidence": "(0, 1)",
     "evaluate.resamples": "[100, 1000000]",
+    "evaluate.limit": COUNT,
+    "evaluate.num_fewshot": "[0, 1000]",
     **dict.fromkeys((f"doctor.{name}" for name in ("near", "tolerance", "stop", "length_accuracy")), SHARE),
     **dict.fromkeys((f"doctor.{name}" for name in ("noise_rate", "other_language", "cluster")), SHARE),
     **dict.fromkeys(("doctor.sample", "doctor.noise_rows"), COUNT),

@@ -223,11 +223,20 @@ class SampleConfig:
 
 @dataclass
 class EvaluateConfig:
-    """`job=evaluate`: held-out metrics with bootstrap intervals; `against` is a run or model to compare with."""
+    """`job=evaluate`: held-out metrics with bootstrap intervals; `against` is a run or model to compare with.
+
+    `tasks` are benchmarks of lm-eval, those in the folder `task_path` as well, with its own options: `num_fewshot`
+    examples before each question (null: the task's own number), `limit` questions at most, `apply_chat_template`.
+    """
 
     against: str | None = None
     confidence: float = 0.95
     resamples: int = 2000
+    tasks: list[str] = field(default_factory=list)
+    task_path: str | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    apply_chat_template: bool = False
 
 
 @dataclass

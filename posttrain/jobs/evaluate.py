@@ -42,6 +42,10 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     values, intervals, counts = evaluate_results.summary(metrics, run.evaluate)
     notes = evaluate_results.notes(run, plan, said) + [f"{name}: {counted}" for name, counted in judged.items()]
     results: dict[str, Any] = {"judges": {name: counted.figures() for name, counted in judged.items()}}
+    if run.evaluate.tasks:
+        for one, told in zip(plan.candidates, said, strict=True):
+            notes += [f"{one.source.name}: {note}" for note in told.benchmarks.notes()]
+        results["benchmarks"] = [one.benchmarks.results for one in said]
     if (calibration := evaluate_results.calibrate(plan, said[0])) is not None:
         notes += evaluate_results.keep_calibration(calibration, directory, plan.candidates[0].source)
         results["calibration"] = asdict(calibration)
@@ -60,6 +64,7 @@ def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     """Everything that needs the model; it is out of memory again afterwards."""
     import torch
 
+    from posttrain.jobs import benchmarks
     from posttrain.models import hardware, weights
     from posttrain.models.generate import encode_prompts, generate
     from posttrain.probe import heldout
@@ -91,6 +96,9 @@ def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
                 do_sample=name == "sampled",
                 progress=drawn,
             )
+    if run.evaluate.tasks:
+        with show_status(f"Benchmarks: {', '.join(run.evaluate.tasks)}"):
+            said.benchmarks = benchmarks.run(model, judged.tokenizer, run.evaluate, run.probe.batch_size)
     del model
     hardware.free_memory()
     if isinstance(judged.reference, Source) and plan.rows:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
+from posttrain.jobs.benchmarks import Scores
 from posttrain.runs.lineage import Source
 
 if TYPE_CHECKING:
@@ -57,14 +58,20 @@ class Measurements:
     lengths: list[list[int]] = field(default_factory=list)
     drawn: dict[str, list[Generated]] = field(default_factory=dict)
     rewards: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    benchmarks: Scores = field(default_factory=Scores)
 
 
 def prepare(run: Run) -> Plan:
     """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
     from posttrain import rewards
     from posttrain.data.loading import load_held_out
+    from posttrain.jobs import benchmarks
 
     kind = trainers.of(run.trainer.kind)
+    if run.evaluate.tasks:
+        if kind.scores:
+            raise PosttrainError("evaluate.tasks: a reward model answers no questions; leave them out")
+        benchmarks.manager(run.evaluate)
     data = load_held_out(run.data, run.trainer.kind)
     rows = [] if kind.samples_completions else list(data.train)
     prompts: dict[str, list[dict[str, Any]]] = {}

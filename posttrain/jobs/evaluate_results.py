@@ -67,7 +67,7 @@ def _metrics_of(run: Run, plan: Plan, said: Measurements) -> dict[str, Metric]:
             found[f"{name}/rewards/{reward}"] = mean(values, groups)
         found[f"{name}/length"] = mean([float(len(d.ids)) for d in drawn], groups)
         found[f"{name}/ended"] = mean([float(d.ended) for d in drawn], groups)
-    return found
+    return found | said.benchmarks.metrics
 
 
 def totals(run: Run, said: Measurements, name: str) -> list[float | None]:

@@ -113,7 +113,12 @@ def _job(run: Run) -> list[str]:
         return []
     from posttrain.config import job_checks
 
-    return job_checks.check(run)
+    errors = job_checks.check(run)
+    if run.job == "evaluate":
+        from posttrain.jobs import benchmarks
+
+        errors += benchmarks.check(run.evaluate)
+    return errors
 
 
 def _objective(run: Run) -> list[str]:

@@ -71,6 +71,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
     from posttrain.errors import RewardError
+    from posttrain.training import sharding
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.metrics_log import Metrics, NoTracker
     from posttrain.training.progress import ProgressBar
@@ -102,6 +103,7 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             trainer = _build(run, plan, directory, tracker, functions, [bar, *theirs, *measures])
             for callback in _user_callbacks(run, trainer):
                 trainer.callback_handler.callbacks.insert(0, callback)
+        sharding.check_running(run.trainer.args, trainer.accelerator.distributed_type.name)
         bar.show_evaluations(trainer)
         for measure in measures:
             measure.trainer = trainer
@@ -171,8 +173,19 @@ def _measurement_callbacks(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
 ) -> list[Any]:
     """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
+    from posttrain.training import sharding
+
     kind = trainers.of(run.trainer.kind)
     measures: list[Any] = []
+    divided = sharding.parts(run.trainer.args)[0]
+    if divided > 1:
+        # The first process measures alone, and would wait for the weights of the others.
+        if main_process() and (plan.probe_texts is not None or run.probe.shift_prompts):
+            print_plain(
+                f"probe    off: the weights are divided over {divided} processes; measure the finished run with "
+                "job=evaluate"
+            )
+        return []
     if plan.probe_texts is not None:
         from posttrain.probe.callback import Probe
         from posttrain.probe.scores import probe_rewards

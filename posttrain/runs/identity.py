@@ -26,6 +26,8 @@ HASHED_WHOLE = 64 << 20
 CALIBRATION = "calibration.json"
 # Settings that change where things go or what is shown, never what is trained.
 NOT_IN_DIGEST = ("name", "output_dir", "objective", "dry_run", "tracking", "alarms")
+# Settings of benchmarks, which earlier versions did not have.
+BENCHMARKS = ("tasks", "task_path", "num_fewshot", "limit", "apply_chat_template")
 # Arguments of rewards that name files, runs or models.
 REWARD_ARGS = ("model", "models", "template", "schema", "embeddings")
 
@@ -51,7 +53,10 @@ def digest(run: Run) -> str:
         entry["source"] = entry["function"] and _source(entry["function"])
         places += [(entry["args"], REWARD_ARGS)]
     places += [(probe, ("texts",)), (probe["safety"], ("harmful", "harmless"))] if "probe" in settings else []
-    places += [(settings["evaluate"], ("against",))] if "evaluate" in settings else []
+    if "evaluate" in settings:
+        evaluate = settings["evaluate"]
+        settings["evaluate"] = evaluate = {k: v for k, v in evaluate.items() if v or k not in BENCHMARKS}
+        places += [(evaluate, ("against", "task_path"))]
     for group, keys in places:
         for key in keys:
             if group.get(key):

@@ -12,12 +12,12 @@ it is as good as they are alike. The peak of a pass with checkpoints is one laye
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
+from posttrain.training import sharding
 from posttrain.training.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _kept(run: Run, precision: Precision, sizes: Sizes) -> dict[str, float]:
     frozen = sizes.total - sizes.trained
     quantized = frozen - sizes.embedding if run.peft.quantization else 0
     weights = quantized * _quantized(run.peft.quantization) + (frozen - quantized) * width + trained * own
-    sharded, optimizer_sharded = _sharding(args)
+    sharded, optimizer_sharded = sharding.parts(args)
     return {
         "weights": weights / sharded,
         "gradients": trained * own / sharded,
@@ -212,15 +212,6 @@ def _reward_models(run: Run) -> float:
     folders = [Path(model).expanduser() for entry in run.reward.values() for model in entry.models]
     found = [one for folder in folders for one in (folder / "model", folder) if one.is_dir()][: len(folders)]
     return float(sum(file.stat().st_size for folder in found for file in folder.glob("*.safetensors")))
-
-
-def _sharding(args: dict[str, Any]) -> tuple[int, int]:
-    """Over how many processes the weights are divided, and the optimizer's state."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        return world, world
-    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0" if not args.get("deepspeed") else "2"))
-    return (world if stage == 3 else 1), (world if stage else 1)
 
 
 def _pass(run: Run, row: int, prompt: int, rows: int) -> Pass:

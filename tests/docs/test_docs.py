@@ -166,7 +166,7 @@ def check(argv: list[str]) -> None:
 
     job = where.removeprefix("job:")
     given = [word for word in argv[1 if name else 0 :] if word not in ("-m", "--multirun", "--cfg", "job")]
-    given = [word for word in given if word != "..." and not word.startswith("hydra.")]
+    given = [word for word in given if word != "..." and not word.lstrip("+").startswith("hydra.")]
     given = [word for word in given if not word.startswith(("hydra/sweeper=optuna", "hydra/launcher="))]
     if "-m" in argv or "--multirun" in argv:
         given = [_first(word) for word in given]

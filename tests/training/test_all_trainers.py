@@ -380,7 +380,7 @@ def test_tools_and_callbacks_are_the_users_own_code(folder, monkeypatch):
     [
         ("dpo", ["trainer.tools=[os.getcwd]"], "trainer.tools: dpo takes none; choose trainer=.*grpo"),
         ("grpo", ["trainer.tools=[os.getcwdd]"], "trainer.tools=os.getcwdd: .*getcwdd"),
-        ("grpo", ["trainer.environment=nowhere.Env"], "trainer.environment=nowhere.Env: No module"),
+        ("grpo", ["trainer.environment=nowhere.Env"], "trainer.environment=nowhere.Env: no module"),
         ("sft", ["trainer.callbacks=[trl.Nothing]"], "trainer.callbacks=trl.Nothing: no such class"),
         (
             "sft",
