@@ -110,3 +110,31 @@ def test_the_new_script_takes_its_options():
     }
     assert set(calls["PPOConfig"]) <= set(HERE)
     assert set(calls["PPOTrainer"]) <= set(inspect.signature(PPOTrainer.__init__).parameters)
+
+
+def test_a_checkpoint_with_trls_old_value_head_is_taken_as_its_policy(tmp_path, capsys):
+    """`AutoModelForCausalLMWithValueHead` saved the policy's weights as they are, and `v_head.*` beside them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from posttrain.data.embedded.tiny import tiny_model
+    from posttrain.jobs.train import train
+    from posttrain.runs.directory import RunDirectory
+    from tests.helpers.runs import SMALL, compose, weights, write_pairs
+
+    folder = tiny_model(tmp_path / "old")
+    policy = load_file(folder / "model.safetensors")
+    head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.zeros(1)}
+    save_file({**policy, **head}, folder / "model.safetensors", metadata={"format": "pt"})
+    write_pairs(tmp_path / "pairs.jsonl", 20)
+    words = ["trainer=ppo", "data=squad", "data.columns={}", *SMALL, "peft=lora", f"model.path={folder}"]
+    words += ["trainer.args.max_steps=1", "trainer.args.max_completion_length=4", "trainer.args.eval_strategy=no"]
+    words += ["+reward.letter.function=tests.helpers.rewards.letter", "trainer.args.learning_rate=0"]
+    words += ["trainer.args.num_ppo_epochs=1", "peft=none", "trainer.args.value_mode=head"]
+    run, origin = compose(*words)
+    train(run, origin)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "value head of TRL's older PPO (v_head.*), left out: the policy is trained on" in said
+    saved = weights(RunDirectory.of(run, origin).model)
+    assert saved.keys() == policy.keys()
+    assert all(torch.equal(saved[name], policy[name]) for name in policy)
