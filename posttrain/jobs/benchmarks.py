@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,16 +56,21 @@ def check(settings: EvaluateConfig) -> list[str]:
 
 def manager(settings: EvaluateConfig) -> Any:
     """lm-eval's tasks, with those in the folder `task_path`; raises `PosttrainError` where it has not all of them."""
-    from lm_eval.tasks import TaskManager
-
-    place = settings.task_path and str(Path(settings.task_path).expanduser())
-    tasks = TaskManager(include_path=place)
+    tasks = _index(settings.task_path and str(Path(settings.task_path).expanduser()))
     for name in settings.tasks:
         if name not in tasks.all_tasks:
             near = difflib.get_close_matches(name, tasks.all_tasks, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "see lm-eval's list: lm-eval ls tasks"
             raise PosttrainError(f"evaluate.tasks={name}: lm-eval has no such task; {hint}")
     return tasks
+
+
+@lru_cache(maxsize=4)
+def _index(place: str | None) -> Any:
+    """The tasks that there are; some seconds, as lm-eval has thousands."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=place)
 
 
 def run(model: Any, tokenizer: PreTrainedTokenizerBase, settings: EvaluateConfig, batch_size: int) -> Scores:
