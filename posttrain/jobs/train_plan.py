@@ -143,7 +143,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
     from posttrain.data.loading import check_learnable, load
     from posttrain.data.rendering import Rendering
-    from posttrain.models import architecture, hardware, starting_point, tokenizers, weights
+    from posttrain.models import architecture, hardware, starting_point, tokenizers, value_head
     from posttrain.training import footprint, library_checks, shared_prompts
 
     if run.trainer.has_objects:
@@ -197,7 +197,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     steps = schedule(run, (data.rows or 0) - (lengths.dropped(run) if known_all else 0))
     prompts = shared_prompts.plan(run, known, precision.attn_implementation)
     notes = rendering.notes()
-    if weights.has_value_head(start.base):
+    if value_head.has_value_head(start.base):
         notes["value head"] = (
             "of TRL's older PPO (v_head.*), left out: the policy is trained on, PPO's value function begins anew"
         )

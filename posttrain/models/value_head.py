@@ -1,0 +1,28 @@
+"""Checkpoints of TRL's older PPO, `AutoModelForCausalLMWithValueHead`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def has_value_head(base: str) -> bool:
+    """Whether the weights, a local folder or in the hub's cache, have the head of TRL's older PPO (`v_head.*`).
+
+    Only names are read: from the index, or from the header of the one file.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from safetensors import safe_open
+
+    def file(name: str) -> Path | None:
+        found = Path(base) / name if Path(base).is_dir() else try_to_load_from_cache(base, name)
+        return Path(found) if isinstance(found, (str, Path)) and Path(found).is_file() else None
+
+    if index := file("model.safetensors.index.json"):
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    elif whole := file("model.safetensors"):
+        with safe_open(whole, "pt") as weights:
+            names = weights.keys()
+    else:
+        return False
+    return any(name.startswith("v_head.") for name in names)
