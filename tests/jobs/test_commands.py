@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import __main__, extras
-from posttrain.config import completion, help_pages, options, recipes, trainers
+from posttrain.config import completion, help_pages, options, recipe_list, recipes, trainers
 from posttrain.config.commands import COMMANDS
 
 
@@ -89,14 +89,14 @@ def test_help_shows_what_a_recipe_sets_otherwise():
 def test_a_recipe_is_printed_composed_without_what_it_does_not_read(capsys):
     from omegaconf import OmegaConf
 
-    assert recipes.main(["dpo_llama", "trainer.args.beta=0.07"]) == 0
+    assert recipe_list.main(["dpo_llama", "trainer.args.beta=0.07"]) == 0
     said = capsys.readouterr().out
     config = OmegaConf.create(said)
     assert (config.trainer.args.beta, config.trainer.kind) == (0.07, "dpo")
     assert not {"doctor", "sample", "evaluate", "stages", "reward"} & set(config)
-    assert recipes.main([]) == 0
+    assert recipe_list.main([]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(recipes.recipe_files())
-    assert recipes.main(["dpo_lama"]) == 1
+    assert recipe_list.main(["dpo_lama"]) == 1
     assert "did you mean dpo_llama" in capsys.readouterr().err
 
 
