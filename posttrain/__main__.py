@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
+from typing import Any
 
 from posttrain.config.commands import COMMANDS
 
 HELP = {"--help", "-h"}
+# Where Ctrl-C is the way to end an answer, or the server.
+INTERRUPTED_BY_HAND = ("chat", "annotate")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command that `argv` names; returns the exit code."""
+    before = {number: signal.signal(number, _stopped) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return dispatch(sys.argv[1:] if argv is None else argv)
+        return dispatch(sys.argv[1:] if argv is None else argv, before)
     except BrokenPipeError:  # `posttrain --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        _hand_over(before)
 
 
-def dispatch(argv: list[str]) -> int:
-    """As `main`, from the words of the command line alone."""
+def _stopped(number: int, _frame: object) -> None:
+    """One line and 130 or 143 while nothing has begun; a job has handlers of its own (`ExitOnSignal`)."""
+    os.write(2, f"\n{signal.Signals(number).name}: stopped; nothing had begun\n".encode())
+    os._exit(128 + number)
+
+
+def _hand_over(before: dict[signal.Signals, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -> int:
+    """As `main`, from the words of the command line alone; `before` are the handlers that commands without jobs get."""
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
         from posttrain.console import print_error
@@ -34,7 +53,14 @@ def dispatch(argv: list[str]) -> int:
     if not where.startswith("job:"):
         import importlib
 
-        return int(importlib.import_module(where).main(rest) or 0)
+        module = importlib.import_module(where)
+        _hand_over(before or {})
+        if name not in INTERRUPTED_BY_HAND:
+            from posttrain.training.signals import ExitOnSignal
+
+            with ExitOnSignal(shlex.join(["posttrain", *argv])):
+                return int(module.main(rest) or 0)
+        return int(module.main(rest) or 0)
     if HELP & set(rest):
         print(help_text(name, [word for word in rest if word not in HELP]))
         return 0

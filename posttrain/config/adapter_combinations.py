@@ -28,7 +28,7 @@ def check(peft: PeftConfig, kind: Kind) -> list[str]:
 
 def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> list[str]:
     """What PEFT would refuse with an adapter in memory, or pass over."""
-    errors = _initialisation(path, lora, peft)
+    errors = _initialisation(path, lora, peft) + _nested(path, lora)
     modules, layers = lora.get("target_modules"), lora.get("layers_to_transform")
     if isinstance(modules, str):
         for name in ("layers_to_transform", "layers_pattern"):
@@ -54,6 +54,18 @@ def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> l
         )
     if lora.get("megatron_config"):
         errors.append(f"{path}.megatron_config: there is no Megatron here; leave it out")
+    return errors
+
+
+def _nested(path: str, lora: Mapping[str, Any]) -> list[str]:
+    """Options that hold options of their own, which PEFT takes apart without asking what they are."""
+    errors = []
+    for name, value in lora.items():
+        empty = name.endswith("_pattern") and name != "layers_pattern"  # these are read; others may be null
+        if not (empty or name.endswith("_config") or name == "use_bdlora"):
+            continue
+        if not isinstance(value, dict) and (empty or value is not None):
+            errors.append(f"{path}.{name}={value}: expected settings, {{KEY: VALUE}}; or leave it out")
     return errors
 
 

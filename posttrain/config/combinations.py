@@ -40,6 +40,14 @@ LOW_RANK_GRADIENTS = ("galore_", "apollo_")
 DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
 
+# What a schedule must be given, one of these, in `lr_scheduler_kwargs`.
+SCHEDULE_NEEDS = {
+    "warmup_stable_decay": ("num_decay_steps",),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+}
+
+
 def check(run: Run) -> list[str]:
     """All that is wrong together, one message each."""
     args, kind = run.trainer.args, trainers.of(run.trainer.kind)
@@ -94,6 +102,12 @@ def _precision(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
 def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     errors = []
     evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
+    needed = SCHEDULE_NEEDS.get(str(args.get("lr_scheduler_type")), ())
+    if needed and not any(name in (args.get("lr_scheduler_kwargs") or {}) for name in needed):
+        errors.append(
+            f"lr_scheduler_type={args['lr_scheduler_type']}: needs {' or '.join(needed)}; set "
+            f"trainer.args.lr_scheduler_kwargs.{needed[0]}"
+        )
     if args.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and evaluated == "no":
         errors.append(f"lr_scheduler_type={args['lr_scheduler_type']}: reads evaluations; set eval_strategy=epoch")
     if args.get("load_best_model_at_end") is True and saved != "best":

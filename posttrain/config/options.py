@@ -139,6 +139,8 @@ def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -
 
 def _problem(option: Option, value: Any) -> str | None:
     if option.choices is not None:
+        if value is None and check_type(option, None):
+            return f"leave it out, or choose from {', '.join(map(str, option.choices))}"
         wrong = [
             v for v in (value if isinstance(value, list) else [value]) if v is not None and v not in option.choices
         ]

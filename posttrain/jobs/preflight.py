@@ -37,6 +37,8 @@ RESERVED_OPTIONS = {
 RESERVED_LORA = {
     "task_type": "it follows the trainer",
     "inference_mode": "it would train nothing",
+    "runtime_config": "it is for loading, and no training reads it",
+    "arrow_config": "it routes between adapters that are trained already",
 }
 EMBEDDED = {
     "model.path": ("embedded:smollm2", "embedded:tiny"),
@@ -62,9 +64,17 @@ def check(run: Run) -> None:
     if run.job == "pipeline":
         from posttrain.pipeline import plan
 
-        if found := paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run)):
+        found = list(dict.fromkeys(paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run))))
+        try:
+            plan.check(run, check)
+        except PosttrainError as error:
+            # What the stages take over from the pipeline is said once, for the pipeline.
+            own = tuple(f".{line}" for line in found)
+            found += [
+                line for line in str(error).splitlines() if line not in found and not line.endswith(own or ("\n",))
+            ]
+        if found:
             raise PosttrainError("\n".join(found))
-        plan.check(run, check)
         return
     kind = trainers.of(run.trainer.kind)
     errors = [e for key, allowed in CHOICES.items() if (e := checks.wrong_choice(key, _value(run, key), allowed))]

@@ -86,6 +86,8 @@ def _checkpointing(config: Any) -> None:
     from torch.utils.checkpoint import checkpoint
 
     given = getattr(config, "activation_checkpointing_kwargs", None) or config.gradient_checkpointing_kwargs
+    if given and not isinstance(given, dict):
+        raise PosttrainError(f"trainer.args.gradient_checkpointing_kwargs={given}: expected settings, {{KEY: VALUE}}")
     if given:
         checkpoint(torch.ones_like, torch.ones(1, requires_grad=True), **{"use_reentrant": False, **given})
 

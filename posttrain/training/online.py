@@ -48,7 +48,7 @@ def check(run: Run) -> list[str]:
     elif args.get("steps_per_generation"):
         factors[1] = "steps_per_generation"
     batch = args.get("generation_batch_size") or completions(args, factors)
-    if batch and isinstance(group, int) and group > 0 and batch % group:
+    if batch and isinstance(batch, int) and isinstance(group, int) and group > 0 and batch % group:
         errors.append(
             f"trainer.args.num_generations={group}: does not divide the {batch} completions of a generation batch "
             f"({' x '.join(factors)} x processes)"

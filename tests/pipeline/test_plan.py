@@ -242,6 +242,16 @@ def test_mistakes_of_all_stages_come_together():
     ]
 
 
+def test_mistakes_of_the_pipeline_itself_come_with_those_of_its_stages():
+    stages = {"a": {**SFT, "trainer": {"args": {"betta": 1}}}}
+    with pytest.raises(PosttrainError) as error:
+        command(stages, "name=../x", "tracking.tags=[hf_abcdefghijklmnopqrstuvwxyz0123456789]")
+    said = str(error.value).splitlines()
+    assert said[0].startswith("name=../x: ")
+    assert sum("../x" in line for line in said) == 1
+    assert any(line.startswith("stages.a.trainer.args.betta: not an option") for line in said)
+
+
 def test_a_parent_that_is_not_there_yet_passes_the_checks():
     """`value_init=reward` needs an adapter, and the reward model's recipe says that it will be one."""
     ppo = {**PPO, "trainer": {"args": {"value_mode": "adapter", "value_init": "reward"}}}

@@ -31,6 +31,22 @@ REFUSED = [
     ((*LORA, "+peft.lora.task_type=SEQ_CLS"), r"peft\.lora\.task_type: .*it follows the trainer"),
     ((*LORA, "+peft.lora.inference_mode=true"), r"peft\.lora\.inference_mode: .*it would train nothing"),
     ((*LORA, "+peft.lora.rank_pattern={nope: 4}"), r"peft\.lora\.rank_pattern\.nope: matches no module"),
+    ((*LORA, "+peft.lora.alpha_pattern=null"), r"peft\.lora\.alpha_pattern=None: expected settings"),
+    ((*LORA, "+peft.lora.velora_config=[1]"), r"peft\.lora\.velora_config=\[1\]: expected settings"),
+    (
+        (*LORA, "+peft.lora.runtime_config={}"),
+        r"peft\.lora\.runtime_config: .*leave|peft\.lora\.runtime_config: .*no training",
+    ),
+    ((*LORA, "+trainer.args.optim=null"), r"trainer\.args\.optim=None: leave it out, or choose from"),
+    (
+        (*LORA, "trainer.args.lr_scheduler_type=warmup_stable_decay"),
+        r"lr_scheduler_type=warmup_stable_decay: needs num_decay_steps; set trainer\.args\.lr_scheduler_kwargs",
+    ),
+    ((*LORA, "+trainer.args.gradient_checkpointing_kwargs=x"), r"gradient_checkpointing_kwargs=x: expected settings"),
+    (
+        ("trainer=grpo", "reward=length", "+trainer.args.generation_batch_size=auto"),
+        r"generation_batch_size='auto': expected",
+    ),
     ((*VALUE, "+peft.value={target_modules: [nope_proj]}"), r"peft\.value\.target_modules=nope_proj: no such module"),
     ((*VALUE, "+peft.value={target_modules: nope_.*}"), r"peft\.value: .*nope_"),
 ]
