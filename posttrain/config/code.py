@@ -26,7 +26,7 @@ def load(path: str) -> Callable[..., Any]:
     except SyntaxError as error:
         raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except (Exception, SystemExit) as error:  # the module's own code has run
-        raise ValueError(f"{module} fails when it is imported: {said(error)}") from error
+        raise ValueError(f"{module} fails when it is imported: {error_line(error)}") from error
     if not hasattr(found, name):
         public = [known for known in vars(found) if not known.startswith("_")]
         near = difflib.get_close_matches(name, public, n=1)
@@ -42,7 +42,7 @@ def _missing(module: str, error: ModuleNotFoundError) -> str:
     return f"{module} needs {error.name}, which is not installed"
 
 
-def said(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error of the user's code: its type, its words, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -305,7 +305,7 @@ def parse_dialogue(value: Any, field: str) -> Turns:
     return [Message(roles[name], said.strip()) for name, said in turns]
 
 
-def beside(example: Example, row: Mapping[str, Any]) -> Example:
+def with_row_settings(example: Example, row: Mapping[str, Any]) -> Example:
     """`example` with the other columns of its row that belong to a conversation: system prompt, tools, options.
 
     Text is rendered by no template, so it has none of them.

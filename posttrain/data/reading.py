@@ -62,7 +62,7 @@ class Converter:
         if example.turns:
             from posttrain.data import messages
 
-            example = messages.beside(example, row)
+            example = messages.with_row_settings(example, row)
             for name in example.used:
                 self.unread_keys |= messages.unread(row.get(name))
         self.used.update(example.used)

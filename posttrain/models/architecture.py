@@ -71,12 +71,12 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
     if errors := _unknown_kwargs(run.model.kwargs, known):
         raise PosttrainError("\n".join(errors))
     with torch.device("meta"):
-        model = _made(auto, known, run.model)
+        model = _without_weights(auto, known, run.model)
         if run.peft.method != "none":
             from posttrain.models.adapter import add_without_weights
 
             if run.peft.value:
-                other = _made(auto, known, run.model)
+                other = _without_weights(auto, known, run.model)
                 add_without_weights(other, run.peft, run.trainer.kind, sees(known), value=True)
             model = add_without_weights(model, run.peft, run.trainer.kind, sees(known))
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.
@@ -85,7 +85,7 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
     return counts, getattr(known.get_text_config(), "max_position_embeddings", None)
 
 
-def _made(auto: Any, known: PretrainedConfig, model: ModelConfig) -> Any:
+def _without_weights(auto: Any, known: PretrainedConfig, model: ModelConfig) -> Any:
     """The model on no device, with the attention that was asked for by name; `auto` takes what there is."""
     asked = model.attn_implementation
     # One with a slash is a kernel of the hub, which would be fetched.

@@ -198,7 +198,7 @@ def _built(name: str, entry: RewardConfig) -> Any:
     except PosttrainError:
         raise
     except Exception as error:  # the class's own code
-        raise PosttrainError(f"reward {name} ({entry.function}): cannot be built: {code.said(error)}") from error
+        raise PosttrainError(f"reward {name} ({entry.function}): cannot be built: {code.error_line(error)}") from error
 
 
 def score(

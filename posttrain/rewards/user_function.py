@@ -116,7 +116,7 @@ def _check_result(where: str, result: Any, count: int) -> list[float | None]:
     """A float or None for each completion, whatever sequence they came in; raises `RewardError` for anything else."""
     wanted = f"return a list with a number, or None where it does not apply, for each of the {count} completions"
     if isinstance(result, (str, bytes, dict)) or not hasattr(result, "__iter__") or not _has_rows(result):
-        raise RewardError(f"{where}: returned {_shown(result)}; {wanted}")
+        raise RewardError(f"{where}: returned {_shortened(result)}; {wanted}")
     values = list(result)
     if len(values) != count:
         raise RewardError(f"{where}: returned {len(values)} values; {wanted}")
@@ -127,7 +127,7 @@ def _check_result(where: str, result: Any, count: int) -> list[float | None]:
                 raise TypeError
             numbers.append(None if value is None else float(value))
         except (TypeError, ValueError):
-            raise RewardError(f"{where}: returned {_shown(value)} for completion {i}; {wanted}") from None
+            raise RewardError(f"{where}: returned {_shortened(value)} for completion {i}; {wanted}") from None
     return numbers
 
 
@@ -136,6 +136,6 @@ def _has_rows(result: Any) -> bool:
     return getattr(result, "ndim", 1) > 0
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) < 80 else text[:77] + '...'}"

@@ -117,7 +117,7 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int
     `row`: tokens of the longest row of data; `prompt`: how many of them are not scored.
     """
     kind, args = trainers.of(run.trainer.kind), run.trainer.args
-    kept = _kept(run, precision, sizes)
+    kept = _held_throughout(run, precision, sizes)
     gradients = kept.pop("gradients")
     micro, accumulated = _number(run, "per_device_train_batch_size"), _number(run, "gradient_accumulation_steps")
     step = _pass(run, row, prompt, micro)
@@ -157,7 +157,7 @@ def _number(run: Run, name: str) -> int:
     return int(run.trainer.args.get(name) or trainers.of(run.trainer.kind).default(name) or 1)
 
 
-def _kept(run: Run, precision: Precision, sizes: Sizes) -> dict[str, float]:
+def _held_throughout(run: Run, precision: Precision, sizes: Sizes) -> dict[str, float]:
     """What stays through the training, whatever its batch is."""
     args, full = run.trainer.args, run.peft.method == "none"
     width = BYTES[precision.dtype]

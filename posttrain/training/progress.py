@@ -144,7 +144,7 @@ class Phase:
 
     def __enter__(self) -> Phase:
         if not console.is_terminal:
-            self.stack.enter_context(call_while_slow(self._say))
+            self.stack.enter_context(call_while_slow(self._report))
             return self
         # A run's own bar is shown already, and there is one live display at a time.
         self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(transient=True))
@@ -160,7 +160,7 @@ class Phase:
         if console.is_terminal:
             self.bar.update(self.task, completed=self.done)
 
-    def _say(self) -> None:
+    def _report(self) -> None:
         each = (time.monotonic() - self.started) / max(self.done, 1)
         left = f", about {duration(each * (self.total - self.done))} left" if self.done else ""
         print_plain(f"{self.label} ...{left}")

@@ -373,11 +373,11 @@ class Resumable(_Trainer):
             self._note_record_sizes()
             return
         with _reading(str(source)):
-            self._recall(json.loads(path.read_text(encoding="utf-8")), source)
+            self._restore(json.loads(path.read_text(encoding="utf-8")), source)
         self._note_record_sizes()
         self._end_step()
 
-    def _recall(self, known: dict[str, Any], source: Path) -> None:
+    def _restore(self, known: dict[str, Any], source: Path) -> None:
         self._saved_step = self.state.global_step
         self._tr_loss.fill_(known["loss"])
         self._total_loss_scalar = known["total_loss"]

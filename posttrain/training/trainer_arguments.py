@@ -149,7 +149,7 @@ def user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
             try:
                 made.append(cls(**({"trainer": trainer} if wants else {}), **args))
             except Exception as error:  # the class's own code
-                raise PosttrainError(f"trainer.callbacks={path}: {code.said(error)}") from error
+                raise PosttrainError(f"trainer.callbacks={path}: {code.error_line(error)}") from error
     return made
 
 

@@ -182,7 +182,7 @@ class Grader:
         if isinstance(part, (schema.StringCheck, schema.TextSimilarity)):
             values = self._compared(part, [(text, reference) for _, (text, reference) in filled])
         else:
-            values = self._judged(part, [rows[n] for n, _ in filled], place)
+            values = self._ask_model(part, [rows[n] for n, _ in filled], place)
         for (n, _), value in zip(filled, values, strict=True):
             scores[n] = value
         return scores
@@ -212,7 +212,7 @@ class Grader:
                 scores.append(value)
         return scores
 
-    def _judged(
+    def _ask_model(
         self, part: schema.ScoreModel | schema.LabelModel, rows: list[dict[str, Any]], place: str
     ) -> list[float | None]:
         from posttrain.rewards.graders import model_grader

@@ -112,7 +112,7 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
             answer, output, error = _exchange(process, json.dumps(order, default=str).encode(), result, limits, folder)
         finally:
             os.close(result)
-            _end(process)
+            _kill_group(process)
     if error is None and not answer:
         error = _died(process.returncode, output)
     if error is not None:
@@ -260,7 +260,7 @@ def _too_long(limits: Limits) -> str:
     return f"time: more than {limits.seconds:g} s"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill the process group, so that no child stays, and reap.
 
     With namespaces the process is the guard of the one inside, which may have left the group: on SIGTERM it kills that.
