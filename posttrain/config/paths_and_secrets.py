@@ -38,11 +38,11 @@ def check(run: Run) -> list[str]:
     """Names that would leave `output_dir` or make no file name, and an `output_dir` that cannot be one."""
     errors = []
     if run.name is not None and (wrong := wrong_name(run.name)):
-        errors.append(f"name={_masked(run.name)}: {wrong}")
+        errors.append(f"name={_readable(run.name)}: {wrong}")
     for path, entries in (*run.rewards.items(), ("data.mix", run.data.mix)):
-        errors += [f"{path}.{_masked(name)}: {wrong}" for name in entries if (wrong := wrong_name(str(name)))]
+        errors += [f"{path}.{_readable(name)}: {wrong}" for name in entries if (wrong := wrong_name(str(name)))]
     return errors + (
-        [f"output_dir={_masked(run.output_dir)}: {wrong}"] if (wrong := _wrong_folder(run.output_dir)) else []
+        [f"output_dir={_readable(run.output_dir)}: {wrong}"] if (wrong := _wrong_folder(run.output_dir)) else []
     )
 
 
@@ -70,7 +70,7 @@ def _wrong_folder(path: str) -> str | None:
     return None
 
 
-def _masked(text: str) -> str:
+def _readable(text: str) -> str:
     return text if text.isprintable() and len(text) < 80 else repr(text[:80])
 
 
