@@ -319,11 +319,15 @@ def used_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run came from: its recipe, its command line, and the sweep it is part of."""
+    """Where a run came from: its recipe, its command line, the sweep it is part of.
+
+    `left_out` is what belongs to the recipe's own data set, where the command names another.
+    """
 
     recipe: str | None
     overrides: tuple[str, ...]
     sweep_dir: Path | None
+    left_out: str | None = None
 
     @property
     def command(self) -> str:

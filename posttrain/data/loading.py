@@ -12,7 +12,7 @@ from posttrain.config.schema import DataConfig
 from posttrain.data.columns import SCORE_COLUMNS, TRL_COLUMNS, with_template_options
 from posttrain.data.formats import ABOUT, PAIRS
 from posttrain.data.reading import Template, display_path
-from posttrain.data.split import SPLIT_SEED, Split
+from posttrain.data.split import SPLIT_SEED, Split, overlap
 from posttrain.data.store import Skipped
 from posttrain.data.trainer_rows import TrainerRows, load_held_out_rows, load_prompt_rows, load_rows
 from posttrain.errors import PosttrainError
@@ -84,6 +84,12 @@ class Data:
         if taken:
             found["rows"] = f"{', '.join(taken)}, {self._skipped} skipped, {self.source['held_out_rows']} held out, "
             found["rows"] += f"{self.rows} trained on"
+        common, held_out = self.source.get("overlap") or {}, self.source["held_out_rows"]
+        if any(common.values()):
+            found["overlap"] = (
+                f"{common['rows']} of {held_out} held-out rows are trained on as well, {common['prompts']} have a "
+                "prompt that is: what is measured on them is not of unseen rows"
+            )
         if unused := [f"{_named(name)}{', '.join(part['unused'])}" for name, part in parts.items() if part["unused"]]:
             found["unused"] = f"columns {'; '.join(unused)}"
         if count := self._skipped:
@@ -156,8 +162,13 @@ def _load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | N
 
 
 def check_learnable(kind: str, data: Data) -> None:
-    """Raise `PosttrainError` for rows of which each is right, and that teach nothing together."""
+    """Raise `PosttrainError` for rows of which each is right, and that teach or measure nothing together."""
     path, first = f"data.path={data.source['path']}", data.first
+    if (data.source.get("overlap") or {}).get("rows", 0) == data.source["held_out_rows"] > 0:
+        raise PosttrainError(
+            f"data.eval_path: each of the {data.source['held_out_rows']} held-out rows is a row of {path} too; give "
+            "other rows, or leave data.eval_path and data.eval_split out: data.eval_size holds rows out"
+        )
     if trainers.of(kind).reads == "labels" and len(set(data.train["label"][:])) == 1:
         label = str(data.train["label"][0]).lower()
         raise PosttrainError(
@@ -211,6 +222,8 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
         train.select(range(min(FIRST_ROWS, len(train)))),
         [skipped for one in made.values() for skipped in one.divided.skipped],
     )
+    if held_out is not None and any(" of " not in one.divided.how for one in made.values()):
+        found.source["overlap"] = overlap(train, held_out)  # rows drawn from those of training have none
     if found.weighted and not any(weight is None or weight for weight in train["weight"]):
         raise PosttrainError(f"data.path={found.source['path']}: column weight: all are 0, so nothing is learned")
     return found

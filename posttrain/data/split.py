@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import PROMPT_COLUMNS, prompt_of
+from posttrain.data.columns import PROMPT_COLUMNS, TRL_COLUMNS, prompt_of
 from posttrain.data.reading import Rows, Template, display_path, has_splits, held_out_split, read
 from posttrain.data.sampled import data_file
 from posttrain.data.store import Skipped
@@ -105,10 +106,14 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
             f"data.eval_size={size:g}: of {len(rows)} rows that leaves none to train on; set a smaller share or number"
         )
     groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows.select_columns([name for name in PROMPT_COLUMNS if name in rows.column_names])):
-        prompt = prompt_of(row)
-        groups.setdefault(f"row {index}" if prompt is None else repr(prompt), []).append(index)
-    if len(groups) < 2 or len(groups) == len(rows):
+    for index, prompt in enumerate(_prompts(rows)):
+        groups.setdefault(prompt or f"row {index}", []).append(index)
+    if len(groups) < 2:
+        raise PosttrainError(
+            f"data.eval_size={size:g}: all {len(rows)} rows have the same prompt, so what is held out would have been "
+            "trained on; set data.eval_size=0, or give other rows: data.eval_path=FILE"
+        )
+    if len(groups) == len(rows):
         parts = rows.train_test_split(test_size=size, seed=SPLIT_SEED)
         return parts["train"], parts["test"]
     keys = list(groups)
@@ -120,6 +125,24 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
     train = [index for key in keys for index in groups[key]]
     random.Random(SPLIT_SEED).shuffle(train)
     return rows.select(train), rows.select(held_out)
+
+
+def _prompts(rows: Dataset) -> Iterator[str | None]:
+    """What tells the prompt of each row from those of others; `None` for a row without one."""
+    for row in rows.select_columns([name for name in PROMPT_COLUMNS if name in rows.column_names]):
+        prompt = prompt_of(row)
+        yield repr(prompt) if prompt else None
+
+
+def overlap(train: Dataset, held_out: Dataset) -> dict[str, int]:
+    """How many held-out rows are rows of training as well, and of how many the prompt is one of training."""
+    learnt = [name for name in sorted(TRL_COLUMNS) if name in train.column_names and name in held_out.column_names]
+
+    def whole(rows: Dataset) -> Iterator[int]:
+        return (hash(repr(row)) for row in rows.select_columns(learnt))
+
+    seen, asked = set(whole(train)), set(_prompts(train)) - {None}
+    return {"rows": sum(row in seen for row in whole(held_out)), "prompts": sum(p in asked for p in _prompts(held_out))}
 
 
 def _rows_with_score(rows: Dataset, config: DataConfig, name: str) -> Dataset:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -43,8 +43,10 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
     if found or run is None:
         raise PosttrainError("\n".join(dict.fromkeys(found)))
     if dropped:
-        said = ", ".join(f"{name}={value}" for name, value in dropped.items())
-        print_plain(f"data.path={run.data.path}: what belongs to the recipe's own data set is left out: {said}")
+        said = ", ".join(f"data.{name}={value}" for name, value in dropped.items())
+        origin = replace(origin, left_out=f"not used, as it belongs to the recipe's own data set: {said}")
+        if run.job != "train":  # whose plan has it
+            print_plain(f"data.path={run.data.path}: {origin.left_out}")
     # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
     start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
     return start(run, origin)

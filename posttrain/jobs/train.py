@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
             summary.show(directory)
         return execution.objective_of(run, directory)
     with show_status("Loading libraries, data and tokenizer"):
-        plan = train_plan.prepare(run, directory.path)
+        plan = replace(train_plan.prepare(run, directory.path), left_out=origin.left_out)
     if main_process():
         train_plan.show_plan(run, plan, directory)
     if run.dry_run:

@@ -11,8 +11,8 @@ from posttrain.config import trainers
 from posttrain.config.schema import Run
 from posttrain.console import print_facts
 from posttrain.errors import PosttrainError
-from posttrain.models.tokens import token_ids
 from posttrain.runs.directory import RunDirectory
+from posttrain.training.lengths import Lengths, check_lengths, measure
 from posttrain.training.schedule import schedule
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     total, trained = plan.parameters
     source = plan.data.source
     tokens = plan.lengths.mean * (plan.data.rows or 0)
-    limit = run.trainer.args.get("max_length")
-    over = sum(n > limit for n in plan.lengths.sequence) / len(plan.lengths.sequence) if limit else 0.0
     how = "full fine-tuning" if run.peft.method == "none" else f"LoRA r={run.peft.lora.get('r', 8)}"
     if run.peft.lora.get("use_dora") and run.peft.method == "lora":
         how = how.replace("LoRA", "DoRA")
@@ -46,11 +44,11 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         **({"starts from": plan.start.note} if plan.start.note else {}),
         "data": f"{source['path']}: {plan.data.rows or 'a stream of'} rows of about {plan.lengths.mean:.0f} tokens "
         + (f"({_count(tokens)} in all)" if tokens else "")
-        + (f", {source['held_out_rows']} held out" if "rows" not in lines else "")
-        + (f"; {over:.0%} longer than max_length={limit}" if over else ""),
+        + (f", {source['held_out_rows']} held out" if "rows" not in lines else ""),
+        **({"own data": plan.left_out} if plan.left_out else {}),
         **lines,
         **({"learnt": learnt} if (learnt := _learnt(run, plan)) else {}),
-        **({"dropped": dropped} if (dropped := _dropped(run, plan)) else {}),
+        **plan.lengths.describe(run, plan.data.rows),
         **plan.notes,
         **({"note": note} if (note := _note(run, plan)) else {}),
         **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.takes_rewards else {}),
@@ -94,16 +92,6 @@ def _learnt(run: Run, plan: Plan) -> str | None:
     return "assistant turns, but for those of weight 0; trainer.args.assistant_only_loss=false learns all turns"
 
 
-def _dropped(run: Run, plan: Plan) -> str | None:
-    """How many rows `max_length` leaves nothing of, as TRL drops them."""
-    count = plan.lengths.dropped(run)
-    if not count:
-        return None
-    known = len(plan.lengths.sequence)
-    rows = "rows" if plan.data.rows == known else f"of the first {known} rows"
-    return f"{count} {rows} by trainer.args.max_length={run.trainer.args.get('max_length', 1024)}"
-
-
 def _note(run: Run, plan: Plan) -> str | None:
     first = plan.data.first[0]
     plain = isinstance(first.get("prompt", first.get("text")), str)
@@ -137,6 +125,7 @@ class Plan:
     rows_per_step: int
     steps_per_rollout: int
     prompts: str | None
+    left_out: str | None = None
 
 
 def prepare(run: Run, output_dir: Path) -> Plan:
@@ -183,8 +172,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_router(run, known)
     _check_rewards_reachable(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
-    lengths = _lengths(tokenizer, data)
-    _check_lengths(run, lengths, context)
+    lengths = measure(tokenizer, data.first)
+    check_lengths(run, lengths, context)
     needed = footprint.estimate(run, precision, footprint.of_config(known, parameters), *lengths.longest(run))
     there = _check_memory(run, precision, needed)
     _check_space(run, parameters, output_dir)
@@ -286,85 +275,3 @@ def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> Non
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of the first rows: of a whole row's longest sequence, and of its prompt alone."""
-
-    sequence: list[int]
-    prompt: list[int]
-
-    def dropped(self, run: Run) -> int:
-        """How many of these rows TRL's trainers leave out for their length."""
-        limit = run.trainer.args.get("max_length", 1024)
-        kind = trainers.of(run.trainer.kind)
-        if kind.samples_completions or not kind.has("max_length") or not limit:
-            return 0
-        if kind.scores:
-            return sum(length > limit for length in self.sequence)
-        if run.trainer.args.get("truncation_mode", "keep_start") != "keep_start" or run.trainer.args.get("packing"):
-            return 0
-        return sum(length >= limit for length in self.prompt)
-
-    @property
-    def mean(self) -> float:
-        return sum(self.sequence) / len(self.sequence)
-
-    def longest(self, run: Run) -> tuple[int, int]:
-        """Tokens of the longest row as training sees it, and how many of them are its prompt's."""
-        args, kind = run.trainer.args, trainers.of(run.trainer.kind)
-        row, prompt = max(zip(self.sequence, self.prompt, strict=True))
-        if kind.samples_completions:
-            return row + (args.get("max_completion_length") or kind.default("max_completion_length") or 512), row
-        limit = args.get("max_length", kind.default("max_length"))
-        if limit and (row > limit or args.get("packing")):
-            row = limit
-        return row, min(prompt, row)
-
-
-def _lengths(tokenizer: PreTrainedTokenizerBase, data: Data) -> Lengths:
-    """Rendered as the trainer will render them; for pairs the longer of the two."""
-    sequence, prompt = [], []
-    for row in data.first:
-        start = row.get("prompt", row.get("messages", row.get("text")))
-        ends = [row[c] for c in ("completion", "chosen", "rejected") if c in row]
-        prompt.append(len(token_ids(tokenizer, start)) if ends else 0)
-        sequence.append(
-            max((len(token_ids(tokenizer, start + end)) for end in ends), default=len(token_ids(tokenizer, start)))
-        )
-    return Lengths(sequence, prompt)
-
-
-def _check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
-    """`max_length` must leave something to learn, and everything must fit the model's context."""
-    args, errors = run.trainer.args, []
-    kind = trainers.of(run.trainer.kind)
-    if context and run.probe.prompts and not kind.scores and run.probe.max_new_tokens > context:
-        errors.append(
-            f"probe.max_new_tokens={run.probe.max_new_tokens}: the model's context is {context}; set it to less"
-        )
-    if kind.samples_completions:
-        longest = max(lengths.sequence) + args.get(
-            "max_completion_length", kind.default("max_completion_length") or 512
-        )
-        if context and longest > context:
-            errors.append(
-                f"trainer.args.max_completion_length: the longest prompt and its completion take {longest} tokens, "
-                f"and the model's context is {context}"
-            )
-    elif limit := args.get("max_length", kind.default("max_length")):
-        if context and limit > context:
-            errors.append(f"trainer.args.max_length={limit}: the model's context is {context}; set it to that or less")
-        measured = lengths.sequence if kind.scores else lengths.prompt
-        if min(measured) >= limit:
-            errors.append(
-                f"trainer.args.max_length={limit}: every row is dropped, the shortest takes {min(measured)} tokens "
-                f"{'' if kind.scores else 'before its completion '}(median {_median(measured)}); raise max_length"
-            )
-    if errors:
-        raise PosttrainError("\n".join(errors))
-
-
-def _median(values: list[int]) -> int:
-    return sorted(values)[len(values) // 2]

@@ -21,7 +21,7 @@ def build(kind: str, parts: Parts) -> Trainer:
     With a new adapter the reference is the base with the adapter off, with an inherited one its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
-    from posttrain.training import labelled_positions, shared_prompts
+    from posttrain.training import labelled_positions, lengths, shared_prompts
     from posttrain.training.reference import cache_reference
     from posttrain.training.resume import resumable
 
@@ -75,6 +75,10 @@ def build(kind: str, parts: Parts) -> Trainer:
     trainer = resumable(_load(chosen.path))(
         **{name: value for name, value in given.items() if name in chosen.parameters}
     )
+    for name, rows in (("training", train), ("held out", parts.eval)):
+        prepared = trainer.train_dataset if name == "training" else trainer.eval_dataset
+        if said := lengths.describe_prepared(name, rows, prepared, trainer.args):
+            print_plain(said)
     if hasattr(trainer, "reward_func_names"):
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
         # Those behind them are environments' own.

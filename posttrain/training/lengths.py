@@ -1,0 +1,171 @@
+"""How long rows are in tokens, and what `max_length` does to them: before training of the first rows, then of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from posttrain.config import trainers
+from posttrain.config.schema import Run
+from posttrain.data import loss_mask
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+ANSWERS = ("completion", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the first rows: of a whole row's longest sequence, and of its prompt alone."""
+
+    sequence: list[int]
+    prompt: list[int]
+
+    def dropped(self, run: Run) -> int:
+        """How many of these rows TRL's trainers leave out for their length."""
+        limit, end = _limit(run)
+        if not limit:
+            return 0
+        if trainers.of(run.trainer.kind).scores:
+            return sum(length > limit for length in self.sequence)
+        return 0 if end else sum(length >= limit for length in self.prompt)
+
+    def cut(self, run: Run) -> int:
+        """How many of these rows lose a part: answers their end, or with `keep_end` prompts their beginning."""
+        limit, _ = _limit(run)
+        if not limit or trainers.of(run.trainer.kind).scores:
+            return 0
+        return sum(length > limit for length in self.sequence) - self.dropped(run)
+
+    def describe(self, run: Run, rows: int | None) -> dict[str, str]:
+        """What a plan says of rows that `max_length` drops or cuts; `rows` is how many there are."""
+        limit, end = _limit(run)
+        known = len(self.sequence)
+        of = f"of {known} rows" if rows == known else f"of the first {known} rows"
+        found = {}
+        if count := self.dropped(run):
+            why = "an answer is longer" if trainers.of(run.trainer.kind).scores else "the prompt alone fills it"
+            found["dropped"] = f"{count} {of} by trainer.args.max_length={limit}: {why}"
+        if count := self.cut(run):
+            what = "the beginning of their prompt" if end else "the end of their answer"
+            found["cut"] = f"{count} {of} lose {what} to trainer.args.max_length={limit}"
+        if found and rows != known:
+            found[next(reversed(found))] += "; the log has the numbers of all rows"
+        return found
+
+    @property
+    def mean(self) -> float:
+        return sum(self.sequence) / len(self.sequence)
+
+    def longest(self, run: Run) -> tuple[int, int]:
+        """Tokens of the longest row as training sees it, and how many of them are its prompt's."""
+        args, kind = run.trainer.args, trainers.of(run.trainer.kind)
+        row, prompt = max(zip(self.sequence, self.prompt, strict=True))
+        if kind.samples_completions:
+            return row + (args.get("max_completion_length") or kind.default("max_completion_length") or 512), row
+        limit = args.get("max_length", kind.default("max_length"))
+        if limit and (row > limit or args.get("packing")):
+            row = limit
+        return row, min(prompt, row)
+
+
+def _limit(run: Run) -> tuple[int | None, bool]:
+    """The length at which rows are cut or dropped, `None` where none is; and whether their end is kept."""
+    args, kind = run.trainer.args, trainers.of(run.trainer.kind)
+    if kind.samples_completions or not kind.has("max_length") or args.get("packing") or args.get("padding_free"):
+        return None, False
+    return args.get("max_length", 1024), args.get("truncation_mode", "keep_start") != "keep_start"
+
+
+def measure(tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Lengths:
+    """Of rows as the trainer will render them, tools included; of pairs the longer answer."""
+    sequence, prompt = [], []
+    for row in rows:
+        start = row.get("prompt", row.get("messages", row.get("text")))
+        ends = [row[name] for name in ANSWERS if name in row]
+        asked = _count(tokenizer, start, row)
+        prompt.append(asked if ends else 0)
+        sequence.append(max((_count(tokenizer, start + end, row) for end in ends), default=asked))
+    return Lengths(sequence, prompt)
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, said: str | list[dict[str, Any]], row: Mapping[str, Any]) -> int:
+    if isinstance(said, str):
+        return len(tokenizer(said)["input_ids"])
+    render = loss_mask.renderer(tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
+    return len(tokenizer(render(said, False), add_special_tokens=False)["input_ids"])
+
+
+def check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
+    """`max_length` must leave something to learn, and everything must fit the model's context."""
+    args, errors = run.trainer.args, []
+    kind = trainers.of(run.trainer.kind)
+    if kind.samples_completions:
+        longest = lengths.longest(run)[0]
+        if context and longest > context:
+            errors.append(
+                f"trainer.args.max_completion_length: the longest prompt and its completion take {longest} tokens, "
+                f"and the model's context is {context}"
+            )
+    elif limit := args.get("max_length", kind.default("max_length")):
+        if context and limit > context:
+            errors.append(f"trainer.args.max_length={limit}: the model's context is {context}; set it to that or less")
+        measured = lengths.sequence if kind.scores else lengths.prompt
+        if min(measured) >= limit:
+            errors.append(
+                f"trainer.args.max_length={limit}: every row is dropped, the shortest takes {min(measured)} tokens "
+                f"{'' if kind.scores else 'before its completion '}(median {sorted(measured)[len(measured) // 2]}); "
+                "raise max_length"
+            )
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def describe_prepared(name: str, given: Any, prepared: Any, args: Any) -> str | None:
+    """What `max_length` has done to all rows of a trainer; `None` where that is nothing, or unknown.
+
+    `given` are the rows before TRL has prepared them, `prepared` those after, with their tokens.
+    """
+    limit = getattr(args, "max_length", None)
+    if not limit or getattr(args, "packing", False) or not hasattr(given, "num_rows") or prepared is None:
+        return None
+    whole, cut = _cut(given, prepared, limit)
+    dropped = len(given) - len(prepared)
+    if not (dropped or cut):
+        return None
+    most = (
+        "" if whole else "up to "
+    )  # of rows that TRL has cut, those of just this length are not known from the others
+    return (
+        f"{name}: of {len(given)} rows {dropped} dropped and {most}{cut} cut by max_length={limit}; "
+        f"{len(prepared)} are used"
+    )
+
+
+def _cut(given: Any, prepared: Any, limit: int) -> tuple[bool, int]:
+    """How many rows are cut, and whether that is exact."""
+    names = prepared.column_names
+    if "input_ids" in given.column_names:  # tokenized here, and cut by TRL
+        return True, sum(length > limit for length in _token_counts(given, ["input_ids"])) - len(given) + len(prepared)
+    if "prompt_ids" in names:  # cut by the collator
+        answers = [name for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in names]
+        lengths = [_token_counts(prepared, ["prompt_ids", name]) for name in answers]
+        return True, sum(max(row) > limit for row in zip(*lengths, strict=True))
+    if "input_ids" in names:
+        return False, sum(length >= limit for length in _token_counts(prepared, ["input_ids"]))
+    return True, 0
+
+
+def _token_counts(rows: Any, columns: list[str]) -> list[int]:
+    """How many tokens the lists in `columns` have together, by row."""
+    import pyarrow.compute as pc
+
+    counts: list[int] = []
+    for batch in rows.select_columns(columns).with_format("arrow").iter(1000):
+        parts = [pc.list_value_length(batch[name]).to_pylist() for name in columns]
+        counts += [sum(row) for row in zip(*parts, strict=True)]
+    return counts
