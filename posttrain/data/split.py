@@ -129,7 +129,8 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
 
 def _prompts(rows: Dataset) -> Iterator[str | None]:
     """What tells the prompt of each row from those of others; `None` for a row without one."""
-    for row in rows.select_columns([name for name in PROMPT_COLUMNS if name in rows.column_names]):
+    names = [name for name in PROMPT_COLUMNS if name in rows.column_names]
+    for row in rows.select_columns(names) if names else ({} for _ in range(len(rows))):
         prompt = prompt_of(row)
         yield repr(prompt) if prompt else None
 

@@ -172,7 +172,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     _check_router(run, known)
     _check_rewards_reachable(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
-    lengths = measure(tokenizer, data.first)
+    lengths = measure(run, tokenizer, data.first)
     check_lengths(run, lengths, context)
     needed = footprint.estimate(run, precision, footprint.of_config(known, parameters), *lengths.longest(run))
     there = _check_memory(run, precision, needed)

@@ -81,10 +81,22 @@ def _limit(run: Run) -> tuple[int | None, bool]:
     return args.get("max_length", 1024), args.get("truncation_mode", "keep_start") != "keep_start"
 
 
-def measure(tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Lengths:
-    """Of rows as the trainer will render them, tools included; of pairs the longer answer."""
+def measure(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Lengths:
+    """Of rows as the trainer will render them, tools included; of pairs the longer answer.
+
+    In a conversation all that stands before the first token that is learnt is its prompt.
+    """
     sequence, prompt = [], []
+    only = run.trainer.args.get("assistant_only_loss")
+    masked = trainers.of(run.trainer.kind).reads == "text" and "messages" in rows.column_names
+    template = loss_mask.training_template(tokenizer, only) if masked else None
     for row in rows:
+        if masked:
+            more = (row.get("tools"), template, row.get("chat_template_kwargs"), only is False)
+            labels = loss_mask.tokenize_conversation(tokenizer, row["messages"], *more)["labels"]
+            sequence.append(len(labels))
+            prompt.append(next((n for n, label in enumerate(labels) if label != -100), len(labels)))
+            continue
         start = row.get("prompt", row.get("messages", row.get("text")))
         ends = [row[name] for name in ANSWERS if name in row]
         asked = _count(tokenizer, start, row)
