@@ -149,6 +149,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def consumed(name: str, kind: str, family: str, model: str) -> set[tuple[str, str]]:
     """(All text, text that is learnt) of the batches that two steps of the trainer itself consume."""
     from posttrain.training import build
+    from posttrain.training.parts import Parts
 
     settings: dict[str, Any] = {"columns": COLUMNS[name], "conversational": True} if name in COLUMNS else {}
     rows = loaded(write(SETS[name]), kind, family, **settings)[0].train
@@ -161,7 +162,7 @@ def consumed(name: str, kind: str, family: str, model: str) -> set[tuple[str, st
     }
     args |= {"output_dir": "out", "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     args |= {"use_cpu": True, "bf16": False, "model_init_kwargs": {}, "learning_rate": 1e-3}
-    parts = build.Parts(
+    given = Parts(
         model=model,
         args=args,
         tokenizer=tokenizer,
@@ -174,7 +175,7 @@ def consumed(name: str, kind: str, family: str, model: str) -> set[tuple[str, st
         reward_weights=[],
         share_prompts=False,
     )
-    trainer = build.build(kind, parts)
+    trainer = build.build(kind, given)
     batches, step = [], trainer.training_step
 
     def recorded(model: Any, inputs: Any, *more: Any) -> Any:

@@ -31,8 +31,8 @@ def hub(tmp_path):
             "rejected": [*turns, {"role": "assistant", "content": "no"}],
         }
 
-    for split in ("train", "test"):
-        table = pa.Table.from_pylist([row(i) for i in range(16)])
+    for split, first in (("train", 0), ("test", 16)):
+        table = pa.Table.from_pylist([row(i) for i in range(first, first + 16)])
         pq.write_table(table, data / f"{split}-00000-of-00001.parquet")
     configs = "".join(f"  - split: {s}\n    path: data/{s}-*\n" for s in ("train", "test"))
     (data.parent / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{configs}---\n")
