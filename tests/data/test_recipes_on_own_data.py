@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from posttrain.config import trainers
 from posttrain.config.recipes import ROOT
 from posttrain.data.columns import ACCEPTS
+from posttrain.data.formats import NAMES
 from posttrain.data.loading import load
 from tests.helpers.runs import compose
 
@@ -28,6 +30,15 @@ FORMS: dict[str, dict[str, Any]] = {
     "labels": {"prompt": "2+2?", "completion": " 4", "label": True},
     "alpaca": {"instruction": "2+2?", "input": "", "output": "4"},
     "sharegpt": {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+    "openai": {"messages": [ASKED, {**SAID, "weight": 1}]},
+    "openai_preference": {"input": {"messages": [ASKED]}, "preferred_output": [SAID], "non_preferred_output": [BAD]},
+    "openai_rft": {"messages": [ASKED], "answer": "4"},
+    "message_pairs": {"chosen_messages": [ASKED, SAID], "rejected_messages": [ASKED, BAD]},
+    "labelled_messages": {"messages": [ASKED, SAID], "label": True},
+    "ms_swift": {"query": "2+2?", "response": "4"},
+    "ms_swift_preference": {"messages": [ASKED, SAID], "rejected_response": "5"},
+    "hh": {side: f"\n\nHuman: 2+2?\n\nAssistant: {n}" for side, n in (("chosen", 4), ("rejected", 5))},
+    "rankings": {"prompt": "2+2?", "completions": ["4", "5"], "ranks": [1, 2]},
     "orca": {"system": "Be brief.", "question": "2+2?", "chosen": "4", "rejected": "5"},
     "ratings": {"prompt": "2+2?", "completion": "4", "thumb": "up"},
     "ultrafeedback": {
@@ -36,12 +47,14 @@ FORMS: dict[str, dict[str, Any]] = {
     },
 }
 # What trainers read (`Kind.reads`) that learn from forms which are none of `ACCEPTS`, as docs/data.md has them.
+ALL = ("text", "pairs", "labels", "prompts")
 SERVES = {
-    "alpaca": ("text", "prompts"),
-    "sharegpt": ("text", "prompts"),
-    "orca": ("text", "pairs", "labels", "prompts"),
+    **dict.fromkeys(("alpaca", "sharegpt", "openai", "ms_swift"), ("text", "prompts")),
+    **dict.fromkeys(("openai_preference", "message_pairs", "ms_swift_preference", "hh", "orca"), ALL),
+    **dict.fromkeys(("ultrafeedback", "rankings"), ALL),
+    "openai_rft": ("prompts",),
+    "labelled_messages": ("labels", "text", "prompts"),
     "ratings": ("text", "labels", "prompts"),
-    "ultrafeedback": ("text", "pairs", "labels", "prompts"),
 }
 # But for pipelines, whose stages have recipes of their own.
 RECIPES = [p.stem for p in sorted((ROOT / "recipes").glob("*.yaml")) if "job: pipeline" not in p.read_text()]
@@ -53,6 +66,12 @@ def serves(form: str, reads: str) -> bool:
     return any(set(needed) <= set(FORMS[form]) for needed in ACCEPTS[reads])
 
 
+def test_all_documented_forms_are_among_them():
+    documented = re.findall(r"(?m)^\| `(\w+)` \|.*\|.*\|.*\|$", (ROOT / "docs" / "data.md").read_text())
+    assert {*documented} - {"trl"} == {*SERVES} == {*NAMES} - {"auto", "trl"}
+    assert FORMS.keys() >= {*documented} - {"trl"}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_documented_form_on_every_recipe(recipe: str):
     run, _ = compose(f"+recipe={recipe}", "data.path=mine.jsonl", "data.eval_size=0")
@@ -61,7 +80,9 @@ def test_every_documented_form_on_every_recipe(recipe: str):
         if serves(form, trainers.of(kind).reads):
             Path("mine.jsonl").write_text((json.dumps(row) + "\n") * 2)
             seen += 1
-            assert len(load(run.data, kind).train), form
+            data = load(run.data, kind)
+            assert len(data.train), form
+            assert data.source["parts"][""]["format"] == (form if form in SERVES else "trl")
     assert seen > 2
 
 
