@@ -128,6 +128,8 @@ def message(given: Any, field: str) -> Message:
     whose, what = _keys(given) if isinstance(given, Mapping) else ("role", "content")
     if not isinstance(given, Mapping) or whose not in given:
         raise RowError(field, f"expected a message with role and content (or from and value), got {shortened(given)}")
+    if given.get("value") is not None and given.get("content") not in (None, given["value"]):
+        raise RowError(field, "has different texts in content and value; one of them would be lost")
     name = given[whose]
     if name in TOOL_CALL_ROLES:
         calls = _calls(parse_json_string(given.get(what), f"{field}.{what}"), f"{field}.{what}")

@@ -103,8 +103,16 @@ class Rendering:
         """What should be in the text, and is not: turns, calls, tools, and reasoning that is to be learnt."""
         missing, first = False, 0 if field == "messages" else len(row["prompt"])
         self._check_written(field, turns, first, whole, render)
-        for turn in turns[first:]:
+        for number, turn in enumerate(turns[first:]):
             if turn["role"] == "assistant":
+                pieces = _THINK_BLOCK.split(turn["content"])
+                # Qwen3's keeps what stands before the first </think> and after the last.
+                if len(pieces) > 3 and any(piece.strip() not in whole for piece in pieces):
+                    raise RowError(
+                        f"{field}[{number}]",
+                        f"the chat template leaves out a part of it, which has several <think> blocks; {TEMPLATE} that "
+                        "keeps them, or give the reasoning once",
+                    )
                 given = turn.get(self.reasoning) or next(iter(_THINK_BLOCK.findall(turn["content"])), "")
                 missing = missing or given.strip() not in whole
         self.without_thoughts += missing

@@ -88,7 +88,17 @@ class Stream:
                 rows = list(with_template_options(to_trainer(_part(batch, source, self.config, "train"), self.kind)))
             # Other columns serve reward functions, which no trainer here has; their types may change on the way.
             for row in rows:
+                self.check_columns(row)
                 yield {name: row.get(name, {} if name == "chat_template_kwargs" else None) for name in self.columns}
+
+    def check_columns(self, row: dict[str, Any]) -> None:
+        """Raise `PosttrainError` for what is learnt from and stands in a column that the first rows do not have."""
+        late = [name for name in ("chat_template_kwargs", "weight") if name not in self.columns and row.get(name)]
+        if late:
+            raise PosttrainError(
+                f"data.path={display_path(self.config.path)}: the column {late[0]} comes after the first rows, which "
+                "say what columns a stream has; put a row with it first, or set data.streaming=false"
+            )
 
     def opened(self) -> RowSource:
         return _source(config_for_path(self.config, self.config.path), self.kind, self.template)

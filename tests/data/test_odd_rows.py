@@ -104,6 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "different reasoning in reasoning_content and <th",
     ),
     (chat({**USER, "reasoning": "R"}, "a"), "sft", "messages[0]: only the assistant reasons"),
+    (chat({**USER, "value": "OTHER"}, "a"), "sft", "messages[0]: has different texts in content and value"),
     (
         chat({"role": "system", "content": "s", "tools": TOOLS}, "q", "a"),
         "sft",
@@ -238,6 +239,24 @@ def test_options_of_the_template_in_some_rows_only(kind: str):
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     found = learnt(write(pair(**off), pair()), kind, "qwen3")
     assert len({whole for whole, _ in found}) == (1 if kind == "sft" else 2)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_several_thoughts_in_one_turn_of_which_the_template_keeps_one(kind: str):
+    several = said("<think>R</think>FIRST<think>S</think>b")
+    row = chat("q", several) if kind == "sft" else pair(chosen=[several])
+    with pytest.raises(PosttrainError, match=r"\[\d\]: the chat template leaves out a part of it"):
+        loaded(write(row), kind, "qwen3")
+    assert "FIRST<think>S</think>b" in learnt(write(row), kind, "llama31")[0][1]
+
+
+@pytest.mark.parametrize(("column", "value"), [("chat_template_kwargs", {"enable_thinking": False}), ("weight", 2)])
+def test_a_column_that_only_later_rows_of_a_stream_have(column: str, value: Any):
+    from posttrain.config.schema import DataConfig
+
+    path = write(*[pair()] * 300, pair(**{column: value}))
+    with pytest.raises(PosttrainError, match=f"the column {column} comes after the first rows"):
+        list(load(DataConfig(path=path, eval_size=0, streaming=True), "dpo").train)
 
 
 def test_files_whose_objects_go_over_several_lines():
