@@ -133,6 +133,10 @@ def check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
                 f"{'' if kind.scores else 'before its completion '}(median {sorted(measured)[len(measured) // 2]}); "
                 "raise max_length"
             )
+    if context and run.probe.prompts and not kind.scores and run.probe.max_new_tokens > context:
+        errors.append(
+            f"probe.max_new_tokens={run.probe.max_new_tokens}: the model's context is {context}; set it to less"
+        )
     if errors:
         raise PosttrainError("\n".join(errors))
 
