@@ -203,10 +203,10 @@ def test_a_model_alone_says_what_cannot_be_had(train, capsys):
 
 def test_labelled_rows_text_and_messages(train, tmp_path):
     """KTO's rows have margins; of messages the last turn counts, of text all but the first token."""
-    user = {"role": "user", "content": "Q"}
+    user = [{"role": "user", "content": f"Q{n}"} for n in range(6)]
     forms = {
         "kto": [{"prompt": f"{n} ", "completion": "yes" if n % 2 else "no", "label": bool(n % 2)} for n in range(6)],
-        "sft": [{"messages": [user, {"role": "assistant", "content": f"A{n}"}]} for n in range(6)],
+        "sft": [{"messages": [user[n], {"role": "assistant", "content": f"A{n}"}]} for n in range(6)],
     }
     found = {}
     for kind, lines in forms.items():
