@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.data import loss_mask
+from posttrain.data import chat_text
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -89,11 +89,13 @@ def measure(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Leng
     sequence, prompt = [], []
     only = run.trainer.args.get("assistant_only_loss")
     masked = trainers.of(run.trainer.kind).reads == "text" and "messages" in rows.column_names
-    template = loss_mask.training_template(tokenizer, only) if masked else None
+    template = chat_text.training_template(tokenizer, only) if masked else None
     for row in rows:
         if masked:
             more = (row.get("tools"), template, row.get("chat_template_kwargs"), only is False)
-            labels = loss_mask.tokenize_conversation(tokenizer, row["messages"], *more)["labels"]
+            from posttrain.data.loss_mask import tokenize_conversation
+
+            labels = tokenize_conversation(tokenizer, row["messages"], *more)["labels"]
             sequence.append(len(labels))
             prompt.append(next((n for n, label in enumerate(labels) if label != -100), len(labels)))
             continue
@@ -108,7 +110,7 @@ def measure(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Leng
 def _count(tokenizer: PreTrainedTokenizerBase, said: str | list[dict[str, Any]], row: Mapping[str, Any]) -> int:
     if isinstance(said, str):
         return len(tokenizer(said)["input_ids"])
-    render = loss_mask.renderer(tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
+    render = chat_text.renderer(tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
     return len(tokenizer(render(said, False), add_special_tokens=False)["input_ids"])
 
 
