@@ -143,7 +143,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {**pair(), "prompt": "OTHER", "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
         "dpo",
-        "prompt: is none of",
+        "prompt: is not among",
     ),
     ({"prompt": "q", "completion": "a", "label": 1}, "kto", "label: expected true or false, got 1 (of numbers:"),
     (chat("q", "a", images={"path": "x.png"}), "sft", "images: is not empty, and the model reads text only"),
