@@ -8,8 +8,8 @@ from .tiny import GOLDEN, logged, lora
 
 SETUPS = {
     "value adapter": {},
-    "shared head": {"value_mode": "head", "learning_rate": 5e-3},
-    "full fine-tuning": {"value_mode": "head", "learning_rate": 5e-4},
+    "shared head": {"value_mode": "head", "learning_rate": 5e-3, "max_steps": 40},
+    "full fine-tuning": {"value_mode": "head", "learning_rate": 5e-4, "max_steps": 40},
 }
 
 
