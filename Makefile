@@ -49,7 +49,7 @@ test-latest:  ## a short suite on the newest releases that pyproject.toml allows
 	test -d $(VENV)-latest || $(PYTHON) -m venv $(VENV)-latest
 	grep '^torch==' constraints.txt > $(VENV)-latest/torch.txt
 	$(VENV)-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
-	  -c $(VENV)-latest/torch.txt -e '.[graders]' 'pytest>=9' 'pytest-timeout>=2.4'
+	  -c $(VENV)-latest/torch.txt -e '.[graders,frontier,reasoning-gym]' 'pytest>=9' 'pytest-timeout>=2.4'
 	$(VENV)-latest/bin/python -m posttrain --version
 	$(TEST_ENV) $(VENV)-latest/bin/python -m pytest -q $(LATEST) $(ARGS)
 

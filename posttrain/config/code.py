@@ -23,6 +23,8 @@ def load(path: str) -> Callable[..., Any]:
         raise
     except ModuleNotFoundError as error:
         raise ValueError(_missing(module, error)) from error
+    except ImportError as error:  # says itself what is missing
+        raise ValueError(str(error).splitlines()[0] if str(error) else said(error)) from error
     except SyntaxError as error:
         raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except (Exception, SystemExit) as error:  # the module's own code has run
