@@ -23,10 +23,10 @@ def load(path: str) -> Callable[..., Any]:
         raise
     except ModuleNotFoundError as error:
         raise ValueError(_missing(module, error)) from error
-    except ImportError as error:  # says itself what is missing
-        raise ValueError(str(error).splitlines()[0] if str(error) else said(error)) from error
     except SyntaxError as error:
         raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except ImportError as error:  # says itself what is missing
+        raise ValueError(str(error).split("\n")[0] or error_line(error)) from error
     except (Exception, SystemExit) as error:  # the module's own code has run
         raise ValueError(f"{module} fails when it is imported: {error_line(error)}") from error
     if not hasattr(found, name):
