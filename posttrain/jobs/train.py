@@ -258,7 +258,7 @@ def _build(
     from posttrain.training import build
     from posttrain.training.parts import Parts
 
-    sees = architecture.sees(architecture.load_config(run.model, plan.start.config, plan.start.revision))
+    known = architecture.load_config(run.model, plan.start.config, plan.start.revision)
 
     shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
     # The reward on PPO's base comes first, in the trainer as here.
@@ -267,7 +267,7 @@ def _build(
     if run.peft.method != "none":
         from posttrain.models import adapter
 
-        lora = adapter.lora_config(run.peft, run.trainer.kind, sees=sees)
+        lora = adapter.lora_config(run.peft, run.trainer.kind, sees=architecture.keeps_senses(known))
         quantization = adapter.quantization_config(run.peft)
         value_lora = adapter.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None
     extra_arguments: dict[str, Any] = {}
@@ -285,7 +285,7 @@ def _build(
         extra_arguments=extra_arguments,
         share_prompts=run.trainer.share_prompts,
         lora=lora,
-        sees=sees,
+        sees=architecture.sees(known),
         quantization=quantization,
         callbacks=callbacks,
         rewards=functions,

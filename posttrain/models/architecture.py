@@ -45,6 +45,15 @@ def sees(known: PretrainedConfig) -> bool:
     return any(hasattr(known, name) for name in ("vision_config", "audio_config"))
 
 
+def keeps_senses(known: PretrainedConfig) -> bool:
+    """Whether the class that is loaded for text has the modules for images beside it, as Gemma 3's has."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    text, both = (auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageTextToText))
+    kind = type(known)
+    return sees(known) and kind in text and kind in both and text[kind] is both[kind]
+
+
 def attention_implementation(known: PretrainedConfig, chosen: str, scores: bool) -> str:
     """`chosen`, where the architecture has it: not all have sdpa or flash attention, and all have eager."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -77,8 +86,8 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
 
             if run.peft.value:
                 other = _without_weights(auto, known, run.model)
-                add_without_weights(other, run.peft, run.trainer.kind, sees(known), value=True)
-            model = add_without_weights(model, run.peft, run.trainer.kind, sees(known))
+                add_without_weights(other, run.peft, run.trainer.kind, keeps_senses(known), value=True)
+            model = add_without_weights(model, run.peft, run.trainer.kind, keeps_senses(known))
     # Tied weights count once; a copy kept by PEFT for `modules_to_save` is the trained one.
     unique = {id(p): p for p in model.parameters()}.values()
     counts = sum(p.numel() for p in unique), sum(p.numel() for p in unique if p.requires_grad)
