@@ -196,7 +196,7 @@ def test_a_gate_is_no_code(text):
         ({"a": {**SFT, "model": {"kwargs": {"token": "hf_x"}}}}, "stages.a.model.kwargs.token: a secret does not"),
         ({"a": {}}, "stages.a.trainer.kind: required"),
         ({"a": {"rounds": 0, "stages": {"b": SFT}}}, "stages.a.rounds=0: expected a number of rounds"),
-        ({"a": {"rounds": 2}}, "stages.a.stages: a group of rounds needs stages"),
+        ({"a": {"rounds": 2}}, "stages.a.stages: a group of rounds needs its own stages"),
         ({"a": {"rounds": 2, "stop": "x", "stage": {}, "stages": {"b": SFT}}}, "stages.a.stage: unknown key"),
         ({"a": {"rounds": 2, "result": "c", "stages": {"b": SFT}}}, "stages.a.result=c: no such stage; there are b"),
         ({"a": {"rounds": 2, "start": "c", "stages": {"b": SFT}}}, "stages.a.start=c: no such stage"),
