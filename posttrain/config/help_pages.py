@@ -13,7 +13,8 @@ EXAMPLES = """\
   posttrain +recipe=dpo_llama dry_run=true                     its plan alone
   posttrain +recipe=dpo_llama trainer.args.beta=0.05           an option of TRL
   posttrain trainer=dpo peft=lora model.path=ORG/NAME data.path=pairs.jsonl
-  posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1  a sweep"""
+  posttrain -m +recipe=dpo_smollm2 trainer.args.beta=0.05,0.1  a sweep
+  posttrain +recipe=rlhf_smollm2         stages one after another: job=pipeline"""
 JOBS = {
     "train": EXAMPLES,
     "doctor": "  posttrain doctor +recipe=dpo_smollm2\n"
