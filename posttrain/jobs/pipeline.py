@@ -15,7 +15,7 @@ from rich.table import Table
 from posttrain import __version__
 from posttrain.config import objective
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, print_plain
+from posttrain.console import console, print_plain, quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import process, table
 from posttrain.pipeline.plan import Progress, Step
@@ -31,6 +31,7 @@ def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     steps = list(Progress(stages, run).steps())
     console.print(_plan(steps, directory.name))
     if run.dry_run:
+        _check_stages(steps)
         for step in steps:
             print_plain(f"# {step.stage.name}\n{step.command}")
         return None
@@ -40,6 +41,25 @@ def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
             directory.write_config(run)
             job.run()
     return _objective(run, job.progress)
+
+
+def _check_stages(steps: list[Step]) -> None:
+    """Check the data and model of the trainings that wait for no other stage; `PosttrainError` has all mistakes."""
+    new = [(step, step.directory) for step in steps if step.state == "run" and step.directory]
+    new = [(step, directory) for step, directory in new if step.run.job == "train"]
+    if not new:
+        return
+    quiet_libraries()
+    from posttrain.jobs import train_plan
+
+    errors = []
+    for step, directory in new:
+        try:
+            train_plan.prepare(step.run, directory.path)
+        except PosttrainError as error:
+            errors.append(f"stages.{step.stage.name}: {error}")
+    if errors:
+        raise PosttrainError("\n".join(errors))
 
 
 def _plan(steps: list[Step], title: str) -> Table:

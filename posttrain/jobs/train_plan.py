@@ -188,7 +188,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     notes = rendering.notes()
     if value_head.has_value_head(start.base):
         notes["value head"] = (
-            "of TRL's older PPO (v_head.*), left out: the policy is trained on, PPO's value function begins anew"
+            "of TRL's older PPO (v_head.*), left out: the policy is trained on, PPO trains a new value function"
         )
     parts = (start, data, tokenizer, precision, parameters, lengths, needed, there, probe_texts)
     return Plan(*parts, notes, *steps, prompts)

@@ -371,7 +371,9 @@ def test_an_interrupted_stage_is_named_with_its_checkpoint(stand):
 
 
 def test_dry_run_shows_stages_reasons_and_commands_and_writes_nothing(stand, capsys):
-    pipeline(*command({"reward": {**REWARD, "gate": "eval_accuracy >= 0.6"}, "ppo": PPO}, "dry_run=true"))
+    reward = {**REWARD, "model": "tiny", "gate": "eval_accuracy >= 0.6"}
+    small = {"data.max_train_rows": 8, "data.max_eval_rows": 4, "trainer.args.max_length": 2048}
+    pipeline(*command({"reward": {**reward, **small}, "ppo": PPO}, "dry_run=true"))
     out = capsys.readouterr().out
     assert "eval_accuracy >= 0.6" in out
     lines = out.splitlines()
@@ -379,6 +381,26 @@ def test_dry_run_shows_stages_reasons_and_commands_and_writes_nothing(stand, cap
     assert words[:2] == ["posttrain", "+recipe=ppo_smollm2"]
     assert any(word.startswith("reward.rm.model=outputs/reward-") for word in words)
     assert not stand.commands
+    assert not Path("outputs").exists()
+
+
+def test_a_dry_run_has_the_errors_of_every_stage_that_waits_for_no_other(stand, tmp_path):
+    small = {"model": "tiny", "data.max_train_rows": 8, "data.max_eval_rows": 4, "trainer.args.max_length": 2048}
+    write_pairs(tmp_path / "pairs.jsonl", 8)
+    few = {"model": "tiny", "data.path": str(tmp_path / "pairs.jsonl"), "data.eval_size": 0}
+    stages = {
+        "sft": {**SFT, **small, "trainer.args.max_length": 8},
+        "dpo": {**DPO, "model": "tiny", "from": {"model.init_from": "sft"}},
+        "fits": {**SFT, **small},
+        "reward": {**REWARD, **few, "trainer.args.max_length": 2},
+    }
+    with pytest.raises(PosttrainError) as error:
+        pipeline(*command(stages, "dry_run=true"))
+    sft, reward = str(error.value).splitlines()
+    assert sft.startswith("stages.sft: ")
+    assert reward.startswith("stages.reward: ")
+    assert "max_length" in sft
+    assert "max_length" in reward
     assert not Path("outputs").exists()
 
 

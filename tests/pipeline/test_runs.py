@@ -43,9 +43,10 @@ def only(pattern):
     return found
 
 
-def test_the_plan_imports_nothing_heavy():
+def test_the_plan_of_stages_that_do_not_train_imports_nothing_heavy():
     code = (
-        "import sys, runpy; sys.argv = ['posttrain', 'job=pipeline', '+stages.a.recipe=sft_smollm2', 'dry_run=true']\n"
+        "import sys, runpy\n"
+        "sys.argv = ['posttrain', 'job=pipeline', '+stages.a={recipe: ppo_smollm2, job: evaluate}', 'dry_run=true']\n"
         "try: runpy.run_module('posttrain', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "print('heavy:', sorted({'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb'} & set(sys.modules)))"
@@ -53,7 +54,7 @@ def test_the_plan_imports_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}
     )
-    assert "# a\nposttrain +recipe=sft_smollm2 name=a" in done.stdout
+    assert "# a\nposttrain +recipe=ppo_smollm2 " in done.stdout
     assert "heavy: []" in done.stdout
 
 
