@@ -59,7 +59,7 @@ def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
 
     from hydra import compose, initialize_config_dir
 
-    from posttrain.config import parse, schema
+    from posttrain.config import data_override, parse, schema
     from posttrain.jobs import preflight
     from posttrain.runs.directory import RunDirectory
     from posttrain.training import build
@@ -76,6 +76,7 @@ def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
         asked = parse.parse(compose("config", overrides=list(overrides)))
     recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
     origin = schema.Origin(recipe, tuple(overrides), None)
+    data_override.reset_settings(asked.data, origin.overrides)
     preflight.check(asked)
     build.build = watched
     try:

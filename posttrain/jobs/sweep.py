@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from posttrain.config import data_override
 from posttrain.config.parse import origin, parse
 from posttrain.config.schema import Origin
 from posttrain.console import print_error
@@ -64,7 +65,9 @@ def _first_line(error: object) -> str:
 
 def _directory(cfg: Any, job: Origin) -> str:
     """Where the job's run is: a sweep's folder holds no runs, only this record."""
-    return str(RunDirectory.of(parse(cfg), job).path)
+    run = parse(cfg)
+    data_override.reset_settings(run.data, job.overrides)
+    return str(RunDirectory.of(run, job).path)
 
 
 def report() -> None:

@@ -14,6 +14,9 @@ def has_value_head(base: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
     from safetensors import safe_open
 
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        return False  # a parent that is still to be merged: its weights come from a run of this project
+
     def file(name: str) -> Path | None:
         found = Path(base) / name if Path(base).is_dir() else try_to_load_from_cache(base, name)
         return Path(found) if isinstance(found, (str, Path)) and Path(found).is_file() else None
