@@ -85,11 +85,19 @@ def test_the_plan_says_whether_prompts_are_shared_and_why_not(train, capsys):
     assert "computed once for both answers" in plan("trainer=dpo", "peft=lora")
     assert "computed once for all answers" in plan("trainer=grpo", "peft=lora", *GROUPS)
     assert "for each answer: trainer.share_prompts=false" in plan("trainer=dpo", "trainer.share_prompts=false")
-    assert "attention flash_attention_2 takes no mask" in plan(
-        "trainer=reward", "model.attn_implementation=flash_attention_2"
-    )
     assert "lora_dropout=0.1" in plan("trainer=grpo", "peft=lora", "peft.lora.lora_dropout=0.1", *GROUPS)
     assert plan("trainer=sft") is None
+
+
+def test_attention_that_takes_no_mask_computes_each_prompt_for_each_answer():
+    from transformers import AutoConfig
+
+    from posttrain.data.embedded import tiny
+    from posttrain.training import shared_prompts
+
+    run, _ = compose("trainer=reward", "model=tiny", "data=squad")
+    said = shared_prompts.plan(run, AutoConfig.from_pretrained(tiny.tiny_model()), "flash_attention_2")
+    assert "attention flash_attention_2 takes no mask" in said
 
 
 def test_a_run_keeps_its_name_unless_sharing_is_switched_off(pairs):
