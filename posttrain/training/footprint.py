@@ -163,17 +163,39 @@ def _held_throughout(run: Run, precision: Precision, sizes: Sizes) -> dict[str, 
     width = BYTES[precision.dtype]
     own = width if full else 4  # an adapter is trained in float32
     trained = sizes.trained * (2 if trainers.value_adapter(run) and not full else 1)
-    frozen = sizes.total - sizes.trained
-    quantized = frozen - sizes.embedding if run.peft.quantization else 0
-    weights = quantized * _quantized(run.peft.quantization) + (frozen - quantized) * width + trained * own
+    frozen = _frozen(sizes, sizes.total - sizes.trained, run.peft.quantization, width)
     sharded, optimizer_sharded = sharding.parts(args)
     return {
-        "weights": weights / sharded,
+        "weights": (frozen + trained * own) / sharded,
         "gradients": trained * own / sharded,
         "optimizer": trained * _state(str(args.get("optim", "adamw_torch")), own) / optimizer_sharded,
         "reference": _reference(run, sizes, width) / sharded,
         "reward models": _reward_models(run),
+        "teacher": _teacher(run, width),
     }
+
+
+def _frozen(sizes: Sizes, weights: int, quantization: dict[str, Any], width: int) -> float:
+    """Bytes of weights that are not trained; those of the linear layers quantized, where anything is."""
+    quantized = weights - sizes.embedding if quantization else 0
+    return quantized * _quantized(quantization) + (weights - quantized) * width
+
+
+def _teacher(run: Run, width: int) -> float:
+    """The weights of a teacher, counted from its config; an adapter on them is merged, or small."""
+    if not run.trainer.teacher.model:
+        return 0.0
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from posttrain.training import trainer_arguments
+
+    source = trainer_arguments.teacher_source(run)
+    trust = bool(source.options.get("trust_remote_code"))
+    known = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=trust)
+    with torch.device("meta"):
+        total = AutoModelForCausalLM.from_config(known, trust_remote_code=trust).num_parameters()
+    return _frozen(of_config(known, (total, 0)), total, source.quantization, width)
 
 
 def _quantized(options: dict[str, Any]) -> float:

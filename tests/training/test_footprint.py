@@ -48,6 +48,28 @@ def test_weights_optimizer_and_reference_follow_the_options(monkeypatch):
     assert sharded["weights"] == pytest.approx(2 * 8.03e9 / 4)
 
 
+def test_a_teacher_takes_its_weights_in_4_bits_if_asked():
+    import json
+
+    from posttrain.data.embedded.tiny import tiny_model
+
+    folder = tiny_model()
+    known = json.loads((folder / "config.json").read_text())
+    whole = sum(t.numel() for t in _tensors(folder))
+    words = ("trainer=distillation", "peft=lora", f"trainer.teacher.model={folder}")
+    assert parts(*words, adapter=True)["teacher"] == 2 * whole
+    ends = known["vocab_size"] * known["hidden_size"] * (1 if known["tie_word_embeddings"] else 2)
+    four = parts(*words, "+trainer.teacher.quantization.load_in_4bit=true", adapter=True)["teacher"]
+    assert four == pytest.approx((whole - ends) * (0.5 + 4 / 64) + 2 * ends)
+    assert parts("trainer=sft", "peft=lora", adapter=True)["teacher"] == 0
+
+
+def _tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors").values()
+
+
 def test_activations_follow_batch_length_and_checkpointing():
     few = parts("trainer=sft", "peft=lora", "trainer.args.per_device_train_batch_size=1", adapter=True)
     many = parts("trainer=sft", "peft=lora", "trainer.args.per_device_train_batch_size=4", adapter=True)
