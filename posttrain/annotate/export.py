@@ -16,7 +16,6 @@ from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import write_atomic
 
-RULES = ("majority", "weighted")
 FORMATS = (".jsonl", ".parquet")
 
 

@@ -21,24 +21,36 @@ def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
     """Build what the trainer of `kind` builds from `args`; raises `PosttrainError` with what a library says of them."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = _with_option_named(
-            kind, args, lambda: _config(kind, {**args, "output_dir": folder, "report_to": "none"})
-        )
-        _with_option_named(kind, args, lambda: _optimizer(config))
-        _with_option_named(kind, args, lambda: _checkpointing(config))
-        _with_option_named(kind, args, lambda: _compiler(config))
-        if trainers.of(kind).has("cache_implementation"):
-            _with_option_named(kind, args, lambda: _generation(config))
+        try:
+            _build(kind, args, folder)
+        except PosttrainError:
+            raise
+        except Exception as error:  # any of the libraries' own, whose classes are as many as they are
+            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            said = [at_option(line, kind, args) for line in lines[:3]]
+            if all(line.startswith(f"trainer={kind}: ") for line in said) and (name := _cause(kind, args, folder)):
+                said = [f"trainer.args.{name}={args[name]}: {line}" for line in lines[:3]]
+            raise PosttrainError("\n".join(said)) from error
 
 
-def _with_option_named(kind: str, args: dict[str, Any], build: Any) -> Any:
-    try:
-        return build()
-    except PosttrainError:
-        raise
-    except Exception as error:  # any of the libraries' own, whose classes are as many as they are
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise PosttrainError("\n".join(at_option(line, kind, args) for line in lines[:3])) from error
+def _build(kind: str, args: dict[str, Any], folder: str) -> None:
+    config = _config(kind, {**args, "output_dir": folder, "report_to": "none"})
+    _optimizer(config)
+    _checkpointing(config)
+    _compiler(config)
+    if trainers.of(kind).has("cache_implementation"):
+        _generation(config)
+
+
+def _cause(kind: str, args: dict[str, Any], folder: str) -> str | None:
+    """The option without which all can be built, for a message that names none."""
+    for name in args:
+        try:
+            _build(kind, {key: value for key, value in args.items() if key != name}, folder)
+        except Exception:
+            continue
+        return name
+    return None
 
 
 def at_option(line: str, kind: str, args: dict[str, Any]) -> str:
@@ -87,7 +99,7 @@ def _checkpointing(config: Any) -> None:
 
     given = getattr(config, "activation_checkpointing_kwargs", None) or config.gradient_checkpointing_kwargs
     if given and not isinstance(given, dict):
-        raise PosttrainError(f"trainer.args.gradient_checkpointing_kwargs={given}: expected settings, {{KEY: VALUE}}")
+        raise ValueError("expected settings, {KEY: VALUE}")
     if given:
         checkpoint(torch.ones_like, torch.ones(1, requires_grad=True), **{"use_reentrant": False, **given})
 

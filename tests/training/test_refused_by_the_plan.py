@@ -19,6 +19,14 @@ REFUSED = [
         ("+recipe=sft_smollm2", "+trainer.args.torch_compile_backend=nope"),
         r"trainer\.args\.torch_compile_backend=.*choose from",
     ),
+    # The library names no option.
+    (("+recipe=sft_smollm2", "+trainer.args.optim_args=x"), r"^trainer\.args\.optim_args=x: not enough values"),
+    (("+recipe=sft_smollm2", "+trainer.args.pad_to_multiple_of=''"), r"^trainer\.args\.pad_to_multiple_of=: "),
+    (
+        ("+recipe=sft_smollm2", "+trainer.args.activation_checkpointing_kwargs=x"),
+        r"^trainer\.args\.activation_checkpointing_kwargs=x: expected settings",
+    ),
+    (("+recipe=sft_smollm2", "+trainer.args.ddp_backend=gloo"), r"^trainer\.args\.ddp_backend=gloo: .*process group"),
     (("+recipe=sft_smollm2", "+trainer.args.push_to_hub=true"), r"trainer\.args\.push_to_hub: .*posttrain export RUN"),
     (("+recipe=sft_smollm2", "+trainer.args.local_rank=5"), r"trainer\.args\.local_rank: .*torchrun"),
     (("+recipe=sft_smollm2", "model.attn_implementation=flash"), r"model\.attn_implementation=flash: "),
