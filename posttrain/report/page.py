@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.report import style, tables
+from posttrain.report import heldout, style, tables
 from posttrain.report.compare import START, Comparison, title
 from posttrain.report.groups import Mean, number
 
@@ -63,7 +63,9 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         colours={group.method: style.style(group)[0] for group in c.groups},
         head=c.verdicts[-1].sentence if c.verdicts else "",
         pictures=[
-            (name, *PICTURES[name], svg(figures[name]), described(c, name)) for name in PICTURES if name in figures
+            (name, heading(c, name), PICTURES[name][1], svg(figures[name]), described(c, name))
+            for name in PICTURES
+            if name in figures
         ],
         runs=_lines(c, tables.rows(c)),
         modes=_lines(c, tables.failure_modes(c)),
@@ -89,10 +91,18 @@ def _lines(c: Comparison, part: list[list[str]]) -> list[list[str]]:
     return [[row[i] for i in kept] for row in part]
 
 
+def heading(c: Comparison, name: str) -> str:
+    """What stands above a picture; without a reward, runs are compared by a held-out metric."""
+    if name == "frontier" and heldout.is_held_out(str(c.metric)):
+        metric = title(str(c.metric))
+        return f"{metric[:1].upper()}{metric[1:]} against KL"
+    return PICTURES[name][0]
+
+
 def described(c: Comparison, name: str) -> str:
     """What a picture shows, for who cannot see it."""
     methods = ", ".join(dict.fromkeys(group.method for group in c.groups))
-    return f"{PICTURES[name][0]} for {methods}. The numbers are in the tables of this page."
+    return f"{heading(c, name)} for {methods}. The numbers are in the tables of this page."
 
 
 def svg(figure: Figure) -> Any:

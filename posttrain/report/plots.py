@@ -38,7 +38,9 @@ def draw(c: Comparison) -> dict[str, Figure]:
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}):
+    settings: Any = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True}
+    settings["axes.formatter.useoffset"] = False  # 5.5115, not 0.0005 and +5.511 in a corner
+    with matplotlib.rc_context(settings):
         pictures = {
             "frontier": frontier(c) if any(group.mean("probe/kl") for group in c.compared) else None,
             "overoptimisation": overoptimisation(c),

@@ -84,10 +84,11 @@ def judge(
     # Of equals the one with the lower KL: the start before what gained nothing.
     best, *others = sorted(allowed, key=lambda c: (-sign * c.reward.value, c.distance))
     within = f"With at most {budget:g} nats of KL" if budget is not None else "At any KL" if best.kl else "Held out"
-    sentence = f"{within}, {_named(best)} is best: {name(metric)} {best.reward}"
+    alone = len(candidates) == 1 and len(everyone) < 2
+    sentence = f"{within}, {_named(best)} is {'the only one' if alone else 'best'}: {name(metric)} {best.reward}"
     sentence += f" at a KL of {best.kl} nats" if best.kl else ""
     if not others:
-        sentence += "; there is nothing to compare it with."
+        sentence += "." if alone else "; nothing else has so little KL."
         return Verdict(budget, best, None, None, Noise(None, ""), (), sentence)
     second, pool = others[0], everyone or candidates
     difference, noise = best.reward.value - second.reward.value, compare(best, second, pool)

@@ -92,7 +92,17 @@ def test_with_kl_the_picture_is_accuracy_against_kl(tmp_path, capsys):
     assert (tmp_path / "out" / "frontier.png").is_file()
     assert "KL 2.000 nats" in text
     assert "preference accuracy (implicit reward)" in text
+    assert "Preference accuracy (implicit reward) against KL" in text
+    assert ">Reward against KL<" not in text
     assert "no picture of reward against KL" in text
+
+
+def test_one_run_is_not_called_the_best(tmp_path, capsys):
+    write_held_out(tmp_path / "a", "dpo", dpo(0.8), args={"beta": 0.1})
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is the only one: preference accuracy (implicit reward) 0.800" in said
+    assert "is best" not in said
 
 
 def test_gold_still_comes_first(tmp_path):
