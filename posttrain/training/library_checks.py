@@ -8,7 +8,6 @@ a scheduler on one parameter, the generation config. None of them needs a model.
 from __future__ import annotations
 
 import importlib
-import re
 import tempfile
 import warnings
 from typing import Any
@@ -26,11 +25,10 @@ def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
         except PosttrainError:
             raise
         except Exception as error:  # any of the libraries' own, whose classes are as many as they are
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            said = [at_option(line, kind, args) for line in lines[:3]]
-            if all(line.startswith(f"trainer={kind}: ") for line in said) and (name := _cause(kind, args, folder)):
-                said = [f"trainer.args.{name}={args[name]}: {line}" for line in lines[:3]]
-            raise PosttrainError("\n".join(said)) from error
+            from posttrain.training import library_errors
+
+            said = library_errors.explain(error, kind, args, lambda given: _build(kind, given, folder))
+            raise PosttrainError(said) from error
 
 
 def _build(kind: str, args: dict[str, Any], folder: str) -> None:
@@ -40,28 +38,6 @@ def _build(kind: str, args: dict[str, Any], folder: str) -> None:
     _compiler(config)
     if trainers.of(kind).has("cache_implementation"):
         _generation(config)
-
-
-def _cause(kind: str, args: dict[str, Any], folder: str) -> str | None:
-    """The option without which all can be built, for a message that names none."""
-    for name in args:
-        try:
-            _build(kind, {key: value for key, value in args.items() if key != name}, folder)
-        except Exception:
-            continue
-        return name
-    return None
-
-
-def at_option(line: str, kind: str, args: dict[str, Any]) -> str:
-    """A library's message under the key of the option that it names first, itself or by a key inside its value."""
-    known = options.options_of(trainers.of(kind).config)
-    words = re.findall(r"\w+", line)
-    inside = {key: name for name, value in args.items() if isinstance(value, dict) for key in value}
-    for name in [*(word for word in words if word in known), *(inside[word] for word in words if word in inside)]:
-        value = f"={args[name]}" if name in args else ""
-        return f"trainer.args.{name}{value}: {line}"
-    return f"trainer={kind}: {line}"
 
 
 def _config(kind: str, args: dict[str, Any]) -> Any:

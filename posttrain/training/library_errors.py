@@ -1,0 +1,42 @@
+"""A library's error about options of a trainer, under the name of the option that causes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from posttrain.config import options, trainers
+
+
+def explain(error: Exception, kind: str, args: dict[str, Any], build: Callable[[dict[str, Any]], None]) -> str:
+    """The error's first three lines, each with its option; `build` builds what the trainer of `kind` builds of options.
+
+    A message may name no option. Then the cause is the option without which all can be built, if there is one.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()][:3] or [type(error).__name__]
+    named = [_named(line, kind, args) for line in lines]
+    if not any(named) and (cause := _cause(args, build)):
+        named = [f"{cause}={args[cause]}"] * len(lines)
+    keys = [f"trainer.args.{name}" if name else f"trainer={kind}" for name in named]
+    return "\n".join(f"{key}: {line}" for key, line in zip(keys, lines, strict=True))
+
+
+def _named(line: str, kind: str, args: dict[str, Any]) -> str | None:
+    """The option that a message names first, itself or by a key inside its value, and its value if it is given."""
+    known = options.options_of(trainers.of(kind).config)
+    words = re.findall(r"\w+", line)
+    inside = {key: name for name, value in args.items() if isinstance(value, dict) for key in value}
+    for name in [*(word for word in words if word in known), *(inside[word] for word in words if word in inside)]:
+        return f"{name}={args[name]}" if name in args else name
+    return None
+
+
+def _cause(args: dict[str, Any], build: Callable[[dict[str, Any]], None]) -> str | None:
+    for name in args:
+        try:
+            build({key: value for key, value in args.items() if key != name})
+        except Exception:
+            continue
+        return name
+    return None
