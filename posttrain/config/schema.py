@@ -203,7 +203,8 @@ class SampleConfig:
 
     `select` is all, best (of n), top (`fraction` of all), threshold (a score of at least `threshold`) or pairs (best
     against worst, at least `margin` apart). `prompts` limits the rows of `split` (train, eval) that are taken.
-    `unfinished` keeps completions that `max_new_tokens` cut off: trained on, they teach to stop in mid-sentence.
+    `unfinished` keeps completions that `max_new_tokens` cut off. Reward and DPO training learn them in pairs without an
+    end; other trainers put EOS after them, which teaches to stop in mid-sentence.
     """
 
     n: int = 4

@@ -44,6 +44,8 @@ MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 EXTRA_TRL_COLUMNS = {"tools", "chat_template_kwargs"}
 # Those that learn by a pair's weight (see `posttrain.training.pair_weights`).
 WEIGHTED_TRAINERS = ("RewardTrainer", "DPOTrainer")
+# What these read of a pair besides its texts (see `posttrain.training.cut_answers` too).
+PAIR_FACTS = {"weight", "ended_chosen", "ended_rejected"}
 MAX_WEIGHT = 1_000_000
 # What job=sample adds to a row.
 SCORE_COLUMNS = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}

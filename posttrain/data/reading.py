@@ -86,7 +86,7 @@ class Converter:
             read = {*self.extra_columns(rest, self.used)}
         else:
             read = {name for columns in col.ACCEPTS[trainers.of(self.kind).reads] for name in columns} - col.TRL_COLUMNS
-            read |= {"weight"} if trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) else set()
+            read |= col.PAIR_FACTS if trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) else set()
         return [name for name in rest if name not in read] + [f"messages[].{key}" for key in sorted(self.unread_keys)]
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:

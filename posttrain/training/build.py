@@ -89,6 +89,10 @@ def build(kind: str, parts: Parts) -> Trainer:
         trainer.reward_funcs[0] = AdjustedScore(trainer.reward_funcs[0], parts.reward_adjustment)
     if parts.weighted:
         pair_weights.add_pair_weights(trainer)
+    if chosen.is_a("RewardTrainer", "DPOTrainer") and "ended_chosen" in (parts.train.column_names or []):
+        from posttrain.training.cut_answers import remove_ends
+
+        remove_ends(trainer)
     if any(hasattr(callback, "_initialize_teacher_adapter") for callback in trainer.callback_handler.callbacks):
         from posttrain.training.moving_teacher import continue_moving_teacher
 

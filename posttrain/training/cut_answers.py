@@ -1,0 +1,34 @@
+"""Answers of a pair that sampling cut off are learnt as cut off.
+
+TRL ends every answer with EOS. A reward model trained on such text has never seen what PPO shows it, an answer without an
+end, and may score that high; a policy learns to stop in mid-sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Columns of job=sample, `true` where the answer ended by itself -> the token ids that TRL makes of that answer.
+ENDED_COLUMNS = {"ended_chosen": "chosen_ids", "ended_rejected": "rejected_ids"}
+
+
+def remove_ends(trainer: Any) -> None:
+    """Take EOS, and what the chat template puts after it, off the cut answers of a reward or DPO trainer's rows."""
+    from posttrain.ppo.rewards import chat_tail
+
+    tokenizer = trainer.processing_class
+    ends = {tokenizer.eos_token_id}
+    tail = len(chat_tail(tokenizer, [*ends]))
+
+    def cut(row: dict[str, Any]) -> dict[str, Any]:
+        made = {}
+        for flag, ids in ENDED_COLUMNS.items():
+            if row[flag] is False:  # None: a row of another source
+                last = len(row[ids]) - 1 - (0 if row[ids][-1] in ends else tail)
+                made[ids] = row[ids][:last] if row[ids][last] in ends else row[ids]
+        return made
+
+    for name in ("train_dataset", "eval_dataset"):
+        rows = getattr(trainer, name)
+        if rows is not None and set(ENDED_COLUMNS) <= set(rows.column_names):
+            setattr(trainer, name, rows.map(cut, desc="Removing the end of cut answers"))
