@@ -44,11 +44,11 @@ MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 EXTRA_TRL_COLUMNS = {"tools", "chat_template_kwargs"}
 # Those that learn by a pair's weight (see `posttrain.training.pair_weights`).
 WEIGHTED_TRAINERS = ("RewardTrainer", "DPOTrainer")
-# What these read of a pair besides its texts (see `posttrain.training.cut_answers` too).
+# What these read of a pair besides its texts; for the last two see `posttrain.training.cut_answers`.
 PAIR_FACTS = {"weight", "ended_chosen", "ended_rejected"}
 MAX_WEIGHT = 1_000_000
 # What job=sample adds to a row.
-SCORE_COLUMNS = {"score", "rewards", "score_chosen", "score_rejected", "rewards_chosen", "rewards_rejected"}
+SCORE_COLUMNS = {"score", "rewards", *(f"{name}_{side}" for name in ("score", "rewards", "ended") for side in PAIRS)}
 # What a row's prompt is known by.
 PROMPT_COLUMNS = ("prompt", "messages", *PAIRS)
 

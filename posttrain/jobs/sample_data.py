@@ -90,7 +90,7 @@ def rows(run: Run, prompts: Dataset, completions: list[list[Completion]]) -> Dat
         end = "" if name == "completion" else f"_{name}"
         answers = [rewards.as_completion(prompt, v.text) for prompt, v in zip(data["prompt"], values, strict=True)]
         data = data.add_column(name, answers, feature=text)
-        if run.sample.unfinished:
+        if run.sample.unfinished and end:
             data = data.add_column(f"ended{end}", [v.ended for v in values])
         if run.reward:
             data = data.add_column(f"score{end}", [v.score for v in values], feature=Value("float64"))

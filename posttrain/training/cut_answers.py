@@ -1,7 +1,7 @@
 """Answers of a pair that sampling cut off are learnt as cut off.
 
-TRL ends every answer with EOS. A reward model trained on such text has never seen what PPO shows it, an answer without an
-end, and may score that high; a policy learns to stop in mid-sentence.
+TRL ends every answer with EOS. PPO shows its reward model answers without an end, too. One that has never seen such an
+answer may score it high; and a policy trained on cut answers that end with EOS learns to stop in mid-sentence.
 """
 
 from __future__ import annotations
