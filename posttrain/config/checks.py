@@ -1,11 +1,62 @@
-"""Checks of choices, of the probe and of the alarms; imports nothing heavy."""
+"""Checks of choices, of models and where they are, of the probe and of the alarms; imports nothing heavy."""
 
 from __future__ import annotations
 
 import difflib
+import os
+from pathlib import Path
 
 from posttrain.config import alarms, trainers
 from posttrain.config.schema import Run
+
+PLACED = "posttrain puts the model where it trains; leave it out (several GPUs: accelerate launch)"
+QUANTIZED = "choose peft=qlora, whose options are peft.quantization"
+# What `from_pretrained` takes and `model.kwargs` may not hold: set elsewhere, or decided here.
+RESERVED_MODEL_KWARGS = {
+    **dict.fromkeys(("dtype", "torch_dtype"), "set model.dtype"),
+    "attn_implementation": "set model.attn_implementation",
+    "revision": "set model.revision",
+    "trust_remote_code": "set model.trust_remote_code",
+    **dict.fromkeys(("quantization_config", "load_in_4bit", "load_in_8bit"), QUANTIZED),
+    **dict.fromkeys(("device_map", "max_memory", "device_mesh", "distributed_config", "tp_plan", "tp_size"), PLACED),
+    **dict.fromkeys(("offload_folder", "offload_buffers", "offload_state_dict"), PLACED),
+    **dict.fromkeys(("use_safetensors", "gguf_file", "weights_only"), "only safetensors are read here"),
+    "subfolder": "set model.path to that folder",
+    "cache_dir": "set HF_HOME in the environment",
+    "local_files_only": "set HF_HUB_OFFLINE=1 in the environment",
+    **dict.fromkeys(("config", "state_dict", "pretrained_model_name_or_path"), "set model.path"),
+    **dict.fromkeys(("output_loading_info", "num_labels", "problem_type"), "it follows the trainer"),
+}
+
+
+def models(run: Run) -> list[str]:
+    """Options of models that are set elsewhere, and revisions of what does not come from the hub."""
+    reserved = RESERVED_MODEL_KWARGS
+    errors = [f"model.kwargs.{name}: {reserved[name]}" for name in run.model.kwargs if name in reserved]
+    of_hub = [
+        ("model", "revision", run.model.revision, run.model.path),
+        ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),
+    ]
+    sources = {"data": vars(run.data), **{f"data.mix.{name}": part for name, part in run.data.mix.items()}}
+    for at, source in sources.items():
+        if isinstance(source, dict):
+            of_hub += [(at, name, source.get(name), source.get("path")) for name in ("name", "revision")]
+    for at, name, value, path in of_hub:
+        if value and not path:
+            errors.append(
+                f"{at}.{name}={value}: there is no {at}.{'model' if 'teacher' in at else 'path'}; leave it out"
+            )
+        # A folder may hold several configurations of a data set, by name.
+        elif value and _is_here(path) and not (name == "name" and isinstance(path, str) and Path(path).is_dir()):
+            errors.append(f"{at}.{name}={value}: {path} is no repository of the hub; leave it out")
+    return errors
+
+
+def _is_here(path: object) -> bool:
+    """Whether it is no id of the hub: built in, drawn, files of one's own, a folder."""
+    if not isinstance(path, str):
+        return True
+    return ":" in path or path.startswith((".", "/", "~")) or Path(os.path.expanduser(path)).exists()
 
 
 def probe(run: Run) -> list[str]:

@@ -5,36 +5,23 @@ TRL, Transformers and PEFT check most of this after the weights are loaded. Each
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import trainers
+from posttrain.config import hints, optimizers, trainers
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
 
-# Option -> (module it needs, what to install). Of `optim`, by the beginning of its value.
+# Option -> (module it needs, what to install).
 PACKAGES = {
     "use_vllm": ("vllm", "trl[vllm]"),
     "use_liger_kernel": ("liger_kernel", "liger-kernel"),
     "deepspeed": ("deepspeed", "deepspeed"),
     "push_to_hub": ("huggingface_hub", "huggingface_hub"),
 }
-OPTIMIZERS = {
-    "galore_": ("galore_torch", "galore-torch"),
-    "apollo_": ("apollo_torch", "apollo-torch"),
-    "lomo": ("lomo_optim", "lomo-optim"),
-    "adalomo": ("lomo_optim", "lomo-optim"),
-    "grokadamw": ("grokadamw", "grokadamw"),
-    "schedule_free_": ("schedulefree", "schedulefree"),
-    "stable_adamw": ("optimi", "torch-optimi"),
-    "adamw_torch_4bit": ("torchao", "torchao"),
-    "adamw_torch_8bit": ("torchao", "torchao"),
-    "adamw_anyprecision": ("torchdistx", "torchdistx"),
-    "adamw_torch_xla": ("torch_xla", "torch_xla"),
-    "adamw_torch_npu_fused": ("torch_npu", "torch_npu"),
-}
-LOW_RANK_GRADIENTS = ("galore_", "apollo_")
 
 # The losses of DPO in TRL 1.16 that can have another divergence than the reverse KL.
 DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
@@ -51,8 +38,8 @@ SCHEDULE_NEEDS = {
 def check(run: Run) -> list[str]:
     """All that is wrong together, one message each."""
     args, kind = run.trainer.args, trainers.of(run.trainer.kind)
-    errors = _packages(args)
-    for rule in (_precision, _evaluation, _loading, _lengths, _losses, _reference, _generation, _parallel):
+    errors = _packages(args) + [f"trainer.args.{line}" for line in optimizers.check(args)]
+    for rule in (_precision, _evaluation, _loading, _settings, _lengths, _losses, _reference, _generation, _parallel):
         errors += [f"trainer.args.{line}" for line in rule(_Args(args), kind, run.peft)]
     if run.peft.lora or run.peft.quantization:
         from posttrain.config import adapter_combinations
@@ -75,10 +62,8 @@ class _Args(dict):
 
 def _packages(args: Mapping[str, Any]) -> list[str]:
     needed = [(name, *PACKAGES[name]) for name in PACKAGES if args.get(name)]
-    optim = str(args.get("optim") or "")
-    # The longest beginning decides: `adamw_torch_8bit` is no `adamw_torch`.
-    known = [start for start in OPTIMIZERS if (optim.startswith(start) if start.endswith("_") else optim == start)]
-    needed += [("optim", *OPTIMIZERS[start]) for start in known]
+    if package := optimizers.of_optimizer(optimizers.PACKAGES, str(args.get("optim"))):
+        needed.append(("optim", *package))
     if not needed:
         return []
     from posttrain.extras import missing_modules
@@ -139,19 +124,49 @@ def _loading(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
             )
             if args.get(name)
         ]
-    optim = str(args.get("optim") or "")
-    if optim.startswith(LOW_RANK_GRADIENTS):
-        if not args.get("optim_target_modules"):
-            errors.append(f"optim={optim}: set trainer.args.optim_target_modules, such as [attn,mlp]")
-        if optim.endswith("_layerwise") and args.number("gradient_accumulation_steps", 1) > 1:
-            errors.append(f"optim={optim}: a step in each layer's backward; set gradient_accumulation_steps=1")
-    for name in ("lr_scheduler_kwargs", "accelerator_config", "fsdp_config", "deepspeed"):
-        if (
-            isinstance(value := args.get(name), str)
-            and not value.lstrip().startswith("{")
-            and not Path(value).is_file()
-        ):
-            errors.append(f"{name}={value}: no such file")
+    return errors
+
+
+# Options that hold options: Transformers takes settings, JSON text that begins with a brace and, of some, a file.
+SETTINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+SETTINGS_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
+# What torch.utils.checkpoint takes, and `selective`, which TRL takes in SFT.
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "debug", "early_stop", "selective", "determinism_check")
+
+
+def _settings(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+    errors = []
+    for name in (*SETTINGS, *SETTINGS_FILES):
+        value = args.get(name)
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                errors.append(f"{name}={value}: is no JSON ({error})")
+        elif isinstance(value, str) and name in SETTINGS_FILES:
+            errors += [] if Path(value).is_file() else [f"{name}={value}: no such file"]
+        elif isinstance(value, str):
+            errors.append(f"{name}={value}: expected settings, {{KEY: VALUE}}")
+        if name.endswith("checkpointing_kwargs") and isinstance(value, Mapping):
+            errors += [f"{name}.{line}" for line in _checkpointing(args, kind, value)]
+    return errors
+
+
+def _checkpointing(args: _Args, kind: Kind, given: Mapping[str, Any]) -> list[str]:
+    errors = []
+    for key, value in given.items():
+        choices = ("default", "none") if key == "determinism_check" else (True, False)
+        if key not in CHECKPOINTING:
+            errors.append(f"{key}={value}: nothing reads it; {hints.nearest(str(key), CHECKPOINTING)}")
+        elif value not in (*choices, None):
+            errors.append(f"{key}={value}: choose from {', '.join(map(str, choices)).lower()}")
+    if given.get("use_reentrant") is True and (more := given.keys() - {"use_reentrant", "preserve_rng_state"}):
+        errors.append(f"use_reentrant=true: torch takes no {min(more)} with it; leave one of them out")
+    if given.get("selective") is True:
+        if not kind.is_a("SFTTrainer"):
+            errors.append("selective=true: TRL takes it in SFT only; leave it out")
+        if args.get("gradient_checkpointing") is False:
+            errors.append("selective=true: needs trainer.args.gradient_checkpointing=true")
     return errors
 
 
@@ -209,14 +224,6 @@ def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     liger = args.get("liger_kernel_config")
     if isinstance(liger, Mapping) and liger.get("fused_linear_cross_entropy") and not kind.scores:
         errors.append("liger_kernel_config.fused_linear_cross_entropy=true: TRL has a fused LM head; leave it out")
-    checkpointing = args.get("gradient_checkpointing_kwargs")
-    if isinstance(checkpointing, Mapping) and checkpointing.get("selective"):
-        if args.get("gradient_checkpointing") is False:
-            errors.append(
-                "gradient_checkpointing_kwargs.selective=true: needs trainer.args.gradient_checkpointing=true"
-            )
-        if checkpointing.get("use_reentrant"):
-            errors.append("gradient_checkpointing_kwargs.selective=true: needs use_reentrant=false")
     return errors
 
 
@@ -254,6 +261,11 @@ def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
 
 
 def _parallel(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+    errors = []
     if args.get("fsdp_config") and not args.get("fsdp"):
-        return ["fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out"]
-    return []
+        errors.append("fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out")
+    if (backend := args.get("ddp_backend")) and os.environ.get("WORLD_SIZE", "1") == "1":
+        errors.append(
+            f"ddp_backend={backend}: one process has no process group; leave it out, or start with accelerate launch"
+        )
+    return errors

@@ -6,14 +6,32 @@ most 5 nats: what the run could give under that budget, had it been stopped ther
 
 from __future__ import annotations
 
+import ast
+import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from posttrain.config import classes, trainers
+from posttrain.config.schema import Run
+from posttrain.config.trainers import Kind
 from posttrain.errors import PosttrainError
 
 AT_KL = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
+# What Transformers' Trainer logs for all, and beginnings of what this project's rewards and its probe of DPO log.
+OF_EVERY_TRAINER = (
+    *("loss", "grad_norm", "learning_rate", "runtime", "samples_per_second", "steps_per_second", "total_flos"),
+    *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
+)
+LOGGED_BESIDE = ("judge/", "ensemble/", "shift/")
+# The measurements of the probe (docs/probe.md) by the part behind `probe/`.
+OF_PROBE = (
+    *("kl", "kl_stderr", "reward", "reward_stderr", "rewards", "rewards_stderr", "gold", "gold_stderr", "gold_drop"),
+    *("gold_drop_stderr", "win_rate", "win_rate_low", "win_rate_high", "length", "length_correlation", "ended"),
+    *("entropy", "repetition", "distinct_1", "distinct_2", "self_bleu", "nll", "forgetting", "refusals", "seconds"),
+    "share",
+)
 # Of what less is better; everything else is taken to be better when it is more.
 LOWER_IS_BETTER = ("loss", "perplexity", "nll", "forgetting", "repetition", "self_bleu", "kl", "gold_drop")
 
@@ -56,16 +74,73 @@ def check(objective: Any) -> list[str]:
     return []
 
 
-def unmeasured(objective: Any, rewards: Iterable[str], gold: Iterable[str], probed: bool) -> list[str]:
-    """What of the setting no run will measure: of a probe that is off, or of `rewards` and `gold` it does not have."""
-    there = [*(f"probe/gold/{name}" for name in gold), *(f"probe/rewards/{name}" for name in rewards)]
+def unmeasured(run: Run) -> list[str]:
+    """What of `objective` and of `metric_for_best_model` no training run of this config will measure."""
+    kind, probe, best = trainers.of(run.trainer.kind), run.probe, run.trainer.args.get("metric_for_best_model")
+    probed = probe.prompts > 0 and not kind.scores
     errors = []
-    for one in parse(objective) if not check(objective) else []:
-        if not probed and (one.metric.startswith("probe/") or one.budget is not None):
-            errors.append(f"objective={one.text}: there is no probe in this run; set probe.prompts")
-        elif one.metric.startswith(("probe/gold/", "probe/rewards/")) and one.metric not in there:
-            errors.append(f"objective={one.text}: no such reward; there are {', '.join(there) or 'none'}")
+    for one in parse(run.objective) if not check(run.objective) else []:
+        _, _, measured = one.metric.partition("probe/")
+        what, _, name = measured.partition("/")
+        there = {"gold": probe.gold, "rewards": {**run.reward, **probe.rewards}}
+        wrong = None
+        if not probed and (measured or one.budget is not None):
+            wrong = "there is no probe in this run; set probe.prompts"
+        elif what in there and name not in there[what]:
+            named = [f"probe/{group}/{name}" for group in there for name in there[group]]
+            wrong = f"no such reward; there are {', '.join(named) or 'none'}"
+        elif measured and what not in OF_PROBE:
+            wrong = f"the probe does not measure it; {_nearest(what, OF_PROBE, 'probe/')}"
+        elif what in ("nll", "forgetting") and not probe.texts:
+            wrong = "needs texts; set probe.texts=embedded:texts, or a file"
+        elif not measured:
+            wrong = _unlogged(run, kind, one.metric)
+        errors += [f"objective={one.text}: {wrong}"] if wrong else []
+    if isinstance(best, str) and (wrong := _unlogged(run, kind, f"eval_{best.removeprefix('eval_')}")):
+        errors.append(f"trainer.args.metric_for_best_model={best}: {wrong}")
     return errors
+
+
+def _unlogged(run: Run, kind: Kind, metric: str) -> str | None:
+    """Why the trainer does not log `metric`; `None` where it does, or where code of the user's may do so."""
+    if metric.startswith("eval_") and run.trainer.args.get("eval_strategy") == "no":
+        return "nothing is evaluated with trainer.args.eval_strategy=no; set it to epoch or steps"
+    own = [entry.function for entries in run.rewards.values() for entry in entries.values()]
+    if run.trainer.has_objects or any(path and not path.startswith("posttrain.") for path in own):
+        return None
+    if (reward := re.fullmatch(r"(?:eval_)?rewards/(\w+)/(?:mean|std)", metric)) and reward[1] not in run.reward:
+        return f"no such reward; there are {', '.join(run.reward) or 'none'}"
+    name, (texts, patterns) = metric.removeprefix("eval_"), _logged(kind.path)
+    name = name.replace("logratio/", "rewards/", 1)
+    if name in texts or name.startswith(LOGGED_BESIDE) or any(re.fullmatch(pattern, name) for pattern in patterns):
+        return None
+    return f"{kind.name} logs no such metric; {_nearest(name, texts, metric[: -len(name)])}"
+
+
+@cache
+def _logged(path: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What may be names of metrics in the source of a trainer's class: texts, and patterns of texts with a name in."""
+    texts, patterns = set(OF_EVERY_TRAINER), set()
+    source = classes.find(path)
+    own = (one for one in source.lineage() if not one.module.startswith("transformers.")) if source else ()
+    for tree in {one.module: one.tree for one in own}.values():
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and re.fullmatch(r"\w+(/\w+)*", node.value)
+            ):
+                texts.add(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [re.escape(str(n.value)) if isinstance(n, ast.Constant) else r"\w+" for n in node.values]
+                if re.fullmatch(r"(\w+/)+[\w/+]+", "".join(parts).replace("\\", "")):
+                    patterns.add("".join(parts))
+    return frozenset(texts), frozenset(patterns)
+
+
+def _nearest(name: str, known: Any, before: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {before}{near[0]}?" if near else "docs/tracking.md has those of each trainer"
 
 
 def lower_is_better(metric: str) -> bool:

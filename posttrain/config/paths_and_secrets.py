@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,10 @@ def _wrong_folder(path: str) -> str | None:
         return error.strerror or "no such place"
     if not there.is_dir():
         return f"{there} is a file, and runs need a folder"
-    if not os.access(there, os.W_OK):
-        return f"{there} cannot be written to; choose another folder"
+    try:  # the only answer that holds for root, and for file systems that take no folders
+        os.rmdir(tempfile.mkdtemp(prefix=".posttrain-", dir=there))
+    except OSError as error:
+        return f"no folder can be made in {there} ({error.strerror}); choose another folder"
     return None
 
 

@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -69,11 +70,15 @@ def run(argv: list[str]) -> int:
     recipes.register(tuple(argv))
     words = [word for word in argv if word not in unknown]
     multirun = bool({"-m", "--multirun"} & set(words))
-    if multirun and (wrong := _check_grid([w for w in words if not w.startswith("-")])):
-        from posttrain.console import print_error
+    if multirun:
+        from posttrain.jobs import sweep
 
-        print_error("\n".join(dict.fromkeys([*unknown.values(), *wrong])))
-        return 1
+        grid = sweep.of_grid(words)
+        if wrong := sweep.check(grid):
+            from posttrain.console import print_error
+
+            print_error("\n".join(dict.fromkeys([*unknown.values(), *wrong])))
+            return 1
     task = partial(job, errors=tuple(unknown.values()))
     entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(task)
     # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
@@ -83,13 +88,11 @@ def run(argv: list[str]) -> int:
         if not multirun:
             entry()
             return 0
-        from posttrain.jobs import sweep
-
         sys.argv[1:] = [*sweep.arguments(words), f"+hydra.callbacks.record._target_={sweep.__name__}.Record"]
         try:
             entry()
         finally:
-            sweep.report()
+            sweep.report(grid)
     return 0
 
 
@@ -97,35 +100,6 @@ def _unknown_words(words: list[str]) -> list[str]:
     """The words that set a key which no config has at its top; Hydra would report the first one only."""
     known = {field.name for field in fields(Run)} | {*recipes.groups(), "hydra"}
     return [word for word in words if (key := re.match(r"([\w.]+)=", word)) and key[1].partition(".")[0] not in known]
-
-
-def _check_grid(words: list[str]) -> list[str]:
-    """All that is wrong with the jobs of a grid where none would start; Hydra makes a folder before it asks them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    from posttrain.pipeline import overrides
-
-    if any(word.lstrip("+").startswith("hydra") for word in words):
-        return []  # another sweeper draws its jobs as it goes
-    try:
-        jobs = [
-            job
-            for batch in BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
-            for job in batch
-        ]
-    except HydraException:
-        return []  # said when Hydra reads them
-    found: list[str] = []
-    for job in jobs:
-        try:
-            preflight.check(overrides.run_of(tuple(job)))
-        except PosttrainError as error:
-            found += str(error).splitlines()
-        else:
-            return []
-    return found
 
 
 @contextmanager
@@ -144,6 +118,7 @@ def plain_errors(errors: tuple[str, ...] = ()):
         JobReturn.return_value = frames  # type: ignore[method-assign]
 
 
+LAUNCHERS = ("submitit", "ray", "joblib")  # whose errors say what became of a job
 RUN_AND_REPORT, GET_MODE = hydra_utils.run_and_report, Hydra.get_mode
 
 
@@ -154,6 +129,7 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
         from posttrain.config import composition_errors
 
         said = str(error) if isinstance(error, PosttrainError) else composition_errors.explain_hydra_error(error)
+        said = said or _broken_launcher(error)
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or said is None:
             traceback.print_exc()
         else:
@@ -161,6 +137,16 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
 
             print_error("\n".join(dict.fromkeys([*errors, *said.splitlines()])))
         sys.exit(1)
+
+
+def _broken_launcher(error: Exception) -> str | None:
+    """What to say of an error of the launcher's own, such as a job that was killed; `None` for one of a job."""
+    if not isinstance(error, BrokenExecutor) and type(error).__module__.partition(".")[0] not in LAUNCHERS:
+        return None
+    why = "a job's process was killed (too little memory, most likely)" if isinstance(error, BrokenExecutor) else ""
+    return (
+        f"hydra/launcher: {why or str(error).strip().splitlines()[0]}; the launcher ended, and the jobs it ran with it"
+    )
 
 
 def _value(self: JobReturn) -> Any:

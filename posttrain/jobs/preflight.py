@@ -107,7 +107,14 @@ def check(run: Run) -> None:
         _paths(run) + paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run)) + _tracker(run.tracking)
     )
     errors += _rewards(run)
-    errors += _check_comparisons(run) + _job(run) + checks.probe(run) + _probe_files(run) + _objective(run)
+    errors += (
+        _check_comparisons(run)
+        + _job(run)
+        + checks.models(run)
+        + checks.probe(run)
+        + _probe_files(run)
+        + _objective(run)
+    )
     if run.data.streaming:
         from posttrain.data import stream
 
@@ -132,15 +139,11 @@ def _job(run: Run) -> list[str]:
 
 
 def _objective(run: Run) -> list[str]:
-    if run.objective is None:
+    if run.objective is None and not run.trainer.args.get("metric_for_best_model"):
         return []
     from posttrain.config import objective
 
-    errors = objective.check(run.objective)
-    if run.job == "train":
-        probed = run.probe.prompts > 0 and not trainers.of(run.trainer.kind).scores
-        errors += objective.unmeasured(run.objective, {**run.reward, **run.probe.rewards}, run.probe.gold, probed)
-    return errors
+    return objective.check(run.objective) + (objective.unmeasured(run) if run.job == "train" else [])
 
 
 def _rewards(run: Run) -> list[str]:

@@ -16,6 +16,7 @@ from posttrain.config import data_override
 from posttrain.config.parse import origin, parse
 from posttrain.config.schema import Origin
 from posttrain.console import print_error
+from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
 
@@ -70,24 +71,58 @@ def _directory(cfg: Any, job: Origin) -> str:
     return str(RunDirectory.of(run, job).path)
 
 
-def report() -> None:
-    """Name the failed jobs of the sweep that has just ended, each with the command that repeats it alone."""
+def of_grid(words: list[str]) -> list[tuple[str, ...]]:
+    """The settings of each job of a grid; none where another sweeper draws jobs as it goes, or Hydra cannot read it."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if any(word.startswith(("hydra/sweeper", "hydra.sweeper")) for word in words):
+        return []
+    own = [word for word in words if not word.startswith("-") and not word.lstrip("+~").startswith("hydra")]
+    try:
+        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(own), None)
+    except HydraException:
+        return []  # said when Hydra reads them
+    return [tuple(job) for batch in batches for job in batch]
+
+
+def check(grid: list[tuple[str, ...]]) -> list[str]:
+    """All that is wrong with the jobs of a grid where none would start; Hydra makes a folder before it asks them."""
+    from posttrain.jobs import preflight
+    from posttrain.pipeline import overrides
+
+    found: list[str] = []
+    for job in grid:
+        try:
+            preflight.check(overrides.run_of(job))
+        except PosttrainError as error:
+            found += str(error).splitlines()
+        else:
+            return []
+    return found
+
+
+def report(grid: list[tuple[str, ...]]) -> None:
+    """Name the jobs of the sweep that has just ended, or of its `grid`, that did not finish, each by its command."""
     if current is None:
         return
     rows, started = (read(current / name) for name in ("jobs.jsonl", "started.jsonl"))
     failed = [row for row in rows if row["status"] == "failed"]
     # A job that was killed, or stopped by a signal, has begun and not ended.
-    ended = Counter(row["command"] for row in rows)
-    unfinished = list((Counter(row["command"] for row in started) - ended).elements())
-    if not rows and not unfinished:
+    ended, begun = (Counter(row["command"] for row in some) for some in (rows, started))
+    stopped = list((begun - ended).elements())
+    waiting = [command for job in grid if (command := Origin(None, job, None).command) not in begun + ended]
+    if not rows and not stopped:
         return
-    known = len(rows) + len(unfinished)
+    known = len(rows) + len(stopped) + len(waiting)
     print_error(f"sweep    {len(rows) - len(failed)} of {known} jobs finished: {current}")
     for row in failed:
         print_error(f"failed   {row['command']}\n         {row['error']}")
-    for command in unfinished:
-        print_error(f"stopped  {command}")
-    if unfinished:
+    for word, commands in (("stopped", stopped), ("waiting", waiting)):
+        for command in commands:
+            print_error(f"{word}  {command}")
+    if stopped or waiting:
         print_error("The command of the sweep resumes: finished jobs are reused, stopped ones continue")
 
 
@@ -95,6 +130,8 @@ def arguments(argv: list[str]) -> list[str]:
     """`argv` with what else a sweep needs: its own folder, and an Optuna search that outlives a failed trial."""
     if not {"-m", "--multirun"} & set(argv):
         return argv
+    # Of a pool whose worker was killed, Python's resource tracker would count what is left.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     more = []
     if not any(word.startswith("hydra.sweep.dir=") for word in argv):
         # Two sweeps may begin in one second.

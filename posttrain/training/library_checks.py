@@ -34,7 +34,6 @@ def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
 def _build(kind: str, args: dict[str, Any], folder: str) -> None:
     config = _config(kind, {**args, "output_dir": folder, "report_to": "none"})
     _optimizer(config)
-    _checkpointing(config)
     _compiler(config)
     if trainers.of(kind).has("cache_implementation"):
         _generation(config)
@@ -66,18 +65,6 @@ def _optimizer(config: Any) -> None:
     )
     if scheduler.__class__.__module__.startswith("torch") and "metrics" not in scheduler.step.__code__.co_varnames:
         scheduler.step()
-
-
-def _checkpointing(config: Any) -> None:
-    """One pass with gradient checkpointing: torch reads its options when the first layer runs."""
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    given = getattr(config, "activation_checkpointing_kwargs", None) or config.gradient_checkpointing_kwargs
-    if given and not isinstance(given, dict):
-        raise ValueError("expected settings, {KEY: VALUE}")
-    if given:
-        checkpoint(torch.ones_like, torch.ones(1, requires_grad=True), **{"use_reentrant": False, **given})
 
 
 def _compiler(config: Any) -> None:

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from posttrain.config import combinations, options, ranges, trainers
-from posttrain.config.schema import Run
+from posttrain.config import combinations, optimizers, options, ranges, trainers
+from posttrain.config.schema import RewardConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.training import library_checks, online
@@ -172,6 +173,17 @@ def test_our_own_numbers(overrides, said):
         ("sft", {"packing": True, "max_length": None}, {}, "packing=true: rows are packed up to max_length"),
         ("sft", {"padding_free": True}, {}, "padding_free=true: does not cut"),
         ("sft", {"fsdp_config": {"min_num_params": 1}}, {}, "fsdp_config: nothing reads it without fsdp"),
+        ("sft", {"optim_args": "a=1"}, {}, "optim=adamw_torch_fused does not read 'a'; leave it out"),
+        ("sft", {"optim": "paged_adamw_8bit", "optim_args": "eps=1"}, {}, "optim=paged_adamw_8bit does not read 'eps'"),
+        ("sft", {"optim": "sgd", "optim_args": "beta=1"}, {}, "does not read 'beta'; it reads momentum, dampening"),
+        ("sft", {"optim": "sgd", "optim_args": "momentum"}, {}, "optim_args=momentum: expected NAME=VALUE"),
+        ("sft", {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}, {}, None),
+        ("sft", {"optim_target_modules": ["attn"]}, {}, "optim_target_modules: optim=adamw_torch_fused does not read"),
+        ("sft", {"lr_scheduler_kwargs": "{a"}, {}, "lr_scheduler_kwargs={a: is no JSON"),
+        ("dpo", {"gradient_checkpointing_kwargs": {"a": 1}}, {}, "gradient_checkpointing_kwargs.a=1: nothing reads it"),
+        ("dpo", {"gradient_checkpointing_kwargs": {"selective": True}}, {}, "selective=true: TRL takes it in SFT only"),
+        ("sft", {"gradient_checkpointing_kwargs": {"selective": True}}, {}, None),
+        ("sft", {"activation_checkpointing_kwargs": {"debug": 2}}, {}, "debug=2: choose from true, false"),
         ("kto", {"train_sampling_strategy": "random"}, {}, "train_sampling_strategy=random: loss_type=kto"),
         ("sft", {}, {"lora": {"init_lora_weights": "eva"}}, "init_lora_weights=eva: needs passes over data"),
         ("sft", {}, {"lora": {"init_lora_weights": "corda"}}, "init_lora_weights=corda"),
@@ -191,6 +203,87 @@ def test_options_that_exclude_or_need_each_other(kind, args, peft, said):
     errors = combinations.check(run)
     assert len(errors) == (said is not None), errors
     assert said is None or said in errors[0]
+
+
+def test_what_optimizers_read_is_what_the_library_reads():
+    """Each optimizer's maker in Transformers, by the names it asks `optim_args` for."""
+    import inspect
+    import re
+
+    from transformers import trainer_optimizer
+
+    makers = {str(name.value): make for name, make in trainer_optimizer._OPTIMIZER_HANDLERS.items()}
+    for key in optimizers.ARGS | optimizers.PACKAGES:
+        assert any(optimizers.of_optimizer({key: True}, name) for name in makers), f"{key}: no such optimizer"
+    for name, make in makers.items():
+        source = inspect.getsource(make)
+        read = set(re.findall(r'optim_args(?:\.get\(|\.pop\(|\[)"(\w+)"|"(\w+)" in ctx\.optim_args', source))
+        words = {word for pair in read for word in pair if word}
+        for loop in re.findall(r"for key in \(([^)]*)\)", source):
+            words |= set(re.findall(r'"(\w+)"', loop))
+        if make is trainer_optimizer._get_bitsandbytes_optimizer and "ademamix" not in name:
+            words = set()
+        assert set((optimizers.of_optimizer(optimizers.ARGS, name) or "").split()) == words, name
+
+
+def test_what_checkpointing_reads_is_what_torch_takes():
+    import inspect
+
+    from torch.utils.checkpoint import checkpoint
+
+    taken = set(inspect.signature(checkpoint).parameters) - {"function", "args", "kwargs", "context_fn"}
+    assert set(combinations.CHECKPOINTING) == taken | {"preserve_rng_state", "selective"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["+model.kwargs.device_map=mars"], "model.kwargs.device_map: posttrain puts the model where it trains"),
+        (["+model.kwargs.load_in_4bit=true"], "model.kwargs.load_in_4bit: choose peft=qlora"),
+        (["model.revision=main"], "model.revision=main: embedded:tiny is no repository of the hub; leave it out"),
+        (["trainer.teacher.revision=v1"], "trainer.teacher.revision=v1: there is no trainer.teacher.model; leave it"),
+        (["data.path=pairs.jsonl", "data.name=x"], "data.name=x: pairs.jsonl is no repository of the hub"),
+        (["data.path=[pairs.jsonl]", "data.revision=x"], "data.revision=x: ['pairs.jsonl'] is no repository"),
+        (["output_dir=/proc/nope"], "output_dir=/proc/nope: no folder can be made in /proc"),
+        (["objective=nope"], "objective=nope: dpo logs no such metric"),
+        (["objective=eval_rewards/margin"], "did you mean eval_rewards/margins?"),
+        (["objective=probe/kll"], "objective=probe/kll: the probe does not measure it; did you mean probe/kl?"),
+        (["objective=probe/nll/wiki"], "objective=probe/nll/wiki: needs texts; set probe.texts"),
+        (["objective=eval_loss", "trainer.args.eval_strategy=no"], "nothing is evaluated with trainer.args.eval_strat"),
+        (["trainer.args.metric_for_best_model=nope"], "metric_for_best_model=nope: dpo logs no such metric"),
+        (["trainer.args.ddp_backend=gloo"], "ddp_backend=gloo: one process has no process group"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_later(overrides, said, pairs, tmp_path):
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(compose("trainer=dpo", "model=tiny", "data=squad", *overrides)[0])
+    (line,) = str(error.value).splitlines()
+    assert said in line
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_every_documented_metric_may_be_an_objective():
+    """docs/tracking.md and docs/probe.md, each row for the trainers it names."""
+    import re
+
+    from posttrain.config import objective
+
+    docs = Path(__file__).parents[2] / "docs"
+    assert {name.split("/")[1] for name in re.findall(r"`(probe/\w+)[/`]", (docs / "probe.md").read_text())} <= {
+        *objective.OF_PROBE,
+        "samples",
+    }
+    unknown = []
+    for row in re.findall(r"^\| (`.*?) \| ([^|]*) \|", (docs / "tracking.md").read_text(), re.M):
+        names = re.findall(r"`([\w/]+)`", row[0].replace("NAME", "length"))
+        group = names[0].rpartition("/")[0] if names else ""
+        for kind in (kind for kind in KINDS if re.search(rf"\b{kind}\b", row[1].replace("all but reward", ""))):
+            for name in names:
+                metric = name if "/" in name or not group else f"{group}/{name}"
+                run = Run(objective=metric, reward={"length": RewardConfig()})
+                run.trainer.kind = kind
+                unknown += [f"{kind}: {error}" for error in objective.unmeasured(run)]
+    assert not unknown
 
 
 @pytest.mark.parametrize(

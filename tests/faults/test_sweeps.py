@@ -17,16 +17,33 @@ from tests.helpers.faults import directory, run, start, wait
 
 def test_jobs_that_were_stopped_are_named_at_the_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "current", tmp_path)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c"):  # and d did not begin
         sweep._append(tmp_path / "started.jsonl", {"command": f"posttrain name={name}"})
     ended = {"command": "posttrain name=a", "status": "finished", "objective": None, "error": None, "run": "r"}
     sweep._append(tmp_path / "jobs.jsonl", ended)
     sweep._append(tmp_path / "jobs.jsonl", {**ended, "command": "posttrain name=b", "status": "failed", "error": "X"})
-    sweep.report()
+    sweep.report(sweep.of_grid(["-m", "name=a,b,c,d", "hydra/launcher=joblib"]))
     said = capsys.readouterr().err
-    assert "1 of 3 jobs finished" in said
+    assert "1 of 4 jobs finished" in said
     assert "failed   posttrain name=b\n         X" in said
-    assert "stopped  posttrain name=c\nThe command of the sweep resumes" in said
+    assert "stopped  posttrain name=c\nwaiting  posttrain name=d\nThe command of the sweep resumes" in said
+
+
+def test_a_worker_that_was_killed_is_one_message(capsys):
+    """joblib ends its pool with the worker."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    from hydra._internal import utils
+
+    from posttrain.jobs.command import plain_errors
+
+    def launch():
+        raise BrokenProcessPool("A worker process managed by the executor was unexpectedly terminated.")
+
+    with plain_errors(), pytest.raises(SystemExit):
+        utils.run_and_report(launch)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hydra/launcher: a job's process was killed (too little memory, most likely); the launcher")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sweeps whose jobs run elsewhere: Slurm's launcher and Ray's in their local modes, each with processes of its own."""
+"""Sweeps whose jobs run elsewhere: joblib's launcher, Slurm's and Ray's in their local modes."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ PIPELINE = (
     "+stages.dpo={recipe: dpo_smollm2, from: {model.init_from: sft}, trainer.args.max_steps: 1}",
 )
 LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", ("hydra.launcher.n_jobs=2",)),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", ("hydra.launcher.timeout_min=20",)),
     "ray": ("hydra_plugins.hydra_ray_launcher", ("+hydra.launcher.ray.init.num_cpus=2",)),
 }

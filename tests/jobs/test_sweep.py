@@ -53,8 +53,8 @@ def test_optuna_draws_a_front_of_two_objectives(cli, tmp_path):
 def test_an_unknown_objective_lists_what_was_measured(train):
     from posttrain.errors import PosttrainError
 
-    with pytest.raises(PosttrainError, match=r"objective=eval_acuracy: not measured; there are .*eval_loss"):
-        train("+recipe=sft_smollm2", "objective=eval_acuracy")
+    with pytest.raises(PosttrainError, match=r"objective=eval_aux_loss: not measured; there are .*eval_loss"):
+        train("+recipe=sft_smollm2", "objective=eval_aux_loss")
 
 
 def test_a_typo_stops_a_sweep_before_any_job(cli, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from posttrain.config import objective
 from posttrain.config.objective import Objective, parse
+from posttrain.config.schema import ProbeConfig, RewardConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.objective_value import from_metrics, of_run
@@ -58,15 +59,18 @@ def test_what_less_is_better_of():
 
 
 def test_what_no_run_will_measure_is_said_before_it():
-    def said(text, probed=True):
-        return objective.unmeasured(text, ["short"], ["rm"], probed)
+    def said(text, prompts=8):
+        entry = RewardConfig(function="posttrain.rewards.text.length")
+        run = Run(objective=text, reward={"short": entry}, probe=ProbeConfig(prompts=prompts, gold={"rm": entry}))
+        run.trainer.kind = "grpo"
+        return objective.unmeasured(run)
 
     assert said(["probe/gold/rm at kl 5", "probe/rewards/short", "probe/kl", "eval_loss"]) == []
     there = "there are probe/gold/rm, probe/rewards/short"
     assert said("probe/gold/short at kl 5") == [f"objective=probe/gold/short at kl 5: no such reward; {there}"]
     for text in ("probe/kl", "eval_loss at kl 5"):
-        assert said(text, False) == [f"objective={text}: there is no probe in this run; set probe.prompts"]
-    assert said("eval_loss", False) == said("what is at fault", False) == said(None, False) == []
+        assert said(text, 0) == [f"objective={text}: there is no probe in this run; set probe.prompts"]
+    assert said("eval_loss", 0) == said("rewards/short/mean") == said("what is at fault", 0) == said(None, 0) == []
 
 
 def test_two_objectives_are_two_numbers(directory):

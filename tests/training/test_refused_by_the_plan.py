@@ -13,14 +13,17 @@ VALUE = ("trainer=ppo", "reward=length", "peft=lora")
 REFUSED = [
     (
         ("+recipe=sft_smollm2", "+trainer.args.gradient_checkpointing_kwargs={use_reentrnat: false}"),
-        r"trainer\.args\.gradient_checkpointing_kwargs=.*use_reentrnat",
+        r"trainer\.args\.gradient_checkpointing_kwargs\.use_reentrnat=False: .*did you mean use_reentrant",
     ),
     (
         ("+recipe=sft_smollm2", "+trainer.args.torch_compile_backend=nope"),
         r"trainer\.args\.torch_compile_backend=.*choose from",
     ),
+    (
+        ("+recipe=sft_smollm2", "+trainer.args.optim_args=x"),
+        r"^trainer\.args\.optim_args=x: optim=.* does not read 'x'",
+    ),
     # The library names no option.
-    (("+recipe=sft_smollm2", "+trainer.args.optim_args=x"), r"^trainer\.args\.optim_args=x: not enough values"),
     (("+recipe=sft_smollm2", "+trainer.args.pad_to_multiple_of=''"), r"^trainer\.args\.pad_to_multiple_of=: "),
     (
         ("+recipe=sft_smollm2", "+trainer.args.activation_checkpointing_kwargs=x"),
