@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from posttrain.data.row import RowError, shortened
+from posttrain.errors import PosttrainError
 
 THUMBS_UP = ("up", "thumbs_up", "👍", "+1", "good", "like", "true", "desirable")
 THUMBS_DOWN = ("down", "thumbs_down", "👎", "-1", "bad", "dislike", "false", "undesirable")
 
+_OF_NUMBERS = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
 # The tones of a thumb's skin, and the mark that it is a picture.
 _TONES = re.compile(
     "[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}\N{VARIATION SELECTOR-16}]"
@@ -17,11 +20,21 @@ _TONES = re.compile(
 
 
 def label(value: Any) -> bool:
-    if (good := thumb(value)) is not None:
-        return good
-    number = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
-    given = number if isinstance(value, (int, float)) else ""
-    raise RowError("label", f"expected true or false, got {shortened(value)}{given}")
+    """Whether an answer is good: true, 1 or a word for it; raises `RowError` for what may mean something else."""
+    good = {"0": False, "1": True}.get(value) if isinstance(value, str) else bool(value) if value in (0, 1) else None
+    if good is None and (good := thumb(value)) is None:
+        raise RowError("label", f"expected true or false, or 1 or 0, got {shortened(value)}{_OF_NUMBERS * is_number(value)}")
+    return good
+
+
+def check_scale(labels: Iterable[Any]) -> None:
+    """Raise `PosttrainError` for ratings, of which 0 and 1 would be taken for labels."""
+    if other := next((value for value in labels if is_number(value) and value not in (0, 1)), None):
+        raise PosttrainError(f"data.columns: label holds {other}, and is read as true or false, 1 or 0{_OF_NUMBERS}")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def rating(value: Any, field: str) -> float | bool:

@@ -80,6 +80,9 @@ class Data:
             weights = [1.0 if weight is None else weight for weight in self.first["weight"]]
             least, most = min(weights), max(weights)
             found["pairs"] = f"weighted by their column weight, {least:.3g} to {most:.3g} in the first rows"
+        if "label" in self.first.column_names and self.rows:
+            good = sum(self.train["label"])
+            found["labels"] = f"{good} good (label true or 1), {self.rows - good} bad (false or 0)"
         taken = [f"{_named(name)}{part['read']} read" for name, part in parts.items() if part["read"] is not None]
         if taken:
             found["rows"] = f"{', '.join(taken)}, {self._skipped} skipped, {self.source['held_out_rows']} held out, "

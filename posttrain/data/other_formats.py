@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.data.example import Example, Message, TextOrTurns, Turns, as_turns
 from posttrain.data.formats import ANSWER_COLUMNS, PAIRS, QUESTION_COLUMNS, RATING_COLUMNS
-from posttrain.data.labels import label, number, rating
+from posttrain.data.labels import number, rating
 from posttrain.data.messages import conversation, message, parse_dialogue, text_or_turns, tools
 from posttrain.data.prompts import check_last_is_answer, check_whole_answer, split_prompt, without_learn_marks
 from posttrain.data.row import RowError, shortened, text
@@ -48,7 +48,7 @@ def _history(given: Any) -> Turns:
 
 
 def sharegpt(row: Row) -> Example:
-    """`conversations` of `from` and `value`; with `chosen` and `rejected` turns, pairs; with `label`, KTO's rows."""
+    """`conversations` of `from` and `value`; with `chosen` and `rejected` turns, pairs."""
     column = "conversations" if row.get("conversations") is not None else "conversation"
     turns = conversation(row.get(column), column, "turns")
     used = ("conversations", "conversation")
@@ -56,10 +56,7 @@ def sharegpt(row: Row) -> Example:
         pair = {side: _reply(row.get(side), side) for side in PAIRS}
         prompt, answers = split_prompt(turns, pair)
         return Example(prompt=prompt, used=(*used, *PAIRS), **answers)
-    check_last_is_answer(turns, column)
-    if isinstance(row.get("label"), bool):
-        return _labelled(turns, row["label"], column, (*used, "label"))
-    return Example(messages=turns, used=used)
+    return Example(messages=check_last_is_answer(turns, column), used=used)
 
 
 def _reply(given: Any, field: str) -> Turns:
@@ -67,17 +64,6 @@ def _reply(given: Any, field: str) -> Turns:
     if isinstance(given, Mapping):
         return [message(given, field)]
     return as_turns(text_or_turns(given, field), "assistant")
-
-
-def _labelled(turns: Turns, label: bool, field: str, used: tuple[str, ...]) -> Example:
-    prompt, answers = split_prompt(turns[:-1], {"completion": check_last_is_answer(turns[-1:], field)})
-    return Example(prompt=prompt, completion=answers["completion"], label=label, used=used)
-
-
-def labelled_messages(row: Row) -> Example:
-    """`messages` whose last one is labelled good or bad, as LLaMA-Factory and ms-swift have KTO's rows."""
-    turns = check_last_is_answer(conversation(row.get("messages"), "messages"), "messages")
-    return _labelled(turns, label(row.get("label")), "messages", ("messages", "label"))
 
 
 def message_pairs(row: Row) -> Example:
@@ -239,7 +225,7 @@ FORMATS: dict[str, Callable[[Row], Example]] = {
     "hh": hh,
     "orca": orca,
     "message_pairs": message_pairs,
-    "labelled_messages": labelled_messages,
+    "labelled_messages": openai,
     "ms_swift": ms_swift,
     "ms_swift_preference": ms_swift_preference,
     "ultrafeedback": ultrafeedback,

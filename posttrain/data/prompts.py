@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from posttrain.data.example import TextOrTurns, Turns, as_turns
+from posttrain.data.example import Example, TextOrTurns, Turns, as_turns
+from posttrain.data.labels import label
 from posttrain.data.row import RowError, text
 
 
@@ -33,6 +34,14 @@ def check_whole_answer(messages: Turns, field: str) -> Turns:
 
 def without_learn_marks(messages: Turns) -> Turns:
     return [replace(one, learn=None) for one in messages]
+
+
+def last_labelled(example: Example, good: Any) -> Example:
+    """A conversation whose last answer is labelled, as LLaMA-Factory and ms-swift have KTO's rows."""
+    turns, field = check_last_is_answer(example.messages or [], "messages"), example.used[0]
+    asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
+    used = (*example.used, "label")
+    return replace(example, messages=None, prompt=asked, label=label(good), used=used, **answers)
 
 
 def split_prompt(

@@ -14,6 +14,7 @@ from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import columns as col
 from posttrain.data import files as f
+from posttrain.data import labels
 from posttrain.data.example import Example
 from posttrain.data.formats import PAIRS, detect, is_scored
 from posttrain.data.row import Row, RowError, display_path
@@ -52,10 +53,19 @@ class Converter:
     used: set[str] = field(default_factory=set)
     unread_keys: set[str] = field(default_factory=set)
 
+    def example(self, row: Mapping[str, Any]) -> Example:
+        made = self.make(row)
+        labelled = made.messages is not None and "label" in row and self.kind
+        if labelled and trainers.of(self.kind).reads == "labels":
+            from posttrain.data.prompts import last_labelled
+
+            return last_labelled(made, row["label"])
+        return made
+
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row's `Example` makes; raises `RowError`."""
         col.check_media(row)
-        example = self.make(row)
+        example = self.example(row)
         col.check_learnable(example, self.kind)
         if self.conversational:
             example = example.conversational()
@@ -210,6 +220,8 @@ def open_rows(
     first = [row for _, row in itertools.islice(rows(), DETECTION_ROWS) if isinstance(row, dict)]
     columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX_COLUMN))
     name = detect(columns, first) if config.format == "auto" else config.format
+    if kind and trainers.of(kind).reads == "labels":
+        labels.check_scale(row.get("label") for row in first)
     more: dict[str, Any] = {
         "kind": kind,
         "conversational": config.conversational,
@@ -220,7 +232,7 @@ def open_rows(
         from posttrain.data.other_formats import FORMATS
 
         convert = Converter(FORMATS[name], **more)
-        _check_serves(first, convert.make, name, kind)
+        _check_serves(first, convert, name, kind)
         return RowSource(rows, name, convert)
     if not first:
         return RowSource(rows, name, Converter(lambda row: Example(), **more))
@@ -260,11 +272,11 @@ def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...])
 
 
 def _check_serves(
-    first: list[dict[str, Any]], make: Callable[[Mapping[str, Any]], Example], name: str, kind: str | None
+    first: list[dict[str, Any]], convert: Converter, name: str, kind: str | None
 ) -> None:
     for row in first if kind else ():
         try:
-            columns = list(make(row).columns())
+            columns = list(convert.example(row).columns())
         except RowError:
             continue
         if kind and not is_scored(columns, name):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.example import Example, TextOrTurns
+from posttrain.data.labels import label
 from posttrain.data.prompts import split_prompt, without_learn_marks
 from posttrain.data.row import RowError, text
 
@@ -30,7 +31,7 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
         return Example(prompt=_unmarked(prompt), used=needed)
     names = [name for name in needed if name not in ("prompt", "label")]
     answers: dict[str, Any] = {name: _text_or_turns(row.get(name), name) for name in names}
-    label = _label(row.get("label")) if "label" in needed else None
+    good = label(row.get("label")) if "label" in needed else None
     if prompt is None and isinstance(row.get("messages"), list) and _begin_with_answers(answers):
         from posttrain.data.messages import conversation
 
@@ -38,7 +39,7 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
     if prompt is None and prompted and all(isinstance(said, str) for said in answers.values()):
         raise RowError("prompt", "is missing")
     asked, answers = split_prompt(prompt, answers, repeated)
-    return Example(prompt=asked, label=label, used=given, **answers)
+    return Example(prompt=asked, label=good, used=given, **answers)
 
 
 def _begin_with_answers(answers: dict[str, Any]) -> bool:
@@ -47,12 +48,6 @@ def _begin_with_answers(answers: dict[str, Any]) -> bool:
 
 def _unmarked(prompt: TextOrTurns | None) -> TextOrTurns | None:
     return without_learn_marks(prompt) if isinstance(prompt, list) else prompt
-
-
-def _label(value: Any) -> bool:
-    from posttrain.data.labels import label
-
-    return label(value)
 
 
 def _text_or_turns(value: Any, field: str) -> TextOrTurns:

@@ -384,9 +384,9 @@ SAID = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
         ),
         (
             "d.jsonl",
-            {"prompt": "a", "completion": "b", "label": 1},
+            {"prompt": "a", "completion": "b", "label": 4.5},
             "kto",
-            "label: expected true or false, got 1 (of numbers: 'data.columns={rating: label}' and data.threshold=",
+            "label holds 4.5, and is read as true or false, 1 or 0 (of numbers: 'data.columns={rating: label}' and data.",
         ),
     ],
 )

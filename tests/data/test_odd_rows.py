@@ -145,7 +145,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "dpo",
         "prompt: is not among",
     ),
-    ({"prompt": "q", "completion": "a", "label": 1}, "kto", "label: expected true or false, got 1 (of numbers:"),
+    ({"prompt": "q", "completion": "a", "label": 3}, "kto", "label holds 3, and is read as true or false, 1 or 0 (of numbers:"),
     (chat("q", "a", images={"path": "x.png"}), "sft", "images: is not empty, and the model reads text only"),
 ]
 
@@ -157,10 +157,10 @@ def test_what_is_refused_of_it(row: dict[str, Any], kind: str, said: str):
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("good", ["true", "True", "good", "desirable", "👍🏽", True])
+@pytest.mark.parametrize("good", ["true", "True", "good", "desirable", "👍🏽", True, 1, "1", 1.0])
 def test_labels_in_words(good: Any):
-    rows = ({"prompt": "q", "completion": "a", "label": one} for one in (good, False, "false"))
-    assert sorted(loaded(write(*rows), "kto", "qwen25")[0].train["label"]) == [False, False, True]
+    rows = ({"prompt": "q", "completion": "a", "label": one} for one in (good, False, "false", 0, "0"))
+    assert sorted(loaded(write(*rows), "kto", "qwen25")[0].train["label"]) == [False] * 4 + [True]
 
 
 def test_labels_of_a_spreadsheet_and_texts_that_look_like_numbers():
