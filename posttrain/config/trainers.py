@@ -16,7 +16,7 @@ from typing import Any
 
 from posttrain.config import classes, options
 from posttrain.config.classes import Source
-from posttrain.config.schema import Run
+from posttrain.config.schema import Run, TrainerConfig
 from posttrain.errors import PosttrainError
 
 # Trainers of this project; all others are TRL's, or are given by their path.
@@ -272,6 +272,12 @@ def _maps(node: ast.AST, function: str) -> bool:
 def is_ppo(run: Run) -> bool:
     """Whether the run's trainer keeps PPO's roles on the policy's base."""
     return of(run.trainer.kind).is_a("PPOTrainer")
+
+
+def shows_row_tools(trainer: TrainerConfig) -> bool:
+    """Whether each prompt can be rendered with the tools of its row: by GRPO and RLOO, unless they have their own."""
+    own = trainer.tools or trainer.environment or trainer.rollout
+    return of(trainer.kind).is_a("GRPOTrainer", "RLOOTrainer") and not own
 
 
 def value_adapter(run: Run) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain.data.example import Example, TextOrTurns, Turns, as_turns
-from posttrain.data.labels import label
 from posttrain.data.row import RowError, text
 
 
@@ -38,7 +37,9 @@ def without_learn_marks(messages: Turns) -> Turns:
 
 def last_labelled(example: Example, good: Any) -> Example:
     """A conversation whose last answer is labelled, as LLaMA-Factory and ms-swift have KTO's rows."""
-    turns, field = check_last_is_answer(example.messages or [], "messages"), example.used[0]
+    from posttrain.data.labels import label
+
+    turns = check_last_is_answer(example.messages or [], example.used[0])
     asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
     used = (*example.used, "label")
     return replace(example, messages=None, prompt=asked, label=label(good), used=used, **answers)

@@ -14,9 +14,9 @@ from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import columns as col
 from posttrain.data import files as f
-from posttrain.data import labels
 from posttrain.data.example import Example
 from posttrain.data.formats import PAIRS, detect, is_scored
+from posttrain.data.prompts import last_labelled
 from posttrain.data.row import Row, RowError, display_path
 from posttrain.data.store import INDEX_COLUMN, Skipped, store
 from posttrain.data.trl_format import trl
@@ -55,12 +55,9 @@ class Converter:
 
     def example(self, row: Mapping[str, Any]) -> Example:
         made = self.make(row)
-        labelled = made.messages is not None and "label" in row and self.kind
-        if labelled and trainers.of(self.kind).reads == "labels":
-            from posttrain.data.prompts import last_labelled
-
-            return last_labelled(made, row["label"])
-        return made
+        if made.messages is None or "label" not in row or not self.kind or trainers.of(self.kind).reads != "labels":
+            return made
+        return last_labelled(made, row["label"])
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row's `Example` makes; raises `RowError`."""
@@ -221,7 +218,9 @@ def open_rows(
     columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX_COLUMN))
     name = detect(columns, first) if config.format == "auto" else config.format
     if kind and trainers.of(kind).reads == "labels":
-        labels.check_scale(row.get("label") for row in first)
+        from posttrain.data.labels import check_scale
+
+        check_scale(row.get("label") for row in first)
     more: dict[str, Any] = {
         "kind": kind,
         "conversational": config.conversational,
@@ -271,9 +270,7 @@ def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...])
     return 2 * sum(all(str(row.get(name)).startswith(row["prompt"]) for name in names) for row in asked) > len(asked)
 
 
-def _check_serves(
-    first: list[dict[str, Any]], convert: Converter, name: str, kind: str | None
-) -> None:
+def _check_serves(first: list[dict[str, Any]], convert: Converter, name: str, kind: str | None) -> None:
     for row in first if kind else ():
         try:
             columns = list(convert.example(row).columns())

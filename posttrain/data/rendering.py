@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
+from posttrain.config.schema import TrainerConfig
 from posttrain.data import chat_text
 from posttrain.data.example import REASONING_KEYS
 from posttrain.data.row import RowError
@@ -20,22 +21,23 @@ _THINK_BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class Rendering:
-    """Looks at each row as trainer `kind` with `args` will render it; `posttrain.data.reading` calls `check`.
+    """Looks at each row as the trainer of `config` will render it; `posttrain.data.reading` calls `check`.
 
     It goes with a run's tokenizer, whose template may have a place for reasoning, or none: then the reasoning is in
     the content, as a <think> block.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: str, args: Mapping[str, Any]):
-        self.tokenizer, self.kind, self.trainer = tokenizer, kind, trainers.of(kind)
-        only_assistant = args.get("assistant_only_loss")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig):
+        self.tokenizer, self.kind, self.trainer = tokenizer, config.kind, trainers.of(config.kind)
+        self.shows_row_tools = trainers.shows_row_tools(config)
+        only_assistant = config.args.get("assistant_only_loss")
         self.template: str | None = None
         if self.trainer.reads == "text" and tokenizer.chat_template:
             self.template = chat_text.training_template(tokenizer, only_assistant)
         written = self.template or tokenizer.chat_template or ""
         self.reasoning = next((name for name in REASONING_KEYS if name in str(written)), "inline")
         self.every_turn = only_assistant is False
-        self.options = args.get("chat_template_kwargs")
+        self.options = config.args.get("chat_template_kwargs")
         self.bos = _own_bos(tokenizer)
         self.rows = self.without_thoughts = self.without_tools = self.others_learnt = self.without_options = 0
         self.known: set[str] = set()
@@ -81,15 +83,18 @@ class Rendering:
             )
 
     def _check_prompt(self, row: Mapping[str, Any]) -> None:
-        """Of a trainer that samples, which renders the prompt alone: with its own options, and its own tools."""
-        render = chat_text.renderer(self.tokenizer, None, self.options)
+        """Of a trainer that samples, which renders the prompt alone: with its own options, and tools if it can."""
+        given, options = (row, row.get("chat_template_kwargs")) if self.shows_row_tools else ({}, None)
+        options = {**(self.options or {}), **(options or {})}
+        render = chat_text.renderer(self.tokenizer, given.get("tools"), options)
         turns = list(row["messages"] if "messages" in row else row["prompt"])
         while "messages" in row and turns and turns[-1]["role"] == "assistant":
             turns.pop()
         opened = self._check_field("prompt", lambda: render(turns, True))
         self._check_written("messages" if "messages" in row else "prompt", turns, 0, opened, render, True)
-        self.without_tools += bool(row.get("tools"))
-        self.without_options += bool(row.get("chat_template_kwargs"))
+        if row.get("tools"):
+            self.without_tools += self._same(opened, chat_text.renderer(self.tokenizer, None, options), turns, True)
+        self.without_options += not self.shows_row_tools and bool(row.get("chat_template_kwargs"))
 
     def _check_field(self, field: str, render: Any) -> str:
         try:
@@ -184,22 +189,12 @@ class Rendering:
                 f"{self.others_learnt} of {self.rows} rows have turns of others in what answers the prompt, which are "
                 "learnt with it" + ("; rows of messages learn the assistant's alone" * (self.trainer.reads == "text"))
             )
-        if self.trainer.samples_completions:
-            return found | self._not_sampled_with()
         if self.without_tools:
-            found["tools"] = (
-                f"{self.without_tools} of {self.rows} rows have tools, which the chat template does not show; "
-                "model.chat_template=FILE.jinja sets one that does"
-            )
-        return found
-
-    def _not_sampled_with(self) -> dict[str, str]:
-        """What rows bring for the template, and the trainer has of its own."""
-        found = {}
-        if self.without_tools:
-            found["tools"] = (
-                f"{self.without_tools} of {self.rows} rows have tools, which {self.kind} does not show the policy: "
-                "those are the functions of trainer.tools"
+            found["tools"] = f"{self.without_tools} of {self.rows} rows have tools, which "
+            found["tools"] += (
+                "the chat template does not show; model.chat_template=FILE.jinja sets one that does"
+                if self.shows_row_tools or not self.trainer.samples_completions
+                else f"{self.kind} does not show the policy: those are the functions of trainer.tools"
             )
         if self.without_options:
             found["template"] = (

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.example import Example, TextOrTurns
-from posttrain.data.labels import label
 from posttrain.data.prompts import split_prompt, without_learn_marks
 from posttrain.data.row import RowError, text
 
@@ -31,7 +30,11 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
         return Example(prompt=_unmarked(prompt), used=needed)
     names = [name for name in needed if name not in ("prompt", "label")]
     answers: dict[str, Any] = {name: _text_or_turns(row.get(name), name) for name in names}
-    good = label(row.get("label")) if "label" in needed else None
+    good = None
+    if "label" in needed:
+        from posttrain.data.labels import label
+
+        good = label(row.get("label"))
     if prompt is None and isinstance(row.get("messages"), list) and _begin_with_answers(answers):
         from posttrain.data.messages import conversation
 

@@ -68,7 +68,10 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
     kind = trainers.of(run.trainer.kind)
     if kind.samples_completions:
         # The completion is sampled in training, so there is only the prompt, opened for the reply.
-        found = [token_ids(tokenizer, prompt, generation=True) for prompt in chosen["prompt"]]
+        options = run.trainer.args.get("chat_template_kwargs")
+        settings: Any = chosen if trainers.shows_row_tools(run.trainer) else [None] * len(chosen)
+        rows_of = zip(chosen["prompt"], settings, strict=True)
+        found = [token_ids(tokenizer, prompt, True, row, options) for prompt, row in rows_of]
         return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
     if kind.reads == "text" and "messages" in chosen.column_names:
         from posttrain.data import chat_text, loss_mask

@@ -52,7 +52,7 @@ def prepare(run: Run) -> Plan:
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     starting_point.check_tokenizer(run, start, tokenizer)
     tokenizers.check_size(tokenizer, run.model, architecture.load_config(run.model, start.config, start.revision))
-    rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
+    rendering = Rendering(tokenizer, run.trainer)
     data = load(run.data, run.trainer.kind, rendering)
     tokenizers.check_template(tokenizer, data.train[0], run.model)
     return Plan(tokenizer, data, rendering.notes())

@@ -132,9 +132,9 @@ def _reward_scores(judged: Candidate, rows: list[dict[str, Any]]) -> tuple[list[
     model = RewardModel(judged.source.name)
     limit = judged.max_length or sys.maxsize
     # As in training, where pairs that are too long are left out.
-    tokens = [[model.ids(row["prompt"], row[side]) for side in SIDES] for row in rows]
+    tokens = [[model.ids(row["prompt"], row[side], row) for side in SIDES] for row in rows]
     fits = [all(len(ids) <= limit for ids in pair) for pair in tokens]
-    lengths = [[model.length(row["prompt"], ids) for ids in pair] for row, pair in zip(rows, tokens, strict=True)]
+    lengths = [[model.length(row["prompt"], ids, row) for ids in pair] for row, pair in zip(rows, tokens, strict=True)]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
     prompts = [row["prompt"] for row in kept]
     # Both sides in one call: their prompt is computed once.

@@ -144,7 +144,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     starting_point.check_tokenizer(run, start, tokenizer)
     known = architecture.load_config(run.model, start.config, start.revision)
     tokenizers.check_size(tokenizer, run.model, known)
-    rendering = Rendering(tokenizer, run.trainer.kind, run.trainer.args)
+    rendering = Rendering(tokenizer, run.trainer)
     data = load(run.data, run.trainer.kind, rendering)
     first = data.first[0]
     tokenizers.check_template(tokenizer, first, run.model)

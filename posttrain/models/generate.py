@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ def _pass_counter(step: Callable[[int], None]) -> Callable[..., torch.Tensor]:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
     """Token ids of each row's `prompt`, a conversation's opened for the reply."""
-    return [token_ids(tokenizer, row["prompt"], generation=True) for row in rows]
+    return [token_ids(tokenizer, row["prompt"], generation=True, row=row) for row in rows]
 
 
 def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -198,20 +198,24 @@ def _next_batch(order: list[int], sequences: Sequence[tuple[list[int], list[int]
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Any, answers: Sequence[Any], max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Any,
+    answers: Sequence[Any],
+    max_length: int | None = None,
+    row: Mapping[str, Any] | None = None,
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, completion ids) of each of the `answers` to one prompt, tokenized and cut as TRL trains on them.
 
     Text ends with EOS; the completion begins where prompt and whole diverge; `max_length` cuts the end. The completion
-    is empty where the prompt alone fills `max_length`.
+    is empty where the prompt alone fills `max_length`. `row` has the tools and options of its chat template.
     """
-    start = token_ids(tokenizer, prompt, generation=True)
+    start = token_ids(tokenizer, prompt, True, row)
     wholes = []
     for answer in answers:
         whole = prompt + answer
         if isinstance(whole, str) and not whole.endswith(str(tokenizer.eos_token)):
             whole += tokenizer.eos_token
-        wholes.append(token_ids(tokenizer, whole)[:max_length])
+        wholes.append(token_ids(tokenizer, whole, row=row)[:max_length])
     # The first token has nothing before it that could predict it.
     common = max(min(_common_prefix_length(start, whole) for whole in wholes), 1)
     return [(whole[:common], whole[common:]) for whole in wholes]

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 
-def token_ids(tokenizer: Any, text: str | list[dict[str, Any]], generation: bool = False) -> list[int]:
-    """Token ids of a string, or of a conversation rendered by the chat template; `generation` opens a reply."""
+def token_ids(
+    tokenizer: Any,
+    text: str | list[dict[str, Any]],
+    generation: bool = False,
+    row: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a string, or of a conversation rendered by the chat template; `generation` opens a reply.
+
+    The template is given the `tools` (JSON) and `chat_template_kwargs` of `row`, and `options`, for which the row's
+    stand where it has them too.
+    """
     if isinstance(text, str):
         return tokenizer(text)["input_ids"]
-    rendered = tokenizer.apply_chat_template(text, add_generation_prompt=generation, tokenize=True, return_dict=True)
+    row = row or {}
+    given = {**(options or {}), **(row.get("chat_template_kwargs") or {})}
+    tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else None
+    rendered = tokenizer.apply_chat_template(
+        text, tools=tools, add_generation_prompt=generation, tokenize=True, return_dict=True, **given
+    )
     return rendered["input_ids"]
 
 

@@ -38,9 +38,9 @@ def encode(
     turn comes before, everything after the first token.
     """
     if "chosen" in row:
-        return encode_answer(tokenizer, row["prompt"], [row[side] for side in SIDES], max_length)
+        return encode_answer(tokenizer, row["prompt"], [row[side] for side in SIDES], max_length, row)
     if "completion" in row:
-        return encode_answer(tokenizer, row["prompt"], [row["completion"]], max_length)
+        return encode_answer(tokenizer, row["prompt"], [row["completion"]], max_length, row)
     whole: Any = row.get("messages", row.get("text"))
     if isinstance(whole, str):
         whole += "" if whole.endswith(str(tokenizer.eos_token)) else tokenizer.eos_token
@@ -48,8 +48,8 @@ def encode(
         said = [n for n, turn in enumerate(whole) if turn["role"] == "assistant" and turn.get("weight") != 0]
         last = max(said, default=0)
         if last:
-            return encode_answer(tokenizer, whole[:last], [whole[last : last + 1]], max_length)
-    tokens = token_ids(tokenizer, whole)[:max_length]
+            return encode_answer(tokenizer, whole[:last], [whole[last : last + 1]], max_length, row)
+    tokens = token_ids(tokenizer, whole, row=row)[:max_length]
     return [(tokens[:1], tokens[1:])]
 
 

@@ -81,7 +81,7 @@ def measure(
     known |= {tuple(d.prompt_ids): d for d in drawn}
     sequences = [(prompt, known[tuple(prompt)].ids) for prompt in encoded]
     for row in rows:
-        for prompt, answer in encode_answer(tokenizer, row["prompt"], [row["chosen"], row["rejected"]]):
+        for prompt, answer in encode_answer(tokenizer, row["prompt"], [row["chosen"], row["rejected"]], row=row):
             sequences.append((prompt, answer[:max_new_tokens]))
     # An answer that is the beginning of the other has no tokens of its own.
     with Phase(f"pairs      how likely {len(sequences)} answers are", len(sequences)) as phase:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -65,10 +65,12 @@ class RewardModel:
 
     def __call__(self, completions: list[Completion], prompts: list[Completion], **columns: Any) -> list[float | None]:
         """One score per completion; `prompts` and `completions` are strings or lists of messages."""
-        tokens = [self.ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        settings: list[str] = [name for name in ("tools", "chat_template_kwargs") if name in columns]
+        rows: list[Any] = [{name: columns[name][n] for name in settings} for n in range(len(prompts))]
+        tokens = list(map(self.ids, prompts, completions, rows))
         lengths = [0] * len(tokens)
         if self.adjust.penalty is not None:
-            lengths = [self.length(prompt, whole) for prompt, whole in zip(prompts, tokens, strict=True)]
+            lengths = list(map(self.length, prompts, tokens, rows))
         return list(self.adjust(self._scores(tokens, [repr(prompt) for prompt in prompts]), lengths))
 
     @torch.no_grad()
@@ -94,15 +96,15 @@ class RewardModel:
                 scores[i] = score
         return scores
 
-    def ids(self, prompt: Any, completion: Any) -> list[int]:
+    def ids(self, prompt: Any, completion: Any, row: Mapping[str, Any] | None = None) -> list[int]:
         eos, whole = self.tokenizer.eos_token, prompt + completion
         if isinstance(whole, str) and not whole.endswith(eos):
             whole += eos
-        return token_ids(self.tokenizer, whole)[: self.max_length]
+        return token_ids(self.tokenizer, whole, row=row)[: self.max_length]
 
-    def length(self, prompt: Any, whole: list[int]) -> int:
+    def length(self, prompt: Any, whole: list[int], row: Mapping[str, Any] | None = None) -> int:
         """Tokens of the completion in `whole`: what `ids` gave for it after `prompt`."""
-        return max(len(whole) - len(token_ids(self.tokenizer, prompt, generation=not isinstance(prompt, str))), 0)
+        return max(len(whole) - len(token_ids(self.tokenizer, prompt, True, row)), 0)
 
     def _load(self, dtype: str, beside: RewardModel | None) -> None:
         if beside is None:

@@ -97,6 +97,10 @@ def build(kind: str, parts: Parts) -> Trainer:
         from posttrain.training.moving_teacher import continue_moving_teacher
 
         continue_moving_teacher(trainer)
+    if chosen.is_a("GRPOTrainer", "RLOOTrainer"):
+        from posttrain.training.build_steps import render_prompts_with_row_settings
+
+        render_prompts_with_row_settings(trainer)
     if chosen.takes_rewards:
         from posttrain.training.build_steps import reset_generation_config
 

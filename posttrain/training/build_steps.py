@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.console import print_plain
+from posttrain.models.tokens import token_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,6 +34,30 @@ def render(parts: Parts, rows: Dataset) -> Dataset:
         features=Features({**rows.features, **dict.fromkeys(turns, Value("string"))}),
         desc="Applying the chat template",
     )
+
+
+def render_prompts_with_row_settings(trainer: Any) -> None:
+    """Render each prompt with the `tools` and `chat_template_kwargs` of its row, which TRL's trainer does not read.
+
+    Nothing is done where the trainer has tools, an environment or a rollout of its own.
+    """
+    if getattr(trainer, "tools", None) or getattr(trainer, "rollout_func", None):
+        return
+    score, tokenize = trainer._generate_and_score_completions, trainer._tokenize_prompts
+    rows: list[dict[str, Any]] = []
+
+    def noted(inputs: list[dict[str, Any]]) -> Any:
+        rows[:] = inputs
+        return score(inputs)
+
+    def tokenized(prompts: list[Any]) -> Any:
+        if isinstance(prompts[0], str) or not any(row.get("tools") or row.get("chat_template_kwargs") for row in rows):
+            return tokenize(prompts)
+        given = {"chat_template": getattr(trainer, "chat_template", None), **trainer.chat_template_kwargs}
+        pairs = zip(prompts, rows, strict=True)
+        return [token_ids(trainer._tokenizer, prompt, True, row, given) for prompt, row in pairs], None, {}
+
+    trainer._generate_and_score_completions, trainer._tokenize_prompts = noted, tokenized
 
 
 def reset_generation_config(model: Any) -> None:

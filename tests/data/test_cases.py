@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.config.schema import DataConfig
+from posttrain.config.schema import DataConfig, TrainerConfig
 from posttrain.data.loading import Data, load
 from posttrain.data.rendering import Rendering
 from posttrain.errors import PosttrainError
@@ -27,7 +27,7 @@ def write(*rows: Any, name: str = "d.jsonl") -> str:
 
 
 def loaded(path: str, kind: str, family: str, args: Any = None, **settings: Any) -> tuple[Data, Rendering]:
-    rendering = Rendering(template_models.tokenizer(family), kind, args or {})
+    rendering = Rendering(template_models.tokenizer(family), TrainerConfig(kind, args or {}))
     return load(DataConfig(path=path, eval_size=0, **settings), kind, rendering), rendering
 
 

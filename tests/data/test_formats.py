@@ -386,7 +386,7 @@ SAID = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
             "d.jsonl",
             {"prompt": "a", "completion": "b", "label": 4.5},
             "kto",
-            "label holds 4.5, and is read as true or false, 1 or 0 (of numbers: 'data.columns={rating: label}' and data.",
+            "label holds 4.5, and is read as true or false, 1 or 0 (of numbers: 'data.columns={rating: label}'",
         ),
     ],
 )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from posttrain.config.schema import DataConfig, TrainerConfig
 from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
+from posttrain.models.generate import encode_prompts
+from posttrain.training.build_steps import render_prompts_with_row_settings
 from tests.data.test_cases import chat, learnt, loaded, write
 from tests.helpers import template_models
 
@@ -145,7 +149,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "dpo",
         "prompt: is not among",
     ),
-    ({"prompt": "q", "completion": "a", "label": 3}, "kto", "label holds 3, and is read as true or false, 1 or 0 (of numbers:"),
+    (
+        {"prompt": "q", "completion": "a", "label": 3},
+        "kto",
+        "label holds 3, and is read as true or false, 1 or 0 (of numbers:",
+    ),
     (chat("q", "a", images={"path": "x.png"}), "sft", "images: is not empty, and the model reads text only"),
 ]
 
@@ -187,10 +195,9 @@ def test_a_turn_that_the_template_leaves_out(role: str, kind: str):
 
 
 def _load(path: str, kind: str, tokenizer: Any) -> Any:
-    from posttrain.config.schema import DataConfig
     from posttrain.data.rendering import Rendering
 
-    return load(DataConfig(path=path, eval_size=0), kind, Rendering(tokenizer, kind, {}))
+    return load(DataConfig(path=path, eval_size=0), kind, Rendering(tokenizer, TrainerConfig(kind)))
 
 
 @pytest.mark.parametrize(("kind", "row"), [("sft", {"completion": [said("a")]}), ("dpo", pair())])
@@ -218,12 +225,36 @@ def test_a_weight_that_is_not_learnt_is_refused():
         loaded(write({**chat("q", "a"), "weight": 0}, {**chat("r", "a"), "weight": 1}), "sft", "qwen25")
 
 
-@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
-def test_what_a_trainer_that_samples_does_not_show_the_policy(kind: str):
-    row = {"prompt": [USER], "tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False}}
-    notes = loaded(write(row, {"prompt": [USER]}), kind, "qwen3")[1].notes()
-    assert notes["tools"].startswith(f"1 of 2 rows have tools, which {kind} does not show the policy")
+ROW_SETTINGS = {"prompt": [USER], "tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False}}
+
+
+def test_what_a_trainer_that_samples_does_not_show_the_policy():
+    notes = loaded(write(ROW_SETTINGS, {"prompt": [USER]}), "online_dpo", "qwen3")[1].notes()
+    assert notes["tools"].startswith("1 of 2 rows have tools, which online_dpo does not show the policy")
     assert notes["template"].endswith("set trainer.args.chat_template_kwargs")
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
+def test_tools_and_options_of_a_row_reach_the_prompt_that_the_policy_answers(kind: str):
+    from trl import GRPOTrainer
+
+    data, rendering = loaded(write(ROW_SETTINGS, {"prompt": [USER]}), kind, "qwen3")
+    rows, tokenizer = list(data.train), template_models.tokenizer("qwen3")
+    assert not rendering.notes()
+    drawn: list[list[int]] = []
+    trainer = SimpleNamespace(_tokenizer=tokenizer, chat_template_kwargs={}, chat_template=None)
+    trainer._tokenize_prompts = lambda prompts: GRPOTrainer._tokenize_prompts(trainer, prompts)
+    trainer._generate_and_score_completions = lambda inputs: drawn.extend(
+        trainer._tokenize_prompts([row["prompt"] for row in inputs])[0]
+    )
+    render_prompts_with_row_settings(trainer)
+    trainer._generate_and_score_completions(rows)
+    with_tools, without = map(tokenizer.decode, drawn)
+    assert '{"type": "function", "function": {"name": "f", "parameters": {}}}' in with_tools
+    assert with_tools.endswith("<think>\n\n</think>\n\n")
+    assert without == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    assert encode_prompts(tokenizer, rows) == drawn  # the probe's
+    assert [text for text, _ in learnt("d.jsonl", kind, "qwen3")] == [with_tools, without]  # the doctor's
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
@@ -252,7 +283,6 @@ def test_several_thoughts_in_one_turn_of_which_the_template_keeps_one(kind: str)
 
 @pytest.mark.parametrize(("column", "value"), [("chat_template_kwargs", {"enable_thinking": False}), ("weight", 2)])
 def test_a_column_that_only_later_rows_of_a_stream_have(column: str, value: Any):
-    from posttrain.config.schema import DataConfig
 
     path = write(*[pair()] * 300, pair(**{column: value}))
     with pytest.raises(PosttrainError, match=f"the column {column} comes after the first rows"):
@@ -277,3 +307,29 @@ def test_marks_that_arrow_fills_up_with_nulls():
     pq.write_table(pa.table({"messages": [turns]}), "d.parquet")
     ((_, trained),) = learnt("d.parquet", "sft", "qwen25")
     assert trained == "GOOD" + END
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
+def test_a_run_draws_after_the_tools_of_its_rows(kind: str, train: Any, monkeypatch: pytest.MonkeyPatch):
+    """Through the whole command, on a template that writes what a row brings."""
+    import trl
+
+    asked: list[str] = []
+    base = trl.GRPOTrainer if kind == "grpo" else trl.RLOOTrainer
+    generate = base._generate_single_turn
+
+    def recorded(self: Any, prompt_ids: list[list[int]], *more: Any) -> Any:
+        asked.extend(map(self._tokenizer.decode, prompt_ids))
+        return generate(self, prompt_ids, *more)
+
+    monkeypatch.setattr(base, "_generate_single_turn", recorded)
+    turns = "{% for m in messages %}{{ m.role[0] + m.content + eos_token }}{% endfor %}{{ mark }}"
+    Path("t.jinja").write_text("{{ tools | tojson if tools else '' }}" + turns)
+    own = [{"type": "function", "function": {"name": f"f{n}", "parameters": {}}} for n in range(8)]
+    path = write(*({"prompt": [USER], "tools": own[n : n + 1], "chat_template_kwargs": {"mark": n}} for n in range(8)))
+    train(
+        *(f"trainer={kind}", f"data.path={path}", "model=tiny", "model.chat_template=t.jinja", "data.eval_size=0"),
+        *("reward=length", "trainer.args.max_steps=1", "probe=none", "peft=lora"),
+    )
+    assert asked
+    assert {*asked} <= {json.dumps(own[n : n + 1]) + f"uq<|im_end|>{n}" for n in range(8)}
