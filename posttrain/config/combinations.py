@@ -38,7 +38,7 @@ SCHEDULE_NEEDS = {
 def check(run: Run) -> list[str]:
     """All that is wrong together, one message each."""
     args, kind = run.trainer.args, trainers.of(run.trainer.kind)
-    errors = _packages(args) + [f"trainer.args.{line}" for line in optimizers.check(args)]
+    errors = packages(args) + [f"trainer.args.{line}" for line in optimizers.check(args)]
     for rule in (_precision, _evaluation, _loading, _settings, _lengths, _losses, _reference, _generation, _parallel):
         errors += [f"trainer.args.{line}" for line in rule(_Args(args), kind, run.peft)]
     if run.peft.lora or run.peft.quantization:
@@ -60,7 +60,8 @@ class _Args(dict):
         return value if isinstance(value, list) else [value]
 
 
-def _packages(args: Mapping[str, Any]) -> list[str]:
+def packages(args: Mapping[str, Any], named: str | None = None) -> list[str]:
+    """Packages that options need and that are not installed; `named` is how the user set them, if not by `args`."""
     needed = [(name, *PACKAGES[name]) for name in PACKAGES if args.get(name)]
     if package := optimizers.of_optimizer(optimizers.PACKAGES, str(args.get("optim"))):
         needed.append(("optim", *package))
@@ -69,8 +70,8 @@ def _packages(args: Mapping[str, Any]) -> list[str]:
     from posttrain.extras import missing_modules
 
     return [
-        f"trainer.args.{name}={args[name] if name != 'deepspeed' else '...'}: needs the package {package}, which is "
-        f"not installed; pip install '{package}'"
+        f"{named or f'trainer.args.{name}={args[name]}' if name != 'deepspeed' else 'trainer.args.deepspeed'}: needs "
+        f"the package {package}, which is not installed; pip install '{package}'"
         for name, module, package in needed
         if missing_modules(module)
     ]

@@ -274,10 +274,12 @@ class Run:
     """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s.
 
     `job` is train, sample, evaluate, doctor or pipeline; `stages` are a pipeline's, and `common` holds settings of all
-    of them. `objective` is a metric or a list of them (posttrain.objective).
+    of them. `objective` is a metric or a list of them (posttrain.objective). `engine` draws completions outside
+    training steps, in job=sample, job=evaluate and the probe: transformers, continuous or vllm (docs/sample.md).
     """
 
     job: str = "train"
+    engine: str = "transformers"
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
@@ -307,8 +309,8 @@ OTHER_JOBS = {
     "train": ("sample", "evaluate", "doctor"),
     "sample": ("probe", "evaluate", "doctor"),
     "evaluate": ("sample", "doctor"),
-    "doctor": ("sample", "evaluate", "probe", "peft"),
-    "pipeline": ("doctor",),
+    "doctor": ("sample", "evaluate", "probe", "peft", "engine"),
+    "pipeline": ("doctor", "engine"),
 }
 
 

@@ -62,13 +62,9 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
 
 def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
     """Everything that needs the model; it is out of memory again afterwards."""
-    import torch
-
     from posttrain.jobs import benchmarks
     from posttrain.models import hardware, weights
-    from posttrain.models.generate import encode_prompts, generate
     from posttrain.probe import heldout
-    from posttrain.probe.callback import SEED
     from posttrain.training.counters import Counter
 
     said = Measurements()
@@ -80,25 +76,15 @@ def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
         model = weights.load(judged.source)
     if plan.rows:
         said.answers, said.reference = _likelihoods(plan, judged, model)
-    torch.manual_seed(SEED)
-    for name, rows in plan.prompts.items():
-        with Counter(name, len(rows)) as bar:
-
-            def drawn(part: list[Generated], advance: Callable[[int], None] = bar.advance) -> None:
-                advance(len(part))
-
-            said.drawn[name] = generate(
-                model,
-                judged.tokenizer,
-                encode_prompts(judged.tokenizer, rows),
-                max_new_tokens=run.probe.max_new_tokens,
-                batch_size=run.probe.batch_size,
-                do_sample=name == "sampled",
-                progress=drawn,
-            )
     if run.evaluate.tasks:
         with show_status(f"Benchmarks: {', '.join(run.evaluate.tasks)}"):
             said.benchmarks = benchmarks.run(model, judged.tokenizer, run.evaluate, run.probe.batch_size)
+    if plan.prompts:
+        if run.engine == "vllm":  # which takes the memory of the GPU for itself
+            del model
+            hardware.free_memory()
+            model = None
+        said.drawn = _draw(run, plan, judged, model)
     del model
     hardware.free_memory()
     if isinstance(judged.reference, Source) and plan.rows:
@@ -108,6 +94,39 @@ def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
         del model
         hardware.free_memory()
     return said
+
+
+def _draw(run: Run, plan: Plan, judged: Candidate, model: Any) -> dict[str, list[Generated]]:
+    """Completions of each set of prompts, by `model`, or by what the run's engine loads in its place."""
+    import torch
+
+    from posttrain.models import engines
+    from posttrain.models.generate import encode_prompts, generate
+    from posttrain.probe.callback import SEED
+    from posttrain.training.counters import Counter
+
+    limit, batch_size = run.probe.max_new_tokens, run.probe.batch_size
+    encoded = {name: encode_prompts(judged.tokenizer, rows) for name, rows in plan.prompts.items()}
+    longest = max(len(ids) for prompts in encoded.values() for ids in prompts) + limit
+    sampler = engines.load(run.engine, judged.source, batch_size, longest, model)
+    drawn = {}
+    torch.manual_seed(SEED)
+    for name, prompts in encoded.items():
+        with Counter(name, len(prompts)) as bar:
+
+            def advance(part: list[Generated], by: Callable[[int], None] = bar.advance) -> None:
+                by(len(part))
+
+            drawn[name] = generate(
+                sampler,
+                judged.tokenizer,
+                prompts,
+                max_new_tokens=limit,
+                batch_size=batch_size,
+                do_sample=name == "sampled",
+                progress=advance,
+            )
+    return drawn
 
 
 def _likelihoods(plan: Plan, judged: Candidate, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:

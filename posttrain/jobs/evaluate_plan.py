@@ -95,11 +95,12 @@ def _candidate(
     run: Run, path: str | None, key: str, rows: list[dict[str, Any]], prompts: dict[str, list[dict[str, Any]]]
 ) -> Candidate:
     from posttrain.jobs import common
-    from posttrain.models import tokenizers, weights
+    from posttrain.models import engines, tokenizers, weights
     from posttrain.models.generate import encode_prompts
 
     source = common.model_source(run, path, key)
     context = weights.check_model(source, key, scores=trainers.of(run.trainer.kind).scores)
+    engines.check_source(run.engine, source, key)
     tokenizer = common.tokenizer(run, source)
     first = next(row for part in (rows, *prompts.values()) for row in part)
     tokenizers.check_template(tokenizer, first, run.model)

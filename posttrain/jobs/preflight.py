@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
 from posttrain.config.schema import Run, TrackingConfig
+from posttrain.config.trainers import Kind
 from posttrain.data import files
 from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
@@ -44,8 +45,10 @@ EMBEDDED = {
     "model.path": ("embedded:smollm2", "embedded:tiny"),
     "data.path": ("embedded:squad", "embedded:imdb", "embedded:arithmetic"),
 }
+ENGINES = ("transformers", "continuous", "vllm")
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
+    "engine": ENGINES,
     "peft.method": ("none", "lora"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "tracking.backend": ("wandb", "trackio", "tensorboard", "mlflow", "comet", "none"),
@@ -96,7 +99,7 @@ def check(run: Run) -> None:
     errors += options.check_smoothing(kind.name, kind.lineage, run.trainer.args)
     errors += options.check(options.LORA, run.peft.lora, "peft.lora", RESERVED_LORA)
     errors += options.check(options.LORA, run.peft.value, "peft.value", RESERVED_LORA)
-    errors += combinations.check(run)
+    errors += combinations.check(run) + _engine(run, kind)
     errors += _initialisation(run)
     if run.peft.value and not trainers.value_adapter(run):
         errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
@@ -122,6 +125,23 @@ def check(run: Run) -> None:
     errors += ranges.check_schema(asdict(run))
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def _engine(run: Run, kind: Kind) -> list[str]:
+    """What is wrong with `engine=vllm`: the package, or a training whose vLLM the probe cannot use."""
+    if run.engine != "vllm" or run.job == "doctor":
+        return []
+    other = "engine=continuous"
+    errors = combinations.packages({"use_vllm": True}, "engine=vllm") if not run.trainer.args.get("use_vllm") else []
+    if run.job == "train" and not (kind.has("use_vllm") and run.trainer.args.get("use_vllm")):
+        able = f"set trainer.args.use_vllm=true, or {other}" if kind.has("use_vllm") else f"set {other}"
+        errors.append(
+            "engine=vllm: the probe measures the weights in training, and only a trainer that samples with vLLM gives "
+            f"them to it; {able}"
+        )
+    elif run.job == "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        errors.append(f"engine=vllm: with several processes the probe does not reach the trainer's vLLM; set {other}")
+    return errors
 
 
 def _job(run: Run) -> list[str]:
@@ -222,7 +242,7 @@ def _tracker(settings: TrackingConfig) -> list[str]:
 
 def _value(run: Run, key: str) -> Any:
     group, _, name = key.partition(".")
-    return getattr(getattr(run, group), name)
+    return getattr(getattr(run, group), name) if name else getattr(run, group)
 
 
 def _paths(run: Run) -> list[str]:

@@ -10,7 +10,6 @@ import hashlib
 import shutil
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from posttrain.config.schema import Origin, Run
 from posttrain.console import console, print_plain, quiet_libraries, show_status
@@ -18,9 +17,6 @@ from posttrain.errors import PosttrainError
 from posttrain.jobs.sample_plan import Plan, prepare
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.journal import Journal
-
-if TYPE_CHECKING:
-    pass
 
 # So many completions that are all cut off say that max_new_tokens is too small.
 CHECK_ENDED_AFTER = 64
@@ -65,7 +61,7 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
     """Completions of the batches that are not in the journal yet."""
     import torch
 
-    from posttrain.models import weights
+    from posttrain.models import engines
     from posttrain.models.generate import generate
     from posttrain.training import out_of_memory
     from posttrain.training.counters import Counter
@@ -75,7 +71,8 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
         return
     settings = run.sample
     with show_status("Loading the model"):
-        model = weights.load(plan.source)
+        longest = max(map(len, plan.encoded)) + settings.max_new_tokens
+        model = engines.load(run.engine, plan.source, settings.batch_size, longest)
     done, tokens, ended, count = len(journal.done), 0, 0, 0
     if done:
         console.print(f"Going on after {done} of {len(plan.batches)} batches")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Prompts are sorted by length within windows of this many batches, longest first: what does not fit fails at once.
 WINDOW_BATCHES = 64
+# An engine is given so many batches at once: the place of what has ended goes to the next prompt.
+ENGINE_BATCHES = 8
 
 
 @dataclass
@@ -35,12 +37,13 @@ def prepare(run: Run) -> Plan:
     from posttrain import rewards
     from posttrain.data.loading import load_prompts
     from posttrain.jobs import common
-    from posttrain.models import tokenizers, weights
+    from posttrain.models import engines, tokenizers, weights
     from posttrain.models.generate import encode_prompts
 
     source = common.model_source(run)
     key = "model.init_from" if run.model.init_from else "model.path"
     context = weights.check_model(source, key, scores=False)
+    engines.check_source(run.engine, source, key)
     tokenizer = common.tokenizer(run, source)
     prompts, data = load_prompts(run.data, run.trainer.kind, run.sample.split)
     if run.sample.prompts is not None:
@@ -51,7 +54,8 @@ def prepare(run: Run) -> Plan:
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts)
     common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)
-    plan = batches([len(ids) for ids in encoded], max(run.sample.batch_size // run.sample.n, 1))
+    size = run.sample.batch_size * (1 if run.engine == "transformers" else ENGINE_BATCHES)
+    plan = batches([len(ids) for ids in encoded], max(size // run.sample.n, 1))
     return Plan(source, tokenizer, prompts, encoded, plan, data)
 
 

@@ -193,14 +193,13 @@ def _measurement_callbacks(
         files = (directory.metrics, directory.samples)
         judged = probe_rewards(run.reward, run.probe, functions, kind.takes_rewards)
         parts = (judged, plan.probe_texts, tracker, alarms)
-        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files))
+        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files, run.engine))
     if kind.is_a("DPOTrainer") and run.probe.shift_prompts:
         from posttrain.probe.shift import ShiftCheck
 
         pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
-        measures.append(
-            ShiftCheck(run.probe, pairs, plan.tokenizer, tracker, directory.metrics, next(iter(measures), None))
-        )
+        places = (tracker, directory.metrics, next(iter(measures), None), run.engine)
+        measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, *places))
     return measures
 
 

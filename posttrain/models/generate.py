@@ -68,39 +68,49 @@ def generate(
 ) -> list[Generated]:
     """One completion for each of the prompts `encoded` (lists of token ids), in their order.
 
-    `batch_size` sequences are drawn at a time, of similar length, so that little is padding; a prompt that is in
-    a batch several times is read once. Greedy without `do_sample`. Random numbers come from torch's global generator;
-    `progress` gets each batch as it is drawn, `step` how many of the batches x `max_new_tokens` passes are done.
+    `model` may be an engine (posttrain.models.engines), which gets all prompts at once. Otherwise `batch_size`
+    sequences are drawn at a time, of similar length, so that little is padding; a prompt that is in a batch several
+    times is read once. Greedy without `do_sample`. Random numbers come from torch's global generator; `progress` gets
+    each batch as it is drawn, `step` how many of the batches x `max_new_tokens` passes are done.
     """
     eos = eos_ids(model, tokenizer)
+    settings = {
+        "do_sample": do_sample,
+        "temperature": temperature if do_sample else None,
+        "top_p": top_p if do_sample else None,
+        "top_k": 0 if do_sample else None,
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": list(eos),
+        **OWN_DISTRIBUTION,
+    }
     drawn: dict[int, Generated] = {}
+
+    def keep(part: list[int], rows: list[list[int]]) -> None:
+        for i, row in zip(part, rows, strict=True):
+            end = next((n + 1 for n, token in enumerate(row) if token in eos), None)
+            text = str(tokenizer.decode(row[:end], skip_special_tokens=True))
+            drawn[i] = Generated(encoded[i], row[:end], text, end is not None)
+        if progress is not None:
+            progress([drawn[i] for i in part])
+
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    if hasattr(model, "draw"):
+        keep(order, model.draw([encoded[i] for i in order], batch_size, settings))
+        if step is not None:
+            step(-(-len(order) // batch_size) * max_new_tokens)
+        return [drawn[i] for i in range(len(encoded))]
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         prompts = {"input_ids": [encoded[i] for i in part]}
         batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
+        criteria = None if step is None else [_pass_counter(step)]
         with prefilling_once(model):
-            output = model.generate(
-                **batch,
-                do_sample=do_sample,
-                temperature=temperature if do_sample else None,
-                top_p=top_p if do_sample else None,
-                top_k=0 if do_sample else None,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=list(eos),
-                stopping_criteria=None if step is None else [_pass_counter(step)],
-                **OWN_DISTRIBUTION,
-            )
+            output = model.generate(**batch, **settings, stopping_criteria=criteria)
+        new = output[:, batch["input_ids"].shape[1] :]
         if step is not None:  # those that all ended early have passes to spare
-            step(max_new_tokens - (output.shape[1] - batch["input_ids"].shape[1]))
-        for i, row in zip(part, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((n + 1 for n, token in enumerate(row) if token in eos), None)
-            ids = row[:end]
-            text = str(tokenizer.decode(ids, skip_special_tokens=True))
-            drawn[i] = Generated(encoded[i], ids, text, end is not None)
-        if progress is not None:
-            progress([drawn[i] for i in part])
+            step(max_new_tokens - new.shape[1])
+        keep(part, new.tolist())
     return [drawn[i] for i in range(len(encoded))]
 
 

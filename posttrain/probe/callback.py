@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from posttrain.config.schema import ProbeConfig
 from posttrain.console import print_plain
+from posttrain.models import engines
 from posttrain.models.generate import Generated, encode_prompts, generate
 from posttrain.models.random_state import measuring
 from posttrain.models.tokens import as_text
@@ -114,8 +115,10 @@ class Probe(TrainerCallback):
         alarms: Alarms,
         metrics_path: Path,
         samples_path: Path,
+        engine: str = "transformers",
     ):
         self.config = config
+        self.engine = engine
         self.rows = [prompts[i] for i in range(min(config.prompts, len(prompts)))]
         self.greedy_rows = [prompts[i] for i in range(min(config.greedy_prompts, len(prompts)))]
         self.tokenizer = tokenizer
@@ -248,7 +251,7 @@ class Probe(TrainerCallback):
                 return rollouts.draw(self.trainer, rows, self.config.batch_size, do_sample, drawn)
         with Phase(f"probe    {len(rows)} {what} of up to {limit} tokens", batches * limit) as phase:
             return generate(
-                model,
+                engines.of_model(self.engine, model, self.trainer),
                 self.tokenizer,
                 encode_prompts(self.tokenizer, rows),
                 max_new_tokens=limit,

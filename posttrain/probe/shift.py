@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from posttrain.config.schema import ProbeConfig
 from posttrain.console import console
+from posttrain.models import engines
 from posttrain.models.generate import Generated, encode_answer, encode_prompts, generate, log_probs
 from posttrain.models.random_state import measuring
 from posttrain.probe.callback import Probe
@@ -64,10 +65,11 @@ def measure(
     max_new_tokens: int = 64,
     batch_size: int = 32,
     said: Mapping[tuple[int, ...], Generated] | None = None,
+    sampler: Any = None,
 ) -> Shift:
     """Compare the pairs `rows` (prompt, chosen, rejected) with one sample each at temperature 1.
 
-    `said` has samples that are there already, by prompt.
+    `said` has samples that are there already, by prompt; `sampler` draws the others, where it is not `model`.
 
     Only the first `max_new_tokens` tokens of an answer count, of all three alike: later ones are easier to predict.
     Random numbers come from torch's global generator.
@@ -77,7 +79,8 @@ def measure(
     missing = [prompt for prompt in encoded if tuple(prompt) not in known]
     passes = math.ceil(len(missing) / batch_size) * limit
     with Phase(f"pairs      {len(missing)} samples to compare with", passes) as phase:
-        drawn = generate(model, tokenizer, missing, max_new_tokens=limit, batch_size=batch_size, step=phase.advance)
+        limits: dict[str, Any] = {"max_new_tokens": limit, "batch_size": batch_size, "step": phase.advance}
+        drawn = generate(sampler or model, tokenizer, missing, **limits)
     known |= {tuple(d.prompt_ids): d for d in drawn}
     sequences = [(prompt, known[tuple(prompt)].ids) for prompt in encoded]
     for row in rows:
@@ -108,8 +111,10 @@ class ShiftCheck(TrainerCallback):
         tracker: NoTracker,
         metrics_path: Path,
         probe: Probe | None = None,
+        engine: str = "transformers",
     ):
         self.config = config
+        self.engine = engine
         self.probe = probe
         self.rows = [pairs[i] for i in range(min(config.shift_prompts, len(pairs)))]
         self.tokenizer = tokenizer
@@ -123,8 +128,9 @@ class ShiftCheck(TrainerCallback):
         if state.is_world_process_zero:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             with measuring(self.trainer, SEED):
-                limits = (self.config.max_new_tokens, self.config.batch_size)
-                shift = measure(model, self.tokenizer, self.rows, *limits, self.probe.said if self.probe else None)
+                parts = (self.config.max_new_tokens, self.config.batch_size, self.probe.said if self.probe else None)
+                sampler = engines.of_model(self.engine, model, self.trainer)
+                shift = measure(model, self.tokenizer, self.rows, *parts, sampler=sampler)
             metrics = {f"shift/{name}": getattr(shift, name) for name in ("chosen", "rejected", "own")}
             append(self.metrics_path, {"step": 0, **metrics})
             self.tracker.log(metrics, 0)

@@ -43,6 +43,8 @@ def digest(run: Run) -> str:
         del settings["trainer"]["share_prompts"]
     probe = settings.get("probe", {"rewards": {}, "gold": {}})
     places: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings["model"], ("path", "init_from", "chat_template"))]
+    if settings.get("engine") == "transformers":  # the only one of earlier versions
+        del settings["engine"]
     settings["trainer"] = _trainer(settings["trainer"])
     judges = (settings["reward"], probe["rewards"], probe["gold"])
     rewards = [entry for entries in judges for entry in entries.values()]
