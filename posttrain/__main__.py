@@ -74,8 +74,8 @@ def unknown(word: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(word, COMMANDS, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-    return f"posttrain: no command {word!r}; {fix} Settings are KEY=VALUE, and a recipe is +recipe=NAME"
+    fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."
+    return f"posttrain: no command {word!r}; {fix} Settings are KEY=VALUE; a recipe is +recipe=NAME"
 
 
 def help_text(name: str, words: list[str]) -> str:

@@ -13,17 +13,19 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from posttrain.models.dialogue import Dialogue, Settings
 
-COMMANDS = (
-    "/system TEXT sets the system prompt (alone: none), /reset starts again, /exit or Ctrl-D ends, "
-    "Ctrl-C stops an answer"
-)
+COMMANDS = """\
+  /system TEXT  sets the system prompt, and starts again; alone: without one
+  /reset        starts the conversation again
+  /exit         ends the chat, as Ctrl-D does
+  Ctrl-C        stops an answer"""
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="posttrain chat",
         description=__doc__.split(": ", 1)[1].capitalize(),
-        epilog=f"In the chat: {COMMANDS}. Piped input is one message, answered without decoration.",
+        epilog=f"In the chat:\n{COMMANDS}\n\nPiped input is one message, answered without decoration.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="a run directory, a folder, a hub id, or embedded:smollm2; at most two"
@@ -74,7 +76,7 @@ def chat(args: argparse.Namespace) -> None:
             terminal.notice(f"{voice.name} has no chat template: it continues your text")
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     if interactive:
-        terminal.notice(COMMANDS)
+        terminal.notice(f"{' | '.join(voice.name for voice in voices)}: /help lists the commands, Ctrl-D ends")
     for line in said:
         if line == "/exit":
             return
@@ -111,6 +113,8 @@ def answer_message(line: str, voices: list[Dialogue], settings: Settings, termin
             if not terminal.interactive:
                 raise
         terminal.emit("\n")
+        if terminal.interactive and voice.cut_off:
+            terminal.notice("the answer is cut off; --max-new-tokens=N allows more")
 
 
 def command(line: str, voices: list[Dialogue], terminal: Terminal) -> None:
@@ -128,7 +132,7 @@ def command(line: str, voices: list[Dialogue], terminal: Terminal) -> None:
         except PosttrainError as error:
             terminal.notice(str(error))
     else:
-        terminal.notice(COMMANDS if name == "/help" else f"{name}: no such command. {COMMANDS}")
+        terminal.notice(COMMANDS if name == "/help" else f"{name}: no such command; /help lists them")
 
 
 class Terminal:

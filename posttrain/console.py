@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 import unicodedata
@@ -127,6 +128,16 @@ def print_facts(rows: Mapping[str, str]) -> None:
     console.print(table)
 
 
+def _say_retries_once(record: logging.LogRecord, said: set[str] = set()) -> bool:  # noqa: B006 - of this process
+    """One line for each host that does not answer, in place of two for each of the hub's attempts."""
+    host = re.search(r"thrown while requesting \w+ https?://([^/]+)", record.getMessage())
+    if host:
+        record.msg, record.args = f"{host[1]} does not answer; trying again for up to a minute", ()
+    new = record.getMessage() not in said and not record.getMessage().startswith("Retrying in ")
+    said.add(record.getMessage())
+    return new
+
+
 def quiet_libraries() -> None:
     """Leave only what a user can act on: no import chatter, no progress bars of theirs, no repeated warnings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -135,6 +146,7 @@ def quiet_libraries() -> None:
     # bitsandbytes says at import that an optional CPU kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_say_retries_once)
     # `show_status` shows what their bars count.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

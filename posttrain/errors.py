@@ -1,5 +1,9 @@
 """The errors that users see, and the exit after a signal."""
 
+import difflib
+import os
+from pathlib import Path
+
 from hydra.errors import CompactHydraException
 
 
@@ -13,3 +17,14 @@ class RewardError(PosttrainError):
 
 class Stopped(SystemExit):
     """A signal has ended the process; not an error of what was being done, and not to be caught as one."""
+
+
+def near_path(path: str) -> str:
+    """`; did you mean X?`, X being the nearest name in the folder where a `path` that is not there ends; else ""."""
+    whole = Path(os.path.expanduser(path))
+    folder = next((one for one in whole.parents if one.is_dir()), None)
+    if folder is None or whole.exists():
+        return ""
+    missing, *rest = whole.relative_to(folder).parts
+    near = difflib.get_close_matches(missing, [one.name for one in folder.iterdir()], n=1)
+    return f"; did you mean {folder.joinpath(near[0], *rest)}?" if near else ""

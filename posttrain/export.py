@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.console import print_error, print_plain, quiet_libraries, show_status
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, near_path
 
 if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 def export(args: argparse.Namespace) -> None:
     """Check, export, say what came of it, push."""
     if not Path(args.run).expanduser().is_dir():
-        raise PosttrainError(f"RUN={args.run}: no such run directory or folder")
+        raise PosttrainError(f"RUN={args.run}: no such run directory or folder{near_path(args.run)}")
     quiet_libraries()
     from posttrain.runs import card, lineage
     from posttrain.training.out_of_memory import explain_memory_errors

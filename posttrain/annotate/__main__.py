@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain import extras
 from posttrain.annotate.serve import PORT
 from posttrain.console import print_error
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, near_path
 
 if TYPE_CHECKING:
     from posttrain.annotate.answers import Answers
@@ -168,7 +168,7 @@ def load_items(args: argparse.Namespace) -> list[Item]:
     if sampling.generates(record):
         source, settings = str(sampling.sample(folder, record or {}, settings)), []
     elif not folder.exists() and _local(source):
-        raise PosttrainError(f"DATA={source}: no such file or folder")
+        raise PosttrainError(f"DATA={source}: no such file or folder{near_path(source)}")
     try:
         schema = OmegaConf.structured({"data": OmegaConf.structured(DataConfig(path=source))})
         OmegaConf.set_struct(schema, True)

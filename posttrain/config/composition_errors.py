@@ -26,9 +26,10 @@ def explain_hydra_error(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and (wanted := re.search(r"'(\w+)/([^']+)'", str(error))):
         group, option = wanted.groups()
         known = recipes.purposes() if group == "recipe" else recipes.groups().get(group, [])
-        near = difflib.get_close_matches(option, known, n=1)
-        fix = f"did you mean {near[0]}? " if near else ""
-        return f"{group}={option}: no such option; {fix}choose from {', '.join(known)}"
+        near = [f"did you mean {name}?" for name in difflib.get_close_matches(option, known, n=1)]
+        if group == "recipe":
+            return f"recipe={option}: no such recipe; {' '.join(near) or '`posttrain recipes` lists them'}"
+        return f"{group}={option}: no such option; {' '.join([*near, 'choose from'])} {', '.join(known)}"
     if isinstance(error, ConfigCompositionException):
         first = str(error).splitlines()[0]
         if unknown := re.match(r"Could not override '([\w.]+)'\.$", first):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from posttrain.config import recipes
@@ -22,7 +22,8 @@ JOBS = {
     "sample": "  posttrain sample +recipe=dpo_smollm2 reward=abstention sample.select=best\n"
     "  posttrain sample +recipe=sft_smollm2 model.init_from=RUN      docs/sample.md",
     "evaluate": "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN\n"
-    "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN evaluate.against=RUN2      docs/sample.md",
+    "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN \\\n"
+    "    evaluate.against=RUN2                                       docs/sample.md",
 }
 # Of the names of recipes, as they end: the embedded model first.
 MODELS = ("smollm2", "llama", "qwen")
@@ -53,18 +54,39 @@ Examples
 {CLOSING}"""
 
 
+OTHERS = """\
+Recipe, model, data and rewards are chosen as for training: posttrain --help"""
+
+
 def job(name: str, purpose: str) -> str:
     """`posttrain train --help` and the like."""
     settings = ""
     if name in SECTIONS:
-        from dataclasses import asdict
-
-        from posttrain.config.schema import Run
-
-        values = asdict(getattr(Run(), SECTIONS[name]))
-        rows = "\n".join(f"  {SECTIONS[name]}.{key}={_plain(value)}" for key, value in values.items())
+        rows = "\n".join(_settings(SECTIONS[name]))
         settings = f"\nSettings and their defaults\n{rows}\n"
-    return f"posttrain {name}: {purpose}.\n\n{JOBS[name]}\n{settings}\n{_choices()}\n\n{CLOSING}"
+        return f"posttrain {name}: {purpose}.\n\n{JOBS[name]}\n{settings}\n{OTHERS}"
+    return f"posttrain {name}: {purpose}.\n\n{JOBS[name]}\n\n{_choices()}\n\n{CLOSING}"
+
+
+def _settings(section: str) -> Iterator[str]:
+    """A section's settings with their defaults, and what each means."""
+    from dataclasses import fields
+
+    from posttrain.config.schema import Run
+
+    values = getattr(Run(), section)
+    texts = {
+        f"{section}.{one.name}={_plain(getattr(values, one.name))}": one.metadata["help"] for one in fields(values)
+    }
+    width = max(map(len, texts))
+    for setting, text in texts.items():
+        yield textwrap.fill(
+            text,
+            80,
+            initial_indent=f"  {setting:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+            break_on_hyphens=False,
+        )
 
 
 def _choices() -> str:

@@ -38,15 +38,27 @@ def main(argv: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from posttrain.config.schema import used_settings
+    from posttrain.config.schema import Run, used_settings
 
     try:
         config = compose([f"+recipe={args.name}", *args.overrides])
     except HydraException as error:
         print(error, file=sys.stderr)
         return 1
-    plain: Any = OmegaConf.to_container(config, resolve=False)
+    plain: Any = _differing(
+        OmegaConf.to_container(config, resolve=False), OmegaConf.to_container(OmegaConf.structured(Run))
+    )
     print(f"# {known[args.name]}")
-    print(f"# posttrain +recipe={args.name}{''.join(f' {word}' for word in args.overrides)}")
+    command = f"posttrain +recipe={args.name}{''.join(f' {word}' for word in args.overrides)}"
+    print(f"# {command}")
+    print(f"# What differs from the defaults; all settings: {command} --cfg job")
     print(OmegaConf.to_yaml(OmegaConf.create(used_settings(plain))), end="")
     return 0
+
+
+def _differing(settings: Any, defaults: Any) -> Any:
+    """Plain `settings` without what the schema has as default."""
+    if not isinstance(settings, dict) or not isinstance(defaults, dict):
+        return settings
+    found = {key: _differing(value, defaults.get(key)) for key, value in settings.items() if value != defaults.get(key)}
+    return {key: value for key, value in found.items() if value != {}}

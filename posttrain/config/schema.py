@@ -16,6 +16,11 @@ from omegaconf import MISSING
 from posttrain.config.alarms import AlarmsConfig
 
 
+def _setting(default: Any, text: str) -> Any:
+    """A field with the text that `--help` has for it."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class TeacherConfig:
     """The model that a distilled one learns from: a hub id, a folder or a RUN; `quantization` as in `peft`."""
@@ -199,74 +204,59 @@ class ProbeConfig:
 
 @dataclass
 class SampleConfig:
-    """`job=sample`: `n` completions for each prompt of `data`, scored by `reward`, and which of them are kept.
+    """`job=sample`: completions for the prompts of `data`, scored by `reward`, and which of them are kept."""
 
-    `select` is all, best (of n), top (`fraction` of all), threshold (a score of at least `threshold`) or pairs (best
-    against worst, at least `margin` apart). `prompts` limits the rows of `split` (train, eval) that are taken.
-    `unfinished` keeps completions that `max_new_tokens` cut off. Reward and DPO training learn them in pairs without an
-    end; other trainers put EOS after them, which teaches to stop in mid-sentence.
-    """
-
-    n: int = 4
-    select: str = "all"
-    fraction: float = 0.25
-    threshold: float | None = None
-    margin: float = 0.0
-    unfinished: bool = False
-    split: str = "train"
-    prompts: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-    batch_size: int = 32
-    seed: int = 0
+    n: int = _setting(4, "completions of a prompt")
+    select: str = _setting("all", "which are kept: all, best, top, threshold or pairs (best against worst)")
+    fraction: float = _setting(0.25, "share that top keeps")
+    threshold: float | None = _setting(None, "least score that threshold keeps")
+    margin: float = _setting(0.0, "least difference of scores in a pair")
+    unfinished: bool = _setting(
+        False, "keep completions that max_new_tokens cut off; fit for pairs alone, where they are learnt without an end"
+    )
+    split: str = _setting("train", "rows to take prompts from: train or eval")
+    prompts: int | None = _setting(None, "prompts at most; null: all")
+    temperature: float = _setting(1.0, "0 is greedy")
+    top_p: float = _setting(1.0, "nucleus sampling")
+    max_new_tokens: int = _setting(64, "tokens of a completion")
+    batch_size: int = _setting(32, "completions at a time")
+    seed: int = _setting(0, "the same seed draws the same completions")
 
 
 @dataclass
 class EvaluateConfig:
-    """`job=evaluate`: held-out metrics with bootstrap intervals; `against` is a run or model to compare with.
+    """`job=evaluate`: held-out metrics with bootstrap intervals, and benchmarks of lm-eval."""
 
-    `tasks` are benchmarks of lm-eval, those in the folder `task_path` as well, with its own options: `num_fewshot`
-    examples before each question (null: the task's own number), `limit` questions at most, `apply_chat_template`.
-    """
-
-    against: str | None = None
-    confidence: float = 0.95
-    resamples: int = 2000
-    tasks: list[str] = field(default_factory=list)
-    task_path: str | None = None
-    num_fewshot: int | None = None
-    limit: int | None = None
-    apply_chat_template: bool = False
+    against: str | None = _setting(None, "a run or model to compare with, prompt by prompt")
+    confidence: float = _setting(0.95, "of the intervals")
+    resamples: int = _setting(2000, "of the bootstrap")
+    tasks: list[str] = field(default_factory=list, metadata={"help": "benchmarks of lm-eval"})
+    task_path: str | None = _setting(None, "a folder with tasks of your own for lm-eval")
+    num_fewshot: int | None = _setting(None, "examples before a question; null: the task's own number")
+    limit: int | None = _setting(None, "questions of a task at most")
+    apply_chat_template: bool = _setting(False, "put the questions of tasks into the model's chat template")
 
 
 @dataclass
 class DoctorConfig:
-    """`job=doctor`: which checks look at the data, and when what they find is a warning or an error.
+    """`job=doctor`: which checks look at the data, and when what they find is a warning or an error."""
 
-    A fault of rows is a warning from the share `tolerance` of them on, and an error from `stop` on. `sample` rows are
-    tokenized (null: all), `noise_rows` at most train the small reward model. `near` is the Jaccard similarity from
-    which two texts are near duplicates. `length_accuracy`, `noise_rate`, `other_language` and `cluster` are the shares
-    from which length bias, label noise, a second language and the largest cluster of prompts are worth a warning. A run
-    fails at `fail_on`: error, warning or never.
-    """
-
-    tokens: bool = True
-    duplicates: bool = True
-    language: bool = True
-    secrets: bool = True
-    noise: bool = True
-    sample: int | None = 2000
-    noise_rows: int = 20000
-    near: float = 0.85
-    tolerance: float = 0.001
-    stop: float = 0.05
-    length_accuracy: float = 0.65
-    noise_rate: float = 0.05
-    other_language: float = 0.02
-    cluster: float = 0.2
-    examples: int = 5
-    fail_on: str = "error"
+    tokens: bool = _setting(True, "check lengths, end tokens and the loss mask")
+    duplicates: bool = _setting(True, "look for equal and near-equal rows")
+    language: bool = _setting(True, "look for other languages and broken encodings")
+    secrets: bool = _setting(True, "look for keys and personal data")
+    noise: bool = _setting(True, "estimate how many preference labels are wrong")
+    sample: int | None = _setting(2000, "rows that are tokenized; null: all")
+    noise_rows: int = _setting(20000, "pairs that the label-noise check trains on at most")
+    near: float = _setting(0.85, "Jaccard similarity from which texts are near duplicates")
+    tolerance: float = _setting(0.001, "share of bad rows from which a finding is a warning")
+    stop: float = _setting(0.05, "share of bad rows from which it is an error")
+    length_accuracy: float = _setting(0.65, "warn if the longer answer is chosen in more than this share of pairs")
+    noise_rate: float = _setting(0.05, "warn from this share of wrong labels on")
+    other_language: float = _setting(0.02, "warn from this share of rows in a second language on")
+    cluster: float = _setting(0.2, "warn if the largest cluster has more than this share of prompts")
+    examples: int = _setting(5, "rows shown for a finding")
+    fail_on: str = _setting("error", "exit code 1 from this on: error, warning or never")
 
 
 @dataclass

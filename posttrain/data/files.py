@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from posttrain.data import json_rows
 from posttrain.data.row import Place, Row
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, near_path
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -38,7 +38,9 @@ def built_in(path: Any) -> bool:
 
 
 def looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or kind(Path(path)) is not None or glob.has_magic(path)
+    # A hub id without an owner has no dot; a file's name has.
+    a_file = kind(Path(path)) is not None or ("/" not in path and Path(path).suffix != "")
+    return path.startswith((".", "/", "~")) or a_file or glob.has_magic(path)
 
 
 def resolve(path: str | list[str]) -> list[Path]:
@@ -77,7 +79,7 @@ def _check_one(path: Any, listed: bool) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     if not exists and looks_local(path):
-        return "no file matches" if glob.has_magic(path) else "no such file or folder"
+        return "no file matches" if glob.has_magic(path) else f"no such file or folder{near_path(path)}"
     if listed and not files:
         return "expected a file; a list names files (other sources: data.mix)"
     for file in files:

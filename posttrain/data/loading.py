@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The first rows, which represent all where it would take long to look at every one.
 FIRST_ROWS = 256
+# The columns that trainers learn from, as the plan lists them.
+LEARNT = ("messages", "text", "prompt", "completion", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class Data:
         return [rows[i] for i in range(min(count, len(rows)))]
 
     @property
+    def _columns(self) -> str:
+        """The columns of the first row, and whether they hold conversations or text."""
+        row = self.first[0]
+        texts = [row[name] for name in LEARNT if name in row]
+        return ", ".join([*(name for name in (*LEARNT, "label") if name in row)]) + (
+            " (conversations)" if any(isinstance(text, list) for text in texts) else " (text)"
+        )
+
+    @property
     def skipped_files(self) -> list[Path]:
         """The files that name the rows which were left out."""
         return [one.path for one in self.skipped if one.count]
@@ -72,7 +83,8 @@ class Data:
         `kept`: the job keeps what is left out in its run directory.
         """
         parts = self.source["parts"]
-        found = {"format": "; ".join(_named(name) + _format(part) for name, part in parts.items())}
+        read = [_named(name) + how for name, part in parts.items() if (how := _read_as(part))]
+        found = {"columns": "; ".join([self._columns, *read])}
         if len(parts) > 1:
             shares = (f"{name} {part['share']:.1%} ({part['train_rows']} rows)" for name, part in parts.items())
             found["mixture"] = ", ".join(shares)
@@ -85,8 +97,9 @@ class Data:
             found["labels"] = f"{good} good (label true or 1), {self.rows - good} bad (false or 0)"
         taken = [f"{_named(name)}{part['read']} read" for name, part in parts.items() if part["read"] is not None]
         if taken:
-            found["rows"] = f"{', '.join(taken)}, {self._skipped} skipped, {self.source['held_out_rows']} held out, "
-            found["rows"] += f"{self.rows} trained on"
+            skipped = [f"{self._skipped} skipped"] if self._skipped else []
+            used = [f"{self.source['held_out_rows']} held out", f"{self.rows} trained on"]
+            found["rows"] = ", ".join([*taken, *skipped, *used])
         common, held_out = self.source.get("overlap") or {}, self.source["held_out_rows"]
         if any(common.values()):
             found["overlap"] = (
@@ -285,9 +298,11 @@ def _named(name: str) -> str:
     return f"{name}: " if name else ""
 
 
-def _format(part: dict[str, Any]) -> str:
-    chosen = "" if part["detected"] else " (data.format)"
-    return f"{part['format']}{chosen}, {ABOUT[part['format']]}"
+def _read_as(part: dict[str, Any]) -> str:
+    """From which format the rows come; "" for TRL's own columns."""
+    if part["format"] == "trl" and part["detected"]:
+        return ""
+    return f"read as {part['format']}{'' if part['detected'] else ' (data.format)'}: {ABOUT[part['format']]}"
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -13,7 +13,7 @@ from posttrain.config.trainers import Kind
 from posttrain.data import files
 from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, near_path
 
 # Options of TRL's config classes that this layer decides.
 RESERVED_OPTIONS = {
@@ -271,7 +271,7 @@ def _paths(run: Run) -> list[str]:
     parents = {"model.init_from": run.model.init_from}
     for key, value in parents.items():
         if value and not _exists(value):
-            errors.append(f"{key}={value}: no such run directory")
+            errors.append(f"{key}={value}: no such run directory{near_path(value)}")
     for key in ("model.path", "model.chat_template"):
         value = _value(run, key)
         if value and value.startswith("embedded:") and key in EMBEDDED:
@@ -283,7 +283,7 @@ def _paths(run: Run) -> list[str]:
                 continue
             is_file = key == "model.chat_template"
             if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
-                errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}")
+                errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}{near_path(value)}")
     return errors
 
 

@@ -38,6 +38,8 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         how += f" on {run.peft.quantization.get('bnb_4bit_quant_type', '8-bit')} weights"
     checkpoint = directory.last_checkpoint() if directory.record() else None
     lines = plan.data.describe()
+    if "unused" in lines and run.probe.judges:
+        lines["unused"] += "; the probe's rewards may read them"
     rows = {
         "run": f"{run.trainer.kind}, {how}" + (f", continued from {checkpoint.name}" if checkpoint else ""),
         "model": f"{run.model.path}: {_count(total)} parameters, {_count(trained)} trained ({trained / total:.2%})",
@@ -52,17 +54,24 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         **plan.notes,
         **({"note": note} if (note := _note(run, plan)) else {}),
         **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.takes_rewards else {}),
-        "steps": f"{plan.steps}, of {plan.rows_per_step} {'prompts' if kind.samples_completions else 'rows'} each"
-        if plan.steps_per_rollout == 1
-        else f"{plan.steps}: {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts",
+        "steps": _steps(run, plan),
         **({"teacher": _teacher(run)} if run.trainer.teacher.model else {}),
         **({"prompts": plan.prompts} if plan.prompts else {}),
-        **({"rate": f"{rate:g}"} if isinstance(rate := run.trainer.args.get("learning_rate"), float) else {}),
         "device": str(plan.precision),
         "memory": _memory(plan),
         "directory": str(directory.path),
     }
     print_facts(rows)
+
+
+def _steps(run: Run, plan: Plan) -> str:
+    """Optimizer steps, what each takes, and the learning rate where posttrain or the user chose it."""
+    what = "prompts" if trainers.of(run.trainer.kind).samples_completions else "rows"
+    each = f", of {plan.rows_per_step} {what} each"
+    if plan.steps_per_rollout > 1:
+        each = f": {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts"
+    rate = run.trainer.args.get("learning_rate")
+    return f"{plan.steps}{each}" + (f"; learning rate {rate:g}" if isinstance(rate, float) else "")
 
 
 def _reward(name: str, run: Run) -> str:

@@ -37,6 +37,7 @@ class Dialogue:
     """One model in a chat. `adapter` is its name in a shared `PeftModel`, "" the base without one.
 
     `history` holds messages; without a chat template (`plain`) their texts are one text that the model continues.
+    `cut_off` says whether the last answer ended for want of room.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dialogue:
     adapter: str | None = None
     system: str | None = None
     history: list[dict[str, str]] = field(default_factory=list)
+    cut_off: bool = False
 
     @property
     def plain(self) -> bool:
@@ -80,6 +82,7 @@ class Dialogue:
         import torch
         from transformers import set_seed
 
+        self.cut_off = False
         self.history.append({"role": "user", "content": message})
         tokens, room = self._fit_context(settings.max_new_tokens, notice)
         if settings.seed is not None:
@@ -89,7 +92,7 @@ class Dialogue:
         streamer = _streamer(self.tokenizer, said, emit)
         try:
             with self._active_adapter(), torch.no_grad():
-                self.model.generate(
+                found = self.model.generate(
                     input_ids=given,
                     attention_mask=torch.ones_like(given),
                     streamer=streamer,
@@ -97,6 +100,7 @@ class Dialogue:
                     eos_token_id=self._eos_token_ids(),
                     **{**settings.generation(), "max_new_tokens": room},
                 )
+            self.cut_off = int(found[0, -1]) not in self._eos_token_ids()
         except KeyboardInterrupt:
             streamer.end()
             raise

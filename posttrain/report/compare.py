@@ -16,6 +16,7 @@ from posttrain.report.groups import Group, Mean, differing, identity, number, po
 from posttrain.report.maths import Fit, fit, pareto_front
 from posttrain.report.runs import SHARES, Found, Run
 from posttrain.report.verdict import Candidate, Verdict, judge, name
+from posttrain.runs import metrics
 
 START = "the starting policy"
 REWARDS = ("probe/gold/", "probe/rewards/")
@@ -26,7 +27,8 @@ INTERVAL_SUFFIXES = ("_low", "_high")
 
 @dataclass
 class Comparison:
-    """`groups` are all trained ones, `compared` those with KL to `reference` and `metric`; `front` indexes `compared`.
+    """`groups` are all trained ones, `probed` those with KL to `reference`, `compared` those of them with `metric`
+    (a held-out metric needs no KL); `front` indexes `compared`.
 
     `fits` are by metric and then by method or best-of-n's run; gains count from `start`, by metric. `best_of` are the
     baselines of the starting policy.
@@ -39,6 +41,7 @@ class Comparison:
     minimise: bool = False
     reference: str = ""
     compared: list[Group] = field(default_factory=list)
+    probed: list[Group] = field(default_factory=list)
     front: list[int] = field(default_factory=list)
     start: dict[str, float] = field(default_factory=dict)
     best_of: list[Baseline] = field(default_factory=list)
@@ -88,6 +91,7 @@ def compare(
         result.compared = [g for g in result.compared if g in chosen or not g.mean("probe/kl")]
     else:
         result.compared = [group for group in chosen if result.metric in _metrics(group)]
+    result.probed = [group for group in groups if group in chosen or group in result.compared]
     result.notes += _no_frontier(result)
     if result.metric is None or not result.compared:
         return result
@@ -347,10 +351,5 @@ def title(metric: str) -> str:
     """A metric as a column or axis names it: "gold reward: sentiment", "reward: length", "preference accuracy"."""
     if metric in MODES:
         return MODES[metric]
-    said = name(metric)
-    if metric.startswith(("probe/nll/", "probe/forgetting/")):
-        said += " (nats per token)"
-    for kind, word in (("gold/", "gold reward: "), ("rewards/", "reward: ")):
-        if metric.startswith(f"probe/{kind}"):
-            said = word + said.removeprefix(kind)
-    return said.replace("_", " ") if metric.startswith("probe/") else said
+    unit = " (nats per token)" if metric.startswith(("probe/nll/", "probe/forgetting/")) else ""
+    return metrics.title(metric) + unit

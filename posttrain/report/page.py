@@ -61,7 +61,6 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         breakable=Markup(".<wbr>"),
         methods=list(of_method),
         colours={group.method: style.style(group)[0] for group in c.groups},
-        head=c.verdicts[-1].sentence if c.verdicts else "",
         pictures=[
             (name, heading(c, name), PICTURES[name][1], svg(figures[name]), described(c, name))
             for name in PICTURES
@@ -146,7 +145,7 @@ def fits(c: Comparison) -> list[list[str]]:
 def samples(c: Comparison) -> list[dict[str, Any]]:
     """By prompt, the completion of each group (its first seed) at the end, behind that of the start."""
     prompts: dict[str, list[dict[str, Any]]] = {}
-    for group in c.compared or c.groups:
+    for group in c.probed or c.groups:
         run = group.counted[0]
         steps = sorted(run.samples)
         if not steps:

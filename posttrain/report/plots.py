@@ -11,7 +11,7 @@ import numpy as np
 from posttrain.report import style
 from posttrain.report.compare import MODES, Comparison, is_reward, title
 from posttrain.report.groups import Group, number
-from posttrain.runs.curves import smooth
+from posttrain.runs.curves import smooth, whole_steps, widen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,10 @@ def draw(c: Comparison) -> dict[str, Figure]:
             "failure_modes": failure_modes(c),
             "training": training(c),
         }
-    return {name: figure for name, figure in pictures.items() if figure is not None}
+    drawn = {name: figure for name, figure in pictures.items() if figure is not None}
+    for axis in (axis for figure in drawn.values() for axis in figure.axes):
+        widen(axis)
+    return drawn
 
 
 def frontier(c: Comparison) -> Figure:
@@ -183,13 +186,14 @@ def training(c: Comparison) -> Figure | None:
             )
         axis.set_title(heading, fontsize=9)
         axis.set_xlabel("optimizer step", fontsize=8)
+        whole_steps(axis)
     style.legend(figure, style.lines(c.groups), width=2.6)
     return figure
 
 
 def failure_modes(c: Comparison) -> Figure | None:
     """Everything else that the probe measures, against KL; the dotted line is the start."""
-    groups = c.compared or c.groups
+    groups = c.probed or c.groups
     shown = [metric for metric in _modes(c) if any(g.mean("probe/kl") and g.mean(metric) for g in groups)][:MOST_MODES]
     if not shown:
         return None

@@ -13,7 +13,7 @@ import yaml
 
 from posttrain.config import trainers
 from posttrain.config.schema import OTHER_JOBS
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, near_path
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
 from posttrain.runs.metrics import by_step, read
@@ -121,7 +121,7 @@ class Found:
 def find(paths: list[Path]) -> Found:
     """All runs at and below `paths`; raises `PosttrainError` for paths that are no folders, and when there are none."""
     if wrong := [path for path in paths if not path.is_dir()]:
-        raise PosttrainError("\n".join(f"PATH={path}: no such folder" for path in wrong))
+        raise PosttrainError("\n".join(f"PATH={path}: no such folder{near_path(str(path))}" for path in wrong))
     found = Found()
     for path in paths:
         _find_in(path, found, 0)

@@ -72,13 +72,13 @@ def failure_modes(c: Comparison) -> list[list[str]]:
     found = [["run", *map(title, c.modes)]]
     starts = {}
     for metric in c.modes:
-        values = [mean.value for group in c.compared if (mean := group.mean(metric, start=True))]
+        values = [mean.value for group in c.probed if (mean := group.mean(metric, start=True))]
         if values:
             starts[metric] = number(fmean(values))
     if starts:
         found.append([START, *(starts.get(metric, "") for metric in c.modes)])
     for group in c.groups:
-        line = [_end(group, metric, any(group is other for other in c.compared)) for metric in c.modes]
+        line = [_end(group, metric, any(group is other for other in c.probed)) for metric in c.modes]
         if any(line):
             found.append([group.label, *line])
     return found if len(found) > 1 and c.modes else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ PANELS = {
     "gradient norm": ("grad_norm",),
 }
 HELD_OUT = ("eval_", "probe/")
+# Shorter than their titles, for legends.
+LABELS = {
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "rewards/accuracies": "preferences",
+    "accuracy": "preferences",
+    "mean_token_accuracy": "tokens",
+    "reward": "evaluation",
+    "probe/reward": "the probe",
+}
 # Measurements from which points are joined: fewer are a before and an after, and nothing is known between.
 LINE_FROM = 4
 
@@ -80,13 +90,15 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
     last = max(step for found in panels.values() for points in found.values() for step, _ in points)
     for axis, (name, found) in zip(axes.flat, panels.items(), strict=False):
         for key, points in found.items():
-            _line(axis, key, points)
+            _line(axis, key, points, _label(key, found))
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("optimizer step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.margins(y=0.12)
         axis.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
+        widen(axis)
+        whole_steps(axis)
         if len(found) > 1 or next(iter(found)).startswith(HELD_OUT):
             # Below the panel: inside, it would cover points.
             axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
@@ -97,12 +109,35 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
     half.replace(target)
 
 
-def _line(axis: Any, key: str, points: Sequence[tuple[float, float]]) -> None:
+def widen(axis: Any) -> None:
+    """Room around values that are all the same but for rounding: no axis of a scale of 1e-17."""
+    low, high = axis.get_ylim()
+    if high - low < 1e-6:
+        axis.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
+
+
+def whole_steps(axis: Any) -> None:
+    """Ticks at whole steps alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+
+
+def _label(key: str, panel: Iterable[str]) -> str:
+    """What the legend calls a metric; by its name where its `panel` has several of training, or of held-out rows."""
+    held_out = key.startswith(HELD_OUT)
+    alike = [other for other in panel if other.startswith(HELD_OUT) == held_out]
+    kind = "held out" if held_out else "training"
+    name = LABELS.get(key.removeprefix("eval_"), title(key))
+    if len(alike) == 1:
+        return kind
+    return f"{kind}: {name}" if held_out and not name.startswith(("reward:", "gold reward:")) else name
+
+
+def _line(axis: Any, key: str, points: Sequence[tuple[float, float]], label: str) -> None:
     """One metric: points where it was measured now and then, a line where it was logged all along."""
     steps, values = zip(*points, strict=True)
     held_out = key.startswith(HELD_OUT)
-    named = title(key)
-    label = key if not held_out else named if named.startswith("held-out") else f"held out: {named}"
     if held_out or len(values) < 20:
         joined = len(values) >= LINE_FROM
         axis.plot(steps, values, marker="o", ls=(":" if held_out else "-") if joined else "", ms=5, lw=1.2, label=label)

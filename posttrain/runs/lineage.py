@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, near_path
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.pretrained import pretrained_path
 
@@ -71,10 +71,18 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
         base = _locate(known["base_model_name_or_path"], key)
         tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else base
         return Source(path, base, tokenizer, known.get("revision"), str(folder))
-    if path.startswith((".", "/", "~")) and not folder.is_dir():
-        raise PosttrainError(f"{key}={path}: no such folder")
+    # What lies among runs is no hub id.
+    if not folder.is_dir() and (path.startswith((".", "/", "~")) or runs_in(folder.parent)):
+        raise PosttrainError(f"{key}={path}: no such run or folder{near_path(path)}")
+    if (runs := runs_in(folder)) and not (folder / "config.json").is_file():
+        raise PosttrainError(f"{key}={path}: a folder of runs; name one, such as {runs[-1]}")
     where = _locate(path, key)
     return Source(path, where, where, revision)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run directories in a folder, the last one begun at the end."""
+    return sorted((found.parent for found in folder.glob("*/run.json")), key=lambda run: run.stat().st_ctime)
 
 
 def _no_pickle(folder: Path, start: str) -> None:

@@ -122,7 +122,8 @@ def title(metric: str) -> str:
     """A metric in words."""
     kind, _, rest = metric.partition("/")
     if kind not in ("sampled", "greedy"):
-        plain = metric.removeprefix("probe/").removeprefix("rewards/").replace("_", " ")
+        plain = metric.removeprefix("probe/").replace("rewards/", "reward: ").replace("gold/", "gold reward: ")
+        plain = plain.replace("_", " ")
         return {**TITLES, **EVALUATION_TITLES}.get(metric, plain)
     if rest.startswith("win_rates/"):
         return f"{kind}: win rate by {rest.removeprefix('win_rates/').replace('_', ' ')}"

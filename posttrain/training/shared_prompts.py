@@ -11,15 +11,15 @@ from posttrain.models import shared_prompt
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# What has several answers to a prompt in a batch, and how many.
-SHARED_ANSWERS = {"dpo": "both answers", "reward": "both answers", "grpo": "all answers", "rloo": "all answers"}
+# What has several answers to a prompt in every batch.
+SHARED_ANSWERS = ("dpo", "reward", "grpo", "rloo")
 KINDS = (*SHARED_ANSWERS, "ppo")
 # These switch dropout off by default; the others leave it on.
 DISABLE_DROPOUT = ("dpo", "reward", "ppo")
 
 
 def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
-    """What the plan says of shared prompts; `None` where there are none."""
+    """Why the prompt of several answers is computed for each of them; `None` where it is computed once, or has one."""
     kind, args = run.trainer.kind, run.trainer.args
     several = kind == "ppo" and (args.get("num_generations") or 1) > 1
     if kind not in SHARED_ANSWERS and not several:
@@ -30,9 +30,7 @@ def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
         reason = "trainer.share_prompts=false"
     elif noise and not args.get("disable_dropout", kind in DISABLE_DROPOUT):
         reason = f"peft.lora.lora_dropout={noise} is drawn for each answer in training; 0 shares them"
-    if reason:
-        return f"computed for each answer: {reason}"
-    return f"computed once for {SHARED_ANSWERS.get(kind, 'the answers in a microbatch')}"
+    return f"computed for each answer: {reason}" if reason else None
 
 
 def share(trainer: Any) -> str | None:

@@ -73,6 +73,7 @@ def test_zst_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("none/*.jsonl", "no file matches"),
         ("none.jsonl", "no such file or folder"),
+        ("aa.jsonl", "no such file or folder; did you mean a.jsonl?"),
         (["a.jsonl", "none.jsonl"], "none.jsonl: no such file or folder"),
         ([], "an empty list"),
         ("a.txt", "expected a .jsonl, .json, .csv or .parquet file"),

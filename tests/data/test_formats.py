@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.loading import load
+from posttrain.data.loading import LEARNT, load
 from posttrain.errors import PosttrainError
 from tests.helpers.runs import rows as json_rows
 
@@ -214,7 +214,9 @@ def test_rows_become_what_the_trainer_takes(name: str):
         assert all(row in found for row in expected)
     else:
         assert found[: len(expected)] == expected
-    assert data.describe()["format"].startswith(format_)
+    said = data.describe()["columns"]
+    assert said.startswith(", ".join(name for name in LEARNT if name in data.first.column_names))
+    assert (f"; read as {format_}: " in said) == (format_ != "trl")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -242,7 +244,7 @@ def test_the_format_can_be_named(tmp_path: Path):
     assert load(DataConfig(path=str(path), eval_size=0), "sft").source["parts"][""]["format"] == "trl"
     named = load(DataConfig(path=str(path), eval_size=0, format="openai"), "sft")
     assert named.source["parts"][""]["detected"] is False
-    assert named.describe()["format"].startswith("openai (data.format)")
+    assert named.describe()["columns"].startswith("messages (conversations); read as openai (data.format): ")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +348,8 @@ def test_a_run_on_every_format(name: str, train: Any, tmp_path: Path, capsys: py
     record = directory.record()
     assert (record["status"], record["steps"]) == ("finished", 1)
     assert record["data"]["parts"][""]["format"] == CASES[name][0]
-    assert f"format     {CASES[name][0]}" in capsys.readouterr().out
+    format_, said = CASES[name][0], capsys.readouterr().out
+    assert (f"read as {format_}" in " ".join(said.split())) == (format_ != "trl")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_cfg_job_shows_the_composed_config(cli):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["+recipe=dpo_smolm2"], ["recipe=dpo_smolm2: no such option; did you mean dpo_smollm2?"]),
+        (["+recipe=dpo_smolm2"], ["recipe=dpo_smolm2: no such recipe; did you mean dpo_smollm2?"]),
         (
             ["+recipe=dpo_smollm2", "peft=loora"],
             ["peft=loora: no such option; did you mean lora? choose from dora, lora, none, qlora"],

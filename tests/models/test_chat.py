@@ -205,10 +205,18 @@ def test_a_merged_run_answers_as_the_run(runs, monkeypatch, capsys):
     assert say(monkeypatch, capsys, "3?\n", "./merged")[0] == say(monkeypatch, capsys, "3?\n", runs[0])[0]
 
 
+def test_a_run_that_is_not_there_is_looked_for_among_its_neighbours(runs, capsys):
+    one, folder = Path(runs[0]), Path(runs[0]).parent
+    assert chat.main([f"{one}x"]) == 1
+    assert capsys.readouterr().err == f"RUN={one}x: no such run or folder; did you mean {one}?\n"
+    assert chat.main([str(folder)]) == 1
+    assert capsys.readouterr().err.startswith(f"RUN={folder}: a folder of runs; name one, such as {folder}/")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("./nowhere",), "RUN=./nowhere: no such folder"),
+        (("./nowhere",), "RUN=./nowhere: no such run or folder"),
         (("outputs/nowhere",), "RUN=outputs/nowhere: no such run or folder; as a hub id: not in the local cache"),
         (("embedded:nope",), "RUN=embedded:nope: choose from embedded:smollm2, embedded:tiny"),
         (

@@ -49,7 +49,7 @@ def test_the_page_works_in_a_browser(browser, page_file):
     first, second = (answers.nth(i).bounding_box() for i in (0, 1))
     assert first["y"] == second["y"]
     assert first["x"] < second["x"]
-    assert page.locator("#answer p").last.inner_text().startswith("At any KL, dpo beta=0.01 (seed 1) is best")
+    assert page.locator("p.answer").first.inner_text().startswith("At any KL, dpo beta=0.01 (seed 1) is best")
 
     row = page.locator("#runs tr", has=page.get_by_role("rowheader", name="dpo beta=0.1", exact=True))
     marks = page.locator("#frontier .method-dpo")

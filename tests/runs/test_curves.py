@@ -30,12 +30,30 @@ def test_before_and_after_are_points_and_many_measurements_a_line(tmp_path):
     import matplotlib.pyplot as plt
 
     _, axis = plt.subplots()
-    curves._line(axis, "probe/kl", [(0, 0.0), (9, 2.0)])
-    curves._line(axis, "eval_loss", [(i, 0.5) for i in range(6)])
-    curves._line(axis, "loss", [(i, 0.5) for i in range(30)])
+    curves._line(axis, "probe/kl", [(0, 0.0), (9, 2.0)], "held out")
+    curves._line(axis, "eval_loss", [(i, 0.5) for i in range(6)], "held out")
+    curves._line(axis, "loss", [(i, 0.5) for i in range(30)], "training")
     styles = [(line.get_linestyle(), line.get_marker()) for line in axis.lines]
     assert styles[:2] == [("None", "o"), (":", "o")]
     assert styles[2][0] == "-"
+    plt.close("all")
+
+
+def test_a_legend_has_words_and_an_axis_no_rounding_errors():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    accuracies = ("rewards/accuracies", "mean_token_accuracy", "eval_rewards/accuracies", "eval_mean_token_accuracy")
+    assert [curves._label(key, accuracies) for key in accuracies] == [
+        *("preferences", "tokens", "held out: preferences", "held out: tokens")
+    ]
+    assert [curves._label(key, ("loss", "eval_loss")) for key in ("loss", "eval_loss")] == ["training", "held out"]
+    _, axis = plt.subplots()
+    axis.plot([0, 1, 2], [0.0, 1e-17, 0.0])
+    curves.widen(axis)
+    assert axis.get_ylim() == pytest.approx((-0.05, 0.05))
     plt.close("all")
 
 
