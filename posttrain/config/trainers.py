@@ -47,7 +47,8 @@ class Kind:
     `parameters` are those of its `__init__`, `lineage` the names of its class and of those that it inherits from.
     `reads` says which rows it takes (a key of `posttrain.data.formats.ACCEPTS`), `renders` whether it applies the chat
     template by mapping its data set. `reference` is whether it compares the policy with a frozen one, `base_reference`
-    whether that is always the model without an adapter. `evaluates` is whether it has a loss on held-out rows.
+    whether that is always the model without an adapter. `evaluates` is whether it has a loss on held-out rows,
+    `own_attention` whether it works with an attention of its own only.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Kind:
     reference: bool
     base_reference: bool
     evaluates: bool
+    own_attention: bool
 
     def is_a(self, *trainers: str) -> bool:
         """Whether it is, or inherits from, one of the classes with these names."""
@@ -122,6 +124,7 @@ def find(name: str) -> Kind | None:
     named = {node.attr for node in code if isinstance(node, ast.Attribute)}
     methods = {node.name for node in code if isinstance(node, ast.FunctionDef)}
     texts = {node.value for node in code if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    keywords = {node.arg for node in code if isinstance(node, ast.keyword)}
     return Kind(
         name,
         path,
@@ -135,6 +138,8 @@ def find(name: str) -> Kind | None:
         # One that makes its rows in the training step has nothing to evaluate.
         evaluates="training_step" not in methods
         or bool({"prediction_step", "compute_loss", "_prepare_inputs"} & methods),
+        # Others read it from the policy, for a second model.
+        own_attention="attn_implementation" in texts | keywords and "_attn_implementation" not in named,
     )
 
 
@@ -150,7 +155,10 @@ def missing(name: str) -> str:
     if "." in name:
         source = classes.find(name)
         if source is None:
-            return f"trainer.kind={name}: no such class (package.module.Class, importable from here)"
+            called = name.rpartition(".")[2]
+            moved = [one for one in names() if (known := find(one)) and known.path.endswith(f".{called}")]
+            fix = f"; {called} is trainer={moved[0]} here, at {of(moved[0]).path}" if moved else ""
+            return f"trainer.kind={name}: no such class (package.module.Class, importable from here){fix}"
         return (
             f"trainer.kind={name}: no config class is found for it; name it in the signature, as in "
             f"args: {source.name.removesuffix('Trainer')}Config | None = None"

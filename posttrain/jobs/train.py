@@ -321,12 +321,15 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
 
     kind = trainers.of(run.trainer.kind)
     known = options.options_of(kind.config)
+    init_kwargs = hardware.init_kwargs(run.model, plan.precision, plan.start.revision)
+    if kind.own_attention and run.model.attn_implementation == "auto":
+        del init_kwargs["attn_implementation"]
     ours: dict[str, Any] = {
         "output_dir": str(directory.checkpoints),
         "report_to": report_to,
         "run_name": directory.name,
         "project": run.tracking.project,
-        "model_init_kwargs": hardware.init_kwargs(run.model, plan.precision, plan.start.revision),
+        "model_init_kwargs": init_kwargs,
         "trust_remote_code": run.model.trust_remote_code,
         "disable_tqdm": True,
         "save_total_limit": CHECKPOINTS_KEPT,

@@ -10,7 +10,7 @@ import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import classes, code, trainers
+from posttrain.config import classes, code, options, trainers
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 
@@ -38,7 +38,11 @@ def check(run: Run) -> list[str]:
                 wrong = str(error)
             if wrong:
                 errors.append(f"trainer.{setting}={path}: {wrong}")
+    names = [path.rpartition(".")[2] for path in run.trainer.tools if isinstance(path, str)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        errors.append(f"trainer.tools: several are called {twice}, by which the policy calls them; keep one")
     teacher = run.trainer.teacher
+    errors += options.check(options.QUANTIZATION, teacher.quantization, "trainer.teacher.quantization")
     if kind.has_teacher and not teacher.model:
         errors.append(
             f"trainer.teacher.model: {kind.name} learns from a teacher; set it to a hub id, a folder or a RUN"
@@ -46,8 +50,7 @@ def check(run: Run) -> list[str]:
     if teacher.model and not kind.has_teacher:
         able = [name for name in trainers.names() if trainers.of(name).has_teacher]
         errors.append(f"trainer.teacher.model: {kind.name} has no teacher; choose trainer={' or '.join(able)}")
-    adapter = run.peft.method != "none"
-    return errors + [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry, adapter))]
+    return errors + [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry, run))]
 
 
 def check_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -67,7 +70,7 @@ def check_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
         ) from None
 
 
-def _check_callback(entry: Any, adapter: bool) -> str | None:
+def _check_callback(entry: Any, run: Run) -> str | None:
     try:
         path, args = _callback(entry)
     except ValueError as error:
@@ -75,8 +78,13 @@ def _check_callback(entry: Any, adapter: bool) -> str | None:
     source = classes.find(path)
     if source is None:
         return f"trainer.callbacks={path}: no such class (package.module.Class, importable from here)"
-    if adapter and any(one.name == "BEMACallback" for one in source.lineage()):
+    lineage = {one.name for one in source.lineage()}
+    if "BEMACallback" in lineage and run.peft.method != "none":
         return f"trainer.callbacks={path}: it averages all weights of a model, and an adapter is trained; set peft=none"
+    if "EarlyStoppingCallback" in lineage and not run.trainer.args.get("metric_for_best_model"):
+        return (
+            f"trainer.callbacks={path}: watches a metric; set trainer.args.metric_for_best_model=eval_loss, or another"
+        )
     known = trainers.parameters(source)
     wrong = [name for name in args if name not in known]
     return f"trainer.callbacks.{path}.{wrong[0]}: takes {', '.join(known) or 'no arguments'}" if wrong else None
@@ -96,6 +104,8 @@ def _misfit(setting: str, function: Any) -> str | None:
         return f"is called as f(prompts, trainer): {wrong}"
     if setting == "environment" and (wrong := code.misfit(function)):
         return f"is called without arguments: {wrong}"
+    if setting == "environment" and isinstance(function, type) and not hasattr(function, "reset"):
+        return "has no method reset, which begins each rollout"
     return None
 
 
@@ -134,8 +144,13 @@ def _no_callback(cls: Any, args: dict[str, Any]) -> str | None:
 
     if not (isinstance(cls, type) and issubclass(cls, TrainerCallback)):
         return "is no class of transformers.TrainerCallback"
-    given = {**args, "trainer": None} if "trainer" in code.parameters(cls) else args
-    return code.misfit(cls, **given)
+    known = code.parameters(cls)
+    given = {**args, "trainer": None} if "trainer" in known else args
+    if wrong := code.misfit(cls, **given):
+        return wrong
+    plain = {name: known[name].annotation for name in args if known[name].annotation in (bool, int, float, str)}
+    found = ((name, options.check_type(options.Option(kind), args[name])) for name, kind in plain.items())
+    return next((f"{name}={args[name]!r}: {wrong}" for name, wrong in found if wrong), None)
 
 
 def user_callbacks(run: Run, trainer: Any = None) -> list[Any]:

@@ -312,6 +312,8 @@ def test_bema_follows_the_policy_by_way_of_a_callback(monkeypatch):
         ("orpoo", "did you mean orpo"),
         ("nash_md", r"TRL \S+ has no such trainer; choose from .*tpo, or package.module.Class"),
         ("trl.experimental.nash_md.NashMDTrainer", "no such class"),
+        ("trl.CPOTrainer", "CPOTrainer is trainer=cpo here, at trl.experimental.cpo.CPOTrainer"),
+        ("trl.PPOTrainer", "PPOTrainer is trainer=ppo here, at posttrain.ppo.PPOTrainer"),
         ("trl.TrlParser", "no config class is found"),
     ],
 )
@@ -390,12 +392,68 @@ def test_tools_and_callbacks_are_the_users_own_code(folder, monkeypatch):
         ("sft", ["trainer.callbacks=[trl.BEMACallback]"], "it averages all weights .*; set peft=none"),
         ("distillation", ["trainer.teacher.model=null"], "trainer.teacher.model: distillation learns from a teacher"),
         ("dpo", ["trainer.teacher.model=embedded:tiny"], "dpo has no teacher; choose trainer=.*distillation"),
+        (
+            "distillation",
+            ["trainer.teacher.quantization={load_in_4bits: true}"],
+            "trainer.teacher.quantization.load_in_4bits: not an option of BitsAndBytesConfig; did you mean",
+        ),
+        (
+            "grpo",
+            ["trainer.environment=collections.Counter"],
+            "Counter: has no method reset, which begins each rollout",
+        ),
+        ("grpo", ["trainer.tools=[os.getcwd,os.path.getcwd]"], "trainer.tools: several are called getcwd"),
+        (
+            "sft",
+            ["trainer.callbacks=[transformers.EarlyStoppingCallback]"],
+            "EarlyStoppingCallback: watches a metric; set trainer.args.metric_for_best_model=eval_loss",
+        ),
     ],
 )
 def test_what_is_wrong_with_code_and_teachers_is_said_before_anything_loads(name, words, said):
     run, _ = compose(*command(name, *words))
     with pytest.raises(PosttrainError, match=said):
         preflight.check(run)
+
+
+def test_an_argument_of_a_callback_has_the_type_that_its_class_states():
+    from posttrain.training import trainer_arguments
+
+    for value, said in (("fast", "expected int"), (3, None)):
+        words = ["peft=none", f"trainer.callbacks=[{{trl.BEMACallback: {{update_freq: {value}}}}}]"]
+        run, _ = compose(*command("sft", *words))
+        preflight.check(run)
+        if said is None:
+            trainer_arguments.check_code(run)
+        else:
+            with pytest.raises(PosttrainError, match=f"trl.BEMACallback: update_freq='{value}': {said}"):
+                trainer_arguments.check_code(run)
+
+
+def test_an_attention_is_left_to_the_trainers_that_have_their_own(monkeypatch):
+    """TRL gives them one for rows that are packed without padding; another would be given twice, or be wrong."""
+    from types import SimpleNamespace
+
+    from posttrain.jobs import train
+    from posttrain.models import hardware
+
+    assert {name for name in trainers.names() if trainers.of(name).own_attention} == {
+        "async_grpo",
+        "async_distillation",
+    }
+    directory = SimpleNamespace(checkpoints="x", name="x")
+    for name, setting, given in (
+        ("async_grpo", "auto", None),
+        ("grpo", "auto", "sdpa"),
+        ("async_grpo", "eager", "eager"),
+    ):
+        run, _ = compose(*command(name, f"model.attn_implementation={setting}"))
+        precision = hardware.precision(run.model, run.peft, run.trainer.args)
+        plan = SimpleNamespace(
+            precision=precision, start=SimpleNamespace(revision=None), data=SimpleNamespace(eval=None)
+        )
+        args = train.trainer_args(run, plan, directory, "none")
+        assert args["model_init_kwargs"].get("attn_implementation") == given
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_before_its_weights_load(tmp_path):
