@@ -12,7 +12,7 @@ class PosttrainError(CompactHydraException):
 
 
 class RewardError(PosttrainError):
-    """A reward of the user's failed; the state of the work before it can be saved."""
+    """A reward or a rollout of the user's failed; the state of the work before it can be saved."""
 
 
 class Stopped(SystemExit):

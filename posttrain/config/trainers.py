@@ -136,8 +136,8 @@ def find(name: str) -> Kind | None:
         reference=bool({"ref_model", "disable_adapter"} & named),
         base_reference="disable_adapter" in named and "ref" not in texts,
         # One that makes its rows in the training step has nothing to evaluate.
-        evaluates="training_step" not in methods
-        or bool({"prediction_step", "compute_loss", "_prepare_inputs"} & methods),
+        evaluates="eval_dataset" in parameters(source)
+        and ("training_step" not in methods or bool({"prediction_step", "compute_loss", "_prepare_inputs"} & methods)),
         # Others read it from the policy, for a second model.
         own_attention="attn_implementation" in texts | keywords and "_attn_implementation" not in named,
     )

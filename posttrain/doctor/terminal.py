@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.config import trainers
 from posttrain.config.schema import Run
 from posttrain.console import console, print_facts, print_plain, printable
 from posttrain.runs.directory import RunDirectory
@@ -95,8 +96,9 @@ def _show_sequences(known: dict[str, Any]) -> None:
 
 def legend(trainer: str, colour: str) -> str:
     """What the colour means for this trainer."""
-    if trainer == "reward":
+    kind = trainers.of(trainer)
+    if kind.scores:
         return f"the score is read at the last token, in {colour}; everything before it is read"
-    if trainer in ("grpo", "rloo", "ppo"):
+    if kind.samples_completions:
         return "the prompt is read; the completion is sampled in training"
     return f"what the loss is taken on is {colour}, the context is not"

@@ -296,8 +296,8 @@ def _build(
     )
     try:
         trainer = build.build(run.trainer.kind, parts)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        # TRL's and PEFT's own checks of options and data; their messages name the option.
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        # TRL's and PEFT's own checks of options, data and packages; their messages name what is wrong.
         raise PosttrainError(f"trainer={run.trainer.kind}: {error}") from error
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
+from posttrain.config.trainers import Kind
 from posttrain.training import sharding
 from posttrain.training.memory import format_bytes
 
@@ -215,18 +216,17 @@ def _state(optimizer: str, width: float) -> float:
 
 def _reference(run: Run, sizes: Sizes, width: float) -> float:
     """A second, frozen model next to one that is trained in full, or a frozen copy of an inherited adapter."""
-    if not _keeps_reference(run.trainer.kind, run.trainer.args):
+    if not _keeps_reference(trainers.of(run.trainer.kind), run.trainer.args):
         return 0.0
     if run.peft.method == "none":
         return sizes.total * width
     return 4.0 * sizes.trained if run.model.init_from else 0.0
 
 
-def _keeps_reference(kind: str, args: dict[str, Any]) -> bool:
-    if "ref_model" in trainers.of(kind).parameters:
+def _keeps_reference(kind: Kind, args: dict[str, Any]) -> bool:
+    if "ref_model" in kind.parameters:
         return not args.get("precompute_ref_log_probs", False)
-    beta = args.get("beta", {"grpo": 0.0, "rloo": 0.05, "ppo": 0.05}.get(kind, 0.0))
-    return kind in ("grpo", "rloo", "ppo") and bool(beta)
+    return kind.reference and bool(args.get("beta", kind.default("beta")) if kind.has("beta") else True)
 
 
 def _reward_models(run: Run) -> float:

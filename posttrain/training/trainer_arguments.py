@@ -6,13 +6,15 @@ Tools, environment, rollout and callbacks are the user's own code, and run with 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import classes, code, options, trainers
 from posttrain.config.schema import Run
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, RewardError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Setting -> the trainer's parameter that takes it.
 PARAMETERS = {"tools": "tools", "environment": "environment_factory", "rollout": "rollout_func"}
+# What a rollout returns at least, each a list with an entry for each prompt.
+ROLLED_OUT = ("prompt_ids", "completion_ids", "logprobs")
 
 
 def check(run: Run) -> list[str]:
@@ -174,9 +178,30 @@ def constructor_arguments(run: Run, dtype: str) -> dict[str, Any]:
     for setting, parameter in PARAMETERS.items():
         if given := getattr(run.trainer, setting):
             found[parameter] = [code.load(path) for path in given] if isinstance(given, list) else code.load(given)
+    if run.trainer.rollout:
+        found["rollout_func"] = _guarded_rollout(run.trainer.rollout, found["rollout_func"])
     if run.trainer.teacher.model:
         found["teacher_model"] = _teacher(run, dtype)
     return found
+
+
+def _guarded_rollout(path: str, rollout: Callable[..., Any]) -> Callable[..., Any]:
+    """`rollout`, whose errors and results of another form end the run as a reward's do."""
+
+    @functools.wraps(rollout)
+    def guarded(prompts: list[Any], trainer: Any) -> Any:
+        try:
+            found = rollout(prompts, trainer)
+        except PosttrainError:
+            raise
+        except Exception as error:
+            raise RewardError(f"trainer.rollout={path}: {code.error_line(error)}") from error
+        if not isinstance(found, dict) or not found.keys() >= set(ROLLED_OUT):
+            given = f"a dict with {', '.join(found) or 'nothing'}" if isinstance(found, dict) else type(found).__name__
+            raise RewardError(f"trainer.rollout={path}: returned {given}; return a dict with {', '.join(ROLLED_OUT)}")
+        return found
+
+    return guarded
 
 
 def teacher_source(run: Run) -> Source:

@@ -43,6 +43,18 @@ def rollout(prompts, trainer):
     return {"prompt_ids": [[5, 6]] * len(prompts), "completion_ids": [ids] * len(prompts), "logprobs": None}
 
 
+def nothing(prompts, trainer):
+    return None
+
+
+def half(prompts, trainer):
+    return {"prompt_ids": [[5, 6]] * len(prompts)}
+
+
+def fails(prompts, trainer):
+    return 1 / 0
+
+
 def short(completions, **columns):
     return [float(turns[-1]["content"] == "yes") for turns in completions]
 '''
@@ -129,6 +141,19 @@ def test_a_rollout_draws_the_completions(train):
     assert [row["reward"] for row in logged if "reward" in row] == [1.0, 1.0]
     assert [row["probe/rewards/short"] for row in logged if "probe/rewards/short" in row] == [1.0, 1.0]
     assert {sample["completion"] for sample in rows(run.samples)} == {"yes"}
+
+
+@pytest.mark.parametrize(
+    ("rollout", "said"),
+    [
+        ("nothing", "returned NoneType; return a dict with prompt_ids, completion_ids, logprobs"),
+        ("half", "returned a dict with prompt_ids; return a dict with"),
+        ("fails", r"ZeroDivisionError: .*tool_code.py:"),
+    ],
+)
+def test_a_rollout_that_fails_is_named(train, rollout, said):
+    with pytest.raises(PosttrainError, match=f"trainer.rollout=tool_code.{rollout}: {said}"):
+        train(*TRAINED, f"trainer.rollout=tool_code.{rollout}", "+reward.short.function=tool_code.short")
 
 
 def test_a_template_without_calls_is_refused_before_weights_load(train):
