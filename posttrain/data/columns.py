@@ -25,7 +25,7 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "messages": [("messages",), ("prompt", "completion"), PAIRS],
     "pairs": [PAIRS],
     "triples": [(*PAIRS, "reference")],
-    "labels": [("prompt", "completion", "label"), PAIRS],
+    "labels": [("prompt", "completion", "label"), ("messages", "label"), PAIRS],
     "prompts": [("prompt",), PAIRS, ("messages",)],
     "advised": [("prompt", "privileged_context")],
 }
@@ -85,8 +85,11 @@ def choose_columns(columns: list[str], kind: str, name: str = "trl") -> tuple[st
             "(data.format=NAME, if that is not their format)"
         )
     wanted = " or ".join("+".join(c) for c in accepted)
-    best = next((c for c in accepted if c[0] == "prompt"), accepted[0])
-    example = ", ".join(f"{name}: THEIRS" for name in dict.fromkeys(("prompt", *best)))
+    best = max(accepted, key=lambda c: (len({*c} & {*columns}), c[0] == "prompt"))
+    missing = [name for name in best if name not in columns]
+    if not {*best} & {"prompt", "messages"} and "prompt" not in columns:
+        missing.insert(0, "prompt")
+    example = ", ".join(f"{name}: THEIRS" for name in missing)
     raise PosttrainError(
         f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns) or 'no columns'}; "
         f"map them, ours to theirs: 'data.columns={{{example}}}'"
@@ -125,8 +128,8 @@ def check_media(row: Mapping[str, Any]) -> None:
     """Raise `RowError` for what the model cannot see, and would learn as the text `<image>`."""
     for name in MEDIA_COLUMNS:
         value = row.get(name)
-        empty = value in (None, "", {}) or (isinstance(value, list) and not any(value))
-        if not empty:
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if any(one not in (None, "") for one in inside):
             raise RowError(
                 name, "is not empty, and the model reads text only; leave such rows out (data.on_error=skip)"
             )

@@ -144,6 +144,7 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd; add .zst to its name",
     b"PK\x03\x04": "a zip or Excel file; unpack it, or save it as CSV",
     b"ARROW1": "an Arrow file; save it as Parquet",
+    b"version https://git-lfs": "a pointer of Git LFS to the file itself; fetch that with git lfs pull",
     b"\xff\xfe": "UTF-16 or UTF-32; save it as UTF-8",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
 }
@@ -154,19 +155,19 @@ def check_content(file: Path) -> None:
     """Raise `PosttrainError` for a file that is not what the ending of its name says."""
     with file.open("rb") as stream:
         start = stream.read(64)
+    packed = _PACKED.get(file.suffix)
+    wrong = next((what for magic, what in _MAGIC.items() if start.startswith(magic)), None)
     if kind(file) == ".parquet":
-        if start and not start.startswith(b"PAR1"):
-            raise PosttrainError(f"{file}: cannot be read: it is not a Parquet file, whatever its name says")
-        return
-    if file.suffix in _PACKED:
-        if not start.startswith(_PACKED[file.suffix]):
-            how = file.suffix
-            raise PosttrainError(f"{file}: cannot be read: it is not compressed as {how}; take {how} off its name")
-    else:
-        for magic, what in _MAGIC.items():
-            if start.startswith(magic):
-                raise PosttrainError(f"{file}: cannot be read: it is {what}")
-        if b"\0" in start[:2]:
-            raise PosttrainError(f"{file}: cannot be read: it is UTF-16 or UTF-32, or no text; save it as UTF-8")
-        if kind(file) == ".csv" and re.match(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"\w+"\s*:', start):
-            raise PosttrainError(f"{file}: cannot be read: it is JSON; call it .jsonl or .json")
+        if not start or start.startswith(b"PAR1"):
+            return
+        wrong = wrong or "not a Parquet file, whatever its name says"
+    elif packed is not None:
+        if start.startswith(packed):
+            return
+        wrong = f"not compressed as {file.suffix}; take {file.suffix} off its name"
+    elif not wrong and b"\0" in start[:2]:
+        wrong = "UTF-16 or UTF-32, or no text; save it as UTF-8"
+    elif kind(file) == ".csv" and re.match(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"\w+"\s*:', start):
+        wrong = "JSON; call it .jsonl or .json"
+    if wrong:
+        raise PosttrainError(f"{file}: cannot be read: it is {wrong}")

@@ -10,6 +10,8 @@ RATING_COLUMNS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", 
 ANSWER_COLUMNS = ("completion", "response")
 # Where a question is, next to chosen and rejected, in Orca's pairs and their kind.
 QUESTION_COLUMNS = ("question", "query", "input")
+# Other columns that belong to a conversation: text, which no template renders, has none of them.
+ROW_SETTINGS = {"system", "tools", "functions", "parallel_tool_calls", "chat_template_kwargs"}
 # What a row of several scored, or of one rated answer has, before the trainer decides on its form.
 SCORED_COLUMNS = ("completions", "scores")
 RATED_COLUMNS = ("completion", "rating")

@@ -23,6 +23,8 @@ def label(value: Any) -> bool:
     """Whether an answer is good: true, 1 or a word for it; raises `RowError` for what may mean something else."""
     good = {"0": False, "1": True}.get(value) if isinstance(value, str) else bool(value) if value in (0, 1) else None
     if good is None and (good := thumb(value)) is None:
+        if value is None:
+            raise RowError("label", "is missing")
         fix = _OF_NUMBERS if is_number(value) else ""
         raise RowError("label", f"expected true or false, got {shortened(value)}{fix}")
     return good

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain.data.example import REASONING_KEYS, Example, Message, TextOrTurns, Turns
+from posttrain.data.formats import ROW_SETTINGS
 from posttrain.data.json_rows import parse_json
 from posttrain.data.row import RowError, shortened, text
 
@@ -25,7 +26,7 @@ ROLES = {
 # A turn that is a call of tools, written as JSON.
 TOOL_CALL_ROLES = ("function_call", "tool_call")
 # The keys that say whether a message is learnt.
-LEARN_KEYS = ("weight", "train", "loss", "loss_weight")
+LEARN_KEYS = ("weight", "train", "training", "loss", "loss_weight")
 # The columns in which a row has its tools.
 TOOLS = ("tools", "functions")
 # Marks of parts of a message, which no trainer here has.
@@ -315,7 +316,7 @@ def with_row_settings(example: Example, row: Mapping[str, Any]) -> Example:
     if not (turns := example.turns):
         return example
     name = next((name for name in TOOLS if row.get(name)), "tools")
-    used = (*example.used, *TOOLS, "parallel_tool_calls", "system", "chat_template_kwargs")
+    used = (*example.used, *ROW_SETTINGS)
     found = replace(example, used=used, template_options=template_options(row.get("chat_template_kwargs")))
     if example.tools is None:
         found = replace(found, tools=tools(row.get(name), name))

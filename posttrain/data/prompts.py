@@ -35,14 +35,17 @@ def without_learn_marks(messages: Turns) -> Turns:
     return [replace(one, learn=None) for one in messages]
 
 
-def last_labelled(example: Example, good: Any) -> Example:
-    """A conversation whose last answer is labelled, as LLaMA-Factory and ms-swift have KTO's rows."""
+def with_label(example: Example, good: Any) -> Example:
+    """`example` with the label of its answer; of a conversation that is the last one, as in LLaMA-Factory's KTO."""
     from posttrain.data.labels import label
 
-    turns = check_last_is_answer(example.messages or [], example.used[0])
-    asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
-    used = (*example.used, "label")
-    return replace(example, messages=None, prompt=asked, label=label(good), used=used, **answers)
+    if example.messages is not None:
+        turns = check_last_is_answer(example.messages, example.used[0])
+        asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
+        example = replace(example, messages=None, prompt=asked, **answers)
+    if example.completion is None:
+        return example
+    return replace(example, label=label(good), used=(*example.used, "label"))
 
 
 def split_prompt(

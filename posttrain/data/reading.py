@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,8 +16,8 @@ from posttrain.config.schema import DataConfig
 from posttrain.data import columns as col
 from posttrain.data import files as f
 from posttrain.data.example import Example
-from posttrain.data.formats import PAIRS, detect, is_scored
-from posttrain.data.prompts import last_labelled
+from posttrain.data.formats import PAIRS, ROW_SETTINGS, detect, is_scored
+from posttrain.data.prompts import with_label
 from posttrain.data.row import Row, RowError, display_path
 from posttrain.data.store import INDEX_COLUMN, Skipped, store
 from posttrain.data.trl_format import trl
@@ -50,14 +51,14 @@ class Converter:
     conversational: bool = False
     template: Template | None = None
     keep: bool = False
+    labelled: bool = False
+    needed: tuple[str, ...] = ()
     used: set[str] = field(default_factory=set)
     unread_keys: set[str] = field(default_factory=set)
 
     def example(self, row: Mapping[str, Any]) -> Example:
         made = self.make(row)
-        if made.messages is None or "label" not in row or not self.kind or trainers.of(self.kind).reads != "labels":
-            return made
-        return last_labelled(made, row["label"])
+        return with_label(made, row.get("label")) if self.labelled else made
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row's `Example` makes; raises `RowError`."""
@@ -80,6 +81,8 @@ class Converter:
                     made[name] = self.template.without_bos(made[name])
         if self.kind and trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) and made.keys() >= {*PAIRS}:
             col.check_weight(row)
+        if missing := [name for name in self.needed if name not in made]:
+            raise RowError(missing[0], "is missing, and other rows have it")
         return made
 
     def extra_columns(self, names: Any, used: Any) -> list[str]:
@@ -90,7 +93,7 @@ class Converter:
         """The columns, and the keys of messages, that nothing reads: neither the trainer nor a reward function."""
         rest = [name for name in names if name not in self.used and name != INDEX_COLUMN]
         if self.keep or self.kind is None or trainers.of(self.kind).samples_completions:
-            read = {*self.extra_columns(rest, self.used)}
+            read = {*self.extra_columns(rest, self.used)} - ROW_SETTINGS
         else:
             read = {name for columns in col.ACCEPTS[trainers.of(self.kind).reads] for name in columns} - col.TRL_COLUMNS
             read |= col.PAIR_FACTS if trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) else set()
@@ -217,21 +220,22 @@ def open_rows(
     first = [row for _, row in itertools.islice(rows(), DETECTION_ROWS) if isinstance(row, dict)]
     columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX_COLUMN))
     name = detect(columns, first) if config.format == "auto" else config.format
-    if kind and trainers.of(kind).reads == "labels":
-        from posttrain.data.labels import check_scale
-
-        check_scale(row.get("label") for row in first)
     more: dict[str, Any] = {
         "kind": kind,
         "conversational": config.conversational,
         "template": template,
         "keep": needed is not None,
     }
+    if kind and trainers.of(kind).reads == "labels":
+        from posttrain.data.labels import check_scale
+
+        check_scale(row.get("label") for row in first)
+        more["labelled"] = "label" in columns
     if name != "trl":
         from posttrain.data.other_formats import FORMATS
 
         convert = Converter(FORMATS[name], **more)
-        _check_serves(first, convert, name, kind)
+        convert.needed = _needed(first, convert, name, kind)
         return RowSource(rows, name, convert)
     if not first:
         return RowSource(rows, name, Converter(lambda row: Example(), **more))
@@ -270,15 +274,19 @@ def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...])
     return 2 * sum(all(str(row.get(name)).startswith(row["prompt"]) for name in names) for row in asked) > len(asked)
 
 
-def _check_serves(first: list[dict[str, Any]], convert: Converter, name: str, kind: str | None) -> None:
-    for row in first if kind else ():
-        try:
-            columns = list(convert.example(row).columns())
-        except RowError:
-            continue
-        if kind and not is_scored(columns, name):
-            col.choose_columns(columns, kind, name)
-        return
+def _needed(first: list[dict[str, Any]], convert: Converter, name: str, kind: str | None) -> tuple[str, ...]:
+    """The columns of TRL's that every row has to make, as the first rows that can be read do."""
+    made: list[list[str]] = []
+    for row in first:
+        with suppress(RowError):
+            made.append(list(convert.example(row).columns()))
+    if not made or is_scored(made[0], name):
+        return ()
+    if kind is None:
+        return next(one for one in (("messages",), ("prompt",)) if one[0] in made[0])
+    accepted = col.ACCEPTS[trainers.of(kind).reads]
+    found = next((needed for needed in accepted if any({*needed} <= {*columns} for columns in made)), None)
+    return found or col.choose_columns(made[0], kind, name)
 
 
 def _store_rows(source: RowSource, config: DataConfig, named: str) -> Rows:

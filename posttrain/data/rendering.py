@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ class Rendering:
         self.options = config.args.get("chat_template_kwargs")
         self.bos = _own_bos(tokenizer)
         self.rows = self.without_thoughts = self.without_tools = self.others_learnt = self.without_options = 0
+        self.reopened = 0
         self.known: set[str] = set()
 
     def check(self, row: Mapping[str, Any]) -> None:
@@ -51,6 +53,9 @@ class Rendering:
             self._check_prompt(row)
             return
         render = chat_text.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
+        answers = [(name, row[name]) for name in ANSWER_COLUMNS if name in row]
+        answers += [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
+        self.reopened += any(map(_reopens, [row["prompt"] + said for _, said in answers] or [row["messages"]]))
         if "messages" in row:
             whole = render(row["messages"], False)
             self._check_content(row, "messages", row["messages"], whole, render)
@@ -60,8 +65,6 @@ class Rendering:
                 assistant_spans(row["messages"], render, whole)
             return
         opened = self._check_field("prompt", lambda: render(row["prompt"], True))
-        several = [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
-        answers = [(name, row[name]) for name in ANSWER_COLUMNS if name in row] + several
         for name, said in answers:
             whole = self._check_field(name, lambda said=said: render(row["prompt"] + said, False))
             self._check_content(row, name, row["prompt"] + said, whole, render)
@@ -189,6 +192,11 @@ class Rendering:
                 f"{self.others_learnt} of {self.rows} rows have turns of others in what answers the prompt, which are "
                 "learnt with it" + ("; rows of messages learn the assistant's alone" * (self.trainer.reads == "text"))
             )
+        if self.reopened:
+            found["turns"] = (
+                f"{self.reopened} of {self.rows} rows have two assistant turns in a row, and the chat template ends "
+                "the first before it opens the second; join those that are one answer"
+            )
         if self.without_tools:
             found["tools"] = f"{self.without_tools} of {self.rows} rows have tools, which "
             found["tools"] += (
@@ -208,6 +216,10 @@ def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The BOS that the tokenizer puts before every text, if it does."""
     first = tokenizer("a")["input_ids"][:1]
     return str(tokenizer.bos_token) if tokenizer.bos_token and first == [tokenizer.bos_token_id] else None
+
+
+def _reopens(turns: chat_text.Messages) -> bool:
+    return any(one["role"] == other["role"] == "assistant" for one, other in itertools.pairwise(turns))
 
 
 def _can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:

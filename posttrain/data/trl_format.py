@@ -17,10 +17,10 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
 
     `prompted`: rows have a column `prompt`, so that none takes it from what its answers begin with by chance.
     """
-    if needed == ("messages",):
+    if needed[0] == "messages":
         from posttrain.data.messages import conversation
 
-        return Example(messages=conversation(row.get("messages"), "messages"), used=needed)
+        return Example(messages=conversation(row.get("messages"), "messages"), used=("messages",))
     if needed == ("text",):
         asked = row["prompt"] if isinstance(row.get("prompt"), str) else None  # for samples; the text is learnt
         return Example(text=text(row.get("text"), "text"), prompt=asked, used=("text", "prompt"))
@@ -30,11 +30,6 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
         return Example(prompt=_unmarked(prompt), used=needed)
     names = [name for name in needed if name not in ("prompt", "label")]
     answers: dict[str, Any] = {name: _text_or_turns(row.get(name), name) for name in names}
-    good = None
-    if "label" in needed:
-        from posttrain.data.labels import label
-
-        good = label(row.get("label"))
     if prompt is None and isinstance(row.get("messages"), list) and _begin_with_answers(answers):
         from posttrain.data.messages import conversation
 
@@ -42,7 +37,7 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
     if prompt is None and prompted and all(isinstance(said, str) for said in answers.values()):
         raise RowError("prompt", "is missing")
     asked, answers = split_prompt(prompt, answers, repeated)
-    return Example(prompt=asked, label=good, used=given, **answers)
+    return Example(prompt=asked, used=given, **answers)
 
 
 def _begin_with_answers(answers: dict[str, Any]) -> bool:

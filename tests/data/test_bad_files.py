@@ -46,6 +46,8 @@ BROKEN = [
     ("d.jsonl", '{"text": "a"}'.encode("utf-16"), "it is UTF-16 or UTF-32; save it as UTF-8"),
     ("d.jsonl", gzip.compress(b'{"text": "a"}', mtime=0), "it is compressed by gzip; add .gz to its name"),
     ("d.jsonl", b"PAR1....", "it is a Parquet file; call it .parquet"),
+    ("d.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
+    ("d.parquet", b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS"),
     ("d.parquet", b'{"text": "a"}', "it is not a Parquet file, whatever its name says"),
     ("d.csv", b'{"text": "a"}\n', "it is JSON; call it .jsonl or .json"),
     ("d.csv", b"PK\x03\x04xl", "it is a zip or Excel file"),

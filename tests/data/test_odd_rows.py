@@ -45,6 +45,9 @@ LEARNT: list[tuple[dict[str, Any], str, str, str]] = [
     ({**TEXT_PAIR, "prompt": '[{"name": "x", "role": "user", "content": "Q!"}]'}, "dpo", "a" + END, "user\nQ!"),
     ({**TEXT_PAIR, "chosen": '{"role": "assistant", "content": "A!"}'}, "dpo", "A!" + END, "user\nq"),
     ({"messages": json.dumps([USER, said("a")])}, "sft", "a" + END, ""),
+    # An image column of which every part is empty; another name of the mark.
+    (chat("q", "a", image={"bytes": None, "path": None}), "sft", "a" + END, ""),
+    (chat("q", said("b", training=False), "r", "a"), "sft", "a" + END, ""),
     # JSON that is a text of its own.
     (
         {"prompt": "q", "completion": '{"role": "engineer", "name": "x"}'},
@@ -155,6 +158,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "label holds 3, and is read as true or false, 1 or 0 (of numbers:",
     ),
     (chat("q", "a", images={"path": "x.png"}), "sft", "images: is not empty, and the model reads text only"),
+    (chat("q", "a", kto_tag=True), "kto", "'data.columns={label: THEIRS}'"),
+    ({"prompt": "q", "response": "a"}, "sft", "'data.columns={completion: THEIRS}'"),
 ]
 
 
@@ -163,6 +168,46 @@ def test_what_is_refused_of_it(row: dict[str, Any], kind: str, said: str):
     with pytest.raises(PosttrainError) as error:
         loaded(write(row), kind, "qwen25")
     assert said in str(error.value)
+
+
+ALPACA, SWIFT = {"instruction": "i", "output": "a"}, {"query": "q", "response": "a"}
+SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+PAIRED = {"conversations": [{"from": "human", "value": "q"}], "chosen": "a", "rejected": "b"}
+# Rows of one format of which some bring what others lack: kind, rows, what is said of which.
+RAGGED: list[tuple[str, list[dict[str, Any]], str]] = [
+    ("dpo", [{**ALPACA, "chosen": "a", "rejected": "b"}, ALPACA], "line 2, chosen: is missing, and other rows have it"),
+    ("dpo", [ALPACA, {**ALPACA, "chosen": "a", "rejected": "b"}], "line 1, chosen: is missing, and other rows have it"),
+    ("sft", [ALPACA, {**ALPACA, "chosen": "a", "rejected": "b"}], "line 2, completion: is missing"),
+    ("dpo", [PAIRED, SHAREGPT], "line 2, chosen: is missing"),
+    ("sft", [SHAREGPT, PAIRED], "line 2, messages: is missing"),
+    ("dpo", [{**SWIFT, "rejected_response": "b"}, SWIFT], "line 2, chosen: is missing"),
+    ("kto", [{**chat("q", "a"), "label": 1}, chat("q", "b")], "line 2, label: is missing"),
+]
+
+
+@pytest.mark.parametrize(("kind", "rows", "said"), RAGGED)
+def test_rows_that_lack_what_others_have(kind: str, rows: list[dict[str, Any]], said: str):
+    with pytest.raises(PosttrainError) as error:
+        loaded(write(*rows), kind, "qwen25")
+    assert said in str(error.value)
+    assert len(loaded("d.jsonl", kind, "qwen25", on_error="skip")[0].train) == 1
+
+
+@pytest.mark.parametrize("row", [ALPACA, SWIFT, SHAREGPT, chat("q", "a")])
+def test_a_label_beside_rows_of_any_format(row: dict[str, Any]):
+    data, _ = loaded(write({**row, "label": 1}, {**row, "label": 0}), "kto", "qwen25")
+    assert sorted(data.train["label"]) == [False, True]
+    assert {turns[0]["content"] for turns in data.train["completion"]} == {"a"}
+    assert data.describe()["labels"] == "1 good (label true or 1), 1 bad (false or 0)"
+    # Other trainers learn all that the assistant says, and the plan names the label.
+    assert loaded("d.jsonl", "sft", "qwen25")[0].describe()["unused"] == "columns label"
+
+
+@pytest.mark.parametrize("row", [chat("q", said("a"), said("b")), {**pair(), "prompt": [USER, said("a")]}])
+def test_two_assistant_turns_in_a_row_are_named(row: dict[str, Any]):
+    kind = "sft" if "messages" in row else "dpo"
+    notes = loaded(write(row), kind, "qwen25")[1].notes()
+    assert notes["turns"].startswith("1 of 1 rows have two assistant turns in a row")
 
 
 @pytest.mark.parametrize("good", ["true", "True", "good", "desirable", "👍🏽", True, 1, "1", 1.0])
@@ -216,7 +261,9 @@ def test_the_plan_names_what_is_not_read():
     )
     text = {"prompt": "q", "completion": "a", "system": "s", "tools": TOOLS}
     assert loaded(write(text), "sft", "qwen25")[0].describe()["unused"] == "columns system, tools"
-    # A reward function may read any column.
+    # A reward function may read any column; what belongs to a conversation is not in a prompt of text.
+    said_of = loaded(write({"prompt": "q", "system": "s", "note": 1}), "grpo", "qwen25")[0].describe()["unused"]
+    assert said_of == "columns system"
     assert "unused" not in loaded(write({"prompt": "q", "note": 1}), "grpo", "qwen25")[0].describe()
 
 
