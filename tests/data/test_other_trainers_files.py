@@ -165,7 +165,11 @@ def test_it_is_read(name: str):
 @pytest.mark.parametrize(
     ("row", "kind", "fix"),
     [
-        ({"query": "a", "chosen": "A", "rejected_answer": "B"}, "dpo", "data.columns={prompt: THEIRS, rejected: THEIRS}"),
+        (
+            {"query": "a", "chosen": "A", "rejected_answer": "B"},
+            "dpo",
+            "{prompt: THEIRS, rejected: THEIRS}",
+        ),
         ({"messages": [user("<image>a"), said("A")], "images": ["x.png"]}, "sft", "the model reads text only"),
         ({"messages": [user("a"), said("A", train_detail=[{"begin_offset": 0}])]}, "sft", "only whole messages are"),
         ({"segments": [{"label": True, "text": "A"}]}, "sft", "map them, ours to theirs"),
