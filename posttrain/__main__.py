@@ -71,10 +71,9 @@ def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -
 
 def unknown(word: str) -> str:
     """What to say of a first word that is no command."""
-    import difflib
+    from posttrain.errors import did_you_mean
 
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."
+    fix = did_you_mean(word, COMMANDS, 1, f"choose from {', '.join(COMMANDS)}.")
     return f"posttrain: no command {word!r}; {fix} Settings are KEY=VALUE; a recipe is +recipe=NAME"
 
 

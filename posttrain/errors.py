@@ -1,7 +1,8 @@
-"""The errors that users see, and the exit after a signal."""
+"""The errors that users see, what they suggest, and the exit after a signal."""
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.errors import CompactHydraException
@@ -28,3 +29,15 @@ def near_path(path: str) -> str:
     missing, *rest = whole.relative_to(folder).parts
     near = difflib.get_close_matches(missing, [one.name for one in folder.iterdir()], n=1)
     return f"; did you mean {folder.joinpath(near[0], *rest)}?" if near else ""
+
+
+def did_you_mean(given: object, known: Iterable[object], most: int = 1, otherwise: str = "") -> str:
+    """`did you mean A or B?`, of what is `known` and like `given`; `otherwise` where nothing is."""
+    near = difflib.get_close_matches(str(given), [str(one) for one in known], n=most)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def choose(given: object, allowed: Iterable[object]) -> str:
+    """`did you mean A? choose from A, B`."""
+    names = [str(one) for one in allowed]
+    return f"{did_you_mean(given, names)} choose from {', '.join(names)}".lstrip()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+import re
 from pathlib import Path
 
 from posttrain.config import alarms, trainers
 from posttrain.config.schema import Run
+from posttrain.errors import choose, near_path
 
+EMBEDDED = ("embedded:smollm2", "embedded:tiny")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PLACED = "posttrain puts the model where it trains; leave it out (several GPUs: accelerate launch)"
 QUANTIZED = "choose peft=qlora, whose options are peft.quantization"
 # What `from_pretrained` takes and `model.kwargs` may not hold: set elsewhere, or decided here.
@@ -30,24 +33,34 @@ RESERVED_MODEL_KWARGS = {
 
 
 def models(run: Run) -> list[str]:
-    """Options of models that are set elsewhere, and revisions of what does not come from the hub."""
+    """Models that are nowhere, their options that are set elsewhere, and revisions of what is not on the hub."""
     reserved = RESERVED_MODEL_KWARGS
-    errors = [f"model.kwargs.{name}: {reserved[name]}" for name in run.model.kwargs if name in reserved]
+    named = {"model.path": run.model.path, "trainer.teacher.model": run.trainer.teacher.model}
+    named |= {f"{at}.{name}.model": entry.model for at, some in run.rewards.items() for name, entry in some.items()}
+    if run.job == "evaluate":
+        named["evaluate.against"] = run.evaluate.against
+    errors = [f"{key}={path}: {wrong}" for key, path in named.items() if path and (wrong := _not_there(path))]
+    errors += [f"model.kwargs.{name}: {reserved[name]}" for name in run.model.kwargs if name in reserved]
     of_hub = [
         ("model", "revision", run.model.revision, run.model.path),
         ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),
     ]
-    sources = {"data": vars(run.data), **{f"data.mix.{name}": part for name, part in run.data.mix.items()}}
-    for at, source in sources.items():
-        if isinstance(source, dict):
-            of_hub += [(at, name, source.get(name), source.get("path")) for name in ("name", "revision")]
+    for at, source in {
+        "data": vars(run.data),
+        **{f"data.mix.{name}": one for name, one in run.data.mix.items()},
+    }.items():
+        path = source.get("path") if isinstance(source, dict) else None
+        if not path or (isinstance(path, str) and Path(path).is_dir()):
+            continue  # a folder may hold several data sets by name, and splits
+        of_hub += [(at, name, source.get(name), path) for name in ("name", "revision")]
+        if source.get("split", "train") != "train" and not (isinstance(path, str) and ":" in path):
+            of_hub.append((at, "split", source["split"], path))
     for at, name, value, path in of_hub:
         if value and not path:
             errors.append(
                 f"{at}.{name}={value}: there is no {at}.{'model' if 'teacher' in at else 'path'}; leave it out"
             )
-        # A folder may hold several configurations of a data set, by name.
-        elif value and _is_here(path) and not (name == "name" and isinstance(path, str) and Path(path).is_dir()):
+        elif value and _is_here(path):
             errors.append(f"{at}.{name}={value}: {path} is no repository of the hub; leave it out")
     return errors
 
@@ -57,6 +70,17 @@ def _is_here(path: object) -> bool:
     if not isinstance(path, str):
         return True
     return ":" in path or path.startswith((".", "/", "~")) or Path(os.path.expanduser(path)).exists()
+
+
+def _not_there(path: str) -> str | None:
+    """Why no model can be at `path`."""
+    if path.startswith("embedded:"):
+        return None if path in EMBEDDED else f"choose from {', '.join(EMBEDDED)}"
+    if Path(os.path.expanduser(path)).exists():
+        return None
+    if path.startswith((".", "/", "~")):
+        return f"no such folder{near_path(path)}"
+    return None if HUB_ID.fullmatch(path) else "neither a folder here nor an id of the hub, ORG/NAME"
 
 
 def probe(run: Run) -> list[str]:
@@ -93,5 +117,4 @@ def wrong_choice(key: str, value: object, allowed: tuple[str, ...]) -> str | Non
     """What is wrong with a value that must be one of `allowed`."""
     if value in allowed:
         return None
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    return f"{key}={value}: " + (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(allowed)}"
+    return f"{key}={value}: {choose(value, allowed)}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from posttrain.errors import Stopped
+from posttrain.errors import Stopped, did_you_mean
 
 
 def load(path: str) -> Callable[..., Any]:
@@ -31,8 +30,7 @@ def load(path: str) -> Callable[..., Any]:
         raise ValueError(f"{module} fails when it is imported: {error_line(error)}") from error
     if not hasattr(found, name):
         public = [known for known in vars(found) if not known.startswith("_")]
-        near = difflib.get_close_matches(name, public, n=1)
-        raise ValueError(f"{module} has no {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ValueError(f"{module} has no {name}; {did_you_mean(name, public)}".rstrip("; "))
     if not callable(made := getattr(found, name)):
         raise ValueError(f"is a {type(made).__name__}, not a function or class")
     return made

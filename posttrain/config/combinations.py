@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import hints, optimizers, trainers
+from posttrain.config import hints, optimizers, options, trainers
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
 
@@ -148,6 +148,8 @@ def _settings(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
             errors += [] if Path(value).is_file() else [f"{name}={value}: no such file"]
         elif isinstance(value, str):
             errors.append(f"{name}={value}: expected settings, {{KEY: VALUE}}")
+        if name == "accelerator_config" and isinstance(value, Mapping):
+            errors += options.check("transformers.trainer_pt_utils.AcceleratorConfig", dict(value), name)
         if name.endswith("checkpointing_kwargs") and isinstance(value, Mapping):
             errors += [f"{name}.{line}" for line in _checkpointing(args, kind, value)]
     return errors
@@ -228,6 +230,18 @@ def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     return errors
 
 
+# What `generation_kwargs` may not hold: options of their own, and what breaks groups of completions.
+GENERATION = {
+    **dict.fromkeys(("max_new_tokens", "max_length", "max_tokens"), "set trainer.args.max_completion_length"),
+    **{n: f"set trainer.args.{n}" for n in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+    **dict.fromkeys(("num_return_sequences", "n"), "set trainer.args.num_generations"),
+    **dict.fromkeys(
+        ("do_sample", "num_beams", "num_beam_groups"), "completions are sampled, one for each row; leave it out"
+    ),
+    **dict.fromkeys(("eos_token_id", "pad_token_id"), "set model.eos_token or model.pad_token"),
+}
+
+
 def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     if not kind.samples_completions:
         return []
@@ -242,6 +256,9 @@ def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
             errors.append(f"generation_batch_size={whole:g}: no multiple of per_device_train_batch_size={batch:g}")
     if args.get("log_completions_hub_repo") and args.get("log_completions") is not True:
         errors.append("log_completions_hub_repo: only read with log_completions=true; set that, or leave it out")
+    for name in args.get("generation_kwargs") or {}:
+        if fix := GENERATION.get(name):
+            errors.append(f"generation_kwargs.{name}: {fix}")
     low, high = args.get("vllm_importance_sampling_clip_min"), args.number("vllm_importance_sampling_clip_max", 3.0)
     if isinstance(low, (int, float)) and low >= high:
         errors.append(f"vllm_importance_sampling_clip_min={low:g}: must be below the clip_max of {high:g}")

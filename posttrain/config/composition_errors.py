@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 
 from posttrain.config import recipes, schema_errors
+from posttrain.errors import choose, did_you_mean
 
 
 def unknown_key(word: str) -> str:
     """The message for a word `KEY=VALUE` of the command line whose key no config has."""
     key, _, value = word.partition("=")
+    if value in ("null", "") and key in (known := recipes.groups()):
+        return f"{word}: a group is left out with '~{key}', and chosen with {key}=OPTION, of {', '.join(known[key])}"
     if key == "recipe":
         return f"recipe={value}: a recipe is added; write +recipe={value}"
     return schema_errors.unknown_key(key)
@@ -23,20 +25,26 @@ def explain_hydra_error(error: BaseException) -> str | None:
 
     if isinstance(error, OverrideParseException):
         return _quoting_hint(error.override)
-    if isinstance(error, MissingConfigException) and (wanted := re.search(r"'(\w+)/([^']+)'", str(error))):
+    if isinstance(error, MissingConfigException) and (wanted := re.search(r"'(\w+)/([^']*)'", str(error))):
         group, option = wanted.groups()
         known = recipes.purposes() if group == "recipe" else recipes.groups().get(group, [])
-        near = [f"did you mean {name}?" for name in difflib.get_close_matches(option, known, n=1)]
         if group == "recipe":
-            return f"recipe={option}: no such recipe; {' '.join(near) or '`posttrain recipes` lists them'}"
-        return f"{group}={option}: no such option; {' '.join([*near, 'choose from'])} {', '.join(known)}"
+            return (
+                f"recipe={option}: no such recipe; {did_you_mean(option, known, 1, '`posttrain recipes` lists them')}"
+            )
+        return f"{group}={option}: no such option; {choose(option, known)}"
     if isinstance(error, ConfigCompositionException):
         first = str(error).splitlines()[0]
+        if several := re.match(r"Ambiguous value for argument '(.*)'", first):
+            return f"{several[1]}: several values; add -m for a sweep, or write a list, KEY=[A,B]"
         if unknown := re.match(r"Could not override '([\w.]+)'\.$", first):
             return schema_errors.unknown_key(unknown[1])
         cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
         if "Got NoneType" in first or "Multiple values" in first:
             return f"{first}; a group is left out with '~GROUP', and chosen once with GROUP=OPTION"
+        if "Cannot merge" in cause:
+            expected = "a list" if "Cannot merge List" in cause else "settings, {KEY: VALUE}"
+            return f"{first.removeprefix('Error merging override ')}: expected {expected}"
         return first.removeprefix("Error merging override ") + cause
     return str(error).splitlines()[0] if isinstance(error, HydraException) else None
 

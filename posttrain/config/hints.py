@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
+from posttrain.errors import did_you_mean
 from posttrain.ppo import names
 
 # Of trainers elsewhere, of older releases and of common speech -> the option of `trainer.args`.
@@ -99,5 +99,4 @@ def for_key(name: str, options: dict[str, set[str]]) -> str | None:
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
     """`did you mean A or B?`, or what there is."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=most)
-    return f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
+    return did_you_mean(name, known, most, f"known here: {', '.join(known)}")

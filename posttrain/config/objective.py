@@ -7,7 +7,6 @@ most 5 nats: what the run could give under that budget, had it been stopped ther
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any
 from posttrain.config import classes, trainers
 from posttrain.config.schema import Run
 from posttrain.config.trainers import Kind
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 
 AT_KL = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
 # What Transformers' Trainer logs for all, and beginnings of what this project's rewards and its probe of DPO log.
@@ -24,6 +23,7 @@ OF_EVERY_TRAINER = (
     *("loss", "grad_norm", "learning_rate", "runtime", "samples_per_second", "steps_per_second", "total_flos"),
     *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
 )
+SEE = "docs/tracking.md has those of each trainer"
 LOGGED_BESIDE = ("judge/", "ensemble/", "shift/")
 # The measurements of the probe (docs/probe.md) by the part behind `probe/`.
 OF_PROBE = (
@@ -75,30 +75,35 @@ def check(objective: Any) -> list[str]:
 
 
 def unmeasured(run: Run) -> list[str]:
-    """What of `objective` and of `metric_for_best_model` no training run of this config will measure."""
-    kind, probe, best = trainers.of(run.trainer.kind), run.probe, run.trainer.args.get("metric_for_best_model")
-    probed = probe.prompts > 0 and not kind.scores
-    errors = []
-    for one in parse(run.objective) if not check(run.objective) else []:
-        _, _, measured = one.metric.partition("probe/")
-        what, _, name = measured.partition("/")
-        there = {"gold": probe.gold, "rewards": {**run.reward, **probe.rewards}}
-        wrong = None
-        if not probed and (measured or one.budget is not None):
-            wrong = "there is no probe in this run; set probe.prompts"
-        elif what in there and name not in there[what]:
-            named = [f"probe/{group}/{name}" for group in there for name in there[group]]
-            wrong = f"no such reward; there are {', '.join(named) or 'none'}"
-        elif measured and what not in OF_PROBE:
-            wrong = f"the probe does not measure it; {_nearest(what, OF_PROBE, 'probe/')}"
-        elif what in ("nll", "forgetting") and not probe.texts:
-            wrong = "needs texts; set probe.texts=embedded:texts, or a file"
-        elif not measured:
-            wrong = _unlogged(run, kind, one.metric)
-        errors += [f"objective={one.text}: {wrong}"] if wrong else []
-    if isinstance(best, str) and (wrong := _unlogged(run, kind, f"eval_{best.removeprefix('eval_')}")):
-        errors.append(f"trainer.args.metric_for_best_model={best}: {wrong}")
-    return errors
+    """What of the config's metrics no training run of it will measure: objective, best model, proxy of an alarm."""
+    best, proxy = run.trainer.args.get("metric_for_best_model"), run.alarms.over_optimisation.proxy
+    named = [(f"objective={one.text}", one) for one in (parse(run.objective) if not check(run.objective) else [])]
+    if isinstance(best, str):
+        metric = f"eval_{best.removeprefix('eval_')}"
+        named.append((f"trainer.args.metric_for_best_model={best}", Objective(best, metric)))
+    if proxy is not None:
+        named.append((f"alarms.over_optimisation.proxy={proxy}", Objective(proxy, proxy)))
+    kind = trainers.of(run.trainer.kind)
+    return [f"{key}: {wrong}" for key, one in named if (wrong := _unmeasured(run, kind, one))]
+
+
+def _unmeasured(run: Run, kind: Kind, one: Objective) -> str | None:
+    probe = run.probe
+    _, of_probe, measured = one.metric.partition("probe/")
+    what, _, name = measured.partition("/")
+    there = {"gold": probe.gold, "rewards": {**run.reward, **probe.rewards}}
+    if (of_probe or one.budget is not None) and (kind.scores or not probe.prompts):
+        return "there is no probe in this run; set probe.prompts"
+    if not of_probe:
+        return _unlogged(run, kind, one.metric)
+    if what in there and name not in there[what]:
+        named = [f"probe/{group}/{name}" for group in there for name in there[group]]
+        return f"no such reward; there are {', '.join(named) or 'none'}"
+    if what not in OF_PROBE:
+        return f"the probe does not measure it; {did_you_mean(one.metric, (f'probe/{m}' for m in OF_PROBE), 1, SEE)}"
+    if what in ("nll", "forgetting") and not probe.texts:
+        return "needs texts; set probe.texts=embedded:texts, or a file"
+    return None
 
 
 def _unlogged(run: Run, kind: Kind, metric: str) -> str | None:
@@ -114,7 +119,10 @@ def _unlogged(run: Run, kind: Kind, metric: str) -> str | None:
     name = name.replace("logratio/", "rewards/", 1)
     if name in texts or name.startswith(LOGGED_BESIDE) or any(re.fullmatch(pattern, name) for pattern in patterns):
         return None
-    return f"{kind.name} logs no such metric; {_nearest(name, texts, metric[: -len(name)])}"
+    known = [
+        metric[: -len(name)] + text for text in (*OF_EVERY_TRAINER, *texts) if "/" in text or text in OF_EVERY_TRAINER
+    ]
+    return f"{kind.name} logs no such metric; {did_you_mean(metric, known, 1, SEE)}"
 
 
 @cache
@@ -136,11 +144,6 @@ def _logged(path: str) -> tuple[frozenset[str], frozenset[str]]:
                 if re.fullmatch(r"(\w+/)+[\w/+]+", "".join(parts).replace("\\", "")):
                     patterns.add("".join(parts))
     return frozenset(texts), frozenset(patterns)
-
-
-def _nearest(name: str, known: Any, before: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {before}{near[0]}?" if near else "docs/tracking.md has those of each trainer"
 
 
 def lower_is_better(metric: str) -> bool:

@@ -6,7 +6,6 @@ Dataclass fields for the config classes of trainers and adapters, the `__init__`
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import typing
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from posttrain.config import ranges
 from posttrain.config.classes import Source, find
+from posttrain.errors import choose, did_you_mean
 
 # Classes that are no trainer's config.
 LORA, QUANTIZATION = "peft.LoraConfig", "transformers.BitsAndBytesConfig"
@@ -43,6 +43,13 @@ CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
         "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
         "vllm_mode": ("server", "colocate"),
         "vllm_model_impl": ("transformers", "vllm"),
+    },
+    "TrainingArguments": {
+        **dict.fromkeys(
+            ("log_level", "log_level_replica"),
+            ("detail", "debug", "info", "warning", "error", "critical", "passive"),
+        ),
+        "torch_compile_mode": ("default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     },
     "RLOOConfig": {"vllm_mode": ("server", "colocate"), "vllm_model_impl": ("transformers", "vllm")},
     "LoraConfig": {"bias": ("none", "all", "lora_only")},
@@ -87,8 +94,7 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
         elif name not in known:
             from posttrain.config import hints
 
-            near = difflib.get_close_matches(name, known, n=3)
-            fix = hints.for_option(short, name, known) or (f"did you mean {' or '.join(near)}?" if near else "")
+            fix = hints.for_option(short, name, known) or did_you_mean(name, known, 3)
             errors.append(f"{path}.{name}: not an option of {short}{'; ' if fix else ''}{fix}")
         elif problem := _problem(known[name], value) or ranges.problem(short, name, value):
             errors.append(f"{path}.{name}={value!r}: {problem}")
@@ -145,9 +151,7 @@ def _problem(option: Option, value: Any) -> str | None:
             v for v in (value if isinstance(value, list) else [value]) if v is not None and v not in option.choices
         ]
         if wrong:
-            near = difflib.get_close_matches(str(wrong[0]), map(str, option.choices), n=1)
-            fix = f"did you mean {near[0]}? " if near else ""
-            return f"{fix}choose from {', '.join(map(str, option.choices))}"
+            return choose(wrong[0], option.choices)
         return None
     return check_type(option, value)
 

@@ -37,8 +37,10 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
         merged = OmegaConf.merge(schema, schema_errors.take_known(Run, plain, "", errors))
     try:
         OmegaConf.resolve(merged)
-    except OmegaConfBaseException as error:
-        return None, [*errors, f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]
+    except OmegaConfBaseException:
+        from posttrain.config import schema_errors
+
+        return None, [*errors, *schema_errors.unresolved(merged, plain, "")]
     missing = sorted(OmegaConf.missing_keys(merged))
     if merged.data.mix and not OmegaConf.select(merged, "data.path", throw_on_missing=False):
         merged.data.path = ""  # the parts have one each
@@ -89,9 +91,14 @@ def _rewards(entries: dict[str, Any], path: str, errors: list[str]) -> dict[str,
 
 def origin(hydra_config: Any) -> Origin:
     """What Hydra knows of the running job."""
+    task = hydra_config.overrides.task
+    try:
+        words = tuple(task)
+    except OmegaConfBaseException:  # an interpolation that `read` reports
+        words = tuple(str(word) for word in OmegaConf.to_container(task, resolve=False) or ())
     sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
     return Origin(
         recipe=hydra_config.runtime.choices.get("recipe"),
-        overrides=tuple(hydra_config.overrides.task),
+        overrides=words,
         sweep_dir=Path(hydra_config.sweep.dir).absolute() if sweep else None,
     )

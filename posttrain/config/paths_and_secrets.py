@@ -59,6 +59,8 @@ def wrong_name(name: str) -> str | None:
 def _wrong_folder(path: str) -> str | None:
     if not path or not path.isprintable():
         return "expected the path of a folder"
+    if "://" in path:
+        return "expected a folder of this machine; copy the run when it is finished, or mount that place"
     place = Path(path).absolute()
     try:
         there = next(p for p in (place, *place.parents) if p.exists())

@@ -213,13 +213,19 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
+# Below these are options of others, or stages.
+OF_OTHERS = ("args", "kwargs", "lora", "quantization", "value", "stages", "common")
+
+
 def check_schema(settings: Mapping[str, Any], path: str = "") -> list[str]:
-    """What is wrong with the numbers of our own schema; keys that `SCHEMA_RANGES` does not name are ignored."""
+    """What is wrong with the numbers of our own schema that `SCHEMA_RANGES` names, and which of its texts are blank."""
     errors = []
     for key, value in settings.items():
         where = f"{path}{key}"
         if isinstance(value, Mapping):
-            errors += check_schema(value, f"{where}.")
+            errors += check_schema(value, f"{where}.") if key not in OF_OTHERS else []
+        elif isinstance(value, str) and not value.strip():
+            errors.append(f"{where}={value!r}: expected text; leave it out")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and (text := _schema_range(where)):
             errors += [f"{where}={value:.10g}: {wrong}"] if (wrong := out_of_range(value, text)) else []
     return errors

@@ -9,6 +9,7 @@ import textwrap
 from typing import Any
 
 from posttrain.config.recipes import compose, purposes
+from posttrain.errors import did_you_mean
 
 
 def main(argv: list[str]) -> int:
@@ -29,10 +30,7 @@ def main(argv: list[str]) -> int:
             )
         return 0
     if args.name not in known:
-        import difflib
-
-        near = difflib.get_close_matches(args.name, known, n=3)
-        fix = f"did you mean {' or '.join(near)}?" if near else "`posttrain recipes` lists them"
+        fix = did_you_mean(args.name, known, 3, "`posttrain recipes` lists them")
         print(f"NAME={args.name}: no such recipe; {fix}", file=sys.stderr)
         return 1
     from hydra.errors import HydraException

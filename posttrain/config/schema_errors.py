@@ -96,6 +96,22 @@ def _options(parent: str) -> dict[str, set[str]]:
     return {"trainer": trainer, "peft": lora}.get(parent, trainer | lora)
 
 
+def unresolved(merged: Any, plain: Any, path: str) -> list[str]:
+    """The values of `plain`, as they are written, whose `${...}` cannot be resolved in the config."""
+    if isinstance(plain, (dict, list)):
+        inner = plain.items() if isinstance(plain, dict) else enumerate(plain)
+        return [
+            line for key, value in inner for line in unresolved(merged, value, f"{path}.{key}" if path else str(key))
+        ]
+    if not isinstance(plain, str) or "${" not in plain:
+        return []
+    try:
+        OmegaConf.select(merged, path)
+    except OmegaConfBaseException as error:
+        return [f"{path}={plain}: {str(error).splitlines()[0]}"]
+    return []
+
+
 def pipeline_of_another_job(merged: Any) -> str:
     """What to say of a pipeline that another job was asked of."""
     stages = [stage for stage in merged.stages.values() if isinstance(stage, DictConfig)]

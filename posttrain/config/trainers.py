@@ -8,7 +8,6 @@ TRL's conventions, needs no entry here.
 from __future__ import annotations
 
 import ast
-import difflib
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from typing import Any
 from posttrain.config import classes, options
 from posttrain.config.classes import Source
 from posttrain.config.schema import Run, TrainerConfig
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, choose
 
 # Trainers of this project; all others are TRL's, or are given by their path.
 OWN_TRAINERS = {"ppo": "posttrain.ppo.PPOTrainer"}
@@ -163,14 +162,12 @@ def missing(name: str) -> str:
             f"trainer.kind={name}: no config class is found for it; name it in the signature, as in "
             f"args: {source.name.removesuffix('Trainer')}Config | None = None"
         )
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
     try:
         installed = version("trl")
     except PackageNotFoundError:
         return f"trainer.kind={name}: trl is not installed; run `make install`"
     return (
-        f"trainer.kind={name}: {hint}TRL {installed} has no such trainer; choose from {', '.join(names())}, or "
+        f"trainer.kind={name}: TRL {installed} has no such trainer; {choose(name, names())}, or "
         "package.module.Class (where TRL has moved one, its path there)"
     )
 

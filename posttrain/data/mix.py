@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import TRL_COLUMNS
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,8 +54,7 @@ def check(config: DataConfig) -> list[str]:
             continue
         for key in entry:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                fix = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+                fix = did_you_mean(key, known, 1, f"known here: {', '.join(known)}")
                 errors.append(f"{where}.{key}: unknown key; {fix}")
         if not entry.get("path"):
             errors.append(f"{where}.path: required, and not set")

@@ -6,7 +6,6 @@ questions become metrics, with intervals, and paired differences between two mod
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
 from posttrain.config.schema import EvaluateConfig
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 from posttrain.probe.intervals import Metric, mean
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ def manager(settings: EvaluateConfig) -> Any:
     tasks = _index(settings.task_path and str(Path(settings.task_path).expanduser()))
     for name in settings.tasks:
         if name not in tasks.all_tasks:
-            near = difflib.get_close_matches(name, tasks.all_tasks, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see lm-eval's list: lm-eval ls tasks"
+            hint = did_you_mean(name, tasks.all_tasks, 3, "see lm-eval's list: lm-eval ls tasks")
             raise PosttrainError(f"evaluate.tasks={name}: lm-eval has no such task; {hint}")
     return tasks
 

@@ -97,9 +97,11 @@ def run(argv: list[str]) -> int:
 
 
 def _unknown_words(words: list[str]) -> list[str]:
-    """The words that set a key which no config has at its top; Hydra would report the first one only."""
+    """The words that set a key which no config has at its top, or a group to nothing; Hydra would report one only."""
+    empty = {f"{group}={nothing}" for group in recipes.groups() for nothing in ("null", "")}
     known = {field.name for field in fields(Run)} | {*recipes.groups(), "hydra"}
-    return [word for word in words if (key := re.match(r"([\w.]+)=", word)) and key[1].partition(".")[0] not in known]
+    keys = {word: key[1] for word in words if (key := re.match(r"([\w.]+)=", word))}
+    return [word for word, key in keys.items() if key.partition(".")[0] not in known or word in empty]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from posttrain.config.schema import Origin, Run
 from posttrain.console import console, print_plain, quiet_libraries
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import process, table
-from posttrain.pipeline.plan import Progress, Step
+from posttrain.pipeline.plan import Progress, Step, of_stage
 from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.runs import objective_value
 from posttrain.runs.directory import RunDirectory, write_json
@@ -224,10 +224,7 @@ def _objective(run: Run, progress: Progress) -> float | tuple[float, ...] | None
     """What a sweep optimises: `STAGE.METRIC`, or a metric of the last stage."""
 
     def find(one: objective.Objective) -> float:
-        name, dot, metric = one.metric.partition(".")
-        if not dot or name not in {*progress.stages.stages, *progress.stages.rounds}:
-            last = list(progress.stages.stages.values())[-1]
-            name, metric = last.rounds or last.name, one.metric
+        name, metric = of_stage(progress.stages, one.metric)
         stage = progress.resolve(name)
         if stage not in progress.finished:
             raise PosttrainError(f"objective={one.text}: {name} did not measure it; there are no metrics")

@@ -31,7 +31,12 @@ RESERVED_OPTIONS = {
     "do_eval": "set trainer.args.eval_strategy",
     "enable_jit_checkpoint": "posttrain saves at SIGTERM by itself",
     "parallelism_config": "give it to accelerate launch",
-    "push_to_hub": "run `posttrain export RUN --push-to-hub ORG/NAME` when the run is finished",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+        "run `posttrain export RUN --push-to-hub ORG/NAME` when the run is finished",
+    ),
+    "dataset_text_field": "set data.columns={text: COLUMN}",
+    **dict.fromkeys(("dataset_kwargs", "label_names"), "posttrain prepares the rows; leave it out"),
     "local_rank": "torchrun and accelerate launch set it",
     "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
 }
@@ -41,10 +46,7 @@ RESERVED_LORA = {
     "runtime_config": "it is for loading, and no training reads it",
     "arrow_config": "it routes between adapters that are trained already",
 }
-EMBEDDED = {
-    "model.path": ("embedded:smollm2", "embedded:tiny"),
-    "data.path": ("embedded:squad", "embedded:imdb", "embedded:arithmetic"),
-}
+EMBEDDED_DATA = ("embedded:squad", "embedded:imdb", "embedded:arithmetic")
 ENGINES = ("transformers", "continuous", "vllm")
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
@@ -122,7 +124,10 @@ def check(run: Run) -> None:
         from posttrain.data import stream
 
         errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
-    errors += ranges.check_schema(asdict(run))
+    settings = asdict(run)
+    if run.data.mix:
+        del settings["data"]["path"]  # the parts have one each
+    errors += ranges.check_schema(settings)
     if errors:
         raise PosttrainError("\n".join(errors))
 
@@ -159,7 +164,7 @@ def _job(run: Run) -> list[str]:
 
 
 def _objective(run: Run) -> list[str]:
-    if run.objective is None and not run.trainer.args.get("metric_for_best_model"):
+    if not any((run.objective, run.trainer.args.get("metric_for_best_model"), run.alarms.over_optimisation.proxy)):
         return []
     from posttrain.config import objective
 
@@ -258,8 +263,8 @@ def _paths(run: Run) -> list[str]:
         if not value and value != []:
             continue
         if isinstance(value, str) and value.startswith("embedded:"):
-            if value not in EMBEDDED["data.path"]:
-                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED['data.path'])}")
+            if value not in EMBEDDED_DATA:
+                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED_DATA)}")
             continue
         if wrong := files.check(value):
             errors.append(f"{key}={value}: {wrong}")
@@ -268,22 +273,13 @@ def _paths(run: Run) -> list[str]:
             data_file(value)
         except PosttrainError as error:
             errors.append(f"{key}={error}")
-    parents = {"model.init_from": run.model.init_from}
-    for key, value in parents.items():
-        if value and not _exists(value):
-            errors.append(f"{key}={value}: no such run directory{near_path(value)}")
-    for key in ("model.path", "model.chat_template"):
-        value = _value(run, key)
-        if value and value.startswith("embedded:") and key in EMBEDDED:
-            if value not in EMBEDDED[key]:
-                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED[key])}")
-        elif value:
-            if value.startswith("trl:") and key == "model.chat_template":
-                errors += _template(value)
-                continue
-            is_file = key == "model.chat_template"
-            if (is_file or value.startswith((".", "/", "~"))) and not _exists(value):
-                errors.append(f"{key}={value}: no such {'file' if is_file else 'folder'}{near_path(value)}")
+    if run.model.init_from and not _exists(run.model.init_from):
+        errors.append(f"model.init_from={run.model.init_from}: no such run directory{near_path(run.model.init_from)}")
+    template = run.model.chat_template
+    if template and template.startswith("trl:"):
+        errors += _template(template)
+    elif template and not _exists(template):
+        errors.append(f"model.chat_template={template}: no such file{near_path(template)}")
     return errors
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.options import as_typed
 from posttrain.config.schema import PeftConfig
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -64,9 +63,8 @@ def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = Fa
     """`model`, on the meta device, with the adapter; raises `PosttrainError` for layers that the model lacks."""
     from peft import get_peft_model
 
-    names, known = [name for name, _ in model.named_modules()], model.config.get_text_config()
     key, options = ("peft.value", peft.value) if value else ("peft.lora", peft.lora)
-    if errors := _unmatched(key, options, names, getattr(known, "num_hidden_layers", None)):
+    if errors := _unmatched(key, options, model):
         raise PosttrainError("\n".join(errors))
     try:
         config: Any = lora_config(peft, kind, value, sees)
@@ -76,21 +74,29 @@ def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = Fa
         raise PosttrainError(f"{key}: {str(error) or type(error).__name__}") from error
 
 
-def _unmatched(key: str, lora: dict[str, Any], names: list[str], layers: int | None) -> list[str]:
-    """Modules and layers that the model does not have: PEFT passes over them while it finds another."""
+def _unmatched(key: str, lora: dict[str, Any], model: Any) -> list[str]:
+    """Modules, parameters, layers and tokens that the model does not have: PEFT ignores them where it finds others."""
+    names, known = [name for name, _ in model.named_modules()], model.config.get_text_config()
+    layers, tokens = getattr(known, "num_hidden_layers", None), known.vocab_size
     last = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})
     errors = []
     for option in ("target_modules", "modules_to_save", "exclude_modules"):
         wanted = lora.get(option)
         for module in wanted if isinstance(wanted, list) else []:
             if not any(name == module or name.endswith(f".{module}") for name in names):
-                near = difflib.get_close_matches(str(module), last, n=1)
-                fix = f"did you mean {near[0]}? " if near else ""
-                errors.append(f"{key}.{option}={module}: no such module; {fix}there are {', '.join(last)}")
+                fix = f"{did_you_mean(module, last)} there are {', '.join(last)}".lstrip()
+                errors.append(f"{key}.{option}={module}: no such module; {fix}")
     for option in ("rank_pattern", "alpha_pattern"):
         for pattern in lora.get(option) or {}:
             if not _matches(str(pattern), names):
                 errors.append(f"{key}.{option}.{pattern}: matches no module; there are {', '.join(last)}")
+    for parameter in lora.get("target_parameters") or []:
+        if not any(name.endswith(str(parameter)) for name, _ in model.named_parameters()):
+            errors.append(f"{key}.target_parameters={parameter}: no parameter of the model ends so")
+    indices = lora.get("trainable_token_indices") or []
+    for index in indices if isinstance(indices, list) else [i for some in indices.values() for i in some]:
+        if index >= tokens:
+            errors.append(f"{key}.trainable_token_indices={index}: the model has {tokens} tokens, from 0 on")
     if layers is None:
         return errors
     wanted = lora.get("layers_to_transform")

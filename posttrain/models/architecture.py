@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import ModelConfig, Run
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -81,6 +80,7 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
         raise PosttrainError("\n".join(errors))
     with torch.device("meta"):
         model = _without_weights(auto, known, run.model)
+        _check_kwargs(auto, known, run.model, model)
         if run.peft.method != "none":
             from posttrain.models.adapter import add_without_weights
 
@@ -107,6 +107,27 @@ def _without_weights(auto: Any, known: PretrainedConfig, model: ModelConfig) -> 
         raise PosttrainError(f"model.attn_implementation={asked}: {str(error).splitlines()[0]}") from error
 
 
+def _check_kwargs(auto: Any, known: PretrainedConfig, model: ModelConfig, as_saved: Any) -> None:
+    """Raise `PosttrainError` where settings of the model's config make no model, or other shapes than `as_saved` has.
+
+    Weights of other shapes would be drawn at random, or left out.
+    """
+    given = {name: value for name, value in model.kwargs.items() if hasattr(known, name)}
+    if not given:
+        return
+    said = ", ".join(f"model.kwargs.{name}={value}" for name, value in given.items())
+    try:
+        made = _without_weights(auto, type(known).from_dict({**known.to_dict(), **given}), model)
+    except Exception as error:  # whatever the model's code meets
+        raise PosttrainError(
+            f"{said}: {type(error).__name__}: {str(error).strip().splitlines()[-1].strip()}"
+        ) from error
+    one, other = ({name: p.shape for name, p in m.named_parameters()} for m in (as_saved, made))
+    if one != other:
+        changed = min(name for name in {**one, **other} if one.get(name) != other.get(name))
+        raise PosttrainError(f"{said}: the weights of {model.path} have another shape ({changed}); leave it out")
+
+
 def _unknown_kwargs(kwargs: dict[str, Any], known: PretrainedConfig) -> list[str]:
     """What `from_pretrained` would hand on to a model that does not take it: neither its own, nor of the config."""
     from transformers import PreTrainedModel
@@ -120,7 +141,6 @@ def _unknown_kwargs(kwargs: dict[str, Any], known: PretrainedConfig) -> list[str
     errors = []
     for name in kwargs:
         if name not in own and not hasattr(known, name):
-            near = difflib.get_close_matches(name, [*own, *known.to_dict()], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; {did_you_mean(name, [*own, *known.to_dict()])}".rstrip("; ")
             errors.append(f"model.kwargs.{name}: neither from_pretrained nor the model's config has it{hint}")
     return errors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from hydra.errors import HydraException
 
 from posttrain.config import composition_errors, data_override, parse, recipes
 from posttrain.config.schema import Run
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, choose
 
 # Text that Hydra reads as text without quotes.
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
@@ -113,5 +112,4 @@ def _options(group: str) -> tuple[str, ...]:
 def _choice(group: str, option: Any) -> str:
     if option in (known := _options(group)):
         return ""
-    near = difflib.get_close_matches(str(option), known, n=1)
-    return f"{group}={option}: " + (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(known)}"
+    return f"{group}={option}: {choose(option, known)}"

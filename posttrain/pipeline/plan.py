@@ -206,7 +206,8 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise PosttrainError("job=pipeline: starts its own processes; call it with python, and set stages.NAME.launch")
-    stages, errors = read(run.stages, run.common), objective.check(run.objective)
+    stages, errors = read(run.stages, run.common), objective.check(run.objective) + _unread(run)
+    runs: dict[str, Run] = {}
     with tempfile.TemporaryDirectory() as folder:
         stand_ins: dict[str, str] = {}
         for stage in stages.stages.values():
@@ -215,14 +216,46 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
             try:
                 if not wrong:
                     own = run_of(stage, run.output_dir, shared(run), parents)
+                    if own.job == "pipeline":
+                        raise PosttrainError(f"recipe={stage.recipe}: a pipeline, and a stage is one run")
+                    runs[stage.name] = own
                     stand_ins[stage.name] = _placeholder_run(Path(folder) / stage.name, own)
                     check_stage(own)
             except PosttrainError as error:
                 wrong = str(error).replace(f"{folder}{os.sep}", "").splitlines()
             errors += [f"{stage.path}.{line}" for line in wrong]
+    for one in objective.parse(run.objective) if not errors else []:
+        name, metric = of_stage(stages, one.metric)
+        own = runs[stages.rounds[name].results[-1] if name in stages.rounds else name]
+        if own.job == "train":
+            said = objective.unmeasured(replace(own, objective=one.text.replace(one.metric, metric, 1)))
+            errors += [
+                f"objective={one.text}: {line.partition(': ')[2]}" for line in said if line.startswith("objective")
+            ]
     if errors:
         raise PosttrainError("\n".join(dict.fromkeys(errors)))
     return stages
+
+
+def of_stage(stages: Stages, metric: str) -> tuple[str, str]:
+    """The stage, or group of rounds, that `STAGE.METRIC` names, and its metric: the last one where it names none."""
+    name, dot, rest = metric.partition(".")
+    if dot and name in {*stages.stages, *stages.rounds}:
+        return name, rest
+    last = list(stages.stages.values())[-1]
+    return last.rounds or last.name, metric
+
+
+def _unread(run: Run) -> list[str]:
+    """Settings outside the stages that none of them gets."""
+    given, plain = (overrides.flatten(asdict(one)) for one in (run, overrides.run_of(("job=pipeline",))))
+    own = ("trainer", "model", "peft", "data", "reward", "probe", "alarms", "sample", "evaluate")
+    changed = [key for key, value in given.items() if key.partition(".")[0] in own and plain.get(key) != value]
+    return [
+        f"{key}={given[key]}: no stage reads it here; set common.{key}, or stages.NAME.{key}"
+        for key in changed
+        if given[key] not in ({}, None)
+    ]
 
 
 def _first(stages: Stages, name: str) -> str:

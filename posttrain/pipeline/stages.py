@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import os
 import re
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 from posttrain.pipeline.gates import Gate
 from posttrain.pipeline.overrides import flatten, groups
 
@@ -256,8 +255,7 @@ def _may_not_run(stage: Stage, groups: Mapping[str, Rounds]) -> bool:
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return "no such stage; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
+    return "no such stage; " + did_you_mean(name, known, 1, f"there are {', '.join(known)}")
 
 
 def _ordered(all_stages: Stages) -> Stages:

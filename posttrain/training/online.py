@@ -41,6 +41,12 @@ def check(run: Run) -> list[str]:
     if weighted := [n for n, e in run.reward.items() if e.weight != 1 and not kind.has("reward_weights")]:
         errors.append(f"reward.{weighted[0]}.weight: {kind.name} has no option reward_weights; leave it at 1")
     args = run.trainer.args
+    weights = args.get("reward_weights")
+    if isinstance(weights, list) and not run.trainer.environment and len(weights) != len(run.reward):
+        errors.append(
+            f"trainer.args.reward_weights={weights} has {len(weights)} weights for {len(run.reward)} rewards; set "
+            "reward.NAME.weight in its place"
+        )
     group = args.get("num_generations", kind.generations)
     factors = ["per_device_train_batch_size", "gradient_accumulation_steps"]
     if kind.is_a("PPOTrainer"):

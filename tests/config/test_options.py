@@ -60,13 +60,24 @@ def test_names_are_those_of_the_real_lora_and_quantization_classes():
     assert set(options.options_of(options.QUANTIZATION)) == real
 
 
-@pytest.mark.parametrize(("cls", "name"), [(c, n) for c, names in options.CHOICES.items() for n in names])
+HAND_LISTED = [(cls, name) for cls, names in options.CHOICES.items() if cls != "TrainingArguments" for name in names]
+
+
+@pytest.mark.parametrize(("cls", "name"), HAND_LISTED)
 def test_hand_listed_choices_stand_in_the_library_source(cls, name):
-    paths = {"LoraConfig": options.LORA, "BitsAndBytesConfig": options.QUANTIZATION}
-    text = options.source_of(paths.get(cls, f"trl.{cls}")).text
+    text = options.source_of(cls).text
     for choice in options.CHOICES[cls][name]:
         if isinstance(choice, str) and not name.startswith("bnb_4bit_compute") and "storage" not in name:
             assert re.search(rf"['\"`]{re.escape(choice)}['\"`]", text), f"{cls}.{name}={choice}: gone from the library"
+
+
+def test_log_levels_and_compile_modes_are_those_of_the_libraries():
+    from torch._inductor import list_mode_options
+    from transformers.training_args import trainer_log_levels
+
+    choices = options.CHOICES["TrainingArguments"]
+    assert set(choices["log_level"]) == set(choices["log_level_replica"]) == set(trainer_log_levels)
+    assert set(choices["torch_compile_mode"]) == {"default", *list_mode_options()}
 
 
 def test_every_dpo_loss_type_the_library_documents_is_listed():

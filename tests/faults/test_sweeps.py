@@ -91,7 +91,7 @@ def test_a_pipeline_that_is_stopped_is_not_left_running(tmp_path, pairs, monkeyp
 
     monkeypatch.setattr(process, "execute", stage)
     with pytest.raises(SystemExit) as stopped:
-        run("+recipe=sft_dpo_smollm2", "model=tiny", "+common.data.path=pairs.jsonl")
+        run("+recipe=sft_dpo_smollm2", "+common.model=tiny", "+common.data.path=pairs.jsonl")
     assert stopped.value.code == 143
     (record,) = Path("outputs").glob("*/pipeline.json")
     assert json.loads(record.read_text())["status"] == "interrupted"

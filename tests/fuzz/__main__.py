@@ -1,9 +1,11 @@
 """Generated bad input for some minutes, in one process: `make fuzz`, or `python -m tests.fuzz --minutes 3 --seed 0`.
 
 Configs: a recipe with a few settings that are wrong, odd or fine, drawn from the options of the libraries and our own
-schema. Each must compose and pass, or be refused by a `PosttrainError`; what passes must be taken by the libraries when
-they build its trainer's config, optimizer and adapter. Files: rows of data damaged in content and in bytes, through the
-data room's loader. Anything else than a `PosttrainError` is a finding; the command prints how to repeat it.
+schema. Each must compose and pass, or be refused by a `PosttrainError`. What passes goes on as the plan does, before a
+run directory exists: the libraries build the trainer's config, optimizer and adapter, and what they refuse must be said
+with the setting at fault (`refused by the plan`: a model's layers, torch's compilers). Files: rows of data damaged in
+content and in bytes, through the data room's loader. Anything else than a `PosttrainError` is a finding; the command
+prints how to repeat it.
 """
 
 from __future__ import annotations
@@ -84,7 +86,12 @@ def one_config(given: dict[str, Any]) -> str:
         if composition_errors.explain_hydra_error(error) is None:
             raise
         return "refused by the grammar"
-    _libraries(run)
+    try:
+        _libraries(run)
+    except PosttrainError as error:
+        if not any(key in line.partition(": ")[0] for key in flat for line in str(error).splitlines()):
+            raise
+        return "refused by the plan"
     return "taken"
 
 
@@ -93,23 +100,15 @@ def _empty() -> str:
 
 
 def _libraries(run: Any) -> None:
-    """What comes before weights: an error here is said before a run directory exists, yet later than it could be."""
+    """What the plan asks of the libraries, before a run directory and weights."""
     from posttrain.models import architecture
+    from posttrain.runs.pretrained import pretrained_path
     from posttrain.training import library_checks
 
     own = {**run.trainer.args, **CPU, "eval_strategy": run.trainer.args.get("eval_strategy", "epoch")}
-    try:
-        library_checks.check_with_libraries(run.trainer.kind, own)
-        from posttrain.runs.pretrained import pretrained_path
-
-        if run.job == "train":
-            architecture.architecture(run, pretrained_path(run.model.path), None)
-    except PosttrainError as error:
-        raise Late(str(error)) from None
-
-
-class Late(Exception):
-    """Refused by a library, not by the cheap checks; the user is told before a run directory exists."""
+    library_checks.check_with_libraries(run.trainer.kind, own)
+    if run.job == "train":
+        architecture.architecture(run, pretrained_path(run.model.path), None)
 
 
 def rows(random_: random.Random) -> list[Any]:
@@ -180,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 outcome = one_config(given) if given is not None else one_file(random_, Path(name))
             except Exception as error:
-                outcome = "late" if isinstance(error, Late) else "traceback"
+                outcome = "unnamed" if isinstance(error, PosttrainError) else "traceback"
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 key = f"{type(error).__name__} {str(error)[:160]!r} ({Path(where.filename).name}:{where.lineno})"
                 if key not in found:

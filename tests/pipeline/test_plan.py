@@ -192,6 +192,7 @@ def test_a_gate_is_no_code(text):
         ({"a": {**SFT, "launch": ["acelerate", "launch"]}}, "no program acelerate here"),
         ({"a": {**SFT, "launch": {"x": 1}}}, "expected the words of a command"),
         ({"a": {"job": "pipeline"}}, "stages.a.job=pipeline: a stage is one run"),
+        ({"a": {"recipe": "sft_dpo_smollm2"}}, "stages.a.recipe=sft_dpo_smollm2: a pipeline, and a stage is one run"),
         ({"a": "sft_smollm2"}, "stages.a='sft_smollm2': expected a recipe and settings"),
         ({"a": {**SFT, "model": {"kwargs": {"token": "hf_x"}}}}, "stages.a.model.kwargs.token: a secret does not"),
         ({"a": {}}, "stages.a.trainer.kind: required"),
@@ -522,9 +523,9 @@ def test_a_stage_can_be_taken_out_on_the_command_line(stand):
 def test_an_unknown_objective_lists_what_was_measured(stand):
     stand.metrics = {"reward": {"eval_accuracy": 0.7}}
     with pytest.raises(
-        PosttrainError, match=r"objective=reward.acc: reward did not measure it; there are eval_accuracy"
+        PosttrainError, match=r"objective=reward.eval_margin: reward did not measure it; there are eval_accuracy"
     ):
-        pipeline(*command({"reward": REWARD}, "objective=reward.acc"))
+        pipeline(*command({"reward": REWARD}, "objective=reward.eval_margin"))
 
 
 def test_the_table_has_probe_main_metric_and_intervals(stand, capsys):

@@ -37,6 +37,13 @@ REFUSED = [
         ("+recipe=sft_smollm2", "+model.kwargs.torch_dtyp=float32"),
         r"model\.kwargs\.torch_dtyp: neither .*; did you mean torch_dtype\?",
     ),
+    (
+        ("+recipe=sft_smollm2", "+model.kwargs.num_hidden_layers=1"),
+        r"num_hidden_layers=1: .* have another shape \(model",
+    ),
+    (("+recipe=sft_smollm2", "+model.kwargs.rope_scaling=3"), r"^model\.kwargs\.rope_scaling=3: .*TypeError: "),
+    ((*LORA, "+peft.lora.target_parameters=[nope]"), r"peft\.lora\.target_parameters=nope: no parameter"),
+    ((*LORA, "+peft.lora.trainable_token_indices=[9999]"), r"trainable_token_indices=9999: the model has 259 tokens"),
     (("+recipe=sft_smollm2", "probe.prompts=8", "probe.max_new_tokens=999999"), r"probe\.max_new_tokens=999999: "),
     (("+recipe=sft_smollm2", "tracking=wandb", "tracking.project='a/b'"), r"tracking\.project=a/b: W&B takes no /"),
     ((*LORA, "+peft.lora.task_type=SEQ_CLS"), r"peft\.lora\.task_type: .*it follows the trainer"),

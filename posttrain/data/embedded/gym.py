@@ -6,14 +6,13 @@ Rewards" (arXiv:2505.24760).
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -81,13 +80,11 @@ def dataset(name: str, options: str, key: str) -> Any:
     except ImportError:
         raise PosttrainError(f"{key}: {INSTALL}") from None
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(DATASETS))}"
+        fix = did_you_mean(name, DATASETS, 1, f"there are {', '.join(sorted(DATASETS))}")
         raise PosttrainError(f"{key}: reasoning-gym has no task {name}; {fix}")
     given, known = json.loads(options), [field.name for field in fields(DATASETS[name][1])]
     if unknown := [option for option in given if option not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}, and system"
+        fix = did_you_mean(unknown[0], known, 1, f"it has {', '.join(known)}, and system")
         raise PosttrainError(f"data.args.{unknown[0]}: not an option of {name}; {fix}")
     try:
         return reasoning_gym.create_dataset(name, **given)

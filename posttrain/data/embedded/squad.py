@@ -9,7 +9,6 @@ sentences around the answer; of an unanswerable one other sentences of the same 
 answer does not stand either, as when retrieval has missed. A part of a paragraph without the answer cannot hold it.
 """
 
-import difflib
 import json
 import random
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.embedded import cache, wheels
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -63,8 +62,7 @@ class Contexts:
         """By `data.args`: `words`, the two numbers, and `missed`; raises `PosttrainError` for what it does not know."""
         given = {name: value for name, value in args.items() if value is not None}
         if unknown := [name for name in given if name not in OPTIONS]:
-            near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"it has {', '.join(OPTIONS)}"
+            fix = did_you_mean(unknown[0], OPTIONS, 1, f"it has {', '.join(OPTIONS)}")
             raise PosttrainError(f"data.args.{unknown[0]}: not an option of embedded:squad; {fix}")
         words = given.get("words", [cls.least, cls.most])
         two = isinstance(words, list | tuple) and [type(number) for number in words] == [int, int]

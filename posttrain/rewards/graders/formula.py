@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import operator
 from collections.abc import Mapping
 from typing import Any
+
+from posttrain.errors import did_you_mean
 
 _OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
@@ -71,8 +72,7 @@ def _check(node: ast.expr, names: list[str]) -> None:
 
 
 def _near(name: str, known: list[str], what: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"the {what} are {', '.join(known)}"
+    return did_you_mean(name, known, 1, f"the {what} are {', '.join(known)}")
 
 
 def _value(node: ast.expr, values: Mapping[str, float]) -> Any:
