@@ -28,6 +28,8 @@ def explain_hydra_error(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and (wanted := re.search(r"'(\w+)/([^']*)'", str(error))):
         group, option = wanted.groups()
         known = recipes.purposes() if group == "recipe" else recipes.groups().get(group, [])
+        if group in ("model", "data") and re.search(r"[/.:]", option):
+            return f"{group}={option}: chooses one of {', '.join(known)}; a path or hub id is {group}.path={option}"
         if group == "recipe":
             return (
                 f"recipe={option}: no such recipe; {did_you_mean(option, known, 1, '`posttrain recipes` lists them')}"

@@ -78,6 +78,9 @@ def unknown_key(key: str) -> str:
     parent, _, name = key.rpartition(".")
     cls: Any = Run
     for part in filter(None, parent.split(".")):
+        known = [f.name for f in fields(cls)] if cls else []
+        if known and part not in known:
+            return f"{key}: unknown key; {hints.nearest(part, known)}"
         cls = next((_group(f) for f in fields(cls) if f.name == part), None) if cls else None
     if parent.partition(".")[0] == "reward" or parent.startswith(("probe.rewards.", "probe.gold.")):
         cls = RewardConfig

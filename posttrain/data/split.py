@@ -63,9 +63,9 @@ def split_rows(
     elif config.eval_size:
         size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
         if len(train.rows) < 2:
-            rows = len(train.rows)
+            rows = "one row" if len(train.rows) else "no rows"
             raise PosttrainError(
-                f"data.path={display_path(config.path)}: {rows} rows cannot be split; set data.eval_size=0"
+                f"data.path={display_path(config.path)}: {rows}, which cannot be split; set data.eval_size=0"
             )
         rest, drawn = hold_out(train.rows, size)
         train, held_out = replace(train, rows=rest), replace(train, rows=drawn, skipped=None)

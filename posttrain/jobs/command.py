@@ -67,6 +67,11 @@ def run(argv: list[str]) -> int:
         from posttrain.config import composition_errors
 
         unknown = {word: composition_errors.unknown_key(word) for word in stray}
+        if recipe := [message for message in unknown.values() if message.startswith("recipe=")]:
+            from posttrain.console import print_error
+
+            print_error(recipe[0])  # without its recipe all else is missing
+            return 1
     recipes.register(tuple(argv))
     words = [word for word in argv if word not in unknown]
     multirun = bool({"-m", "--multirun"} & set(words))

@@ -102,7 +102,7 @@ def test_columns_are_mapped_ours_to_theirs(tmp_path):
         ([{"messages": [{"by": "x"}]}] * 2, "sft", {"eval_size": 0}, "expected a message with role and content"),
         ([{**PAIR, "chosen": [{"role": "assistant", "content": ""}]}] * 2, "dpo", {"eval_size": 0}, "turn is empty"),
         ([{"prompt": "p", "completion": "c", "label": "some"}] * 2, "kto", {"eval_size": 0}, "expected true or false"),
-        ([{"text": "a"}], "sft", {}, "1 rows cannot be split; set data.eval_size=0"),
+        ([{"text": "a"}], "sft", {}, "one row, which cannot be split; set data.eval_size=0"),
     ],
 )
 def test_a_mistake_in_the_data_says_where(tmp_path, rows, kind, config, said):

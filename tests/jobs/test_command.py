@@ -77,6 +77,8 @@ def test_cfg_job_shows_the_composed_config(cli):
         (["-m", "+recipe=dpo_smollm2", "trainer.args.beta=0,-1"], ["beta=0: expected above 0", "beta=-1: expected"]),
         (["+recipe=dpo_smollm2", "+trainer.kidn=dpo"], ["trainer.kidn: unknown key; did you mean kind?"]),
         (["+recipe=dpo_smollm2", "+datta.path=x"], ["datta: unknown key; did you mean data?"]),
+        (["+recipe=dpo_smollm2", "doctr.near=1"], ["doctr.near: unknown key; did you mean doctor?"]),
+        (["model=ORG/NAME"], ["model=ORG/NAME: chooses one of", "a path or hub id is model.path=ORG/NAME"]),
         (["+recipe=dpo_smollm2", "data.eval_size=lots"], ["data.eval_size"]),
         ([], ["data.path: required", "model.path: required", "trainer.kind: required"]),
         (["+recipe=dpo_smollm2", "trainer.args.betta=1"], ["trainer.args.betta: not an option of DPOConfig"]),
