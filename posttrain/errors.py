@@ -24,7 +24,7 @@ def near_path(path: str) -> str:
     """`; did you mean X?`, X being the nearest name in the folder where a `path` that is not there ends; else ""."""
     whole = Path(os.path.expanduser(path))
     folder = next((one for one in whole.parents if one.is_dir()), None)
-    if folder is None or whole.exists():
+    if folder is None or whole.exists() or not os.access(folder, os.R_OK):
         return ""
     missing, *rest = whole.relative_to(folder).parts
     near = difflib.get_close_matches(missing, [one.name for one in folder.iterdir()], n=1)
