@@ -10,6 +10,7 @@ those of `assistant_only_loss`.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.chat_text import PLACEHOLDER, Messages, Render, renderer, without_learn_keys
@@ -59,13 +60,14 @@ def tokenize_conversation(
     except RowError as row_error:
         raise PosttrainError(f"{row_error.field}: {row_error.reason}") from None
     ids, offsets = _tokens(tokenizer, whole)
-    left_out = [span for number, span in spans.items() if messages[number].get("weight") == 0]
-    learn = [span for span in spans.values() if span not in left_out]
-    if every_turn:
-        kept = [not any(_inside(offset, span) for span in left_out) for offset in offsets]
-    else:
-        kept = [any(_inside(offset, span) for span in learn) for offset in offsets]
-    return {"input_ids": ids, "labels": [one if keep else -100 for one, keep in zip(ids, kept, strict=True)]}
+    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    labels = list(ids) if every_turn else [-100] * len(ids)
+    for number, (start, end) in spans.items():
+        left_out = messages[number].get("weight") == 0
+        if left_out == every_turn:  # the span is not as the rest
+            first, last = min(bisect_right(ends, start), bisect_left(starts, start)), bisect_left(starts, end)
+            labels[first:last] = [-100] * (last - first) if left_out else ids[first:last]
+    return {"input_ids": ids, "labels": labels}
 
 
 def has_marks(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:
@@ -157,10 +159,6 @@ def _generation_prompt(before: Messages, render: Render) -> str:
     """What opens a reply."""
     closed, opened = render(before, False), render(before, True)
     return opened[len(closed) :] if opened.startswith(closed) else ""
-
-
-def _inside(offset: tuple[int, int], span: tuple[int, int]) -> bool:
-    return offset[0] < span[1] and (offset[1] > span[0] or offset[0] >= span[0])
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

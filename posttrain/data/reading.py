@@ -297,7 +297,7 @@ def _store_rows(source: RowSource, config: DataConfig, named: str) -> Rows:
         return source.convert(row)
 
     try:
-        rows, skipped = store(source.rows, convert, named, config.on_error == "skip", source.convert.check)
+        rows, skipped = store(source.rows(), convert, named, config.on_error == "skip", source.convert.check)
     except RecursionError as error:
         raise PosttrainError(f"{named}: a row is nested too deeply") from error
     return _as_rows(rows, source, skipped, seen)
@@ -310,7 +310,7 @@ def _store_with_types(dataset: Dataset, source: RowSource, config: DataConfig, n
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         return {**source.convert.columns(row), INDEX_COLUMN: row[INDEX_COLUMN]}
 
-    stored, skipped = store(source.rows, convert, named, config.on_error == "skip", source.convert.check)
+    stored, skipped = store(source.rows(), convert, named, config.on_error == "skip", source.convert.check)
     numbers = stored[INDEX_COLUMN][:]
     stored = stored.remove_columns(INDEX_COLUMN)
     used = {*source.convert.used, *stored.column_names}

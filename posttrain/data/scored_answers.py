@@ -51,7 +51,7 @@ def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -
         differ = "no prompt has two answers that differ in score"
         what = differ if reads == "pairs" else f"no answer reaches data.threshold={threshold}"
         raise PosttrainError(f"data.format: {what}, so {kind} has nothing to learn from")
-    counted = lambda: ((Place("", "row", n), row) for n, row in enumerate(made(), 1))  # noqa: E731
+    counted = ((Place("", "row", n), row) for n, row in enumerate(made(), 1))
     return store(counted, lambda row: row, "data.format")[0]
 
 

@@ -1,7 +1,7 @@
 """Storing converted rows as a data set on disk, and reporting rows that do not fit.
 
-Two passes over the source: one that checks every row and learns the types of the columns, one that writes. Neither
-holds more than a batch of rows in memory.
+Rows are checked and converted once, into a file of JSON lines, while the types of the columns are learnt; that file
+becomes Arrow's. No more than a batch of rows is in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def store(
-    source: Callable[[], Iterator[Row]],
+    source: Iterable[Row],
     convert: Convert,
     key: str,
     skip: bool = False,
@@ -84,31 +84,33 @@ def store(
 ) -> Stored:
     """The rows of `source`, converted, in a file of this process; and the rows that were skipped, `None` without any.
 
-    `convert` raises `RowError`, and so does `check`, which gets each converted row once. Raises `PosttrainError` with
-    the first rows that do not fit, unless `skip`, and where no row is left. `key` begins a message, as in
+    `convert` raises `RowError`, and so does `check`, which gets each converted row. Raises `PosttrainError` with the
+    first rows that do not fit, unless `skip`, and where no row is left. `key` begins a message, as in
     `data.path=rows.jsonl`.
     """
-    kinds, failed = ColumnTypes(), set()
-    numbers = itertools.count()
+    kinds, path = ColumnTypes(), temporary_file("rows.jsonl")
+    try:
+        with path.open("w", encoding="ascii") as file:
 
-    def seen(row: dict[str, Any]) -> None:
-        number = next(numbers)
-        try:
-            made = convert(row)
-            kinds.check(made)
-            if check is not None:
-                check(made)
-            kinds.add(made)
-        except RowError:
-            failed.add(number)
-            raise
+            def seen(row: dict[str, Any]) -> None:
+                made = convert(row)
+                kinds.check(made)
+                if check is not None:
+                    check(made)
+                kinds.add(made)
+                file.write(json.dumps(made, default=str) + "\n")
 
-    skipped = check_rows(source(), seen, key, skip)
-    return _write(source, convert, kinds, key, failed), skipped
+            skipped = check_rows(source, seen, key, skip)
+        with path.open(encoding="ascii") as file:
+            return _write(map(json.loads, file), kinds, key), skipped
+    except OSError as error:
+        raise PosttrainError(f"{key}: the rows cannot be kept: {error}") from error
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def check_rows(
-    rows: Iterator[Row], check: Callable[[dict[str, Any]], None], key: str, skip: bool = False
+    rows: Iterable[Row], check: Callable[[dict[str, Any]], None], key: str, skip: bool = False
 ) -> Skipped | None:
     """Call `check`, which raises `RowError`, on every row; the rows that do not fit, `None` where all fit.
 
@@ -145,9 +147,7 @@ def _report(key: str, first: list[str], count: int) -> str:
     return "\n".join([f"{key}: {what}; {fix}", *(f"  {line}" for line in first), *more])
 
 
-def _write(
-    source: Callable[[], Iterator[Row]], convert: Convert, kinds: ColumnTypes, key: str, failed: set[int]
-) -> Dataset:
+def _write(rows: Iterable[dict[str, Any]], kinds: ColumnTypes, key: str) -> Dataset:
     from datasets import Dataset
     from datasets.arrow_writer import ArrowWriter
 
@@ -156,23 +156,22 @@ def _write(
     numbers = {name for name, kind in kinds.found.items() if kind == "float"}
     try:
         with ArrowWriter(path=str(path), features=features, writer_batch_size=1000) as writer:
-            for number, row in enumerate(row for _, row in source() if not isinstance(row, RowError)):
-                if number in failed:
-                    continue
-                converted = convert(row)
-                full = {name: converted.get(name) for name in features}
-                full.update({name: to_json(full[name]) for name in encoded})
+            for row in rows:
+                full = {name: row.get(name) for name in features}
+                full.update(
+                    {
+                        name: json.dumps(value, ensure_ascii=False)
+                        for name in encoded
+                        if (value := full[name]) is not None
+                    }
+                )
                 # Arrow refuses integers that no float equals.
                 full.update({name: float(value) for name in numbers if (value := full[name]) is not None})
                 writer.write(full)
             writer.finalize()
         return Dataset.from_file(str(path))
-    except (OSError, ValueError, TypeError, OverflowError) as error:  # Arrow's errors are some of these
+    except (ValueError, TypeError, OverflowError) as error:  # Arrow's errors are some of these
         raise PosttrainError(f"{key}: the rows cannot be kept: {str(error).splitlines()[0]}") from error
-
-
-def to_json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
 class ColumnTypes:

