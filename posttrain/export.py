@@ -131,7 +131,7 @@ def plain(source: Source, folder: Path) -> None:
 
     from posttrain.models.merge import find_existing, identity, write_marker
     from posttrain.runs import card
-    from posttrain.runs.directory import atomic_folder, folder_lock
+    from posttrain.runs.durable import atomic_folder, folder_lock
 
     wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
     with folder_lock(folder):

@@ -14,7 +14,7 @@ from posttrain.annotate.agreement import Votes, votes
 from posttrain.annotate.answers import Answers
 from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
-from posttrain.runs.directory import write_atomic
+from posttrain.runs.durable import write_atomic
 
 FORMATS = (".jsonl", ".parquet")
 

@@ -53,7 +53,7 @@ def run_once(
         return None
     fix = "set a smaller probe.batch_size, sample.batch_size or reward.NAME.args.batch_size"
     with (
-        execution.explain_errors(directory, fix, origin.command),
+        execution.explain_errors(directory, origin.command, fix),
         execution.wait_for_other_jobs(directory, origin),
         directory.claim_for_work() as needed,
     ):

@@ -18,7 +18,8 @@ from posttrain.config.schema import Origin, Run
 from posttrain.console import console, quiet_libraries
 from posttrain.doctor.plan import Plan
 from posttrain.errors import PosttrainError
-from posttrain.runs.directory import RunDirectory, write_atomic, write_json
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.durable import write_atomic, write_json
 
 if TYPE_CHECKING:
     from posttrain.doctor.examine import Report

@@ -17,7 +17,8 @@ from posttrain.jobs.evaluate_plan import PREFERENCES, Measurements, Plan
 from posttrain.models.tokens import as_text
 from posttrain.probe import heldout
 from posttrain.probe.intervals import Metric, difference, interval, mean
-from posttrain.runs.directory import RunDirectory, write_atomic
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.durable import write_atomic
 from posttrain.runs.metrics import title
 
 if TYPE_CHECKING:

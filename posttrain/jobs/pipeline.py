@@ -21,7 +21,8 @@ from posttrain.pipeline import process, table
 from posttrain.pipeline.plan import Progress, Step, of_stage
 from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.runs import objective_value
-from posttrain.runs.directory import RunDirectory, write_json
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.durable import write_json
 
 
 def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:

@@ -53,7 +53,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     temporary.mkdir()
     rows.to_parquet(temporary / "train.parquet")
     sample_data.write_card(temporary, run, origin, plan, completions, rows, metrics)
-    directory.put_data(temporary)
+    directory.put(temporary, directory.data)
     common.write_end(directory, metrics=metrics, sample=asdict(run.sample), judges=_judges(scored))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -23,11 +22,6 @@ from posttrain.models import start
 from posttrain.runs.directory import RunDirectory
 from posttrain.training.alarms import stop_message, stopped_run_message
 
-TRAINING_MEMORY_FIX = (
-    "halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower max_length, keep "
-    "gradient_checkpointing=true, or take peft=qlora"
-)
-EVALUATION_MEMORY_FIX = "set a smaller trainer.args.per_device_eval_batch_size, or probe.batch_size"
 # Checkpoints that are kept unless trainer.args.save_total_limit says otherwise: the last, and one should it be damaged.
 CHECKPOINTS_KEPT = 2
 LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
@@ -36,7 +30,6 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "
 def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
-    from posttrain.jobs import train_plan
     from posttrain.runs import summary
 
     directory = RunDirectory.of(run, origin)
@@ -56,7 +49,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         return None
     work = directory.claim_for_work() if main_process() else nullcontext(True)
     with (
-        execution.explain_errors(directory, TRAINING_MEMORY_FIX, origin.command),
+        execution.explain_errors(directory, origin.command),
         execution.wait_for_other_jobs(directory, origin),
         work as needed,
     ):
@@ -70,7 +63,6 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
-    from posttrain.errors import RewardError
     from posttrain.training import sharding
     from posttrain.training.alarm_callback import Alarms
     from posttrain.training.metrics_log import Metrics, NoTracker
@@ -119,24 +111,14 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 if not alarms.ended:
                     _evaluate_at_end(plan, trainer)
-            except Interrupted:
-                trainer.save_last_step_end()
-                raise _exit_after_signal(interrupt, trainer, origin.command) from None
-            except (MemoryError, RuntimeError) as error:
-                from posttrain.training import out_of_memory
+            except Exception as error:
+                from posttrain.jobs import failures
 
-                if not out_of_memory.is_out_of_memory(error):
+                if isinstance(error, Interrupted):
+                    raise failures.exit_after_signal(interrupt, trainer, origin.command) from None
+                if (message := failures.explain_training(error, trainer, directory, origin.command)) is None:
                     raise
-                fix = TRAINING_MEMORY_FIX if "training" in trainer.doing else EVALUATION_MEMORY_FIX
-                rest = _how_to_continue(trainer, False, directory, origin.command)
-                raise PosttrainError(
-                    f"{out_of_memory.out_of_memory_message(error, fix, trainer.doing)}\n{rest}"
-                ) from error
-            except RewardError as error:
-                saved = trainer.save_last_step_end()
-                raise PosttrainError(
-                    f"{error}\n{_how_to_continue(trainer, saved, directory, origin.command)}"
-                ) from error
+                raise PosttrainError(message) from error
             finally:
                 bar.close()
         if alarms.ended:
@@ -201,28 +183,6 @@ def _measurement_callbacks(
         places = (tracker, directory.metrics, next(iter(measures), None), run.engine)
         measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, *places))
     return measures
-
-
-def _exit_after_signal(interrupt: Any, trainer: Any, command: str) -> SystemExit:
-    """Say where a signal has ended the training, and how to continue; the exit status is in what is returned."""
-    trainer.accelerator.wait_for_everyone()
-    step = trainer.state.global_step
-    if main_process():
-        where = f"at step {step}; a checkpoint is saved" if step else "before the first step"
-        print_plain(f"Stopped by {interrupt.signal or 'a signal'} {where}. Continue with: {command}")
-    return SystemExit(128 + (interrupt.number or signal.SIGTERM))
-
-
-def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command: str) -> str:
-    """What to do once the reason for which the work ended is gone."""
-    last = directory.last_checkpoint()
-    if last is None:
-        return f"No checkpoint was saved. After the fix, this command starts again: {command}"
-    kept = f"checkpoint-{trainer.state.global_step} is saved" if saved else f"The last checkpoint is {last.name}"
-    return (
-        f"{kept}, and the same command resumes from it: {command}\n"
-        "(With a changed reward function it is another run, which starts again.)"
-    )
 
 
 def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
@@ -427,7 +387,7 @@ def _finish(
         shutil.rmtree(temporary / name, ignore_errors=True)
     plan.tokenizer.save_pretrained(temporary)
     write_card(temporary, run, record, directory.metrics)
-    directory.put_model(temporary)
+    directory.put(temporary, directory.model)
     record["content"] = directory.content_digest()
     curves.draw_curves(directory.metrics, directory.curves, directory.name)
     record["status"] = "finished"

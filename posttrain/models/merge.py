@@ -18,7 +18,7 @@ from posttrain.models.drift import Drift, ReferenceOutputs, held_out
 from posttrain.models.hardware import free_memory
 from posttrain.models.weights import load, load_base
 from posttrain.runs import card
-from posttrain.runs.directory import atomic_folder, folder_lock
+from posttrain.runs.durable import atomic_folder, folder_lock
 from posttrain.runs.identity import content, files_digest
 from posttrain.runs.lineage import Source
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.classes import package_folder
 from posttrain.config.schema import ModelConfig
 from posttrain.errors import PosttrainError
-from posttrain.hub import cannot_load
-from posttrain.models.tokens import token_ids
 from posttrain.runs.pretrained import pretrained_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-import os
 
 # Tokens that models reserve for padding or never emit, best first.
 PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
@@ -37,6 +35,8 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
             clean_up_tokenization_spaces=False,
         )
     except Exception as error:
+        from posttrain.hub import cannot_load
+
         raise PosttrainError(f"model.path={config.path}: {cannot_load(error, config.path)}") from error
     if config.chat_template:
         tok.chat_template = template_file(config.chat_template).read_text(encoding="utf-8")
@@ -81,6 +81,8 @@ def _template_ends_with(tok: PreTrainedTokenizerBase) -> str | None:
     """The special token that ends an assistant turn of the chat template; `None` where none does."""
     if not tok.chat_template:
         return None
+    from posttrain.models.tokens import token_ids
+
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     special = [token for token in token_ids(tok, turns) if token in tok.added_tokens_decoder]
     return str(tok.decode(special[-1:])) if special else None
@@ -113,6 +115,8 @@ def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: Mo
             f"model.path={config.path}: no chat template, and the data is conversational; "
             "set model.chat_template=FILE.jinja, or take an instruct model"
         )
+    from posttrain.models.tokens import token_ids
+
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     whole, prompt = token_ids(tok, turns), token_ids(tok, turns[:1])
     if tok.eos_token_id not in whole[len(prompt) :]:

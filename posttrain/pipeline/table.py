@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from posttrain.runs import metrics
-from posttrain.runs.directory import RunDirectory, write_atomic
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.durable import write_atomic
 
 TRAINING_TITLE = "training: held out, start → end of each stage"
 EVALUATION_TITLE = "evaluation: held out, with {share:.0%} intervals; change is paired, over the same prompts"

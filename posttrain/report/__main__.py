@@ -13,7 +13,7 @@ from posttrain.errors import PosttrainError
 from posttrain.report import tables
 from posttrain.report.compare import compare
 from posttrain.report.runs import find
-from posttrain.runs.directory import write_atomic
+from posttrain.runs.durable import write_atomic
 
 if TYPE_CHECKING:
     from posttrain.report.compare import Comparison

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
-from posttrain.runs.directory import write_json
+from posttrain.runs.durable import write_json
 from posttrain.runs.identity import CALIBRATION
 
 SCALES = ("none", "zscore", "batch", "temperature")

@@ -33,6 +33,8 @@ from omegaconf import OmegaConf
 from posttrain.config.schema import Origin, Run
 from posttrain.errors import PosttrainError
 from posttrain.runs import checkpoint as checkpoints
+from posttrain.runs import durable
+from posttrain.runs.durable import write_atomic, write_json
 from posttrain.runs.identity import digest, files_digest
 
 
@@ -205,27 +207,20 @@ class RunDirectory:
 
     def rewind(self, checkpoint: Path | None) -> None:
         """Take the records back to `checkpoint`: a continued run writes what came after it again."""
-        lengths = checkpoints.progress(checkpoint).get("records", {}) if checkpoint else {}
-        step = checkpoints.step(checkpoint) if checkpoint else -1
-        for path in (self.metrics, self.samples):
-            if path.is_file() or lengths.get(path.name):
-                write_atomic(path, _length_until(path, step, lengths.get(path.name)))
+        if checkpoint or self.metrics.is_file() or self.samples.is_file():
+            from posttrain.runs.rewind import rewind
+
+            rewind((self.metrics, self.samples), checkpoint)
 
     def content_digest(self) -> str:
         """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
         return files_digest([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")])
 
-    def put_model(self, temporary: Path) -> None:
-        """Put a folder that is written to the end in place as `model/`."""
-        checkpoints.sync(temporary)
-        shutil.rmtree(self.model, ignore_errors=True)
-        os.replace(temporary, self.model)
-
-    def put_data(self, temporary: Path) -> None:
-        """The same for `data/`."""
-        checkpoints.sync(temporary)
-        shutil.rmtree(self.data, ignore_errors=True)
-        os.replace(temporary, self.data)
+    def put(self, temporary: Path, folder: Path) -> None:
+        """Put a folder that is written to the end in place as `model` or `data`."""
+        durable.sync(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
 
 
 def _try_lock(lock: FileLock, seconds: float) -> bool:
@@ -234,63 +229,3 @@ def _try_lock(lock: FileLock, seconds: float) -> bool:
     except Timeout:
         return False
     return True
-
-
-def _length_until(path: Path, step: int, length: int | None) -> str:
-    """The first `length` bytes of a JSON-lines file, or its rows up to `step`; raises where a row of them is damaged.
-
-    The last row may be cut short, by a full disk or a kill.
-    """
-    data = path.read_bytes() if path.is_file() else b""
-    lines, kept = data[:length].splitlines(keepends=True), []
-    if length is not None and len(data) < length:
-        lines.append(b"")  # rows that the checkpoint knows are gone
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if row["step"] <= step:
-                kept.append(line.decode("utf-8").rstrip("\n") + "\n")
-        except (ValueError, TypeError, KeyError):
-            if length is None and number == len(lines):
-                continue
-            raise PosttrainError(
-                f"{path}:{number}: is damaged; restore the file, or remove {path.parent} and train again"
-            ) from None
-    return "".join(kept)
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder next to `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
-
-    Only under `lock(folder)`: what lies at the side is then a killed process's.
-    """
-    temporary = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def folder_lock(folder: Path) -> FileLock:
-    """The lock for making `folder`; a second process waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".incomplete")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    checkpoints.sync_folder(path.parent)
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(record, indent=2, default=str) + "\n")

@@ -23,7 +23,6 @@ def build(kind: str, parts: Parts) -> Trainer:
     """
     from posttrain.training import labelled_positions, lengths, shared_prompts
     from posttrain.training.reference import cache_reference
-    from posttrain.training.resume import resumable
 
     chosen = trainers.of(kind)
     if chosen.reads == "text" and "messages" in (parts.train.column_names or []):
@@ -72,9 +71,7 @@ def build(kind: str, parts: Parts) -> Trainer:
         "value_peft_config": parts.value_lora,
         **parts.extra_arguments,
     }
-    trainer = resumable(_load(chosen.path))(
-        **{name: value for name, value in given.items() if name in chosen.parameters}
-    )
+    trainer = _resumable(chosen)(**{name: value for name, value in given.items() if name in chosen.parameters})
     for name, rows in (("training", train), ("held out", parts.eval)):
         prepared = trainer.train_dataset if name == "training" else trainer.eval_dataset
         if said := lengths.describe_prepared(name, rows, prepared, trainer.args):
@@ -133,6 +130,16 @@ def build(kind: str, parts: Parts) -> Trainer:
         if getattr(function, "model", ...) is None and (share := getattr(function, "share", None)):
             share(trainer.model, trainer.accelerator.autocast)
     return trainer
+
+
+def _resumable(kind: Kind) -> Any:
+    """The class of the trainer with exact continuation, under its own name."""
+    trainer = _load(kind.path)
+    if kind.has("steps_per_generation"):
+        from posttrain.training.resume_generation import ResumableGeneration as Resumable
+    else:
+        from posttrain.training.resume import Resumable  # type: ignore[assignment]
+    return type(trainer.__name__, (Resumable, trainer), {"__module__": trainer.__module__})
 
 
 def _load(path: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from posttrain.console import console
-from posttrain.training.progress import duration, new_bar
+from posttrain.training.progress import duration
+from posttrain.training.terminal_bar import new_bar
 
 
 class Counter:

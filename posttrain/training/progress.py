@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from posttrain.console import call_while_slow, console, print_plain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # What is worth a place on the bar, in this order: trainer metric -> short name.
 FIGURE_NAMES = {
@@ -28,12 +29,6 @@ FIGURE_NAMES = {
 
 # The bar of a run, while it is shown.
 shown_bars: list[Progress] = []
-
-
-# Columns from which a terminal has room for a bar and every figure; what a narrower one has besides the figures.
-NARROW, BESIDE = 120, 36
-# The figures that a narrow terminal shows first.
-NARROW_FIGURES = ("loss", "reward", "kl")
 
 
 class ProgressBar(TrainerCallback):
@@ -54,9 +49,11 @@ class ProgressBar(TrainerCallback):
         self.started = None
         self.printed = time.monotonic()
         if console.is_terminal:
-            self.bar = new_bar()
+            from posttrain.training import terminal_bar
+
+            self.bar = terminal_bar.new_bar()
             shown_bars.append(self.bar)
-            label = (self.label.rpartition("-")[0] or self.label) if _narrow() else self.label
+            label = (self.label.rpartition("-")[0] or self.label) if terminal_bar.narrow() else self.label
             self.task = self.bar.add_task(label, total=state.max_steps, completed=state.global_step, figures="")
             self.bar.start()
 
@@ -125,7 +122,11 @@ class ProgressBar(TrainerCallback):
         seconds = time.monotonic() - self.started[0]
         if tokens > 0 and seconds > 0:
             parts.append(f"{tokens / seconds:.0f} tokens/s")
-        return _fitted(parts) if self.bar is not None and _narrow() else "  ".join(parts)
+        if self.bar is None:
+            return "  ".join(parts)
+        from posttrain.training import terminal_bar
+
+        return terminal_bar.figures(parts)
 
     def _left(self, state: Any) -> str:
         assert self.started is not None
@@ -146,6 +147,8 @@ class Phase:
         if not console.is_terminal:
             self.stack.enter_context(call_while_slow(self._report))
             return self
+        from posttrain.training.terminal_bar import new_bar
+
         # A run's own bar is shown already, and there is one live display at a time.
         self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(transient=True))
         self.task = self.bar.add_task(self.label, total=self.total, figures="")
@@ -164,37 +167,6 @@ class Phase:
         each = (time.monotonic() - self.started) / max(self.done, 1)
         left = f", about {duration(each * (self.total - self.done))} left" if self.done else ""
         print_plain(f"{self.label} ...{left}")
-
-
-def new_bar(transient: bool = False) -> Progress:
-    """Figures come last, so that a narrow terminal cuts them and never the count or the time that is left."""
-    name = Column(no_wrap=True, max_width=14 if _narrow() else None, overflow="ellipsis")
-    return Progress(
-        TextColumn("{task.description}", table_column=name),
-        *(() if _narrow() else (BarColumn(bar_width=24),)),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        *(() if _narrow() else (TimeElapsedColumn(),)),
-        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-        TextColumn("left" if not _narrow() else ""),
-        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=console,
-        transient=transient,
-    )
-
-
-def _fitted(parts: list[str]) -> str:
-    """As many figures as a narrow terminal has room for: loss, reward, KL and speed before the others."""
-    ordered = sorted(parts, key=lambda part: not (part.startswith(NARROW_FIGURES) or part.endswith("tokens/s")))
-    line = ""
-    for part in (part.replace("tokens/s", "tok/s") for part in ordered):
-        if len(line) + 1 + len(part) <= console.width - BESIDE:
-            line += f" {part}" if line else part
-    return line
-
-
-def _narrow() -> bool:
-    """Whether a bar and all figures do not fit in a line."""
-    return console.width < NARROW
 
 
 def duration(seconds: float) -> str:

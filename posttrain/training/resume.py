@@ -1,6 +1,6 @@
 """Exact resumption, for every trainer: a run that was stopped and resumed ends as one that was never stopped.
 
-`resumable` mixes it into a TRL trainer. Beside what Transformers keeps, a checkpoint holds what the trainer remembers
+`Resumable` is mixed into a TRL trainer. Beside what Transformers keeps, a checkpoint holds what the trainer remembers
 between two logs, and what of its step was still to be done (`progress.json`). So a checkpoint may be taken at once when
 a signal comes, with the measurements of that step left to the process that resumes. The sequence at a step's end is
 
@@ -9,15 +9,13 @@ a signal comes, with the measurements of that step left to the process that resu
 and each part that was begun and not ended is done again. Evaluation has its own random numbers: it may be repeated,
 and training is the same with it and without.
 
-Trainers that sample hold a generation for several steps; what is left of one is not in a checkpoint, so they save and
-stop between two generations.
+Trainers that learn from a generation for several steps: `resume_generation`. The way back from a checkpoint: `restore`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -45,8 +42,6 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
-REFERENCE = "reference.safetensors"
-
 
 @dataclass
 class Pending:
@@ -59,27 +54,10 @@ class Pending:
     learning_rate: float | None = None
 
 
-@dataclass
-class _StepEnd:
-    """What a step's end was like, for a checkpoint of it after the next step has failed."""
-
-    progress: dict[str, Any]
-    random: list[Any]
-    tokens: int
-    whole: bool
-
-
-def resumable(trainer: type) -> Any:
-    """The class `trainer` with exact continuation, under its own name."""
-    return type(trainer.__name__, (Resumable, trainer), {"__module__": trainer.__module__})
-
-
 class Resumable(_Trainer):
     """Mixed into a trainer; `attach` before `train`."""
 
-    # The trainer's own.
-    _step: int
-    ref_model: Any
+    ref_model: Any  # the trainer's own
 
     records: Sequence[Path] = ()
     measures: Sequence[Any] = ()
@@ -93,10 +71,7 @@ class Resumable(_Trainer):
     _agreed = False
     _order: EpochSampler | None = None
     _before_the_end: dict[str, Any] | None = None
-    _step_begun: _StepEnd | None = None
-    _step_ended: _StepEnd | None = None
     _at_epoch_end = False
-    _save_later = False
     _saved_step = -1
     _began = 0.0
     _seconds_before = 0.0
@@ -129,14 +104,7 @@ class Resumable(_Trainer):
     @property
     def within_generation(self) -> bool:
         """Whether completions are left that later steps will learn from."""
-        args: Any = self.args
-        if (
-            not hasattr(args, "steps_per_generation")
-            or not hasattr(self, "_step")
-            or self.state.global_step >= self.state.max_steps
-        ):
-            return False
-        return bool(self._step % (args.steps_per_generation * getattr(args, "num_iterations", 1)))
+        return False
 
     def _metrics_to_log(self, mode: str) -> dict[str, list[float]]:
         """What the trainer keeps for its next log, under the name that it has in TRL's stable or older trainers."""
@@ -265,20 +233,20 @@ class Resumable(_Trainer):
             return sampler
         from posttrain.ppo.rollout import EpochSampler
 
-        if type(sampler) is RepeatSampler:
+        if not isinstance(sampler, EpochSampler):
             # TRL's begins anew with the first epoch's order when a later epoch is resumed.
             options = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
             sampler = EpochSampler(**{name: getattr(sampler, name) for name in options})
-        self._order = sampler if isinstance(sampler, EpochSampler) else None
+        self._order = sampler
         return sampler
 
     # Checkpoints
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from posttrain.training.reading import has_weights, reading
+        from posttrain.training.restore import check_weights, reading
 
         with reading(resume_from_checkpoint):
-            has_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+            check_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -294,28 +262,16 @@ class Resumable(_Trainer):
 
         Of several processes none may save alone.
         """
-        step, ended = self.state.global_step, self._step_begun
-        if step == 0 or self._saved_step == step or self.accelerator.num_processes > 1:
-            return self._saved_step == step
-        if ended is not None:
-            if not ended.whole:
-                return False
-            _set_random_state(ended.random)
-            self.state.num_input_tokens_seen = ended.tokens
-            self._before_the_end, self._step = ended.progress, 0
-        self._save_checkpoint(self.model_wrapped, None)
+        step = self.state.global_step
+        if step > 0 and self._saved_step != step and self.accelerator.num_processes == 1:
+            self._save_checkpoint(self.model_wrapped, None)
         return self._saved_step == step
 
     def remember_step_end(self) -> None:
-        """Remember this moment: what follows it may fail."""
-        self._step_begun = None
-        if hasattr(self.args, "steps_per_generation"):
-            tokens, whole = self.state.num_input_tokens_seen, not self.within_generation
-            self._step_ended = _StepEnd(self._progress(), _random_state(), tokens, whole)
+        """Remember this moment where what follows it may fail."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._save_later = self.within_generation
-        if self._save_later or self.stop_asked is False or self._saved_step == self.state.global_step:
+        if self.stop_asked is False or self._saved_step == self.state.global_step:
             return
         args = self.args
         limit, args.save_total_limit = args.save_total_limit, None
@@ -338,12 +294,12 @@ class Resumable(_Trainer):
                 with record.open("rb") as file:
                     os.fsync(file.fileno())
         # trainer_state.json is written after this: a checkpoint that has it has this file too.
-        path = Path(output_dir) / _progress_file(self.args.process_index)
+        path = Path(output_dir) / checkpoints.progress_file(self.args.process_index)
         path.write_text(json.dumps(self._before_the_end or self._progress()), encoding="utf-8")
         if getattr(self.args, "sync_ref_model", False) and self.args.should_save:
             from safetensors.torch import save_model
 
-            save_model(self.accelerator.unwrap_model(self.ref_model), str(Path(output_dir) / REFERENCE))
+            save_model(self.accelerator.unwrap_model(self.ref_model), str(Path(output_dir) / checkpoints.REFERENCE))
 
     def _note_record_sizes(self) -> None:
         """Note how long the records are: what is written from here on is written again after a stop."""
@@ -358,9 +314,8 @@ class Resumable(_Trainer):
             "last_logged": self._globalstep_last_logged,
             "metrics": {name: [float(v) for v in values] for name, values in self._metrics_to_log("train").items()},
             "tokens": getattr(self, "_total_train_tokens", 0),
-            "training": bool(
-                getattr(self.model, "training", True)
-            ),  # TRL logs the metrics of the mode that the model is in
+            # TRL logs the metrics of the mode that the model is in.
+            "training": bool(getattr(self.model, "training", True)),
             "seconds": self._seconds_before + time.time() - self._began,
         }
 
@@ -368,52 +323,15 @@ class Resumable(_Trainer):
         """Remember what the process before knew, and end the step that it left unfinished."""
         self._began = time.time()
         source = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        path = source / _progress_file(self.args.process_index)
+        path = source / checkpoints.progress_file(self.args.process_index)
         if self.state.global_step == 0 or not path.is_file():
             self._note_record_sizes()
             return
-        with _reading(str(source)):
-            self._restore(json.loads(path.read_text(encoding="utf-8")), source)
+        from posttrain.training import restore
+
+        restore.restore(self, path)
         self._note_record_sizes()
-        self._end_step()
-
-    def _restore(self, known: dict[str, Any], source: Path) -> None:
-        self._saved_step = self.state.global_step
-        self._tr_loss.fill_(known["loss"])
-        self._total_loss_scalar = known["total_loss"]
-        self._globalstep_last_logged = known["last_logged"]
-        self._initial_global_step = 0
-        self._seconds_before = known["seconds"]
-        if hasattr(self, "_total_train_tokens"):
-            self._total_train_tokens = known["tokens"]
-        for name, values in known["metrics"].items():
-            self._metrics_to_log("train")[name] = list(values)
-        if (source / REFERENCE).is_file():
-            from safetensors.torch import load_model
-
-            load_model(self.accelerator.unwrap_model(self.ref_model), str(source / REFERENCE))
-        if self.model is not None:
-            self.model.train(known.get("training", True))
-        self.pending = Pending(**known["pending"])
-
-    def _end_step(self) -> None:
-        pending, control = self.pending, self.control
-        try:
-            self._measure_at_step()
-            if pending.evaluate and not self._stops_now:
-                metrics = self._evaluate(None, None)
-                self._determine_best_metric(metrics=metrics, trial=None)
-        except Interrupted:
-            self._metrics_to_log("eval").clear()
-            raise
-        if pending.epoch_end and not self._stops_now:
-            self._at_epoch_end = True
-            self.control = self.callback_handler.on_epoch_end(self.args, self.state, control)
-            self._maybe_log_save_evaluate(
-                *(self._tr_loss, pending.grad_norm, self.model_wrapped, None, int(self.state.epoch or 0)),
-                *(None, time.time(), pending.learning_rate),
-            )
-            self._at_epoch_end = False
+        restore.end_step(self)
 
 
 class _Boundaries(TrainerCallback):
@@ -431,15 +349,9 @@ class _Boundaries(TrainerCallback):
         if self.trainer._order is not None:
             self.trainer._order.set_epoch(int(state.epoch or 0))
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._step_begun = self.trainer._step_ended
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._step_begun = None
         self.trainer._at_epoch_end = False
         self.trainer.stop_on_signal()
-        if self.trainer._save_later and not self.trainer.within_generation:
-            control.should_save = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._at_epoch_end = True
@@ -454,23 +366,6 @@ class _Boundaries(TrainerCallback):
 def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
     if checkpoint is None:
         return nullcontext()
-    from posttrain.training.reading import reading
+    from posttrain.training.restore import reading
 
     return reading(checkpoint)
-
-
-def _random_state() -> list[Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return [random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda]
-
-
-def _set_random_state(state: list[Any]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3] is not None:
-        torch.cuda.set_rng_state(state[3])
-
-
-def _progress_file(process: int) -> str:
-    return checkpoints.PROGRESS if process == 0 else f"progress_{process}.json"

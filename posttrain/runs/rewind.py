@@ -1,0 +1,42 @@
+"""The records of a run taken back to the checkpoint that it continues from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from posttrain.errors import PosttrainError
+from posttrain.runs import checkpoint as checkpoints
+from posttrain.runs.durable import write_atomic
+
+
+def rewind(records: tuple[Path, ...], checkpoint: Path | None) -> None:
+    """Take the JSON-lines files `records` back to `checkpoint`: a continued run writes what came after it again."""
+    lengths = checkpoints.progress(checkpoint).get("records", {}) if checkpoint else {}
+    step = checkpoints.step(checkpoint) if checkpoint else -1
+    for path in records:
+        if path.is_file() or lengths.get(path.name):
+            write_atomic(path, _rows_until(path, step, lengths.get(path.name)))
+
+
+def _rows_until(path: Path, step: int, length: int | None) -> str:
+    """The first `length` bytes of a file, or its rows up to `step`; raises `PosttrainError` where a row is damaged.
+
+    The last row may be cut short, by a full disk or a kill.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    lines, kept = data[:length].splitlines(keepends=True), []
+    if length is not None and len(data) < length:
+        lines.append(b"")  # rows that the checkpoint knows are gone
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if row["step"] <= step:
+                kept.append(line.decode("utf-8").rstrip("\n") + "\n")
+        except (ValueError, TypeError, KeyError):
+            if length is None and number == len(lines):
+                continue
+            raise PosttrainError(
+                f"{path}:{number}: is damaged; restore the file, or remove {path.parent} and train again"
+            ) from None
+    return "".join(kept)

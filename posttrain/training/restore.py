@@ -1,0 +1,97 @@
+"""The way back from a checkpoint: what the trainer remembered, the rest of its step, files that do not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import PosttrainError
+from posttrain.runs.checkpoint import REFERENCE
+from posttrain.training import out_of_memory
+from posttrain.training.signals import Interrupted
+
+
+@contextmanager
+def reading(checkpoint: str | None) -> Iterator[None]:
+    """Say in one message which checkpoint cannot be continued from, and how the run resumes.
+
+    Files that are cut or missing are found before (`posttrain.runs.damage`). torch reads tensors alone
+    (`weights_only`), so a file that holds code ends here as well.
+    """
+    try:
+        yield
+    except PosttrainError:
+        raise
+    except Exception as error:
+        if checkpoint is None or out_of_memory.is_out_of_memory(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        what = "a file holds code instead of tensors" if isinstance(error, pickle.UnpicklingError) else lines[0]
+        raise PosttrainError(
+            f"{checkpoint}: cannot be continued from: {what}. Remove that folder, and the same command resumes from "
+            "the checkpoint before it, or starts again"
+        ) from error
+
+
+def check_weights(model: Any, checkpoint: Path) -> None:
+    """Raise `ValueError` where an adapter's weights are not in a checkpoint: PEFT leaves what it misses as it was."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = checkpoint / "adapter_model.safetensors"
+    if not isinstance(model, PeftModel) or not file.is_file():
+        return
+    with safe_open(file, "pt") as weights:
+        missing = get_peft_model_state_dict(model, save_embedding_layers=False).keys() - weights.keys()
+    if missing:
+        raise ValueError(f"{file.name} lacks {len(missing)} weights of this run's adapter, {min(missing)} among them")
+
+
+def restore(trainer: Any, progress: Path) -> None:
+    """Give `trainer` what the process before it remembered, in the file `progress` of the checkpoint."""
+    with reading(str(progress.parent)):
+        known = json.loads(progress.read_text(encoding="utf-8"))
+        trainer._saved_step = trainer.state.global_step
+        trainer._tr_loss.fill_(known["loss"])
+        trainer._total_loss_scalar = known["total_loss"]
+        trainer._globalstep_last_logged = known["last_logged"]
+        trainer._initial_global_step = 0
+        trainer._seconds_before = known["seconds"]
+        if hasattr(trainer, "_total_train_tokens"):
+            trainer._total_train_tokens = known["tokens"]
+        for name, values in known["metrics"].items():
+            trainer._metrics_to_log("train")[name] = list(values)
+        if (progress.parent / REFERENCE).is_file():
+            from safetensors.torch import load_model
+
+            load_model(trainer.accelerator.unwrap_model(trainer.ref_model), str(progress.parent / REFERENCE))
+        if trainer.model is not None:
+            trainer.model.train(known.get("training", True))
+        trainer.pending = replace(trainer.pending, **known["pending"])
+
+
+def end_step(trainer: Any) -> None:
+    """Do what of the checkpoint's step was still to be done: measure, evaluate, end the epoch."""
+    pending, control = trainer.pending, trainer.control
+    try:
+        trainer._measure_at_step()
+        if pending.evaluate and not trainer._stops_now:
+            metrics = trainer._evaluate(None, None)
+            trainer._determine_best_metric(metrics=metrics, trial=None)
+    except Interrupted:
+        trainer._metrics_to_log("eval").clear()
+        raise
+    if pending.epoch_end and not trainer._stops_now:
+        trainer._at_epoch_end = True
+        trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, trainer.state, control)
+        trainer._maybe_log_save_evaluate(
+            *(trainer._tr_loss, pending.grad_norm, trainer.model_wrapped, None, int(trainer.state.epoch or 0)),
+            *(None, time.time(), pending.learning_rate),
+        )
+        trainer._at_epoch_end = False
