@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain import __version__
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
 from posttrain.console import console, show_status
@@ -24,8 +20,6 @@ from posttrain.runs.lineage import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets")
 
 
 def run_once(
@@ -111,37 +105,24 @@ def check_context(key: str, new: int, longest: int, context: int | None) -> None
 
 def write_start(run: Run, origin: Origin, directory: RunDirectory, used: list[Source], data: dict[str, Any]) -> None:
     """Write `config.yaml` and `run.json`; raises `PosttrainError` where the data is not what it was."""
-    before = directory.record()
-    if before and before["data"]["fingerprint"] != data["fingerprint"]:
-        raise PosttrainError(
-            f"{directory.path}: the data has changed since this run began (fingerprint "
-            f"{before['data']['fingerprint']}, now {data['fingerprint']}); set name=OTHER to begin a new run"
-        )
+    execution.record_with_same_data(directory, data)
     directory.write_config(run)
     parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
     entries = {**run.reward, **(run.probe.judges if run.job == "evaluate" else {})}
     parents += [(f"reward.{name}", model) for name, entry in entries.items() for model in entry.models]
     parents += [("data", path) for path in sampled_runs(run.data)]
     directory.write(
-        {
-            "status": "running",
-            "job": run.job,
-            "name": directory.name,
-            "command": origin.command,
-            "recipe": origin.recipe,
-            "trainer": run.trainer.kind,
-            "model": {"path": used[0].name, "base": used[0].base, "revision": used[0].revision},
-            "parents": [lineage.parent_entry(role, path) for role, path in parents],
-            "data": data,
-            "seed": run.sample.seed,
-            "hardware": {"device": device(), "cpus": os.cpu_count(), "machine": platform.machine()},
-            "versions": {
-                "posttrain": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in LIBRARIES},
-            },
-            "started": (before or {}).get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
+        execution.first_record(
+            run,
+            origin,
+            directory,
+            job=run.job,
+            model={"path": used[0].name, "base": used[0].base, "revision": used[0].revision},
+            parents=[lineage.parent_entry(role, path) for role, path in parents],
+            data=data,
+            seed=run.sample.seed,
+            device=device(),
+        )
     )
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from typing import Any
 
+from posttrain import __version__
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
 from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
+
+LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
 @contextmanager
@@ -37,6 +45,36 @@ def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractCont
             print_plain(said[0])
 
     return directory.wait_until_free(waiting)
+
+
+def record_with_same_data(directory: RunDirectory, data: dict[str, Any]) -> dict[str, Any] | None:
+    """`run.json` of a run that continues; raises `PosttrainError` where the data is not what it was."""
+    before = directory.record()
+    if before and before["data"]["fingerprint"] != data["fingerprint"]:
+        raise PosttrainError(
+            f"{directory.path}: the data has changed since this run began (fingerprint "
+            f"{before['data']['fingerprint']}, now {data['fingerprint']}); set name=OTHER to begin a new run"
+        )
+    return before
+
+
+def first_record(run: Run, origin: Origin, directory: RunDirectory, device: str, **facts: Any) -> dict[str, Any]:
+    """`run.json` of a run that begins its work, or continues it; `facts` are the job's own."""
+    return {
+        "status": "running",
+        "name": directory.name,
+        "command": origin.command,
+        "recipe": origin.recipe,
+        "trainer": run.trainer.kind,
+        **facts,
+        "hardware": {"device": device, "cpus": os.cpu_count(), "machine": platform.machine()},
+        "versions": {
+            "posttrain": __version__,
+            "python": platform.python_version(),
+            **{library: version(library) for library in LIBRARIES},
+        },
+        "started": (directory.record() or {}).get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
 
 
 def objective_of(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__
 from posttrain.config import options, schema, trainers
 from posttrain.config.schema import Origin, Run, main_process
 from posttrain.console import console, print_plain, quiet_libraries, show_status
@@ -24,7 +20,6 @@ from posttrain.training.alarms import stop_message, stopped_run_message
 
 # Checkpoints that are kept unless trainer.args.save_total_limit says otherwise: the last, and one should it be damaged.
 CHECKPOINTS_KEPT = 2
-LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "bitsandbytes")
 
 
 def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
@@ -83,18 +78,37 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
 
         tracker = Tracker(run.tracking, directory.path, schema.used_settings(asdict(run)), group)
     try:
-        functions, name = _reward_functions(run)
+        functions: dict[str, Any] = {}
+        name = None
+        if run.reward:
+            from posttrain.training import online
+
+            functions, name = online.reward_functions(run)
         bar, interrupt = ProgressBar(directory.name), StopOnSignal()
         alarms = Alarms(run.alarms, tracker, directory)
         if main_process():
             alarms.restore()
-        measures = [*_measurement_callbacks(run, plan, directory, tracker, functions, alarms), alarms]
+        measures: list[Any] = [alarms]
+        if plan.probe_texts is not None or run.probe.shift_prompts:
+            from posttrain.probe import measurements
+
+            inputs = (plan.data, plan.probe_texts, plan.tokenizer)
+            measures = [*measurements.callbacks(run, *inputs, directory, tracker, functions, alarms), alarms]
         with show_status("Loading the model"):
-            _merge(plan, directory)
-            theirs = _user_callbacks(run)
+            if plan.start.merge is not None:
+                from posttrain.models.merge import merge_parent
+
+                merged = merge_parent(plan.start.merge, Path(plan.start.base))
+                if main_process():
+                    directory.write({**(directory.record() or {}), "merge": merged})
+            theirs = []
+            if run.trainer.callbacks:
+                from posttrain.training import trainer_arguments
+
+                theirs = trainer_arguments.user_callbacks(run)
             trainer = _build(run, plan, directory, tracker, functions, [bar, *theirs, *measures])
-            for callback in _user_callbacks(run, trainer):
-                trainer.callback_handler.callbacks.insert(0, callback)
+            if run.trainer.callbacks:
+                trainer.callback_handler.callbacks[:0] = reversed(trainer_arguments.user_callbacks(run, trainer))
         sharding.check_running(run.trainer.args, trainer.accelerator.distributed_type.name)
         bar.show_evaluations(trainer)
         for measure in measures:
@@ -129,80 +143,6 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         tracker.finish()
 
 
-def _user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
-    if not run.trainer.callbacks:
-        return []
-    from posttrain.training import trainer_arguments
-
-    return trainer_arguments.user_callbacks(run, trainer)
-
-
-def _reward_functions(run: Run) -> tuple[dict[str, Any], str | None]:
-    """The reward functions by name, and the name of the reward model on the policy's base, if there is one."""
-    if not run.reward:
-        return {}, None
-    from posttrain import rewards
-    from posttrain.training import online
-
-    shared = online.shared_reward(run)
-    name = shared[0] if shared else None
-    # PPO takes the reward on its policy's base by itself.
-    own = {n: entry for n, entry in run.reward.items() if n != name or not trainers.is_ppo(run)}
-    return rewards.resolve(own, shared=name), name
-
-
-def _measurement_callbacks(
-    run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: Any, functions: dict[str, Any], alarms: Any
-) -> list[Any]:
-    """The callbacks that sample from the policy: the probe, and before DPO the check of its pairs."""
-    from posttrain.training import sharding
-
-    kind = trainers.of(run.trainer.kind)
-    measures: list[Any] = []
-    divided = sharding.parts(run.trainer.args)[0]
-    if divided > 1:
-        # The first process measures alone, and would wait for the weights of the others.
-        if main_process() and (plan.probe_texts is not None or run.probe.shift_prompts):
-            print_plain(
-                f"probe    off: the weights are divided over {divided} processes; measure the finished run with "
-                "job=evaluate"
-            )
-        return []
-    if plan.probe_texts is not None:
-        from posttrain.probe.callback import Probe
-        from posttrain.probe.scores import probe_rewards
-
-        files = (directory.metrics, directory.samples)
-        judged = probe_rewards(run.reward, run.probe, functions, kind.takes_rewards)
-        parts = (judged, plan.probe_texts, tracker, alarms)
-        measures.append(Probe(run.probe, plan.data.prompts, plan.tokenizer, *parts, *files, run.engine))
-    if kind.is_a("DPOTrainer") and run.probe.shift_prompts:
-        from posttrain.probe.shift import ShiftCheck
-
-        pairs = plan.data.eval if plan.data.eval is not None else plan.data.train
-        places = (tracker, directory.metrics, next(iter(measures), None), run.engine)
-        measures.append(ShiftCheck(run.probe, pairs, plan.tokenizer, *places))
-    return measures
-
-
-def _merge(plan: train_plan.Plan, directory: RunDirectory) -> None:
-    """Merge the parent's adapter, verified, where a new one goes on top; runs of one parent share the result."""
-    if plan.start.merge is None:
-        return
-    from posttrain.models.merge import merge
-
-    try:
-        drift = merge(plan.start.merge, Path(plan.start.base))
-    except PosttrainError as error:
-        raise PosttrainError(
-            f"model.init_from={plan.start.merge.name}: {str(error).split('. Allowed')[0]}; train on with the parent's "
-            "own peft.lora and quantization, which needs no merge"
-        ) from error
-    if main_process():
-        console.print("merged   " + "; ".join(drift.describe()))
-        directory.write({**(directory.record() or {}), "merge": asdict(drift)})
-
-
 def _build(
     run: Run,
     plan: train_plan.Plan,
@@ -219,7 +159,11 @@ def _build(
 
     known = architecture.load_config(run.model, plan.start.config, plan.start.revision)
 
-    shared, adjust = _shared_reward(run) if trainers.is_ppo(run) else (None, None)
+    shared = adjust = None
+    if trainers.is_ppo(run):
+        from posttrain.training import online
+
+        shared, adjust = online.shared_reward_adjustment(run)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     lora = quantization = value_lora = None
@@ -264,17 +208,6 @@ def _build(
     return trainer
 
 
-def _shared_reward(run: Run) -> tuple[tuple[str, str] | None, Any]:
-    """Name and folder of the reward model on PPO's base, and how its scores are adjusted; `None` for each."""
-    from posttrain.rewards import calibration
-    from posttrain.training import online
-
-    shared = online.shared_reward(run)
-    if shared is None or not (entry := run.reward[shared[0]]).args:
-        return shared, None
-    return shared, calibration.adjustment(str(entry.model), **entry.args)
-
-
 def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:
     """The options of the TRL config class: the user's, and those that this layer decides."""
     from posttrain.models import hardware
@@ -314,46 +247,32 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
 
 def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory, checkpoint: Path | None) -> None:
     """Write `config.yaml` and `run.json`, and take the log back to the checkpoint."""
-    before = directory.record()
-    if before and before["data"]["fingerprint"] != plan.data.source["fingerprint"]:
-        raise PosttrainError(
-            f"{directory.path}: the data has changed since this run began "
-            f"(fingerprint {before['data']['fingerprint']}, now {plan.data.source['fingerprint']}); "
-            "set name=OTHER to begin a new run"
-        )
+    before = execution.record_with_same_data(directory, plan.data.source) or {}
     directory.rewind(checkpoint)
     directory.write_config(run)
     directory.write_prompts(plan.data.held_out_prompts())
     directory.write_skipped(plan.data.skipped_files)
     directory.write(
-        {
-            "status": "running",
-            "name": directory.name,
-            "command": origin.command,
-            "recipe": origin.recipe,
-            "trainer": run.trainer.kind,
-            "model": {
+        execution.first_record(
+            run,
+            origin,
+            directory,
+            model={
                 "path": run.model.path,
                 "revision": run.model.revision,
                 "commit": start.model_commit(run),
                 "parameters": plan.parameters[0],
             },
-            "base": start.base_record(run, plan.start, directory.path, plan.precision.dtype),
-            "adapter": run.peft.lora if run.peft.method == "lora" else None,
-            "quantization": run.peft.quantization or None,
-            "parents": start.parents(run, plan.start),
-            "data": plan.data.source,
-            "seed": run.trainer.args.get("seed", 42),
-            "precision": str(plan.precision),
-            "hardware": {"device": plan.precision.device, "cpus": os.cpu_count(), "machine": platform.machine()},
-            "versions": {
-                "posttrain": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in LIBRARIES},
-            },
-            "started": (before or {}).get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": (before or {}).get("seconds", 0.0),
-        }
+            base=start.base_record(run, plan.start, directory.path, plan.precision.dtype),
+            adapter=run.peft.lora if run.peft.method == "lora" else None,
+            quantization=run.peft.quantization or None,
+            parents=start.parents(run, plan.start),
+            data=plan.data.source,
+            seed=run.trainer.args.get("seed", 42),
+            precision=str(plan.precision),
+            device=plan.precision.device,
+            seconds=before.get("seconds", 0.0),
+        )
     )
 
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.schema import main_process
+from posttrain.console import console
 from posttrain.errors import PosttrainError
 from posttrain.models.drift import Drift, ReferenceOutputs, held_out
 from posttrain.models.hardware import free_memory
@@ -60,6 +62,23 @@ def merge(
             write_marker(temporary, wanted, drift)
             card.describe(temporary, source, drift.describe())
     return drift
+
+
+def merge_parent(source: Source, folder: Path) -> dict[str, Any]:
+    """`merge` of a run's parent, under the adapter that goes on top; the drift, for `run.json`.
+
+    Runs of one parent share the result.
+    """
+    try:
+        drift = merge(source, folder)
+    except PosttrainError as error:
+        raise PosttrainError(
+            f"model.init_from={source.name}: {str(error).split('. Allowed')[0]}; train on with the parent's own "
+            "peft.lora and quantization, which needs no merge"
+        ) from error
+    if main_process():
+        console.print("merged   " + "; ".join(drift.describe()))
+    return asdict(drift)
 
 
 def identity(source: Source) -> dict[str, Any]:

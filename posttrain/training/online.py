@@ -122,6 +122,27 @@ def shared_reward(run: Run) -> tuple[str, str] | None:
     return None
 
 
+def reward_functions(run: Run) -> tuple[dict[str, Any], str | None]:
+    """The reward functions by name, and the name of the reward model on the policy's base, if there is one."""
+    from posttrain import rewards
+
+    shared = shared_reward(run)
+    name = shared[0] if shared else None
+    # PPO takes the reward on its policy's base by itself.
+    own = {n: entry for n, entry in run.reward.items() if n != name or not trainers.is_ppo(run)}
+    return rewards.resolve(own, shared=name), name
+
+
+def shared_reward_adjustment(run: Run) -> tuple[tuple[str, str] | None, Any]:
+    """`shared_reward`, and how its scores are adjusted; `None` for each."""
+    from posttrain.rewards import calibration
+
+    shared = shared_reward(run)
+    if shared is None or not (entry := run.reward[shared[0]]).args:
+        return shared, None
+    return shared, calibration.adjustment(str(entry.model), **entry.args)
+
+
 def _same_base(run: Run, model: str) -> bool:
     from posttrain.models import starting_point
     from posttrain.runs import lineage

@@ -50,13 +50,12 @@ def test_it_is_said_before_the_first_step(train, monkeypatch):
 
 
 def test_the_probe_is_off_where_weights_are_divided_and_says_why(monkeypatch, capsys):
-    from posttrain.jobs import train
+    from posttrain.probe import measurements
 
     run, _ = compose("trainer=dpo", "data=squad", *SMALL, "probe.prompts=4", "probe.shift_prompts=4")
-    plan = SimpleNamespace(probe_texts=object(), data=None)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert train._measurement_callbacks(run, plan, None, None, {}, None) == []
+    assert measurements.callbacks(run, None, object(), None, None, None, {}, None) == []
     assert "probe    off: the weights are divided over 2 processes" in capsys.readouterr().out
 
 
