@@ -284,9 +284,9 @@ def _paths(run: Run) -> list[str]:
 
 
 def _template(value: str) -> list[str]:
-    from posttrain.models import tokenizers
+    from posttrain.models import chat_templates
 
-    known = tokenizers.templates()
+    known = chat_templates.templates()
     if value[len("trl:") :] in known:
         return []
     from posttrain.config import hints

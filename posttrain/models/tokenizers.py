@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config.classes import package_folder
 from posttrain.config.schema import ModelConfig
 from posttrain.errors import PosttrainError
 from posttrain.runs.pretrained import pretrained_path
@@ -39,6 +36,8 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
 
         raise PosttrainError(f"model.path={config.path}: {cannot_load(error, config.path)}") from error
     if config.chat_template:
+        from posttrain.models.chat_templates import template_file
+
         tok.chat_template = template_file(config.chat_template).read_text(encoding="utf-8")
     for key in ("eos_token", "pad_token"):
         if token := getattr(config, key):
@@ -50,42 +49,19 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
     if tok.pad_token is None or tok.pad_token_id == tok.eos_token_id:
         vocabulary = tok.get_vocab()
         free = [t for t in PAD_TOKENS if t in vocabulary and vocabulary[t] != tok.eos_token_id]
-        if not free and (ending := _template_ends_with(tok)) not in (None, tok.eos_token):
-            raise PosttrainError(
-                f"model.path={config.path}: the chat template ends an assistant turn with {ending}, and EOS is "
-                f"{tok.eos_token}, the only token for padding as well; set model.eos_token={ending}"
-            )
         if not free:
+            from posttrain.models.chat_templates import end_of_turn
+
+            if (ending := end_of_turn(tok)) not in (None, tok.eos_token):
+                raise PosttrainError(
+                    f"model.path={config.path}: the chat template ends an assistant turn with {ending}, and EOS is "
+                    f"{tok.eos_token}, the only token for padding as well; set model.eos_token={ending}"
+                )
             raise PosttrainError(
                 f"model.path={config.path}: no padding token other than EOS; set model.pad_token to one it never emits"
             )
         tok.pad_token = free[0]
     return tok
-
-
-def template_file(name: str) -> Path:
-    """The file of `model.chat_template`: a path, or `trl:NAME`, one of those that TRL brings."""
-    if not name.startswith("trl:"):
-        return Path(os.path.expanduser(name))
-    return templates()[name[len("trl:") :]]
-
-
-def templates() -> dict[str, Path]:
-    """The chat templates that TRL brings, by name; those it patches for training are left to it."""
-    folder = package_folder("trl.chat_templates")
-    files = sorted(folder.glob("*.jinja")) if folder else []
-    return {file.stem: file for file in files if not file.stem.endswith("_training")}
-
-
-def _template_ends_with(tok: PreTrainedTokenizerBase) -> str | None:
-    """The special token that ends an assistant turn of the chat template; `None` where none does."""
-    if not tok.chat_template:
-        return None
-    from posttrain.models.tokens import token_ids
-
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    special = [token for token in token_ids(tok, turns) if token in tok.added_tokens_decoder]
-    return str(tok.decode(special[-1:])) if special else None
 
 
 def check_size(tok: PreTrainedTokenizerBase, config: ModelConfig, known: Any) -> None:
@@ -102,26 +78,11 @@ def check_size(tok: PreTrainedTokenizerBase, config: ModelConfig, known: Any) ->
 
 
 def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: ModelConfig) -> None:
-    """Raise `PosttrainError` unless a conversation can be rendered and its assistant turn ends with EOS.
-
-    Generation stops at EOS; a model trained on turns that end otherwise never stops.
-    """
+    """Raise `PosttrainError` where `row` is a conversation and the chat template does not fit (`chat_templates`)."""
     from trl.data_utils import is_conversational
 
     if not is_conversational(row):
         return
-    if not tok.chat_template:
-        raise PosttrainError(
-            f"model.path={config.path}: no chat template, and the data is conversational; "
-            "set model.chat_template=FILE.jinja, or take an instruct model"
-        )
-    from posttrain.models.tokens import token_ids
+    from posttrain.models import chat_templates
 
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    whole, prompt = token_ids(tok, turns), token_ids(tok, turns[:1])
-    if tok.eos_token_id not in whole[len(prompt) :]:
-        end = tok.decode([i for i in whole if i in tok.added_tokens_decoder][-1:]) or repr(tok.decode(whole[-3:]))
-        raise PosttrainError(
-            f"model.path={config.path}: the chat template ends an assistant turn with {end}, and EOS is "
-            f"{tok.eos_token}: the model would not learn to stop; set model.eos_token={end}, or another template"
-        )
+    chat_templates.check(tok, config)

@@ -183,20 +183,13 @@ def _frozen(sizes: Sizes, weights: int, quantization: dict[str, Any], width: int
 
 
 def _teacher(run: Run, width: int) -> float:
-    """The weights of a teacher, counted from its config; an adapter on them is merged, or small."""
+    """The weights of a teacher; an adapter on them is merged, or small."""
     if not run.trainer.teacher.model:
         return 0.0
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from posttrain.training import trainer_arguments
 
-    source = trainer_arguments.teacher_source(run)
-    trust = bool(source.options.get("trust_remote_code"))
-    known = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=trust)
-    with torch.device("meta"):
-        total = AutoModelForCausalLM.from_config(known, trust_remote_code=trust).num_parameters()
-    return _frozen(of_config(known, (total, 0)), total, source.quantization, width)
+    known, total, quantization = trainer_arguments.teacher_size(run)
+    return _frozen(of_config(known, (total, 0)), total, quantization, width)
 
 
 def _quantized(options: dict[str, Any]) -> float:

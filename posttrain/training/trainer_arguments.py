@@ -213,6 +213,19 @@ def teacher_source(run: Run) -> Source:
     return replace(source, quantization=teacher.quantization or source.quantization)
 
 
+def teacher_size(run: Run) -> tuple[Any, int, dict[str, Any]]:
+    """The teacher's config, its number of parameters, counted from that, and its quantization."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = teacher_source(run)
+    trust = bool(source.options.get("trust_remote_code"))
+    known = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=trust)
+    with torch.device("meta"):
+        total = AutoModelForCausalLM.from_config(known, trust_remote_code=trust).num_parameters()
+    return known, total, source.quantization
+
+
 def check_teacher(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `PosttrainError` unless the teacher gives a distribution over the student's own vocabulary."""
     from posttrain.models import weights

@@ -12,7 +12,7 @@ from posttrain.config.alarms import AlarmsConfig, setting
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.runs.directory import RunDirectory
-from posttrain.training import alarms
+from posttrain.training import alarms, measured_alarms
 from posttrain.training.alarms import AlarmDetector
 from posttrain.training.wandb_file import records
 from tests.helpers.runs import SMALL, compose, rows, weights
@@ -125,10 +125,10 @@ def test_the_luckiest_of_many_measurements_is_no_over_optimisation():
     assert raised([*best, late]) == []
     assert raised([*best, gold(20, 3.0, 0.37, 0.1)]) == [("over_optimisation", 20)]
     # P(z > 2) = 0.02275; among 3 and 20 measurements a 3rd and a 190th of it.
-    assert [alarms.corrected_threshold(2.0, m) for m in (1, 2, 3, 20)] == pytest.approx(
+    assert [measured_alarms.corrected_threshold(2.0, m) for m in (1, 2, 3, 20)] == pytest.approx(
         [2, 2, 2.4291, 3.6738], abs=1e-3
     )
-    assert alarms.corrected_threshold(50.0, 20) == 50
+    assert measured_alarms.corrected_threshold(50.0, 20) == 50
 
 
 def test_an_alarm_rings_once_and_again_after_it_was_clear():

@@ -1,7 +1,6 @@
 """FSDP and DeepSpeed, as far as they can be tested without GPUs: their configs, and what is said of them."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
