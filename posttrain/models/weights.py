@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain.config.schema import PeftConfig
 from posttrain.errors import PosttrainError
 from posttrain.runs.lineage import Source
-
-if TYPE_CHECKING:
-    pass
 
 
 def tokenizer(origin: Source) -> Any:
@@ -37,8 +34,7 @@ def check_model(origin: Source, key: str, scores: bool) -> int | None:
         trust = origin.options.get("trust_remote_code", False)
         known = AutoConfig.from_pretrained(origin.base, revision=origin.revision, trust_remote_code=trust)
     except Exception as error:
-        why = hub.explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
-        raise PosttrainError(f"{key}={origin.name}: {why}") from error
+        raise PosttrainError(f"{key}={origin.name}: {hub.cannot_load(error, origin.base)}") from error
     if is_reward_model(origin, known) and not scores:
         raise PosttrainError(
             f"{key}={origin.name}: a reward model, which generates no text; give it as reward.rm.model"
@@ -88,8 +84,8 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
         **origin.options,
         "dtype": dtype or origin.dtype,
         "revision": origin.revision,
+        "use_safetensors": True,
     }
-    kwargs["use_safetensors"] = True
     if origin.quantization:
         kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
         kwargs["device_map"] = where
@@ -101,6 +97,5 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
     except (OSError, ValueError) as error:
         of = "no such run or folder; as a hub id" if origin.base == origin.name else f"its base {origin.base}"
         of = "" if Path(origin.name).is_dir() and not origin.adapter else f"{of}: "
-        why = hub.explain(error, origin.base, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
-        raise PosttrainError(f"RUN={origin.name}: {of}{why}") from error
+        raise PosttrainError(f"RUN={origin.name}: {of}{hub.cannot_load(error, origin.base)}") from error
     return model.eval() if origin.quantization else model.to(where).eval()

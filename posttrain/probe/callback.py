@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -18,6 +18,7 @@ from posttrain.models.generate import Generated, encode_prompts, generate
 from posttrain.models.random_state import measuring
 from posttrain.models.tokens import as_text
 from posttrain.probe import distance, diversity, forgetting, safety
+from posttrain.probe.intervals import standard_error
 from posttrain.probe.scores import ProbeRewards, Scores
 from posttrain.probe.texts import ProbeTexts
 from posttrain.runs.metrics import read
@@ -214,8 +215,8 @@ class Probe(TrainerCallback):
         }
         if kl:
             metrics["probe/kl"] = fmean(kl)
-            if len(kl) > 1:
-                metrics["probe/kl_stderr"] = stdev(kl) / math.sqrt(len(kl))
+            if (error := standard_error(kl)) is not None:
+                metrics["probe/kl_stderr"] = error
         rows = self.greedy_rows or self.rows
         judged = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
         scored, scores = self.judge.measure(rows, judged, state)

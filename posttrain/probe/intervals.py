@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, stdev
 
 import numpy as np
 
@@ -67,6 +67,11 @@ def difference(first: Metric, second: Metric) -> Metric:
 def _divided(sums: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return sums[..., 0] / sums[..., 1]
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; `None` for fewer than two values."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def interval(metric: Metric, confidence: float, resamples: int, seed: int = SEED) -> tuple[float, float] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import StatisticsError, correlation, fmean, stdev
+from statistics import StatisticsError, correlation, fmean
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import ProbeConfig, RewardConfig
 from posttrain.models.generate import Generated
 from posttrain.probe.heldout import wins
-from posttrain.probe.intervals import interval, mean
+from posttrain.probe.intervals import interval, mean, standard_error
 from posttrain.rewards import applies, resolve, score, total
 
 if TYPE_CHECKING:
@@ -83,12 +83,14 @@ class ProbeRewards:
     def _drop(self, name: str, now: Scores, earlier: list[Scores]) -> tuple[float, float | None]:
         """How far a score has fallen since its best mean, paired over prompts, and the standard error of that."""
         measured = [scores for scores in (*earlier, now) if any(value is not None for value in scores)]
-        best = max(measured, key=lambda scores: self._sign(name) * _average(scores), default=now)
+        best = max(
+            measured, key=lambda scores: self._sign(name) * fmean(v for v in scores if v is not None), default=now
+        )
         pairs = zip(best, now, strict=True)
         falls = [self._sign(name) * (a - b) for a, b in pairs if a is not None and b is not None]
         if not falls or fmean(falls) <= 0:
             return 0.0, 0.0
-        return fmean(falls), _stderr(falls)
+        return fmean(falls), standard_error(falls)
 
     def _sign(self, name: str) -> float:
         return math.copysign(1.0, self.entries[name].weight)
@@ -127,14 +129,5 @@ def _mean(name: str, values: Scores) -> dict[str, float]:
         return {}
     kind, _, rest = name.removeprefix("probe/").partition("/")
     stderr = f"probe/{kind}_stderr" + (f"/{rest}" if rest else "")
-    error = _stderr(applicable)
+    error = standard_error(applicable)
     return {name: fmean(applicable), **({} if error is None else {stderr: error})}
-
-
-def _average(values: Scores) -> float:
-    return fmean(value for value in values if value is not None)
-
-
-def _stderr(values: Sequence[float]) -> float | None:
-    """Of the mean; None of one value, which says nothing of others."""
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -21,6 +21,7 @@ from posttrain.models import engines
 from posttrain.models.generate import Generated, encode_answer, encode_prompts, generate, log_probs
 from posttrain.models.random_state import measuring
 from posttrain.probe.callback import Probe
+from posttrain.probe.intervals import standard_error
 from posttrain.training.metrics_log import NoTracker, append
 from posttrain.training.progress import Phase
 
@@ -93,8 +94,7 @@ def measure(
     own, pairs = each[: len(rows)], each[len(rows) :]
     chosen, rejected = pairs[::2], pairs[1::2]
     gaps = [a - b for a, b in zip(own, chosen, strict=True)]
-    stderr = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    return Shift(fmean(chosen), fmean(rejected), fmean(own), fmean(gaps), stderr)
+    return Shift(fmean(chosen), fmean(rejected), fmean(own), fmean(gaps), standard_error(gaps) or 0.0)
 
 
 class ShiftCheck(TrainerCallback):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from posttrain.probe.intervals import standard_error
 from posttrain.report.groups import Mean
-from posttrain.report.maths import best_of_n, best_of_n_kl, standard_error
+from posttrain.report.maths import best_of_n, best_of_n_kl
 from posttrain.report.runs import Run
 from posttrain.runs.metrics import read
 

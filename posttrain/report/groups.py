@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from posttrain.report.maths import standard_error
+from posttrain.probe.intervals import standard_error
 from posttrain.report.runs import SEEDS, Run
 from posttrain.runs.metrics import format_number as number
 

@@ -107,23 +107,14 @@ def fit(form: str, kl: Sequence[float], gain: Sequence[float]) -> Fit | None:
     return replace(found, r2=r2, errors=(float(spread[0]), float(spread[1])))
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; `None` for fewer than two values."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-
-
 def welch(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of the difference of two means of independent samples, at least two each.
+    """The interval of the difference of two means of independent samples, at least two each (Welch 1947)."""
+    from scipy.stats import ttest_ind
 
-    Source: Welch 1947, "The generalization of 'Student's' problem"; degrees of freedom by Welch-Satterthwaite.
-    """
-    a, b = np.asarray(first, float), np.asarray(second, float)
-    parts = [float(np.var(x, ddof=1)) / len(x) for x in (a, b)]
-    error, difference = math.sqrt(sum(parts)), float(a.mean() - b.mean())
-    if error == 0:
-        return difference, difference
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True))
-    return _student(difference, error, freedom, confidence)
+    if np.ptp(first) == np.ptp(second) == 0:
+        return (float(np.mean(first) - np.mean(second)),) * 2
+    ends = ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
+    return float(ends.low), float(ends.high)
 
 
 def wilson(share: float, count: int, z: float) -> tuple[float, float]:
@@ -160,8 +151,11 @@ class Spread:
 
     def interval(self, difference: float, counts: Sequence[int], confidence: float = 0.95) -> tuple[float, float]:
         """Of a difference of means over so many values each; a mean that is not counted is known exactly."""
+        from scipy.special import stdtrit
+
         error = math.sqrt(self.variance * sum(1 / n for n in counts))
-        return _student(difference, error, self.freedom, confidence)
+        half = float(stdtrit(self.freedom, (1 + confidence) / 2)) * error
+        return difference - half, difference + half
 
     def exceeds(self, other: Spread, level: float = 0.01) -> bool:
         """Whether the variance is larger than `other`, of other groups, by more than chance (one-sided F test)."""
@@ -181,10 +175,3 @@ def spread(samples: Iterable[Sequence[float]]) -> Spread | None:
     freedom = sum(len(x) - 1 for x in arrays)
     squares = sum(float(((x - x.mean()) ** 2).sum()) for x in arrays)
     return Spread(squares / freedom, freedom, len(arrays)) if arrays else None
-
-
-def _student(difference: float, error: float, freedom: float, confidence: float) -> tuple[float, float]:
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
-    return difference - half, difference + half

@@ -132,13 +132,8 @@ def _options(run: Run) -> str:
 
 def _before_after(logged: Path) -> str:
     """The held-out metrics as a table, without what tells of the run and nothing of the model."""
-    first, last, counts = metrics.held_out(logged)
-    shown = [*(k for k in metrics.TITLES if k in last), *sorted(k for k in last if k.startswith(metrics.REQUESTED))]
-    if not shown:
-        return "No rows were held out."
-    before = {k: metrics.first_value_text(k, first) if counts[k] > 1 else "" for k in shown}
-    rows = [f"| {metrics.title(k)} | {before[k]} | {metrics.format_number(last[k])} |" for k in shown]
-    return "\n".join(["| metric | before | after |", "|---|---|---|", *rows])
+    rows = [f"| {' | '.join(row)} |" for row in metrics.before_and_after(logged)]
+    return "\n".join(["| metric | before | after |", "|---|---|---|", *rows]) if rows else "No rows were held out."
 
 
 def _drift(drift: list[str] | None) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from posttrain.console import console, print_plain
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.metrics import REQUESTED, TITLES, first_value_text, format_number, held_out, read, title
+from posttrain.runs.metrics import before_and_after, read
 
 
 def show(directory: RunDirectory) -> None:
@@ -59,14 +59,12 @@ def _short_path(path: Path) -> str:
 
 def before_after(directory: RunDirectory) -> Table:
     """The held-out metrics at the first and at the last measurement."""
-    first, last, counts = held_out(directory.metrics)
-    shown = [k for k in TITLES if k in last] + sorted(k for k in last if k.startswith(REQUESTED))
     table = Table(title=f"{directory.name}: held out, before and after", title_justify="left")
     table.add_column("metric")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    for key in shown:
-        table.add_row(title(key), first_value_text(key, first) if counts[key] > 1 else "", format_number(last[key]))
+    for row in before_and_after(directory.metrics):
+        table.add_row(*row)
     return table
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 
@@ -15,9 +14,9 @@ def machine_memory() -> tuple[int, int]:
 
     memory = psutil.virtual_memory()
     free, total = memory.available, memory.total
-    for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],):
-        if 0 <= limit < total:
-            free, total = min(free, max(limit - psutil.Process(os.getpid()).memory_info().vms, 0)), limit
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= limit < total:
+        free, total = min(free, max(limit - psutil.Process().memory_info().vms, 0)), limit
     group = _group_limit()
     return (min(free, group), min(total, group)) if group else (free, total)
 

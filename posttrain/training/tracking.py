@@ -33,86 +33,41 @@ class Tracker(NoTracker):
 
     def __init__(self, config: TrackingConfig, run_dir: Path, run_config: dict[str, Any], group: str | None):
         self.backend = config.backend
-        self.project = config.project
         self._run_dir = run_dir
-        self._writer: Any = None
-        start = {
-            "wandb": self._start_wandb,
-            "trackio": self._start_trackio,
-            "tensorboard": self._start_tensorboard,
-            "mlflow": self._start_mlflow,
-            "comet": self._start_comet,
-        }
-        if config.backend != "none":
-            self._without_failing(lambda: start[config.backend](config, run_config, config.group or group))
+        self._send: Callable[[dict[str, float], int], Any]
+        self._end: Callable[[], Any]
+        start = getattr(self, f"_start_{config.backend}")
+        self._without_failing(lambda: start(config, run_config, config.group or group))
         self.report_to = "comet_ml" if self.backend == "comet" else self.backend
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        def send() -> None:
-            if self.backend == "wandb":
-                import wandb
-
-                wandb.log({**metrics, "train/global_step": step})
-            elif self.backend == "trackio":
-                import trackio
-
-                trackio.log({**metrics, "train/global_step": step})
-            elif self.backend == "tensorboard":
-                for name, value in metrics.items():
-                    self._writer.add_scalar(name, value, step)
-            elif self.backend == "mlflow" or self.backend == "comet":
-                self._writer.log_metrics(metrics, step=step)
-
-        self._without_failing(send)
+        self._without_failing(lambda: self._send(metrics, step))
 
     def table(self, name: str, rows: list[dict[str, Any]], step: int) -> None:
         """A table of samples, one row per completion, in W&B; elsewhere `samples.jsonl` holds it."""
+        if self.backend == "wandb" and rows:
+            import wandb
 
-        def send() -> None:
             columns: list[Any] = list(rows[0])
             data = [[row[c] for c in columns] for row in rows]
-            if self.backend == "wandb":
-                import wandb
-
-                wandb.log({name: wandb.Table(columns=columns, data=data), "train/global_step": step})
-
-        if rows:
-            self._without_failing(send)
+            point = {"train/global_step": step}
+            self._without_failing(lambda: wandb.log({name: wandb.Table(columns=columns, data=data), **point}))
 
     def alert(self, title: str, text: str) -> None:
         """A message that W&B sends to whom the run belongs; elsewhere the console and `run.json` have it."""
+        if self.backend == "wandb":
+            import wandb
 
-        def send() -> None:
-            if self.backend == "wandb":
-                import wandb
-
-                assert wandb.run is not None
-                wandb.run.alert(title=title, text=text, level="WARN")
-
-        self._without_failing(send)
+            assert (run := wandb.run) is not None
+            self._without_failing(lambda: run.alert(title=title, text=text, level="WARN"))
 
     def finish(self) -> None:
         """End the run, so that the next job of a sweep gets one of its own."""
+        self._without_failing(lambda: self._end())
 
-        def end() -> None:
-            if self.backend == "wandb":
-                import wandb
-
-                wandb.finish()
-            elif self.backend == "trackio":
-                import trackio
-
-                trackio.finish()
-            elif self.backend == "tensorboard":
-                self._writer.close()
-            elif self.backend == "mlflow":
-                self._writer.end_run()
-            elif self.backend == "comet":
-                self._writer.end()
-
-        self._without_failing(end)
-
-    def _without_failing(self, action: Callable[[], None]) -> None:
+    def _without_failing(self, action: Callable[[], Any]) -> None:
+        if self.backend == "none":
+            return
         try:
             action()
         except Exception as error:  # a tracker's trouble, of whatever class, must not end a training
@@ -139,6 +94,8 @@ class Tracker(NoTracker):
                 init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, silent=True, console="wrap"
             ),
         }
+        self._send = lambda metrics, step: wandb.log({**metrics, "train/global_step": step})
+        self._end = wandb.finish
         # Transformers' callback would otherwise ask for another project when W&B is restarted.
         os.environ["WANDB_PROJECT"] = config.project
         try:
@@ -170,6 +127,8 @@ class Tracker(NoTracker):
     def _start_trackio(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
         import trackio
 
+        self._send = lambda metrics, step: trackio.log({**metrics, "train/global_step": step})
+        self._end = trackio.finish
         trackio.init(project=config.project, name=self._run_dir.name, group=group, config=run_config, resume="allow")
         self.where = f"`trackio show --project {config.project}`"
 
@@ -178,13 +137,16 @@ class Tracker(NoTracker):
 
         folder = str(self._run_dir / "tensorboard")
         os.environ["TENSORBOARD_LOGGING_DIR"] = folder
-        self._writer = SummaryWriter(folder)
+        writer = SummaryWriter(folder)
+        self._send = lambda metrics, step: [writer.add_scalar(name, value, step) for name, value in metrics.items()]
+        self._end = writer.close
         self.where = f"`tensorboard --logdir {folder}`"
 
     def _start_mlflow(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
         import mlflow
 
-        self._writer = mlflow
+        self._send = lambda metrics, step: mlflow.log_metrics(metrics, step=step)
+        self._end = mlflow.end_run
         mlflow.set_experiment(config.project)
         run = mlflow.start_run(
             run_name=self._run_dir.name, tags=dict.fromkeys(config.tags, "") | {"group": group or ""}
@@ -197,11 +159,13 @@ class Tracker(NoTracker):
         mode = {"auto": None, "online": "online", "offline": "offline", "disabled": "disabled"}[config.mode]
         online = None if mode is None else mode == "online"
         # Transformers' callback takes the experiment that is running.
-        self._writer = comet_ml.start(project_name=config.project, workspace=config.entity, online=online)
-        self._writer.set_name(self._run_dir.name)
-        self._writer.add_tags([*config.tags, *([group] if group else [])])
-        self._writer.log_parameters(run_config)
-        self.where = self._writer.url or "Comet, offline"
+        experiment = comet_ml.start(project_name=config.project, workspace=config.entity, online=online)
+        self._send = lambda metrics, step: experiment.log_metrics(metrics, step=step)
+        self._end = experiment.end
+        experiment.set_name(self._run_dir.name)
+        experiment.add_tags([*config.tags, *([group] if group else [])])
+        experiment.log_parameters(run_config)
+        self.where = experiment.url or "Comet, offline"
 
 
 def _wandb_mode() -> str:
@@ -230,7 +194,7 @@ class _IsolatedCallback(TrainerCallback):
 def _isolated(event: str) -> Callable[..., None]:
     def call(self: _IsolatedCallback, *args: Any, **kwargs: Any) -> None:
         trackio = type(self.callback).__name__ == "TrackioCallback"
-        if self.tracker.backend != "none" and not (trackio and event == "on_train_end"):
+        if not (trackio and event == "on_train_end"):
             self.tracker._without_failing(lambda: getattr(self.callback, event)(*args, **kwargs))
 
     return call
