@@ -83,11 +83,10 @@ class ProbeRewards:
     def _drop(self, name: str, now: Scores, earlier: list[Scores]) -> tuple[float, float | None]:
         """How far a score has fallen since its best mean, paired over prompts, and the standard error of that."""
         measured = [scores for scores in (*earlier, now) if any(value is not None for value in scores)]
-        best = max(
-            measured, key=lambda scores: self._sign(name) * fmean(v for v in scores if v is not None), default=now
-        )
+        sign = self._sign(name)
+        best = max(measured, key=lambda scores: sign * fmean(v for v in scores if v is not None), default=now)
         pairs = zip(best, now, strict=True)
-        falls = [self._sign(name) * (a - b) for a, b in pairs if a is not None and b is not None]
+        falls = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
         if not falls or fmean(falls) <= 0:
             return 0.0, 0.0
         return fmean(falls), standard_error(falls)

@@ -58,7 +58,7 @@ class Tracker(NoTracker):
         if self.backend == "wandb":
             import wandb
 
-            assert (run := wandb.run) is not None
+            run: Any = wandb.run
             self._without_failing(lambda: run.alert(title=title, text=text, level="WARN"))
 
     def finish(self) -> None:
@@ -95,7 +95,7 @@ class Tracker(NoTracker):
             ),
         }
         self._send = lambda metrics, step: wandb.log({**metrics, "train/global_step": step})
-        self._end = wandb.finish
+        self._end = lambda: wandb.finish()
         # Transformers' callback would otherwise ask for another project when W&B is restarted.
         os.environ["WANDB_PROJECT"] = config.project
         try:
@@ -128,7 +128,7 @@ class Tracker(NoTracker):
         import trackio
 
         self._send = lambda metrics, step: trackio.log({**metrics, "train/global_step": step})
-        self._end = trackio.finish
+        self._end = lambda: trackio.finish()
         trackio.init(project=config.project, name=self._run_dir.name, group=group, config=run_config, resume="allow")
         self.where = f"`trackio show --project {config.project}`"
 
@@ -137,7 +137,7 @@ class Tracker(NoTracker):
 
         folder = str(self._run_dir / "tensorboard")
         os.environ["TENSORBOARD_LOGGING_DIR"] = folder
-        writer = SummaryWriter(folder)
+        writer: Any = SummaryWriter(folder)
         self._send = lambda metrics, step: [writer.add_scalar(name, value, step) for name, value in metrics.items()]
         self._end = writer.close
         self.where = f"`tensorboard --logdir {folder}`"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from posttrain.probe.intervals import standard_error
 from posttrain.report.groups import Mean
 from posttrain.report.maths import (
     Fit,
@@ -16,7 +17,6 @@ from posttrain.report.maths import (
     fit,
     pareto_front,
     spread,
-    standard_error,
     welch,
 )
 from posttrain.report.verdict import Candidate, compare, judge
