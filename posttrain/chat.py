@@ -151,7 +151,7 @@ class Terminal:
             yield text
 
     def lines(self) -> Iterator[str]:
-        """What the user says, without blank lines, until Ctrl-D or the end of the pipe."""
+        """The user's messages, without blank lines, until Ctrl-D or the end of the pipe."""
         if not self.interactive:
             yield from (line.strip() for line in sys.stdin if line.strip())
             return

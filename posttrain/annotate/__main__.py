@@ -206,7 +206,7 @@ def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:
 
 
 def print_summary(session: Session, args: argparse.Namespace, command: str) -> None:
-    """What there is now, and how to continue."""
+    """Print the answers so far, and how to continue."""
     from posttrain.annotate.answers import answers_path
     from posttrain.console import print_plain
 

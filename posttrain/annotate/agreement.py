@@ -23,7 +23,7 @@ Votes = Mapping[str, Mapping[str, Hashable]]  # item -> annotator -> choice
 
 @dataclass(frozen=True)
 class Person:
-    """What one annotator did. `first` is the share of choices that fell on the first place of the page."""
+    """The figures of one annotator. `first` is the share of choices that fell on the first place of the page."""
 
     name: str
     answered: int

@@ -31,7 +31,7 @@ def answers_path(out: Path) -> Path:
 
 
 class Answers:
-    """What the lines of an answers file come to: items, and the answers that stand, in the order they were given."""
+    """The state after the lines of an answers file: items, and the standing answers in the order they were given."""
 
     def __init__(self, lines: Iterable[dict[str, Any]] = ()):
         self.task: dict[str, Any] = {}

@@ -21,7 +21,7 @@ FORMATS = (".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Written:
-    """What an export came to: `pairs` rows from `items` decided ones; the others undecided, skipped, or flagged."""
+    """The counts of an export: `pairs` rows from `items` decided ones; the others undecided, skipped, or flagged."""
 
     pairs: int
     items: int

@@ -53,7 +53,7 @@ def spread(candidates: Sequence[Candidate]) -> dict[str, float]:
 
 
 def information(one: Candidate, other: Candidate, scales: Mapping[str, float]) -> float | None:
-    """What the answer to this pair would tell; `None` where nothing is known of it.
+    """The information in the answer to this pair; `None` where nothing is known of it.
 
     With `scales` of two or more rewards their disagreement (0 to 0.25); else minus the distance of the scores.
     """

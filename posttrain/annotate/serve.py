@@ -89,6 +89,6 @@ def run(session: Session, listening: socket.socket, host: str, token: str | None
 
 
 def address(host: str, port: int, token: str | None) -> str:
-    """What to open in a browser."""
+    """The address to open in a browser."""
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")

@@ -20,7 +20,7 @@ LEASE_SECONDS = 30 * 60
 
 @dataclass(frozen=True)
 class View:
-    """What one person sees: an item with its completions in `order`, or none when there is nothing left for them.
+    """The page of one person: an item with its completions in `order`, or none when there is nothing left for them.
 
     `ticket` names the answer that is asked for, `last` the one that can be undone. `before` is the answer that was
     given here and undone. `answered` and `left` are this person's.
@@ -67,7 +67,7 @@ class Session:
             self._write({"kind": "task", "version": 1, "seed": seed, "data": data, "time": clock()})
 
     def view(self, annotator: str) -> View:
-        """What `annotator` has to answer now; the same until they answer it. Raises OSError where it cannot be kept."""
+        """The question for `annotator`, the same until they answer it. Raises OSError where it cannot be kept."""
         undone = self.answers.undone.get(annotator, [])
         mine = self._open(annotator)
         item = self._current(annotator, mine)
@@ -152,7 +152,7 @@ class Session:
         return since is not None and self.clock() - since < LEASE_SECONDS
 
     def _current(self, annotator: str, mine: list[str]) -> Item | None:
-        """What was undone, else what this person has before them already, else the next."""
+        """The item that was undone, else the one this person has before them already, else the next."""
         if undone := self.answers.undone.get(annotator):
             return self._known(f"{undone[-1]['item']}-")
         before = next((item for item in mine if annotator in self.answers.shown.get(item, {})), None)

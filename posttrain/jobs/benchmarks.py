@@ -41,7 +41,7 @@ class Scores:
 
 
 def check(settings: EvaluateConfig) -> list[str]:
-    """What is wrong with the settings; nothing heavy is imported."""
+    """Errors in the settings; nothing heavy is imported."""
     errors = []
     for name in ("task_path", "num_fewshot", "limit", "apply_chat_template"):
         if getattr(settings, name) and not settings.tasks:

@@ -97,7 +97,7 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
 
 
 def document(run: Run, data: dict[str, Any], report: Report, name: str, command: str) -> dict[str, Any]:
-    """What `doctor.json` holds: keys are added in later versions, and none is taken away or renamed."""
+    """The content of `doctor.json`: later versions add keys; none is taken away or renamed."""
     return {
         "schema": SCHEMA_VERSION,
         "name": name,

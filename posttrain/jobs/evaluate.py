@@ -144,7 +144,7 @@ def _likelihoods(plan: Plan, judged: Candidate, model: Any) -> tuple[list[list[A
 
 
 def _reward_scores(judged: Candidate, rows: list[dict[str, Any]]) -> tuple[list[list[float | None]], list[list[int]]]:
-    """What a reward model gives to chosen and rejected, and their lengths in its tokens."""
+    """A reward model's scores of chosen and rejected, and their lengths in its tokens."""
     from posttrain.probe.heldout import SIDES
     from posttrain.rewards.model import RewardModel
 

@@ -47,7 +47,7 @@ class Plan:
 
 @dataclass
 class Measurements:
-    """What one model says of held-out data: how likely it finds answers, how it scores them, and its own by set.
+    """The measurements of one model on held-out data: likelihoods of answers, scores, and its own answers by set.
 
     `lengths` are those of the answers that were scored, in tokens of the reward model.
     """
@@ -114,7 +114,7 @@ def _candidate(
 
 
 def reference(source: Source) -> tuple[Source | str | None, str | None]:
-    """What the policy of `source` is measured against: the model that its run started from; or why there is none."""
+    """The reference of `source`: the model that its run started from; or why there is none."""
     from omegaconf import OmegaConf
 
     from posttrain.runs import lineage

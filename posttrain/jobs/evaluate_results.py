@@ -101,7 +101,7 @@ def _tokens_differ(said: list[Measurements]) -> bool:
 
 
 def notes(run: Run, plan: Plan, said: list[Measurements]) -> list[str]:
-    """What could not be measured, and why; what a reader would take for something else."""
+    """Metrics that could not be measured, and why; figures that a reader could misread."""
     found = []
     if trainers.of(run.trainer.kind).is_a(*PREFERENCES):
         found += [

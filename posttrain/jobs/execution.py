@@ -1,4 +1,4 @@
-"""What surrounds the work of every job: waiting for other processes, errors explained, the value of `objective`."""
+"""The frame of every job: waiting for other processes, `run.json`, explained errors, the value of `objective`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def first_record(run: Run, origin: Origin, directory: RunDirectory, device: str,
 
 
 def objective_of(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
-    """What a sweep optimises, as `objective` names it."""
+    """The value that a sweep optimises, as `objective` names it."""
     if run.objective is None or directory.record() is None or not schema.main_process():
         return None
     from posttrain.runs import objective_value

@@ -53,7 +53,7 @@ def explain_training(error: Exception, trainer: Any, directory: RunDirectory, co
 
 
 def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command: str) -> str:
-    """What to do once the reason for which the work ended is gone."""
+    """The way on once the cause of the failure is fixed."""
     last = directory.last_checkpoint()
     if last is None:
         return f"No checkpoint was saved. After the fix, this command starts again: {command}"

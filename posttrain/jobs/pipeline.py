@@ -222,7 +222,7 @@ class PipelineRun:
 
 
 def _objective(run: Run, progress: Progress) -> float | tuple[float, ...] | None:
-    """What a sweep optimises: `STAGE.METRIC`, or a metric of the last stage."""
+    """The value that a sweep optimises: `STAGE.METRIC`, or a metric of the last stage."""
 
     def find(one: objective.Objective) -> float:
         name, metric = of_stage(progress.stages, one.metric)

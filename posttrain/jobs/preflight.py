@@ -150,7 +150,7 @@ def _engine(run: Run, kind: Kind) -> list[str]:
 
 
 def _job(run: Run) -> list[str]:
-    """What is wrong with the settings of a job other than training."""
+    """Errors in the settings of a job other than training."""
     if run.job == "train":
         return []
     from posttrain.config import job_checks
@@ -172,7 +172,7 @@ def _objective(run: Run) -> list[str]:
 
 
 def _rewards(run: Run) -> list[str]:
-    """What is wrong with the rewards of the run and of its probe."""
+    """Errors in the rewards of the run and of its probe."""
     if not any(run.rewards.values()):
         return []
     from posttrain import rewards
@@ -187,7 +187,7 @@ def _online(run: Run) -> list[str]:
 
 
 def _trainer_arguments(run: Run) -> list[str]:
-    """What is wrong with teacher, tools, environment, rollout and callbacks, where the run sets or needs any."""
+    """Errors in teacher, tools, environment, rollout and callbacks, where the run sets or needs any."""
     if not run.trainer.has_objects and not trainers.of(run.trainer.kind).has_teacher:
         return []
     from posttrain.training import trainer_arguments

@@ -129,7 +129,7 @@ def _check_kwargs(auto: Any, known: PretrainedConfig, model: ModelConfig, as_sav
 
 
 def _unknown_kwargs(kwargs: dict[str, Any], known: PretrainedConfig) -> list[str]:
-    """What `from_pretrained` would hand on to a model that does not take it: neither its own, nor of the config."""
+    """Errors for `model.kwargs` that neither `from_pretrained` nor the model's config has."""
     from transformers import PreTrainedModel
 
     # It takes many out of its kwargs by name.

@@ -37,7 +37,7 @@ class Drift:
     original: float | None = None
 
     def describe(self) -> list[str]:
-        """What a person reads of it."""
+        """The figures in words, a line each."""
         if self.unit == "nats":
             what, where = "KL(adapter || merged)", f" nats over {self.positions} positions of {self.prompts} prompts"
             effect = "what training changed, KL(adapter || base)"

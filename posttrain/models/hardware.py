@@ -24,7 +24,7 @@ class Precision:
 
 
 def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any], known: str | None = None) -> Precision:
-    """What this machine does best; an explicit `bf16`, `fp16`, `use_cpu`, dtype or attention in the config wins.
+    """The fastest types of this machine; an explicit `bf16`, `fp16`, `use_cpu`, dtype or attention in the config wins.
 
     `known` is the type of the weights that an adapter was trained on before, and is trained on now.
     Full fine-tuning keeps float32 weights, since steps of some 1e-6 vanish in bfloat16; frozen weights under an

@@ -82,7 +82,7 @@ def merge_parent(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def identity(source: Source) -> dict[str, Any]:
-    """What an export is made from, the same on every machine."""
+    """The source of an export, the same on every machine."""
     weights = Path(source.adapter or source.base)
     digest = files_digest(list(weights.glob("*.safetensors")))
     local = source.base_name == source.base and Path(source.base).is_dir()

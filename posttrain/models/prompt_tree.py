@@ -67,7 +67,7 @@ class Layout:
         return (seen | (place[:, None] == place))[:, None]
 
     def scatter(self, computed: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-        """What was `computed` for the grid, (G, M, H), as rows, (R, L, H); zero on padding."""
+        """The hidden states `computed` for the grid, (G, M, H), as rows, (R, L, H); zero on padding."""
         flat = computed.flatten(0, 1)
         out = flat.new_zeros(rows * length, flat.size(-1))
         for row_places, grid_places in self.takes:
@@ -76,7 +76,7 @@ class Layout:
 
 
 def cost(rows: int, width: int, hidden: int) -> float:
-    """What a grid costs, in tokens: linear layers, and attention, of which a layer has width / (6 hidden) as much."""
+    """The cost of a grid in tokens: linear layers, and attention, of which a layer has width / (6 hidden) as much."""
     return rows * width * (1 + width / (6 * hidden))
 
 

@@ -262,7 +262,7 @@ def _rows(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor 
 
 
 def _block_mask(layout: Layout, window: int | None) -> Any:
-    """What FlexAttention takes: the same as a function, so that blocks nobody sees are skipped."""
+    """The mask as FlexAttention takes it: a function, so that blocks nobody sees are skipped."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     group, branch, position = layout.group, layout.branch, layout.position

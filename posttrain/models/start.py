@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """What training begins with: `adapter` is trained further, or a new one on the weights of `base`.
+    """The starting point of a training: `adapter` is trained further, or a new one on the weights of `base`.
 
     `merge` is a parent whose adapter is first merged into the weights it was trained on; `base` is then the folder that
     they go to. `config` is where the model's config lies before that, `dtype` the type of the weights that an adapter

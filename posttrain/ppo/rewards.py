@@ -68,7 +68,7 @@ def score_sequences(
 
 @dataclass
 class RewardContext:
-    """What scoring takes from the trainer.
+    """The trainer's parts that scoring needs.
 
     Args:
         tokenizer: the policy's.

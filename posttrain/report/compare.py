@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def modes(self) -> list[str]:
-        """What tells failure modes: everything else that the probe measures."""
+        """Metrics that show failure modes: everything else that the probe measures."""
         found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/")}
         apart = (*NOT_A_MODE, self.metric)
         return sorted(m for m in found if not m.startswith(REWARDS) and m not in apart and not _beside_another(m))
@@ -210,7 +210,7 @@ def _reference(probed: list[Group], found: Found, wanted: str | None, result: Co
 
 
 def reference(run: Run, found: Found) -> tuple[str, str]:
-    """What identifies the model that `probe/kl` is measured to, the policy's start, and its name."""
+    """The identity of the model that `probe/kl` is measured to (the policy's start), and its name."""
     parents = [p for p in run.record.get("parents", []) if isinstance(p, dict)]
     parent = next((p for p in parents if p.get("role") == "policy"), None)
     if parent is None:
@@ -225,7 +225,7 @@ def reference(run: Run, found: Found) -> tuple[str, str]:
 
 
 def _no_frontier(result: Comparison) -> list[str]:
-    """What the picture of reward against KL lacks, and how to get it."""
+    """A note where the picture of reward against KL lacks an axis, with the fix."""
     have_kl = any(group.mean("probe/kl") for group in result.compared or result.groups)
     if result.metric and not heldout.is_held_out(result.metric):
         return []

@@ -36,7 +36,7 @@ def _renamed(run: Run, names: list[str]) -> Run:
 
 
 def _entries(run: Run, place: str) -> dict[str, tuple[object, object]]:
-    """What scores, a function or a model, by the name of each reward in the settings at `place`."""
+    """The function or model of each reward in the settings at `place`, by name."""
     found: dict[str, tuple[object, object]] = {}
     for key in run.settings:
         if key.startswith(f"{place}."):

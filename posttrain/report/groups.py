@@ -126,7 +126,7 @@ class Group:
 
 
 def stderr(metric: str) -> str:
-    """What the probe logs the standard error over prompts as: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
+    """The metric with the standard error over prompts: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
     kind, slash, name = metric.removeprefix("probe/").partition("/")
     return f"probe/{kind}_stderr{slash}{name}"
 
@@ -167,7 +167,7 @@ def pool(runs: Sequence[Run], names: dict[str, Run]) -> tuple[list[Group], dict[
 
 
 def _variants(runs: Sequence[Run], kind: str) -> list[tuple[str, ...]]:
-    """What runs of a trainer are rewarded by, that of most runs first."""
+    """The sets of rewards of a trainer's runs, that of most runs first."""
     counts = Counter(run.rewarded for run in runs if run.kind == kind)
     return sorted(counts, key=lambda names: (-counts[names], names))
 
@@ -238,7 +238,7 @@ def _label(groups: list[Group], names: dict[str, Run]) -> None:
 
 
 def _name(group: Group) -> str:
-    """What the names of its runs begin with alike, without their digests and seeds."""
+    """The common beginning of its runs' names, without their digests and seeds."""
     names = [run.name.rpartition("-")[0] or run.name for run in group.runs]
     same = [letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))]
     return SEED.sub("", "".join(same)).rstrip("_-") or names[0]

@@ -57,7 +57,7 @@ def _most(groups: list[Group], key: Callable[[Group], str]) -> tuple[list[Group]
 
 
 def _ruler(run: Run) -> str:
-    """What tells one set of held-out rows from another."""
+    """The identity of a set of held-out rows."""
     data = run.record.get("data")
     return str([data.get(key) for key in ("path", "held_out", "held_out_rows")]) if isinstance(data, dict) else ""
 

@@ -91,7 +91,7 @@ def _lines(c: Comparison, part: list[list[str]]) -> list[list[str]]:
 
 
 def heading(c: Comparison, name: str) -> str:
-    """What stands above a picture; without a reward, runs are compared by a held-out metric."""
+    """The heading of a picture; without a reward, runs are compared by a held-out metric."""
     if name == "frontier" and heldout.is_held_out(str(c.metric)):
         metric = title(str(c.metric))
         return f"{metric[:1].upper()}{metric[1:]} against KL"
@@ -99,7 +99,7 @@ def heading(c: Comparison, name: str) -> str:
 
 
 def described(c: Comparison, name: str) -> str:
-    """What a picture shows, for who cannot see it."""
+    """The text alternative of a picture."""
     methods = ", ".join(dict.fromkeys(group.method for group in c.groups))
     return f"{heading(c, name)} for {methods}. The numbers are in the tables of this page."
 

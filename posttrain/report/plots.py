@@ -112,7 +112,7 @@ def _names(axis: Any, c: Comparison, metric: str) -> None:
 
 
 def overoptimisation(c: Comparison) -> Figure | None:
-    """What was gained over the start against the root of KL, with the fitted curves and their peaks."""
+    """The gain over the start against the root of KL, with the fitted curves and their peaks."""
     shown = [m for m in c.rewards if is_reward(m) and m in c.start and any(g.path("probe/kl", m) for g in c.compared)]
     shown = shown[:MOST_REWARDS]
     if not shown:
@@ -160,7 +160,7 @@ def _gains(axis: Any, c: Comparison, metric: str) -> None:
 
 
 def training(c: Comparison) -> Figure | None:
-    """What the runs logged while they trained, a line a group (mean over seeds), over optimizer steps."""
+    """The runs' logs of training, a line a group (mean over seeds), over optimizer steps."""
     panels: dict[str, list[tuple[Group, str, list[dict[str, float]]]]] = {}
     for heading, keys in TRAINING.items():
         for group in c.groups:

@@ -109,7 +109,7 @@ class Run:
 
 @dataclass
 class Found:
-    """What lies under the paths. `pipelines` have their status and that of each of their `stages`; `failed` are jobs of
+    """Everything found under the paths. `pipelines` have their status and that of their `stages`; `failed` are jobs of
     sweeps and stages that failed, with their error."""
 
     runs: dict[Path, Run] = field(default_factory=dict)

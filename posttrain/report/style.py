@@ -50,7 +50,7 @@ def _shaded(colour: str, by: float) -> str:
 
 
 def dash(group: Group, groups: Sequence[Group]) -> str:
-    """What distinguishes the lines of one method."""
+    """The dash that distinguishes a line from others of its method."""
     return DASHES[[g for g in groups if g.method == group.method].index(group) % len(DASHES)]
 
 
@@ -105,7 +105,7 @@ def best_of(baselines: Sequence[Baseline]) -> list[Line2D]:
 
 
 def gid(method: str) -> str:
-    """What the page's filter finds a method's marks by."""
+    """The id by which the page's filter finds a method's marks."""
     return "method-" + "".join(ch if ch.isalnum() else "-" for ch in method)
 
 

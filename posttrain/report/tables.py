@@ -54,7 +54,7 @@ def rows(c: Comparison) -> list[list[str]]:
 
 
 def held_out(c: Comparison) -> list[list[str]]:
-    """What each run measured on its held-out rows."""
+    """The metrics of each run on its held-out rows."""
     found = [["run", "rows", *map(title, c.held_out)]]
     for group in c.groups:
         means = [group.mean(metric) for metric in c.held_out]

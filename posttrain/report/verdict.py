@@ -20,7 +20,7 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True)
 class Candidate:
-    """What can be chosen: a group's final model, or the starting policy (`group` None).
+    """A model to choose: a group's final one, or the starting policy (`group` None).
 
     `kl` is None where it was not measured. `rows` is the number of held-out rows of which `reward` is a share, or 0.
     """

@@ -106,7 +106,7 @@ def _required(accepted: dict[str, inspect.Parameter]) -> list[str]:
 
 
 def _try_without_rows(function: RewardFunction, entry: RewardConfig, key: str) -> list[str]:
-    """What a function says of its args where there is nothing to score."""
+    """Errors that a function raises for its args, without a row to score."""
     column = entry.args.get("column") or default_column(entry)
     try:
         function([], **entry.args, **({column: []} if column else {}))
@@ -144,7 +144,7 @@ def _is_comparison(path: str) -> bool:
 
 
 def check_reachable(entries: dict[str, RewardConfig], path: str) -> list[str]:
-    """What is wrong with models and endpoints of rewards, known without loading weights."""
+    """Errors in models and endpoints of rewards, known without loading weights."""
     from posttrain.models import weights
     from posttrain.rewards import calibration
     from posttrain.runs import lineage
@@ -231,7 +231,7 @@ def score(
 def compare_completions(
     function: Any, rows: list[dict[str, Any]], drawn: list[Generated], others: list[Generated]
 ) -> tuple[list[float | None], list[float | None]]:
-    """What a judge gives to the completions `drawn` against `others` of the same rows, and to these."""
+    """A judge's scores of the completions `drawn` against `others` of the same rows, and of these."""
     texts = [
         [as_completion(row["prompt"], d.text) for row, d in zip(rows, side, strict=True)] for side in (drawn, others)
     ]
@@ -240,7 +240,7 @@ def compare_completions(
 
 
 def take_judge_counts(functions: Mapping[str, Any]) -> dict[str, Any]:
-    """What judges among them counted since they were asked for it last; none without a pair."""
+    """The counts of the judges among them since the last call; judges without a pair are left out."""
     judges = {name: function for name, function in functions.items() if hasattr(function, "compare")}
     return {name: counts for name, judge in judges.items() if (counts := judge.take_counts()).pairs}
 
@@ -283,7 +283,7 @@ def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Map
 
 
 def _lacking(entry: RewardConfig, columns: Mapping[str, Any]) -> list[str]:
-    """What a function of the user's must be given, and would not be."""
+    """Required arguments of a user's function that neither its args nor the data give."""
     function: Any = code.load(str(entry.function))
     accepted = code.parameters(function)
     if isinstance(function, type):

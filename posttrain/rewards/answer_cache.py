@@ -59,7 +59,7 @@ class JudgeClient:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an answer depends on besides the question."""
+        """Everything an answer depends on besides the question."""
         raise NotImplementedError
 
     def _key(self, conversation: Conversation, sampling: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ class Calibration:
         return [score / known.temperature for score in scores] if scale == "temperature" else list(scores)
 
     def describe(self) -> list[str]:
-        """What a reader should know of it."""
+        """The figures in words, a line each."""
         return [
             f"scores: mean {self.raw.mean:.3g}, standard deviation {self.raw.std:.3g} (scale=zscore)",
             f"the difference of two scores over {self.raw.temperature:.3g} is a probability (scale=temperature); "
@@ -97,7 +97,7 @@ def read(folder: str, key: str) -> Calibration:
 
 
 def check(args: dict[str, Any], key: str) -> list[str]:
-    """What is wrong with `scale`, `length_penalty` and `calibration` of a reward model's args; nothing is read."""
+    """Errors in `scale`, `length_penalty` and `calibration` of a reward model's args; nothing is read."""
     scale, penalty = args.get("scale", "none"), args.get("length_penalty")
     if scale not in SCALES:
         return [f"{key}.scale={scale}: choose from {', '.join(SCALES)}"]
@@ -122,7 +122,7 @@ def check_available(args: dict[str, Any], key: str, model: str) -> None:
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What the args of a reward model make of its scores: `scale`, `penalty`, and the calibration they need."""
+    """The adjustment of a reward model's scores by its args: `scale`, `penalty`, and the calibration they need."""
 
     scale: str
     penalty: float | str | None

@@ -24,7 +24,7 @@ def _pause(stop: threading.Event, seconds: float) -> None:
 
 
 def check_endpoint(endpoint: Any) -> str | None:
-    """What is wrong with a base URL, as it is written."""
+    """The error in a base URL, as it is written."""
     if not isinstance(endpoint, str) or not re.match(r"https?://[^/?#]", endpoint) or set(endpoint) & set("?# "):
         return "expected a base URL such as http://127.0.0.1:8000/v1"
     if "@" in endpoint.split("/")[2]:

@@ -98,7 +98,7 @@ class Ensemble:
 
     @classmethod
     def check_reachable(cls, args: dict[str, Any], key: str) -> list[str]:
-        """What is wrong with the members, from their configs: no weights are loaded."""
+        """Errors in the members, from their configs: no weights are loaded."""
         from posttrain.models import weights
         from posttrain.runs import lineage
 

@@ -215,7 +215,7 @@ class Judge:
 
     @classmethod
     def check_reachable(cls, args: dict[str, Any], key: str) -> list[str]:
-        """What is wrong with the endpoint or the model, asked in a few seconds and without loading weights."""
+        """Errors of the endpoint or the model, found in a few seconds and without loading weights."""
         known = {"key_env": args["key_env"]} if args.get("endpoint") and "key_env" in args else {}
         try:
             open_judge(args["model"], args.get("endpoint"), **known).check_reachable()

@@ -27,7 +27,7 @@ def hub_id(base: str) -> str | None:
 
 
 def base_note(base: str) -> str | None:
-    """What another machine must know of a base that is not simply the hub's; `None` where there is nothing to say."""
+    """A note for other machines on a base that is not simply the hub's; `None` where there is nothing to say."""
     if base in HUB_IDS:
         return (
             f"The base was `{base}`: {HUB_IDS[base]} from a 4-bit GGUF file, dequantized. Elsewhere an adapter loads "

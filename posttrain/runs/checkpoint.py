@@ -40,7 +40,7 @@ def progress_file(process: int) -> str:
 
 
 def progress(folder: Path) -> dict[str, Any]:
-    """What the main process's trainer remembered when the checkpoint was taken; empty in those of earlier versions."""
+    """The progress of the main process's trainer at the checkpoint; empty in checkpoints of earlier versions."""
     path = folder / PROGRESS
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 

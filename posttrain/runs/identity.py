@@ -107,7 +107,7 @@ def _path_content(value: Any) -> Any:
 
 
 def data_content(path: Any, streaming: bool = False) -> Any:
-    """What a data path stands for: the content of its files in their order, or of its folder; else the path itself.
+    """The content behind a data path: of its files in their order, or of its folder; else the path itself.
 
     Of streams large files count by size and time of change: to read them through takes longer than a plan may.
     """
@@ -161,7 +161,7 @@ def _source(function: str) -> str | None:
 
 
 def _made_content(folder: Path) -> str | None:
-    """What the record of a finished run, in `folder`, says that it made."""
+    """The digest in the record of a finished run in `folder`."""
     record = folder / "run.json"
     return json.loads(record.read_text(encoding="utf-8")).get("content") if record.is_file() else None
 

@@ -57,7 +57,7 @@ class Source:
 
 
 def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
-    """What `path` names: a run directory, a folder (model or adapter), a hub id or an embedded model.
+    """The weights at `path`: a run directory, a folder (model or adapter), a hub id or an embedded model.
 
     Raises `PosttrainError`, its message beginning with `key`, for a run that is unfinished, has lost its files, or
     whose base is not there any more.

@@ -14,7 +14,7 @@ from posttrain.runs.metrics import by_step
 
 
 def from_metrics(objective: Any, find: Callable[[Objective], float]) -> float | tuple[float, ...] | None:
-    """What Hydra's sweeper gets: a number, or one for each objective of a list."""
+    """The return value for Hydra's sweeper: a number, or one for each objective of a list."""
     found = tuple(find(one) for one in parse(objective))
     return found if isinstance(objective, list) else next(iter(found), None)
 

@@ -15,7 +15,7 @@ from posttrain.runs.metrics import before_and_after, read
 
 
 def show(directory: RunDirectory) -> None:
-    """What changed between the first and the last measurement, a few samples, and where everything is."""
+    """Print the first and the last measurement, a few samples, and where everything is."""
     record = directory.record() or {}
     table = before_after(directory)
     if table.row_count:

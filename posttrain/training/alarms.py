@@ -131,7 +131,7 @@ def _finite(value: Any) -> bool:
 
 
 def stopped_run_message(record: dict[str, Any] | None, config: AlarmsConfig) -> str | None:
-    """What to say when a run is called again that an alarm has stopped, and that alarm is still set as it was."""
+    """The message for a run that an alarm has stopped and that is called again with that alarm set as it was."""
     if record is None or record.get("status") != "stopped":
         return None
     stopped = record["stopped"]

@@ -159,7 +159,7 @@ def _number(run: Run, name: str) -> int:
 
 
 def _held_throughout(run: Run, precision: Precision, sizes: Sizes) -> dict[str, float]:
-    """What stays through the training, whatever its batch is."""
+    """The memory held throughout the training, whatever its batch is."""
     args, full = run.trainer.args, run.peft.method == "none"
     width = BYTES[precision.dtype]
     own = width if full else 4  # an adapter is trained in float32
@@ -230,7 +230,7 @@ def _reward_models(run: Run) -> float:
 
 
 def _pass(run: Run, row: int, prompt: int, rows: int) -> Pass:
-    """What one micro-batch of `rows` rows takes through the model, all of them as long as the longest."""
+    """The forward pass of one micro-batch of `rows` rows, all of them as long as the longest."""
     kind = trainers.of(run.trainer.kind)
     answer = row - prompt
     if kind.reads not in ("pairs", "triples"):
@@ -276,7 +276,7 @@ def _checkpointing(run: Run) -> bool:
 
 
 def _activations(run: Run, precision: Precision, sizes: Sizes, step: Pass) -> tuple[float, float]:
-    """What a backward pass has kept when it begins, and when it is at its last layer, whose gradients it passes on."""
+    """The bytes that a backward pass holds when it begins, and at its last layer, whose gradients it passes on."""
     layer = step.tokens * _layer(run, precision, sizes, step.width)
     number, weight = _activation(precision), BYTES[precision.dtype]
     ends = step.tokens * sizes.hidden * 4 * 4  # embeddings, the last norm, and what the head takes
@@ -293,7 +293,7 @@ def _without_gradient(precision: Precision, sizes: Sizes) -> float:
 
 
 def _logits(run: Run, precision: Precision, sizes: Sizes, positions: int, copies: int) -> float:
-    """What the head takes at once: a tile of TRL's fused head, or all logits where a trainer does without."""
+    """The bytes of the head at once: a tile of TRL's fused head, or all logits where a trainer does without."""
     kind = trainers.of(run.trainer.kind)
     trained = run.peft.method == "none"
     gradient = 4 * sizes.vocabulary * sizes.hidden if trained and copies == TILE_BACKWARD else 0

@@ -42,7 +42,7 @@ class Lengths:
         return sum(length > limit for length in self.sequence) - self.dropped(run)
 
     def describe(self, run: Run, rows: int | None) -> dict[str, str]:
-        """What a plan says of rows that `max_length` drops or cuts; `rows` is how many there are."""
+        """The plan's lines on rows that `max_length` drops or cuts; `rows` is the number of rows."""
         limit, end = _limit(run)
         known = len(self.sequence)
         of = f"of {known} rows" if rows == known else f"of the first {known} rows"
@@ -144,7 +144,7 @@ def check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
 
 
 def describe_prepared(name: str, given: Any, prepared: Any, args: Any) -> str | None:
-    """What `max_length` has done to all rows of a trainer; `None` where that is nothing, or unknown.
+    """The rows of a trainer that `max_length` has dropped or cut, in words; `None` for none, or where unknown.
 
     `given` are the rows before TRL has prepared them, `prepared` those after, with their tokens.
     """

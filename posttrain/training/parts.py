@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Parts:
-    """What a trainer is built from. `args` are options of its own config class; `model` is a path.
+    """Everything a trainer is built from. `args` are options of its own config class; `model` is a path.
 
     `adapter` is the folder of an adapter on `model` to train further, `lora` then its options.
     `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its

@@ -45,7 +45,7 @@ else:
 
 @dataclass
 class Pending:
-    """What of a step's end is still to be done, and what its log needs: gradient norm and learning rate."""
+    """The work of a step's end that is still to be done, and the values that its log needs."""
 
     measure: bool = False
     evaluate: bool = False
@@ -107,7 +107,7 @@ class Resumable(_Trainer):
         return False
 
     def _metrics_to_log(self, mode: str) -> dict[str, list[float]]:
-        """What the trainer keeps for its next log, under the name that it has in TRL's stable or older trainers."""
+        """The trainer's metrics for its next log, under the name that they have in TRL's stable or older trainers."""
         if (found := getattr(self, "stats", None)) is not None:  # of training alone
             return found if mode == "train" else {}
         found = getattr(self, "_metrics", getattr(self, "_stored_metrics", None))

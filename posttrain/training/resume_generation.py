@@ -18,7 +18,7 @@ from posttrain.training.resume import Resumable
 
 @dataclass
 class _StepEnd:
-    """What a step's end was like, for a checkpoint of it after the next step has failed."""
+    """The state at a step's end, for a checkpoint of it after the next step has failed."""
 
     progress: dict[str, Any]
     random: list[Any]

@@ -82,7 +82,7 @@ def _draw(trainer: Any, rows: list[dict[str, Any]]) -> list[Generated]:
 
 
 def _environment_scores(trainer: Any) -> dict[str, list[Any]]:
-    """What environments that reward by themselves (`get_reward`) say of the rollouts that they have just seen."""
+    """The rewards of environments that reward by themselves (`get_reward`) for the rollouts they have just seen."""
     if not getattr(trainer, "environments", None):
         return {}
     found = {}

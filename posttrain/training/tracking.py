@@ -205,7 +205,7 @@ for _event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
 
 
 def _tags(run_config: dict[str, Any]) -> list[str]:
-    """What runs are filtered by: the method, and how it was trained."""
+    """Tags to filter runs by: the method, and how it was trained."""
     peft = run_config.get("peft", {})
     how = "full" if peft.get("method") == "none" else "qlora" if peft.get("quantization") else peft.get("method")
     return [str(tag) for tag in (run_config.get("trainer", {}).get("kind"), how) if tag]

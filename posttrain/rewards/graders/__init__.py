@@ -54,7 +54,7 @@ def check(entry: RewardConfig, key: str) -> list[str]:
 
 
 def _missing_requirement(part: Single, entry: RewardConfig, key: str) -> list[str]:
-    """What a grader needs that the config, or this machine, does not give."""
+    """Requirements of a grader that the config, or this machine, does not meet."""
     if isinstance(part, schema.Python) and entry.args.get("execute") is not True:
         return [f"python: runs code in a limited subprocess; allow it with {key}.args.execute=true"]
     if isinstance(part, _MODEL_GRADERS):
@@ -91,7 +91,7 @@ def missing_columns(entry: RewardConfig, key: str, features: Mapping[str, Any]) 
 
 
 def _missing_field(path: template.Path, features: Mapping[str, Any], columns: list[str]) -> str | None:
-    """What the data has where it does not have `path`; `features` are those of `datasets`."""
+    """The columns or fields there are where `path` is missing; `features` are those of `datasets`."""
     found: Any = features
     for n, step in enumerate(path.steps):
         if isinstance(found, Mapping):

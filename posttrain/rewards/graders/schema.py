@@ -221,7 +221,7 @@ def _single(raw: Any, place: str, types: tuple[str, ...]) -> Single:
 
 
 def _meaning(node: Single) -> Iterator[tuple[str, str]]:
-    """What is wrong beyond the shape."""
+    """Errors beyond the shape."""
     for place, text in templates(node).items():
         if (what := _failing(template.parse, text)) is not None:
             yield place, what

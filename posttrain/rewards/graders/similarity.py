@@ -23,7 +23,7 @@ NEEDS = {
 
 
 def missing(metric: str, wordnet: bool = False) -> str | None:
-    """What to install for a metric (for meteor with WordNet's synonyms), or `None`."""
+    """The package to install for a metric (for meteor with WordNet's synonyms), or `None`."""
     needs = NEEDS.get(metric.split("_")[0] if metric.startswith("rouge") else metric, ())
     absent = [name for module, name in needs if importlib.util.find_spec(module) is None]
     if absent:

@@ -91,7 +91,7 @@ def _path(text: str) -> Path:
 
 
 def sample(text: str) -> dict[str, Any]:
-    """What templates and code see of a completion; `output_json` where it is JSON as a whole."""
+    """The `sample` of templates and code for a completion; `output_json` where it is JSON as a whole."""
     found: dict[str, Any] = {
         "output_text": text,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],

@@ -134,7 +134,7 @@ def run_all(calls: list[tuple[str, str, list[Any]]], limits: Limits | None = Non
 
 
 def check(args: dict[str, Any], key: str) -> list[str]:
-    """What is wrong with limits among the args of a reward."""
+    """Errors in the limits among the args of a reward."""
     errors = []
     for name, least in MINIMUM_LIMITS.items():
         value = args.get(name, least)
@@ -150,7 +150,7 @@ def check(args: dict[str, Any], key: str) -> list[str]:
 
 
 def check_walls(args: dict[str, Any], key: str) -> list[str]:
-    """What is wrong with this system where the args of a reward let it run code of others."""
+    """Errors for a reward that runs code of others on a system without all walls."""
     if args.get("execute") is not True or args.get("walls") == "reduced":
         return []
     return [wrong] if (wrong := reduced_isolation(f"{key}.walls")) else []
@@ -163,7 +163,7 @@ def require_walls(key: str, walls: str = "full") -> None:
 
 
 def reduced_isolation(key: str) -> str | None:
-    """What to say where code of others would run behind fewer walls than all; `None` where all are in force."""
+    """The message where code of others would run behind fewer walls than all; `None` where all are in force."""
     if (missing := missing_walls()) is None:
         return None
     return (
@@ -174,7 +174,7 @@ def reduced_isolation(key: str) -> str | None:
 
 @cache
 def missing_walls() -> str | None:
-    """What this system does not hold against code that sets out to break out; `None` where all is in force."""
+    """The walls that this system lacks against code that sets out to break out; `None` where all are in force."""
     outcome = run("def f(): return 1", "f", [])
     if outcome.error:
         raise PosttrainError(f"sandbox: does not run here: {outcome.error}")

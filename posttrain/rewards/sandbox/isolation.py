@@ -280,7 +280,7 @@ def seccomp() -> list[str]:
 
 
 def hook(folder: str, roots: tuple[str, ...], native: bool) -> Any:
-    """What the audit hook calls: raises for events of network, processes, and files outside.
+    """The function of the audit hook: raises for events of network, processes, and files outside.
 
     Args:
         folder: where files may be written.
