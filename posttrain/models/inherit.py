@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def start_from(path: str, run: Run) -> Start:
-    """The starting point of `run`, from the run at `path`; raises `PosttrainError` where that does not fit the config."""
+    """The starting point of `run`: the run at `path`; raises `PosttrainError` where that does not fit the config."""
     parent = lineage.source(path, key="model.init_from")
     _check_parent(run, parent)
     if parent.adapter is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def start(run: Run) -> Start:
-    """The starting point of `run`; raises `PosttrainError` where `model.init_from` does not fit the rest of the config."""
+    """The starting point of `run`; raises `PosttrainError` where `model.init_from` does not fit the config."""
     if run.model.init_from is not None:
         from posttrain.models import inherit
 

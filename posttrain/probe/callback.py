@@ -74,7 +74,7 @@ class Cost:
         return f"{text}; {self._fix(config, self.trained, step - self.first)}"
 
     def expected(self, config: ProbeConfig, step: int, steps: int) -> str | None:
-        """The expected cost after `step` of `steps` steps of a long run, as a sentence, where it will be above `MAX_SHARE`.
+        """The expected cost of a long run after `step` of `steps` steps, in words, where it will be above `MAX_SHARE`.
 
         At least the cost: evaluations to come, at which `config.during` measures, are not known.
         """
@@ -90,7 +90,7 @@ class Cost:
         return f"{text}; {self._fix(config, whole, steps - self.first)}"
 
     def _fix(self, config: ProbeConfig, trained: float, steps: int) -> str:
-        """The setting that brings the cost below `MAX_SHARE`: as many measurements as that pays for, or smaller ones."""
+        """The setting that brings the cost below `MAX_SHARE`: as many measurements as it pays for, or smaller ones."""
         paid = int(MAX_SHARE * trained * self.times / self.seconds)
         if paid < 2:  # the start and the end
             return f"fewer probe.prompts or a smaller probe.max_new_tokens bring it below {MAX_SHARE:.0%}"
