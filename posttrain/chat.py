@@ -65,7 +65,7 @@ def chat(args: argparse.Namespace) -> None:
         raise PosttrainError(f"RUN={scoring[0]}: a reward model gives scores and does not answer")
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     terminal = Terminal(interactive, headings=len(sources) > 1)
-    said = terminal.lines() if interactive or args.lines else terminal.whole()
+    messages = terminal.lines() if interactive or args.lines else terminal.whole()
     status = show_status("Loading", terminal.out if interactive else terminal.errors)
     with status, explain_memory_errors("talk to one run, or CUDA_VISIBLE_DEVICES= takes the CPU", "loading"):
         voices = load_dialogues(sources)
@@ -77,7 +77,7 @@ def chat(args: argparse.Namespace) -> None:
     settings = Settings(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     if interactive:
         terminal.notice(f"{' | '.join(voice.name for voice in voices)}: /help lists the commands, Ctrl-D ends")
-    for line in said:
+    for line in messages:
         if line == "/exit":
             return
         if line.startswith("/") and (interactive or args.lines):

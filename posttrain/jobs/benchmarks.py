@@ -88,8 +88,8 @@ def run(model: Any, tokenizer: PreTrainedTokenizerBase, settings: EvaluateConfig
             bootstrap_iters=RESAMPLES,
         )
     except (OSError, ValueError, AssertionError, ConnectionError) as error:
-        said = str(error).strip().splitlines()
-        raise PosttrainError(f"evaluate.tasks: {said[0] if said else type(error).__name__}") from error
+        lines = str(error).strip().splitlines()
+        raise PosttrainError(f"evaluate.tasks: {lines[0] if lines else type(error).__name__}") from error
     scores = Scores(results=found["results"])
     for task, rows in found["samples"].items():
         for key, value in found["results"][task].items():

@@ -44,8 +44,8 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
     if found or run is None:
         raise PosttrainError("\n".join(dict.fromkeys(found)))
     if dropped:
-        said = ", ".join(f"data.{name}={value}" for name, value in dropped.items())
-        origin = replace(origin, left_out=f"not used, as it belongs to the recipe's own data set: {said}")
+        settings = ", ".join(f"data.{name}={value}" for name, value in dropped.items())
+        origin = replace(origin, left_out=f"not used, as it belongs to the recipe's own data set: {settings}")
         if run.job != "train":  # whose plan has it
             print_plain(f"data.path={run.data.path}: {origin.left_out}")
     # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
@@ -135,19 +135,19 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
     except Exception as error:
         from posttrain.config import composition_errors
 
-        said = str(error) if isinstance(error, PosttrainError) else composition_errors.explain_hydra_error(error)
-        said = said or _broken_launcher(error)
-        if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or said is None:
+        message = str(error) if isinstance(error, PosttrainError) else composition_errors.explain_hydra_error(error)
+        message = message or _broken_launcher(error)
+        if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or message is None:
             traceback.print_exc()
         else:
             from posttrain.console import print_error
 
-            print_error("\n".join(dict.fromkeys([*errors, *said.splitlines()])))
+            print_error("\n".join(dict.fromkeys([*errors, *message.splitlines()])))
         sys.exit(1)
 
 
 def _broken_launcher(error: Exception) -> str | None:
-    """What to say of an error of the launcher's own, such as a job that was killed; `None` for one of a job."""
+    """The message for an error of the launcher's own, such as a job that was killed; `None` for one of a job."""
     if not isinstance(error, BrokenExecutor) and type(error).__module__.partition(".")[0] not in LAUNCHERS:
         return None
     why = "a job's process was killed (too little memory, most likely)" if isinstance(error, BrokenExecutor) else ""

@@ -32,21 +32,21 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     from posttrain.jobs import common, evaluate_results
     from posttrain.training import out_of_memory
 
-    common.write_start(run, origin, directory, [judged.source for judged in plan.candidates], plan.data)
+    common.write_start(run, origin, directory, [candidate.source for candidate in plan.candidates], plan.data)
     with out_of_memory.explain_memory_errors("set a smaller probe.batch_size, or trainer.args.max_length"):
-        said = [_measure_model(run, plan, judged) for judged in plan.candidates]
+        measured = [_measure_model(run, plan, candidate) for candidate in plan.candidates]
     with out_of_memory.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
-        judged = _score(run, plan, said)
-    metrics = evaluate_results.metrics(run, plan, said)
-    evaluate_results.write_scores(directory.scores, run, plan, said)
+        judges = _score(run, plan, measured)
+    metrics = evaluate_results.metrics(run, plan, measured)
+    evaluate_results.write_scores(directory.scores, run, plan, measured)
     values, intervals, counts = evaluate_results.summary(metrics, run.evaluate)
-    notes = evaluate_results.notes(run, plan, said) + [f"{name}: {counted}" for name, counted in judged.items()]
-    results: dict[str, Any] = {"judges": {name: counted.figures() for name, counted in judged.items()}}
+    notes = evaluate_results.notes(run, plan, measured) + [f"{name}: {counted}" for name, counted in judges.items()]
+    results: dict[str, Any] = {"judges": {name: counted.figures() for name, counted in judges.items()}}
     if run.evaluate.tasks:
-        for one, told in zip(plan.candidates, said, strict=True):
-            notes += [f"{one.source.name}: {note}" for note in told.benchmarks.notes()]
-        results["benchmarks"] = [one.benchmarks.results for one in said]
-    if (calibration := evaluate_results.calibrate(plan, said[0])) is not None:
+        for candidate, its in zip(plan.candidates, measured, strict=True):
+            notes += [f"{candidate.source.name}: {note}" for note in its.benchmarks.notes()]
+        results["benchmarks"] = [one.benchmarks.results for one in measured]
+    if (calibration := evaluate_results.calibrate(plan, measured[0])) is not None:
         notes += evaluate_results.keep_calibration(calibration, directory, plan.candidates[0].source)
         results["calibration"] = asdict(calibration)
     common.write_end(
@@ -60,43 +60,45 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
     )
 
 
-def _measure_model(run: Run, plan: Plan, judged: Candidate) -> Measurements:
+def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
     """Everything that needs the model; it is out of memory again afterwards."""
     from posttrain.jobs import benchmarks
     from posttrain.models import hardware, weights
     from posttrain.probe import heldout
     from posttrain.training.counters import Counter
 
-    said = Measurements()
+    measured = Measurements()
     if trainers.of(run.trainer.kind).scores:
-        said.scores, said.lengths = _reward_scores(judged, plan.rows)
+        measured.scores, measured.lengths = _reward_scores(candidate, plan.rows)
         hardware.free_memory()
-        return said
+        return measured
     with show_status("Loading the model"):
-        model = weights.load(judged.source)
+        model = weights.load(candidate.source)
     if plan.rows:
-        said.answers, said.reference = _likelihoods(plan, judged, model)
+        measured.answers, measured.reference = _likelihoods(plan, candidate, model)
     if run.evaluate.tasks:
         with show_status(f"Benchmarks: {', '.join(run.evaluate.tasks)}"):
-            said.benchmarks = benchmarks.run(model, judged.tokenizer, run.evaluate, run.probe.batch_size)
+            measured.benchmarks = benchmarks.run(model, candidate.tokenizer, run.evaluate, run.probe.batch_size)
     if plan.prompts:
         if run.engine == "vllm":  # which takes the memory of the GPU for itself
             del model
             hardware.free_memory()
             model = None
-        said.drawn = _draw(run, plan, judged, model)
+        measured.drawn = _draw(run, plan, candidate, model)
     del model
     hardware.free_memory()
-    if isinstance(judged.reference, Source) and plan.rows:
-        model = weights.load(judged.reference)
-        with Counter("reference", sum(map(len, said.answers))) as bar:
-            said.reference = heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
+    if isinstance(candidate.reference, Source) and plan.rows:
+        model = weights.load(candidate.reference)
+        with Counter("reference", sum(map(len, measured.answers))) as bar:
+            measured.reference = heldout.answers(
+                model, candidate.tokenizer, plan.rows, candidate.max_length, bar.advance
+            )
         del model
         hardware.free_memory()
-    return said
+    return measured
 
 
-def _draw(run: Run, plan: Plan, judged: Candidate, model: Any) -> dict[str, list[Generated]]:
+def _draw(run: Run, plan: Plan, candidate: Candidate, model: Any) -> dict[str, list[Generated]]:
     """Completions of each set of prompts, by `model`, or by what the run's engine loads in its place."""
     import torch
 
@@ -106,9 +108,9 @@ def _draw(run: Run, plan: Plan, judged: Candidate, model: Any) -> dict[str, list
     from posttrain.training.counters import Counter
 
     limit, batch_size = run.probe.max_new_tokens, run.probe.batch_size
-    encoded = {name: encode_prompts(judged.tokenizer, rows) for name, rows in plan.prompts.items()}
+    encoded = {name: encode_prompts(candidate.tokenizer, rows) for name, rows in plan.prompts.items()}
     longest = max(len(ids) for prompts in encoded.values() for ids in prompts) + limit
-    sampler = engines.load(run.engine, judged.source, batch_size, longest, model)
+    sampler = engines.load(run.engine, candidate.source, batch_size, longest, model)
     drawn = {}
     torch.manual_seed(SEED)
     for name, prompts in encoded.items():
@@ -119,7 +121,7 @@ def _draw(run: Run, plan: Plan, judged: Candidate, model: Any) -> dict[str, list
 
             drawn[name] = generate(
                 sampler,
-                judged.tokenizer,
+                candidate.tokenizer,
                 prompts,
                 max_new_tokens=limit,
                 batch_size=batch_size,
@@ -129,27 +131,29 @@ def _draw(run: Run, plan: Plan, judged: Candidate, model: Any) -> dict[str, list
     return drawn
 
 
-def _likelihoods(plan: Plan, judged: Candidate, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:
+def _likelihoods(plan: Plan, candidate: Candidate, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:
     """Of the policy, and of its reference where that is the same model with the adapter off."""
     from posttrain.probe import heldout
     from posttrain.training.counters import Counter
 
     answers = len(plan.rows) * (2 if "rejected" in plan.rows[0] else 1)
     with Counter("held out", answers) as bar:
-        policy = heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
-    if judged.reference != "adapter off":
+        policy = heldout.answers(model, candidate.tokenizer, plan.rows, candidate.max_length, bar.advance)
+    if candidate.reference != "adapter off":
         return policy, None
     with Counter("reference", answers) as bar, model.disable_adapter():
-        return policy, heldout.answers(model, judged.tokenizer, plan.rows, judged.max_length, bar.advance)
+        return policy, heldout.answers(model, candidate.tokenizer, plan.rows, candidate.max_length, bar.advance)
 
 
-def _reward_scores(judged: Candidate, rows: list[dict[str, Any]]) -> tuple[list[list[float | None]], list[list[int]]]:
+def _reward_scores(
+    candidate: Candidate, rows: list[dict[str, Any]]
+) -> tuple[list[list[float | None]], list[list[int]]]:
     """A reward model's scores of chosen and rejected, and their lengths in its tokens."""
     from posttrain.probe.heldout import SIDES
     from posttrain.rewards.model import RewardModel
 
-    model = RewardModel(judged.source.name)
-    limit = judged.max_length or sys.maxsize
+    model = RewardModel(candidate.source.name)
+    limit = candidate.max_length or sys.maxsize
     # As in training, where pairs that are too long are left out.
     tokens = [[model.ids(row["prompt"], row[side], row) for side in SIDES] for row in rows]
     fits = [all(len(ids) <= limit for ids in pair) for pair in tokens]
@@ -162,7 +166,7 @@ def _reward_scores(judged: Candidate, rows: list[dict[str, Any]]) -> tuple[list[
     return [list(next(scored)) if fit else [None, None] for fit in fits], lengths
 
 
-def _score(run: Run, plan: Plan, said: list[Measurements]) -> dict[str, Any]:
+def _score(run: Run, plan: Plan, measured: list[Measurements]) -> dict[str, Any]:
     """Rewards of everything drawn, with the policies out of memory; returns what judges counted."""
     from posttrain import rewards
 
@@ -174,10 +178,10 @@ def _score(run: Run, plan: Plan, said: list[Measurements]) -> dict[str, Any]:
     pairwise = {
         name: function
         for name, function in functions.items()
-        if len(said) > 1 and hasattr(function, "compare") and entries[name].args.get("column") is None
+        if len(measured) > 1 and hasattr(function, "compare") and entries[name].args.get("column") is None
     }
     single = {name: function for name, function in functions.items() if name not in pairwise}
-    for each in said:
+    for each in measured:
         for name, drawn in each.drawn.items():
             found = rewards.score(single, plan.prompts[name], drawn)
             each.rewards[name] = {
@@ -185,7 +189,7 @@ def _score(run: Run, plan: Plan, said: list[Measurements]) -> dict[str, Any]:
             }
     for name, rows in plan.prompts.items():
         for reward, function in pairwise.items():
-            both = rewards.compare_completions(function, rows, said[0].drawn[name], said[1].drawn[name])
-            for each, values in zip(said, both, strict=True):
+            both = rewards.compare_completions(function, rows, measured[0].drawn[name], measured[1].drawn[name])
+            for each, values in zip(measured, both, strict=True):
                 each.rewards[name][reward] = values
     return rewards.take_judge_counts(functions)

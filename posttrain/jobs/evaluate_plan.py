@@ -85,10 +85,10 @@ def prepare(run: Run) -> Plan:
             errors += [e for path, entries in run.rewards.items() for e in rewards.check_reachable(entries, path)]
         if errors:
             raise PosttrainError("\n".join(errors))
-    judged = [_candidate(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
+    candidates = [_candidate(run, None, "model.init_from" if run.model.init_from else "model.path", rows, prompts)]
     if run.evaluate.against:
-        judged.append(_candidate(run, run.evaluate.against, "evaluate.against", rows, prompts))
-    return Plan(judged, rows, prompts, data.source)
+        candidates.append(_candidate(run, run.evaluate.against, "evaluate.against", rows, prompts))
+    return Plan(candidates, rows, prompts, data.source)
 
 
 def _candidate(
@@ -107,10 +107,10 @@ def _candidate(
     longest = max((len(ids) for part in prompts.values() for ids in encode_prompts(tokenizer, part)), default=0)
     common.check_context("probe.max_new_tokens", run.probe.max_new_tokens, longest, context)
     limits = [limit for limit in (run.trainer.args.get("max_length"), context) if limit]
-    judged = Candidate(source, tokenizer, min(limits, default=None))
+    candidate = Candidate(source, tokenizer, min(limits, default=None))
     if trainers.of(run.trainer.kind).is_a(*PREFERENCES):
-        judged.reference, judged.why = reference(source)
-    return judged
+        candidate.reference, candidate.why = reference(source)
+    return candidate
 
 
 def reference(source: Source) -> tuple[Source | str | None, str | None]:

@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 PER_TOKEN = ("loss_per_token", "perplexity", "likelihood_margin", "chosen_log_prob", "rejected_log_prob")
 
 
-def metrics(run: Run, plan: Plan, said: list[Measurements]) -> dict[str, Metric]:
+def metrics(run: Run, plan: Plan, measured: list[Measurements]) -> dict[str, Metric]:
     """By name: the model's own; `against/NAME` and `difference/NAME`; win rates by set."""
-    each = [_metrics_of(run, plan, one) for one in said]
+    each = [_metrics_of(run, plan, one) for one in measured]
     found = dict(each[0])
     if len(each) == 1:
         return _measured(found)
-    for name, (own, other) in _win_rates(run, plan, said).items():
+    for name, (own, other) in _win_rates(run, plan, measured).items():
         groups = heldout.groups(plan.prompts[name.split("/")[0]])
         sign = -1.0 if (entry := _entries(run).get(name.split("/")[-1])) and entry.weight < 0 else 1.0
         found[name] = mean(heldout.wins(own, other, sign if "/win_rates/" in name else 1.0), groups)
     for name, metric in each[1].items():
         found[f"against/{name}"] = metric
-        if name in each[0] and not (name in PER_TOKEN and _tokens_differ(said)):
+        if name in each[0] and not (name in PER_TOKEN and _tokens_differ(measured)):
             found[f"difference/{name}"] = difference(each[0][name], metric)
     return _measured(found)
 
@@ -51,43 +51,43 @@ def _measured(found: dict[str, Metric]) -> dict[str, Metric]:
     return {name: metric for name, metric in found.items() if metric.count}
 
 
-def _metrics_of(run: Run, plan: Plan, said: Measurements) -> dict[str, Metric]:
+def _metrics_of(run: Run, plan: Plan, measured: Measurements) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
-    if said.scores:
-        found |= heldout.preference_metrics(said.scores, heldout.groups(plan.rows))
-    if said.reference is not None:
+    if measured.scores:
+        found |= heldout.preference_metrics(measured.scores, heldout.groups(plan.rows))
+    if measured.reference is not None:
         beta = float(run.trainer.args.get("beta", 0.1))
-        found |= heldout.implicit_metrics(plan.rows, said.answers, said.reference, beta)
-    if said.answers:
-        found |= heldout.likelihood_metrics(plan.rows, said.answers)
-    for name, drawn in said.drawn.items():
+        found |= heldout.implicit_metrics(plan.rows, measured.answers, measured.reference, beta)
+    if measured.answers:
+        found |= heldout.likelihood_metrics(plan.rows, measured.answers)
+    for name, drawn in measured.drawn.items():
         groups = heldout.groups(plan.prompts[name])
-        if scores := totals(run, said, name):
+        if scores := totals(run, measured, name):
             found[f"{name}/score"] = mean(scores, groups)
-        for reward, values in said.rewards.get(name, {}).items():
+        for reward, values in measured.rewards.get(name, {}).items():
             found[f"{name}/rewards/{reward}"] = mean(values, groups)
         found[f"{name}/length"] = mean([float(len(d.ids)) for d in drawn], groups)
         found[f"{name}/ended"] = mean([float(d.ended) for d in drawn], groups)
-    return found | said.benchmarks.metrics
+    return found | measured.benchmarks.metrics
 
 
-def totals(run: Run, said: Measurements, name: str) -> list[float | None]:
+def totals(run: Run, measured: Measurements, name: str) -> list[float | None]:
     """The weighted sum of `reward` for each completion of a set; empty where there is no reward."""
-    values = {reward: row for reward, row in said.rewards.get(name, {}).items() if reward in run.reward}
+    values = {reward: row for reward, row in measured.rewards.get(name, {}).items() if reward in run.reward}
     rows = zip(*values.values(), strict=True)
     return [rewards.total(dict(zip(values, row, strict=True)), run.reward) for row in rows]
 
 
 def _win_rates(
-    run: Run, plan: Plan, said: list[Measurements]
+    run: Run, plan: Plan, measured: list[Measurements]
 ) -> dict[str, tuple[list[float | None], list[float | None]]]:
     """The two models' scores by set, of the weighted sum and of each reward."""
     found = {}
     for name in plan.prompts:
         if run.reward:
-            found[f"{name}/win_rate"] = (totals(run, said[0], name), totals(run, said[1], name))
-        for reward, values in said[0].rewards.get(name, {}).items():
-            found[f"{name}/win_rates/{reward}"] = (values, said[1].rewards[name][reward])
+            found[f"{name}/win_rate"] = (totals(run, measured[0], name), totals(run, measured[1], name))
+        for reward, values in measured[0].rewards.get(name, {}).items():
+            found[f"{name}/win_rates/{reward}"] = (values, measured[1].rewards[name][reward])
     return found
 
 
@@ -95,40 +95,42 @@ def _entries(run: Run) -> dict[str, RewardConfig]:
     return {**run.reward, **run.probe.judges}
 
 
-def _tokens_differ(said: list[Measurements]) -> bool:
-    counts = [[answer.tokens for row in one.answers for answer in row] for one in said]
+def _tokens_differ(measured: list[Measurements]) -> bool:
+    counts = [[answer.tokens for row in one.answers for answer in row] for one in measured]
     return counts[0] != counts[1]
 
 
-def notes(run: Run, plan: Plan, said: list[Measurements]) -> list[str]:
+def notes(run: Run, plan: Plan, measured: list[Measurements]) -> list[str]:
     """Metrics that could not be measured, and why; figures that a reader could misread."""
     found = []
     if trainers.of(run.trainer.kind).is_a(*PREFERENCES):
         found += [
-            f"no implicit reward of {judged.source.name}: {judged.why}" for judged in plan.candidates if judged.why
+            f"no implicit reward of {candidate.source.name}: {candidate.why}"
+            for candidate in plan.candidates
+            if candidate.why
         ]
     if plan.rows and "label" in plan.rows[0]:
         found.append("the rows are labelled one by one: margins are good less bad, and there is no accuracy")
-    if left := sum(None in pair for pair in said[0].scores):
+    if left := sum(None in pair for pair in measured[0].scores):
         found.append(f"{left} pairs are left out: they are longer than trainer.args.max_length")
-    if dropped := sum(not all(answer.tokens for answer in row) for row in said[0].answers):
+    if dropped := sum(not all(answer.tokens for answer in row) for row in measured[0].answers):
         found.append(f"{dropped} rows are left out: their prompt alone fills trainer.args.max_length")
-    if len(said) > 1 and said[0].answers and _tokens_differ(said):
+    if len(measured) > 1 and measured[0].answers and _tokens_differ(measured):
         found.append("the two models cut the answers into other tokens: their losses per token cannot be compared")
     return found
 
 
-def calibrate(plan: Plan, said: Measurements) -> Calibration | None:
+def calibrate(plan: Plan, measured: Measurements) -> Calibration | None:
     """Of a reward model's scores of held-out pairs; `None` for fewer than two, and for other models."""
     from posttrain.rewards.calibration import fit
 
-    rows = [n for n, pair in enumerate(said.scores) if None not in pair]
+    rows = [n for n, pair in enumerate(measured.scores) if None not in pair]
     if len(rows) < 2:
         return None
     groups = heldout.groups(plan.rows)
-    scores = [[score for score in said.scores[n] if score is not None] for n in rows]
+    scores = [[score for score in measured.scores[n] if score is not None] for n in rows]
     source = f"{plan.data['path']} ({plan.data['fingerprint']})"
-    return fit(scores, [said.lengths[n] for n in rows], [groups[n] for n in rows], source)
+    return fit(scores, [measured.lengths[n] for n in rows], [groups[n] for n in rows], source)
 
 
 def keep_calibration(found: Calibration, directory: RunDirectory, source: Source) -> list[str]:
@@ -155,16 +157,16 @@ def summary(
     )
 
 
-def write_scores(path: Path, run: Run, plan: Plan, said: list[Measurements]) -> None:
+def write_scores(path: Path, run: Run, plan: Plan, measured: list[Measurements]) -> None:
     """A line per held-out row and per completion, with the numbers that the metrics are made of."""
     lines = []
     for n, row in enumerate(plan.rows):
         start: Any = row.get("prompt", row.get("messages", row.get("text")))
-        numbers = [_row_numbers(one, n) for one in said]
+        numbers = [_row_numbers(one, n) for one in measured]
         lines.append({"set": "held out", "row": n, "prompt": as_text(start), **_sides(numbers)})
     for name, prompts in plan.prompts.items():
         for n, row in enumerate(prompts):
-            numbers = [_completion_numbers(run, one, name, n) for one in said]
+            numbers = [_completion_numbers(run, one, name, n) for one in measured]
             lines.append({"set": name, "row": n, "prompt": as_text(row["prompt"]), **_sides(numbers)})
     write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
@@ -173,21 +175,24 @@ def _sides(numbers: list[dict[str, Any]]) -> dict[str, Any]:
     return {**numbers[0], **({"against": numbers[1]} if len(numbers) > 1 else {})}
 
 
-def _row_numbers(said: Measurements, n: int) -> dict[str, Any]:
-    if said.scores:
-        return {"scores": said.scores[n]}
-    found: dict[str, Any] = {"log_p": [a.log_p for a in said.answers[n]], "tokens": [a.tokens for a in said.answers[n]]}
-    if said.reference is not None:
-        found["reference_log_p"] = [a.log_p for a in said.reference[n]]
+def _row_numbers(measured: Measurements, n: int) -> dict[str, Any]:
+    if measured.scores:
+        return {"scores": measured.scores[n]}
+    found: dict[str, Any] = {
+        "log_p": [a.log_p for a in measured.answers[n]],
+        "tokens": [a.tokens for a in measured.answers[n]],
+    }
+    if measured.reference is not None:
+        found["reference_log_p"] = [a.log_p for a in measured.reference[n]]
     return found
 
 
-def _completion_numbers(run: Run, said: Measurements, name: str, n: int) -> dict[str, Any]:
-    drawn = said.drawn[name][n]
+def _completion_numbers(run: Run, measured: Measurements, name: str, n: int) -> dict[str, Any]:
+    drawn = measured.drawn[name][n]
     found: dict[str, Any] = {"completion": drawn.text, "length": len(drawn.ids), "ended": drawn.ended}
-    if scores := totals(run, said, name):
+    if scores := totals(run, measured, name):
         found["score"] = scores[n]
-    return {**found, "rewards": {reward: values[n] for reward, values in said.rewards.get(name, {}).items()}}
+    return {**found, "rewards": {reward: values[n] for reward, values in measured.rewards.get(name, {}).items()}}
 
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:

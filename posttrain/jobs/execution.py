@@ -37,12 +37,12 @@ def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractCont
     """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
     if origin.sweep_dir is None or not schema.main_process():
         return nullcontext()
-    said: list[str] = []
+    printed: list[str] = []
 
     def waiting() -> None:
-        if not said:
-            said.append(f"{directory.name}: another process is running it; waiting for it")
-            print_plain(said[0])
+        if not printed:
+            printed.append(f"{directory.name}: another process is running it; waiting for it")
+            print_plain(printed[0])
 
     return directory.wait_until_free(waiting)
 

@@ -177,22 +177,22 @@ class PipelineRun:
                 known = ", ".join(sorted(metrics)) or "no metrics"
                 raise PosttrainError(f"{stage.path}.gate={gate}: not measured; there are {known}")
         if unmet:
-            said = ", ".join(f"{gate} (it is {metrics[gate.metric]:.4g})" for gate in unmet)
+            values = ", ".join(f"{gate} (it is {metrics[gate.metric]:.4g})" for gate in unmet)
             assert step.directory is not None
             raise PosttrainError(
-                f"{stage.path}.gate: not met: {said}; the run is {step.directory.path}. "
+                f"{stage.path}.gate: not met: {values}; the run is {step.directory.path}. "
                 "Change the stage, or the gate, and call the pipeline again"
             )
 
     def waiting(self, message: str) -> Callable[[], None]:
         """For `RunDirectory.wait_until_free`: says `message` once, and ends when a signal came."""
-        said = False
+        printed = False
 
         def wait() -> None:
-            nonlocal said
-            if not said:
+            nonlocal printed
+            if not printed:
                 print_plain(f"{message}; waiting for it")
-            said = True
+            printed = True
             self._stop_if_asked()
 
         return wait

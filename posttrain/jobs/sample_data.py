@@ -174,7 +174,7 @@ def write_card(
         tags=["posttrain", "synthetic", "trl"],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "train.parquet"}]}],
     )
-    judged = "".join(
+    rewarded = "".join(
         f"\n- Reward `{name}`: `{entry.function or entry.model or entry.grader}`, weight {entry.weight:g}"
         for name, entry in run.reward.items()
     )
@@ -190,7 +190,7 @@ Completions that a model gave itself: {len(kept)} rows with the columns {", ".jo
 - Model: `{plan.source.name}`{f", revision `{plan.source.revision}`" if plan.source.revision else ""}
 - Prompts: `{source["path"]}`, split {settings.split}, {len(plan.prompts)} rows, fingerprint `{source["fingerprint"]}`
 - Drawn: {settings.n} for each prompt, temperature {settings.temperature:g}, top_p {settings.top_p:g}, at most \
-{settings.max_new_tokens} tokens, seed {settings.seed}, {settings.batch_size} sequences at a time{judged}
+{settings.max_new_tokens} tokens, seed {settings.seed}, {settings.batch_size} sequences at a time{rewarded}
 - Kept: {_rule(run)}
 - Command: `{origin.command}`
 

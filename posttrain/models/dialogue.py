@@ -76,7 +76,7 @@ class Dialogue:
     def reply(self, message: str, settings: Settings, emit: TextSink, notice: TextSink) -> str:
         """Answer `message`, giving the text to `emit` as it comes, and keep both in the history.
 
-        A `KeyboardInterrupt` passes through; what was said until then is kept. Raises `PosttrainError` where `message`
+        A `KeyboardInterrupt` passes through; what was pieces until then is kept. Raises `PosttrainError` where `message`
         alone is longer than the context, and then leaves the history as it was.
         """
         import torch
@@ -88,8 +88,8 @@ class Dialogue:
         if settings.seed is not None:
             set_seed(settings.seed + len(self.history))
         given = torch.tensor([tokens], device=self.model.device)
-        said: list[str] = []
-        streamer = _streamer(self.tokenizer, said, emit)
+        pieces: list[str] = []
+        streamer = _streamer(self.tokenizer, pieces, emit)
         try:
             with self._active_adapter(), torch.no_grad():
                 found = self.model.generate(
@@ -105,7 +105,7 @@ class Dialogue:
             streamer.end()
             raise
         finally:
-            self.history.append({"role": "assistant", "content": "".join(said)})
+            self.history.append({"role": "assistant", "content": "".join(pieces)})
         return self.history[-1]["content"]
 
     def _fit_context(self, wanted: int, notice: TextSink) -> tuple[list[int], int]:
@@ -147,14 +147,14 @@ class Dialogue:
         return nullcontext()
 
 
-def _streamer(tokenizer: Any, said: list[str], emit: TextSink) -> Any:
+def _streamer(tokenizer: Any, pieces: list[str], emit: TextSink) -> Any:
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
         """Gives on whole words, in the thread of the chat, so that Ctrl-C stops the answer."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            said.append(text)
+            pieces.append(text)
             emit(text)
 
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

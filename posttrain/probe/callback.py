@@ -132,8 +132,8 @@ class Probe(TrainerCallback):
         self.trainer: Any = None
         self.cost = Cost()
         self.start: dict[str, float] = {}
-        # What was drawn before the first step, by prompt.
-        self.said: dict[tuple[int, ...], Generated] = {}
+        # Drawn before the first step, by prompt.
+        self.first_samples: dict[tuple[int, ...], Generated] = {}
         self.samples: list[dict[str, Any]] = []
         self.done: set[int] = set()
 
@@ -154,8 +154,8 @@ class Probe(TrainerCallback):
             state.global_step - self.cost.first == FORECAST_STEPS
             and state.max_steps - state.global_step > FORECAST_STEPS
         )
-        if early and (said := self.cost.expected(self.config, state.global_step, state.max_steps)):
-            print_plain(f"probe    {said}")
+        if early and (forecast := self.cost.expected(self.config, state.global_step, state.max_steps)):
+            print_plain(f"probe    {forecast}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.config.during and 0 < state.global_step < state.max_steps:
@@ -201,9 +201,9 @@ class Probe(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         drawn = self._generate(model, self.rows, do_sample=True)
         if state.global_step == 0:
-            self.said = {tuple(d.prompt_ids): d for d in drawn}
+            self.first_samples = {tuple(d.prompt_ids): d for d in drawn}
         # Without EOS, which every completion that ends would share with all others.
-        said = [d.ids[:-1] if d.ended else d.ids for d in drawn]
+        tokens = [d.ids[:-1] if d.ended else d.ids for d in drawn]
         with Phase(f"probe    entropy and KL of {len(drawn)} sample{'s' * (len(drawn) > 1)}", len(drawn)) as phase:
             parts = (model, drawn, self.tokenizer.pad_token_id, phase.advance)
             entropy, kl = distance.measure_samples(self.trainer, *parts)
@@ -211,17 +211,17 @@ class Probe(TrainerCallback):
             "probe/length": fmean(d.length for d in drawn),
             "probe/ended": fmean(d.ended for d in drawn),
             "probe/entropy": entropy,
-            **diversity.measure(said, [d.text for d in drawn]),
+            **diversity.measure(tokens, [d.text for d in drawn]),
         }
         if kl:
             metrics["probe/kl"] = fmean(kl)
             if (error := standard_error(kl)) is not None:
                 metrics["probe/kl_stderr"] = error
         rows = self.greedy_rows or self.rows
-        judged = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
-        scored, scores = self.judge.measure(rows, judged, state)
+        scored_samples = self._generate(model, rows, do_sample=False) if self.greedy_rows else drawn
+        scored, scores = self.judge.measure(rows, scored_samples, state)
         metrics |= scored | self._forgetting(model, state.global_step) | self._refusals(model)
-        return metrics, _samples(state.global_step, rows, judged, scores)
+        return metrics, _samples(state.global_step, rows, scored_samples, scores)
 
     def _forgetting(self, model: Any, step: int) -> dict[str, float]:
         if not self.probe_texts.texts:
@@ -270,10 +270,10 @@ def _samples(
         {
             "step": step,
             "prompt": as_text(row["prompt"]),
-            "completion": said.text,
+            "completion": completion.text,
             **{name: values[i] for name, values in scores.items()},
         }
-        for i, (row, said) in enumerate(zip(rows, drawn, strict=True))
+        for i, (row, completion) in enumerate(zip(rows, drawn, strict=True))
     ]
 
 

@@ -45,8 +45,8 @@ def encode(
     if isinstance(whole, str):
         whole += "" if whole.endswith(str(tokenizer.eos_token)) else tokenizer.eos_token
     else:
-        said = [n for n, turn in enumerate(whole) if turn["role"] == "assistant" and turn.get("weight") != 0]
-        last = max(said, default=0)
+        learnt = [n for n, turn in enumerate(whole) if turn["role"] == "assistant" and turn.get("weight") != 0]
+        last = max(learnt, default=0)
         if last:
             return encode_answer(tokenizer, whole[:last], [whole[last : last + 1]], max_length, row)
     tokens = token_ids(tokenizer, whole, row=row)[:max_length]

@@ -65,18 +65,18 @@ def measure(
     rows: Sequence[dict[str, Any]],
     max_new_tokens: int = 64,
     batch_size: int = 32,
-    said: Mapping[tuple[int, ...], Generated] | None = None,
+    samples: Mapping[tuple[int, ...], Generated] | None = None,
     sampler: Any = None,
 ) -> Shift:
     """Compare the pairs `rows` (prompt, chosen, rejected) with one sample each at temperature 1.
 
-    `said` has samples that are there already, by prompt; `sampler` draws the others, where it is not `model`.
+    `samples` are those that are there already, by prompt; `sampler` draws the others, where it is not `model`.
 
     Only the first `max_new_tokens` tokens of an answer count, of all three alike: later ones are easier to predict.
     Random numbers come from torch's global generator.
     """
     encoded = encode_prompts(tokenizer, rows)
-    known, limit = dict(said or {}), max_new_tokens
+    known, limit = dict(samples or {}), max_new_tokens
     missing = [prompt for prompt in encoded if tuple(prompt) not in known]
     passes = math.ceil(len(missing) / batch_size) * limit
     with Phase(f"pairs      {len(missing)} samples to compare with", passes) as phase:
@@ -128,7 +128,8 @@ class ShiftCheck(TrainerCallback):
         if state.is_world_process_zero:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             with measuring(self.trainer, SEED):
-                parts = (self.config.max_new_tokens, self.config.batch_size, self.probe.said if self.probe else None)
+                samples = self.probe.first_samples if self.probe else None
+                parts = (self.config.max_new_tokens, self.config.batch_size, samples)
                 sampler = engines.of_model(self.engine, model, self.trainer)
                 shift = measure(model, self.tokenizer, self.rows, *parts, sampler=sampler)
             metrics = {f"shift/{name}": getattr(shift, name) for name in ("chosen", "rejected", "own")}

@@ -152,14 +152,14 @@ def samples(c: Comparison) -> list[dict[str, Any]]:
             continue
         if len(steps) > 1 and steps[0] == 0:
             for row in run.samples[0]:
-                told = prompts.setdefault(str(row.get("prompt", "")), [])
-                if not told:
-                    told.append(_completion(START, "", row, None))
+                answers = prompts.setdefault(str(row.get("prompt", "")), [])
+                if not answers:
+                    answers.append(_completion(START, "", row, None))
         for row in run.samples[steps[-1]]:
-            told = prompts.setdefault(str(row.get("prompt", "")), [])
-            if all(one["who"] != group.label for one in told):
-                start = told[0]["text"] if told and told[0]["who"] == START else None
-                told.append(_completion(group.label, group.method, row, start))
+            answers = prompts.setdefault(str(row.get("prompt", "")), [])
+            if all(one["who"] != group.label for one in answers):
+                start = answers[0]["text"] if answers and answers[0]["who"] == START else None
+                answers.append(_completion(group.label, group.method, row, start))
     # Those that most runs answered first.
     most = sorted(prompts.items(), key=lambda item: -len(item[1]))[:PROMPTS]
     return [{"prompt": _short(p), "short": _short(" ".join(p.split()), LINE_LENGTH), "answers": a} for p, a in most]

@@ -163,8 +163,8 @@ class Endpoint(JudgeClient):
     def _server_message(self, response: httpx2.Response) -> str:
         """The server's message in a line, without the key should it repeat it."""
         try:
-            said = response.json()["error"]
-            text = str(said["message"] if isinstance(said, dict) else said)
+            error = response.json()["error"]
+            text = str(error["message"] if isinstance(error, dict) else error)
         except (ValueError, KeyError, TypeError):
             text = response.text
         if key := os.environ.get(self.key_env):

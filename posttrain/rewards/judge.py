@@ -59,14 +59,14 @@ class Counts:
 
     def __str__(self) -> str:
         shares = self.figures()
-        said = [f"{self.pairs} pairs asked in both orders"]
+        parts = [f"{self.pairs} pairs asked in both orders"]
         if "flips" in shares:
-            said.append(f"{shares['flips']:.0%} of the verdicts change with the order")
+            parts.append(f"{shares['flips']:.0%} of the verdicts change with the order")
         if "first_place" in shares:
-            said.append(f"{shares['first_place']:.0%} of the wins go to the first place")
+            parts.append(f"{shares['first_place']:.0%} of the wins go to the first place")
         if self.invalid:
-            said.append(f"{self.invalid} pairs left out for want of a verdict")
-        return "; ".join(said)
+            parts.append(f"{self.invalid} pairs left out for want of a verdict")
+        return "; ".join(parts)
 
     def figures(self) -> dict[str, float]:
         """Shares: of pairs without a verdict, of pairs whose verdict flips, of verdicts for the first place."""

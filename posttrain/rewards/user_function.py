@@ -80,8 +80,8 @@ def _where(name: str, path: str, completions: Sequence[Any], state: Any) -> str:
 def _exception_message(where: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{where}: raised {said}{at}"
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{where}: raised {what}{at}"
 
 
 def _timeout_message(where: str, timeout: float) -> str:

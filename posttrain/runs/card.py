@@ -171,8 +171,12 @@ def _call(scores: bool, folder: Path) -> str:
     chat = (folder / "chat_template.jinja").is_file()
     asked = '{"role": "user", "content": "What is the capital of France?"}'
     if scores:
-        said = f"[{asked}, " + '{"role": "assistant", "content": "Paris."}]'
-        text = f"tokenizer.apply_chat_template({said}, tokenize=False)" if chat else '"The capital of France is Paris."'
+        conversation = f"[{asked}, " + '{"role": "assistant", "content": "Paris."}]'
+        text = (
+            f"tokenizer.apply_chat_template({conversation}, tokenize=False)"
+            if chat
+            else '"The capital of France is Paris."'
+        )
         return f"""
 inputs = tokenizer({text}, return_tensors="pt")
 print(model(**inputs).logits.item())"""

@@ -74,8 +74,8 @@ def build(kind: str, parts: Parts) -> Trainer:
     trainer = _resumable(chosen)(**{name: value for name, value in given.items() if name in chosen.parameters})
     for name, rows in (("training", train), ("held out", parts.eval)):
         prepared = trainer.train_dataset if name == "training" else trainer.eval_dataset
-        if said := lengths.describe_prepared(name, rows, prepared, trainer.args):
-            print_plain(said)
+        if line := lengths.describe_prepared(name, rows, prepared, trainer.args):
+            print_plain(line)
     if hasattr(trainer, "reward_func_names"):
         # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart.
         # Those behind them are environments' own.

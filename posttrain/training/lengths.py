@@ -107,11 +107,11 @@ def measure(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Leng
     return Lengths(sequence, prompt)
 
 
-def _count(tokenizer: PreTrainedTokenizerBase, said: str | list[dict[str, Any]], row: Mapping[str, Any]) -> int:
-    if isinstance(said, str):
-        return len(tokenizer(said)["input_ids"])
+def _count(tokenizer: PreTrainedTokenizerBase, text: str | list[dict[str, Any]], row: Mapping[str, Any]) -> int:
+    if isinstance(text, str):
+        return len(tokenizer(text)["input_ids"])
     render = chat_text.renderer(tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
-    return len(tokenizer(render(said, False), add_special_tokens=False)["input_ids"])
+    return len(tokenizer(render(text, False), add_special_tokens=False)["input_ids"])
 
 
 def check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:

@@ -27,8 +27,8 @@ def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
         except Exception as error:  # any of the libraries' own, whose classes are as many as they are
             from posttrain.training import library_errors
 
-            said = library_errors.explain(error, kind, args, lambda given: _build(kind, given, folder))
-            raise PosttrainError(said) from error
+            message = library_errors.explain(error, kind, args, lambda given: _build(kind, given, folder))
+            raise PosttrainError(message) from error
 
 
 def _build(kind: str, args: dict[str, Any], folder: str) -> None:

@@ -47,8 +47,8 @@ def score(node: ScoreModel, answer: str) -> float | None:
 
 def label(node: LabelModel, answer: str) -> str | None:
     """The label that the answer gives: alone, as `label` or `result` of a JSON object, or the only one in the text."""
-    said = [answer] + [str(found.get("label", found.get("result"))) for found in _objects(answer)]
-    for text in said:
+    texts = [answer] + [str(found.get("label", found.get("result"))) for found in _objects(answer)]
+    for text in texts:
         for name in node.labels:
             if text.strip().strip("\"'`.*").casefold() == name.casefold():
                 return name

@@ -118,9 +118,9 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
     if error is not None:
         return Outcome(None, error, output, ())
     try:
-        told = json.loads(answer)
-        error = None if told.get("error") is None else printable(str(told["error"]))
-        return Outcome(told.get("value"), error, output, tuple(told.get("isolation", ())))
+        report = json.loads(answer)
+        error = None if report.get("error") is None else printable(str(report["error"]))
+        return Outcome(report.get("value"), error, output, tuple(report.get("isolation", ())))
     except (ValueError, AttributeError, TypeError, RecursionError):  # the code has written to the channel itself
         return Outcome(None, "the code tampered with its result", output, ())
 
