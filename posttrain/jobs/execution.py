@@ -13,7 +13,6 @@ from typing import Any
 from posttrain import __version__
 from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
-from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 
@@ -37,14 +36,7 @@ def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractCont
     """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
     if origin.sweep_dir is None or not schema.main_process():
         return nullcontext()
-    printed: list[str] = []
-
-    def waiting() -> None:
-        if not printed:
-            printed.append(f"{directory.name}: another process is running it; waiting for it")
-            print_plain(printed[0])
-
-    return directory.wait_until_free(waiting)
+    return directory.wait_until_free(f"{directory.name}: another process is running it")
 
 
 def record_with_same_data(directory: RunDirectory, data: dict[str, Any]) -> dict[str, Any] | None:

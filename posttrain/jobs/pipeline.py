@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +37,9 @@ def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         return None
     with process.StageSignals() as signals:
         job = PipelineRun(directory, Progress(stages, run), origin, signals)
-        with directory.wait_until_free(job.waiting(f"{directory.name}: another process is running this very pipeline")):
+        with directory.wait_until_free(
+            f"{directory.name}: another process is running this very pipeline", job.stop_if_asked
+        ):
             directory.write_config(run)
             job.run()
     return _objective(run, job.progress)
@@ -131,7 +132,7 @@ class PipelineRun:
         before = time.time()
         ran = False
         if step.state != "reuse":
-            with step.directory.wait_until_free(self.waiting(f"{stage.name}: another process is running it")):
+            with step.directory.wait_until_free(f"{stage.name}: another process is running it", self.stop_if_asked):
                 # The process that was waited for may have finished it.
                 if ran := not step.directory.finished():
                     self._execute(step, entry)
@@ -147,7 +148,7 @@ class PipelineRun:
 
     def _execute(self, step: Step, entry: dict[str, Any]) -> None:
         assert step.directory is not None
-        self._stop_if_asked()
+        self.stop_if_asked()
         entry["status"] = "running"
         self._write()
         console.print(f"\n[bold]{step.stage.name}[/] ({escape(step.why)})")
@@ -157,7 +158,7 @@ class PipelineRun:
         status = process.execute(command, log, self.signals)
         while self.signals.number and step.directory.claimed_elsewhere():  # a launcher can end before what it launched
             time.sleep(0.1)
-        self._stop_if_asked()
+        self.stop_if_asked()
         if status == 0 and step.directory.finished():
             return
         entry["status"] = "failed"
@@ -184,20 +185,7 @@ class PipelineRun:
                 "Change the stage, or the gate, and call the pipeline again"
             )
 
-    def waiting(self, message: str) -> Callable[[], None]:
-        """For `RunDirectory.wait_until_free`: says `message` once, and ends when a signal came."""
-        printed = False
-
-        def wait() -> None:
-            nonlocal printed
-            if not printed:
-                print_plain(f"{message}; waiting for it")
-            printed = True
-            self._stop_if_asked()
-
-        return wait
-
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
         if not self.signals.number:
             return
         print_plain(f"Stopped by {self.signals.signal}. Continue with: {self.origin.command}")

@@ -76,7 +76,7 @@ class Dialogue:
     def reply(self, message: str, settings: Settings, emit: TextSink, notice: TextSink) -> str:
         """Answer `message`, giving the text to `emit` as it comes, and keep both in the history.
 
-        A `KeyboardInterrupt` passes through; what was pieces until then is kept. Raises `PosttrainError` where `message`
+        A `KeyboardInterrupt` passes through; the text until then is kept. Raises `PosttrainError` where `message`
         alone is longer than the context, and then leaves the history as it was.
         """
         import torch

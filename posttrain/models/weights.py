@@ -49,9 +49,7 @@ def check_model(origin: Source, key: str, scores: bool) -> int | None:
 def is_reward_model(origin: Source, known: Any) -> bool:
     """Whether `origin`, with the config `known`, scores text."""
     if origin.adapter:
-        from peft import PeftConfig
-
-        return PeftConfig.from_pretrained(origin.adapter).task_type == "SEQ_CLS"
+        return origin.scores
     return any("SequenceClassification" in name for name in known.architectures or ())
 
 

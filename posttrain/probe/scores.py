@@ -13,6 +13,7 @@ from posttrain.models.generate import Generated
 from posttrain.probe.heldout import wins
 from posttrain.probe.intervals import interval, mean, standard_error
 from posttrain.rewards import applies, resolve, score, total
+from posttrain.runs.metrics import stderr_metric
 
 if TYPE_CHECKING:
     from posttrain.rewards import RewardFunction
@@ -126,7 +127,5 @@ def _mean(name: str, values: Scores) -> dict[str, float]:
     applicable = [value for value in values if value is not None]
     if not applicable:
         return {}
-    kind, _, rest = name.removeprefix("probe/").partition("/")
-    stderr = f"probe/{kind}_stderr" + (f"/{rest}" if rest else "")
     error = standard_error(applicable)
-    return {name: fmean(applicable), **({} if error is None else {stderr: error})}
+    return {name: fmean(applicable), **({} if error is None else {stderr_metric(name): error})}

@@ -15,6 +15,7 @@ from typing import Any
 from posttrain.probe.intervals import standard_error
 from posttrain.report.runs import SEEDS, Run
 from posttrain.runs.metrics import format_number as number
+from posttrain.runs.metrics import stderr_metric
 
 # The order of methods in tables, legends and colours.
 METHODS = ("sft", "distillation", "dpo", "kto", "cpo", "orpo", "ppo", "grpo", "rloo", "reward")
@@ -97,7 +98,7 @@ class Group:
             if metric.startswith("eval_"):
                 errors.append(run.row_error(metric, point[metric]))
                 continue
-            logged = point.get(stderr(metric))
+            logged = point.get(stderr_metric(metric))
             errors.append(standard_error([*run.by_prompt(metric, step).values()]) if logged is None else logged)
         if not values:
             return None
@@ -123,12 +124,6 @@ class Group:
                 each.append(run.by_prompt(metric, 0 if start else last[0]))
         shared = set.intersection(*map(set, each)) if each else set()
         return {prompt: fmean(one[prompt] for one in each) for prompt in (each[0] if each else {}) if prompt in shared}
-
-
-def stderr(metric: str) -> str:
-    """The metric with the standard error over prompts: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
-    kind, slash, name = metric.removeprefix("probe/").partition("/")
-    return f"probe/{kind}_stderr{slash}{name}"
 
 
 def pool(runs: Sequence[Run], names: dict[str, Run]) -> tuple[list[Group], dict[Path, str]]:

@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from posttrain.config.schema import Origin, Run
+from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs import checkpoint as checkpoints
 from posttrain.runs import durable
@@ -90,19 +91,28 @@ class RunDirectory:
         return True
 
     @contextmanager
-    def wait_until_free(self, waiting: Callable[[], None]) -> Iterator[None]:
+    def wait_until_free(self, message: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Wait until no other process has the directory, and keep others that wait here waiting meanwhile.
 
-        `waiting` is called while it lasts, some times a second. A second lock, because the run's own process, which
-        is started here, takes the first.
+        `message` is printed once, where there is something to wait for; `check` is called some times a second, and may
+        raise. A second lock, because the run's own process, which is started here, takes the first.
         """
+        printed = False
+
+        def wait() -> None:
+            nonlocal printed
+            if not printed:
+                print_plain(f"{message}; waiting for it")
+            printed = True
+            check()
+
         self.path.mkdir(parents=True, exist_ok=True)
         queue = FileLock(self.path / ".turn")
         while not _try_lock(queue, 0.2):
-            waiting()
+            wait()
         try:
             while self.claimed_elsewhere():
-                waiting()
+                wait()
                 time.sleep(0.2)
             yield
         finally:

@@ -138,6 +138,12 @@ def title(metric: str) -> str:
     return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"
 
 
+def stderr_metric(metric: str) -> str:
+    """The metric with the standard error over prompts: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
+    kind, slash, name = metric.removeprefix("probe/").partition("/")
+    return f"probe/{kind}_stderr{slash}{name}"
+
+
 def format_number(value: float) -> str:
     """A number of a table or a sentence: three decimals, fewer for large numbers."""
     if value == 0 or 0.001 <= abs(value) < 1000:
