@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,74 +67,103 @@ def check(run: Run) -> None:
     """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
     if wrong := checks.wrong_choice("job", run.job, JOBS):
         raise PosttrainError(wrong)
-    if run.job == "pipeline":
-        from posttrain.pipeline import plan
-
-        found = list(dict.fromkeys(paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run))))
-        try:
-            plan.check(run, check)
-        except PosttrainError as error:
-            # What the stages take over from the pipeline is said once, for the pipeline.
-            own = tuple(f".{line}" for line in found)
-            found += [
-                line for line in str(error).splitlines() if line not in found and not line.endswith(own or ("\n",))
-            ]
-        if found:
-            raise PosttrainError("\n".join(found))
-        return
-    kind = trainers.of(run.trainer.kind)
-    errors = [e for key, allowed in CHOICES.items() if (e := checks.wrong_choice(key, _value(run, key), allowed))]
-    reserved = {
-        **RESERVED_OPTIONS,
-        **trainers.TEACHER_OPTIONS,
-        **(trainers.DERIVED_OPTIONS if trainers.is_ppo(run) else {}),
-    }
-    errors += options.check(kind.config, run.trainer.args, "trainer.args", reserved)
-    if run.job == "train":
-        errors += (_online(run) if kind.samples_completions else []) + _trainer_arguments(run)
-    if not kind.evaluates and run.trainer.args.get("eval_strategy", "no") != "no":
-        errors.append(f"trainer.args.eval_strategy: {kind.name} has no loss on held-out rows; the probe measures it")
-    if kind.is_a("KTOTrainer") and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
-        errors.append(
-            "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
-            "set at least 2, and fewer gradient_accumulation_steps"
-        )
-    errors += options.check_smoothing(kind.name, kind.lineage, run.trainer.args)
-    errors += options.check(options.LORA, run.peft.lora, "peft.lora", RESERVED_LORA)
-    errors += options.check(options.LORA, run.peft.value, "peft.value", RESERVED_LORA)
-    errors += combinations.check(run) + _engine(run, kind)
-    errors += _initialisation(run)
-    if run.peft.value and not trainers.value_adapter(run):
-        errors.append("peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter")
-    errors += options.check(options.QUANTIZATION, run.peft.quantization, "peft.quantization")
-    if run.peft.quantization and run.peft.method == "none":
-        errors.append("peft.quantization: a quantized model cannot be trained in full; choose peft=qlora")
-    errors += (
-        _paths(run) + paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run)) + _tracker(run.tracking)
-    )
-    errors += _rewards(run)
-    errors += (
-        _check_comparisons(run)
-        + _job(run)
-        + checks.models(run)
-        + checks.probe(run)
-        + _probe_files(run)
-        + _objective(run)
-    )
-    if run.data.streaming:
-        from posttrain.data import stream
-
-        errors += stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
-    settings = asdict(run)
-    if run.data.mix:
-        del settings["data"]["path"]  # the parts have one each
-    errors += ranges.check_schema(settings)
-    if errors:
+    if errors := _pipeline(run) if run.job == "pipeline" else [*_settings(run), *_parts(run)]:
         raise PosttrainError("\n".join(errors))
 
 
+def _pipeline(run: Run) -> list[str]:
+    from posttrain.pipeline import plan
+
+    errors = list(dict.fromkeys(paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run))))
+    try:
+        plan.check(run, check)
+    except PosttrainError as error:
+        # The settings that stages take over from the pipeline have one message, the pipeline's.
+        own = tuple(f".{line}" for line in errors)
+        lines = str(error).splitlines()
+        errors += [line for line in lines if line not in errors and not line.endswith(own or ("\n",))]
+    return errors
+
+
+def _settings(run: Run) -> Iterator[str]:
+    """Errors in settings that every run has."""
+    kind = trainers.of(run.trainer.kind)
+    for key, allowed in CHOICES.items():
+        if wrong := checks.wrong_choice(key, _value(run, key), allowed):
+            yield wrong
+    derived = trainers.DERIVED_OPTIONS if trainers.is_ppo(run) else {}
+    reserved = {**RESERVED_OPTIONS, **trainers.TEACHER_OPTIONS, **derived}
+    yield from options.check(kind.config, run.trainer.args, "trainer.args", reserved)
+    if not kind.evaluates and run.trainer.args.get("eval_strategy", "no") != "no":
+        yield f"trainer.args.eval_strategy: {kind.name} has no loss on held-out rows; the probe measures it"
+    if kind.is_a("KTOTrainer") and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
+        yield (
+            "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
+            "set at least 2, and fewer gradient_accumulation_steps"
+        )
+    yield from options.check_smoothing(kind.name, kind.lineage, run.trainer.args)
+    yield from options.check(options.LORA, run.peft.lora, "peft.lora", RESERVED_LORA)
+    yield from options.check(options.LORA, run.peft.value, "peft.value", RESERVED_LORA)
+    yield from combinations.check(run)
+    yield from _engine(run, kind)
+    yield from _initialisation(run)
+    if run.peft.value and not trainers.value_adapter(run):
+        yield "peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter"
+    yield from options.check(options.QUANTIZATION, run.peft.quantization, "peft.quantization")
+    if run.peft.quantization and run.peft.method == "none":
+        yield "peft.quantization: a quantized model cannot be trained in full; choose peft=qlora"
+    yield from _paths(run)
+    yield from paths_and_secrets.check(run)
+    yield from paths_and_secrets.secrets(asdict(run))
+    yield from _tracker(run.tracking)
+    yield from checks.models(run)
+    yield from checks.probe(run)
+    settings = asdict(run)
+    if run.data.mix:
+        del settings["data"]["path"]  # the parts have one each
+    yield from ranges.check_schema(settings)
+
+
+def _parts(run: Run) -> Iterator[str]:
+    """Errors in the parts that a plain training does not have; the check of each is imported where a run has it."""
+    kind, trains = trainers.of(run.trainer.kind), run.job == "train"
+    if trains and kind.samples_completions:
+        from posttrain.training import online
+
+        yield from online.check(run)
+    if trains and (run.trainer.has_objects or kind.has_teacher):
+        from posttrain.training import trainer_arguments
+
+        yield from trainer_arguments.check(run)
+    if any(run.rewards.values()):
+        from posttrain import rewards
+
+        yield from rewards.check_run(run)
+    if not trains:
+        from posttrain.config import job_checks
+
+        yield from job_checks.check(run)
+    if run.job == "evaluate":
+        from posttrain.jobs import benchmarks
+
+        yield from benchmarks.check(run.evaluate)
+    if run.probe.texts or run.probe.safety.harmful or run.probe.safety.harmless:
+        from posttrain.probe import texts
+
+        yield from texts.check_files(run.probe)
+    if any((run.objective, run.trainer.args.get("metric_for_best_model"), run.alarms.over_optimisation.proxy)):
+        from posttrain.config import objective
+
+        yield from objective.check(run.objective)
+        yield from objective.unmeasured(run) if trains else ()
+    if run.data.streaming:
+        from posttrain.data import stream
+
+        yield from stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
+
+
 def _engine(run: Run, kind: Kind) -> list[str]:
-    """What is wrong with `engine=vllm`: the package, or a training whose vLLM the probe cannot use."""
+    """Errors of `engine=vllm`: the package, or a training whose vLLM the probe cannot use."""
     if run.engine != "vllm" or run.job == "doctor":
         return []
     other = "engine=continuous"
@@ -147,74 +177,6 @@ def _engine(run: Run, kind: Kind) -> list[str]:
     elif run.job == "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         errors.append(f"engine=vllm: with several processes the probe does not reach the trainer's vLLM; set {other}")
     return errors
-
-
-def _job(run: Run) -> list[str]:
-    """Errors in the settings of a job other than training."""
-    if run.job == "train":
-        return []
-    from posttrain.config import job_checks
-
-    errors = job_checks.check(run)
-    if run.job == "evaluate":
-        from posttrain.jobs import benchmarks
-
-        errors += benchmarks.check(run.evaluate)
-    return errors
-
-
-def _objective(run: Run) -> list[str]:
-    if not any((run.objective, run.trainer.args.get("metric_for_best_model"), run.alarms.over_optimisation.proxy)):
-        return []
-    from posttrain.config import objective
-
-    return objective.check(run.objective) + (objective.unmeasured(run) if run.job == "train" else [])
-
-
-def _rewards(run: Run) -> list[str]:
-    """Errors in the rewards of the run and of its probe."""
-    if not any(run.rewards.values()):
-        return []
-    from posttrain import rewards
-
-    return [error for path, entries in run.rewards.items() for error in rewards.check(entries, path)]
-
-
-def _online(run: Run) -> list[str]:
-    from posttrain.training import online
-
-    return online.check(run)
-
-
-def _trainer_arguments(run: Run) -> list[str]:
-    """Errors in teacher, tools, environment, rollout and callbacks, where the run sets or needs any."""
-    if not run.trainer.has_objects and not trainers.of(run.trainer.kind).has_teacher:
-        return []
-    from posttrain.training import trainer_arguments
-
-    return trainer_arguments.check(run)
-
-
-def _probe_files(run: Run) -> list[str]:
-    if not (run.probe.texts or run.probe.safety.harmful or run.probe.safety.harmless):
-        return []
-    from posttrain.probe import texts
-
-    return texts.check_files(run.probe)
-
-
-def _check_comparisons(run: Run) -> list[str]:
-    """Judges that have nothing to compare with: the probe and PPO draw one completion of each prompt."""
-    alone = {"probe.rewards": run.probe.rewards} if run.job == "train" else {}
-    if run.job == "evaluate" and not run.evaluate.against:
-        alone = {"reward": run.reward, "probe.rewards": run.probe.rewards}
-    elif (run.job == "train" and trainers.is_ppo(run)) or (run.job == "sample" and run.sample.n == 1):
-        alone["reward"] = run.reward
-    if not any(alone.values()):
-        return []
-    from posttrain import rewards
-
-    return [error for path, entries in alone.items() for error in rewards.check_comparisons(entries, path)]
 
 
 def _initialisation(run: Run) -> list[str]:

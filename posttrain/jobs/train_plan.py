@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
         from posttrain.training import trainer_arguments
 
         trainer_arguments.check_template(run, tokenizer)
-    _check_columns(run, data)
+    if any(run.rewards.values()) and (errors := list(_reward_errors(run, data))):
+        raise PosttrainError("\n".join(errors))
     if run.trainer.teacher.model:
         from posttrain.training import trainer_arguments
 
@@ -179,7 +181,6 @@ def prepare(run: Run, output_dir: Path) -> Plan:
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
     library_checks.check_with_libraries(run.trainer.kind, _options(run, data, precision))
     _check_router(run, known)
-    _check_rewards_reachable(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = measure(run, tokenizer, data.first)
     check_lengths(run, lengths, context)
@@ -203,16 +204,6 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     return Plan(*parts, notes, *steps, prompts)
 
 
-def _check_rewards_reachable(run: Run) -> None:
-    """Raise `PosttrainError` for models and endpoints of rewards that do not answer."""
-    if not any(run.rewards.values()):
-        return
-    from posttrain import rewards
-
-    if errors := [error for path, entries in run.rewards.items() for error in rewards.check_reachable(entries, path)]:
-        raise PosttrainError("\n".join(errors))
-
-
 def _options(run: Run, data: Data, precision: Precision) -> dict[str, Any]:
     """The trainer's options as far as they decide what the libraries refuse."""
     own = {"eval_strategy": "epoch", **run.trainer.args} if data.eval is not None else dict(run.trainer.args)
@@ -229,18 +220,15 @@ def _check_router(run: Run, known: Any) -> None:
         )
 
 
-def _check_columns(run: Run, data: Data) -> None:
-    if not any(run.rewards.values()):
-        return
+def _reward_errors(run: Run, data: Data) -> Iterator[str]:
+    """Rewards that read columns the data does not have; models and endpoints of rewards that do not answer."""
     from posttrain import rewards
 
-    available = data.first.features
-    probed = data.prompts.features if data.prompts else available
-    errors = []
+    columns = dict.fromkeys(run.rewards, (data.prompts or data.first).features) | {"reward": data.first.features}
     for path, entries in run.rewards.items():
-        errors += rewards.missing_columns(entries, path, available if path == "reward" else probed)
-    if errors:
-        raise PosttrainError("\n".join(errors))
+        yield from rewards.missing_columns(entries, path, columns[path])
+    for path, entries in run.rewards.items():
+        yield from rewards.check_reachable(entries, path)
 
 
 def _check_memory(run: Run, precision: Precision, needed: Footprint) -> int:

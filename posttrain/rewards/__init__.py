@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from posttrain.config import code
-from posttrain.config.schema import RewardConfig
+from posttrain.config import code, trainers
+from posttrain.config.schema import RewardConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.rewards import user_function
 
@@ -52,6 +52,20 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
         else:
             errors += _check_function(entry, key)
     return errors
+
+
+def check_run(run: Run) -> list[str]:
+    """`check` for the rewards of a run and of its probe, and judges that have nothing to compare with.
+
+    The probe and PPO draw one completion of each prompt.
+    """
+    errors = [error for path, entries in run.rewards.items() for error in check(entries, path)]
+    alone = {"probe.rewards": run.probe.rewards} if run.job == "train" else {}
+    if run.job == "evaluate" and not run.evaluate.against:
+        alone = {"reward": run.reward, "probe.rewards": run.probe.rewards}
+    elif (run.job == "train" and trainers.is_ppo(run)) or (run.job == "sample" and run.sample.n == 1):
+        alone["reward"] = run.reward
+    return errors + [error for path, entries in alone.items() for error in check_comparisons(entries, path)]
 
 
 def _check_function(entry: RewardConfig, key: str) -> list[str]:

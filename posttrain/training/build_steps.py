@@ -60,6 +60,26 @@ def render_prompts_with_row_settings(trainer: Any) -> None:
     trainer._generate_and_score_completions, trainer._tokenize_prompts = noted, tokenized
 
 
+def connect_rewards(trainer: Any, parts: Parts) -> None:
+    """Name the rewards as the config does, adjust the one on PPO's base, and give others on the base that base."""
+    names = list(parts.rewards)
+    if parts.reward_adapter is not None:
+        names = [parts.reward_adapter[0], *names]
+    # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart. Those behind
+    # them are environments' own.
+    if hasattr(trainer, "reward_func_names"):
+        trainer.reward_func_names = names + trainer.reward_func_names[len(names) :]
+    if parts.reward_adjustment is not None:
+        from posttrain.rewards.model import AdjustedScore
+
+        trainer.reward_funcs[0] = AdjustedScore(trainer.reward_funcs[0], parts.reward_adjustment)
+    reset_generation_config(trainer.model)
+    for function in parts.rewards.values():
+        # A reward model without its own weights scores on the policy's base.
+        if getattr(function, "model", ...) is None and (share := getattr(function, "share", None)):
+            share(trainer.model, trainer.accelerator.autocast)
+
+
 def reset_generation_config(model: Any) -> None:
     """Take out of a model's generation config all but its tokens.
 

@@ -44,3 +44,8 @@ class Parts:
     extra_arguments: dict[str, Any] = field(default_factory=dict)
     share_prompts: bool = True
     sees: bool = False
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference is an adapter that follows the policy (TR-DPO)."""
+        return bool(self.lora is not None and self.args.get("sync_ref_model"))
