@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 
 from posttrain.config.schema import main_process
 from posttrain.console import print_plain
-from posttrain.errors import RewardError
+from posttrain.errors import PosttrainError, RewardError
 from posttrain.runs.directory import RunDirectory
 from posttrain.training import out_of_memory
+from posttrain.training.signals import Interrupted, Signals
 
 TRAINING_MEMORY_FIX = (
     "halve trainer.args.per_device_train_batch_size and double gradient_accumulation_steps, lower max_length, keep "
@@ -41,14 +42,22 @@ def explain(error: Exception, directory: RunDirectory, command: str, fix: str | 
     )
 
 
-def explain_training(error: Exception, trainer: Any, directory: RunDirectory, command: str) -> str | None:
-    """The same for training steps, where the trainer knows what it was doing; disks are left to `explain`."""
+def explain_training(
+    error: Exception, trainer: Any, directory: RunDirectory, command: str
+) -> PosttrainError | SystemExit | None:
+    """The error or exit to raise for an error of training, where the trainer knows what it was doing.
+
+    For a signal, full memory, and a reward that failed; `None` for others, which `explain` may know.
+    """
+    if isinstance(error, Interrupted):
+        return _exit_after_signal(trainer, command)
     if isinstance(error, RewardError):
-        return f"{error}\n{_how_to_continue(trainer, trainer.save_last_step_end(), directory, command)}"
+        rest = _how_to_continue(trainer, trainer.save_last_step_end(), directory, command)
+        return PosttrainError(f"{error}\n{rest}")
     if isinstance(error, (MemoryError, RuntimeError)) and out_of_memory.is_out_of_memory(error):
         fix = TRAINING_MEMORY_FIX if "training" in trainer.doing else EVALUATION_MEMORY_FIX
         message = out_of_memory.out_of_memory_message(error, fix, trainer.doing)
-        return f"{message}\n{_how_to_continue(trainer, False, directory, command)}"
+        return PosttrainError(f"{message}\n{_how_to_continue(trainer, False, directory, command)}")
     return None
 
 
@@ -64,10 +73,11 @@ def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command
     )
 
 
-def exit_after_signal(interrupt: Any, trainer: Any, command: str) -> SystemExit:
+def _exit_after_signal(trainer: Any, command: str) -> SystemExit:
     """Save, and say where a signal has ended the training and how to continue; returns the exit with its status."""
     trainer.save_last_step_end()
     trainer.accelerator.wait_for_everyone()
+    interrupt: Signals = trainer.signals
     step = trainer.state.global_step
     if main_process():
         where = f"at step {step}; a checkpoint is saved" if step else "before the first step"

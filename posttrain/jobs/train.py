@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.config import options, schema, trainers
 from posttrain.config.schema import Origin, Run, main_process
@@ -17,6 +17,11 @@ from posttrain.jobs import execution, train_plan
 from posttrain.models import start
 from posttrain.runs.directory import RunDirectory
 from posttrain.training.alarms import stop_message, stopped_run_message
+
+if TYPE_CHECKING:
+    from posttrain.training.alarm_callback import Alarms
+    from posttrain.training.metrics_log import NoTracker
+    from posttrain.training.progress import ProgressBar
 
 # Checkpoints that are kept unless trainer.args.save_total_limit says otherwise: the last, and one should it be damaged.
 CHECKPOINTS_KEPT = 2
@@ -58,11 +63,9 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory) -> None:
-    from posttrain.training import sharding
     from posttrain.training.alarm_callback import Alarms
-    from posttrain.training.metrics_log import Metrics, NoTracker
     from posttrain.training.progress import ProgressBar
-    from posttrain.training.signals import Interrupted, StopOnSignal
+    from posttrain.training.signals import StopOnSignal
 
     started = time.time()
     damaged = directory.remove_damaged_checkpoints() if main_process() else []
@@ -71,55 +74,14 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         print_plain(f"{line}; resuming from {checkpoint.name if checkpoint else 'the start'}")
     if main_process():
         _start(run, origin, plan, directory, checkpoint)
-    group = origin.sweep_dir.name if origin.sweep_dir else None
-    tracker = NoTracker()
-    if run.tracking.backend != "none" and main_process():
-        from posttrain.training.tracking import Tracker
-
-        tracker = Tracker(run.tracking, directory.path, schema.used_settings(asdict(run)), group)
+    tracker = _tracker(run, origin, directory)
     try:
-        functions: dict[str, Any] = {}
-        name = None
-        if run.reward:
-            from posttrain.training import online
-
-            functions, name = online.reward_functions(run)
-        bar, interrupt = ProgressBar(directory.name), StopOnSignal()
         alarms = Alarms(run.alarms, tracker, directory)
         if main_process():
             alarms.restore()
-        measures: list[Any] = [alarms]
-        if plan.probe_texts is not None or run.probe.shift_prompts:
-            from posttrain.probe import measurements
-
-            inputs = (plan.data, plan.probe_texts, plan.tokenizer)
-            measures = [*measurements.callbacks(run, *inputs, directory, tracker, functions, alarms), alarms]
-        with show_status("Loading the model"):
-            if plan.start.merge is not None:
-                from posttrain.models.merge import merge_parent
-
-                merged = merge_parent(plan.start.merge, Path(plan.start.base))
-                if main_process():
-                    directory.write({**(directory.record() or {}), "merge": merged})
-            theirs = []
-            if run.trainer.callbacks:
-                from posttrain.training import trainer_arguments
-
-                theirs = trainer_arguments.user_callbacks(run)
-            trainer = _build(run, plan, directory, tracker, functions, [bar, *theirs, *measures])
-            if run.trainer.callbacks:
-                trainer.callback_handler.callbacks[:0] = reversed(trainer_arguments.user_callbacks(run, trainer))
-        sharding.check_running(run.trainer.args, trainer.accelerator.distributed_type.name)
-        bar.show_evaluations(trainer)
-        for measure in measures:
-            measure.trainer = trainer
-            if name and name not in functions and hasattr(measure, "judge"):
-                measure.judge.functions = {name: trainer.reward_funcs[0], **measure.judge.functions}
-        beta = trainer.args.beta if trainers.of(run.trainer.kind).is_a("DPOTrainer", "KTOTrainer") else None
-        tracker.isolate_callback(trainer)
-        trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
-        probes = [measure for measure in measures if hasattr(measure, "at_step")]
-        trainer.attach((directory.metrics, directory.samples), probes, interrupt)
+        bar, interrupt = ProgressBar(directory.name), StopOnSignal()
+        trainer = _trainer(run, plan, directory, tracker, bar, alarms)
+        trainer.signals = interrupt
         with interrupt:
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -128,11 +90,9 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             except Exception as error:
                 from posttrain.jobs import failures
 
-                if isinstance(error, Interrupted):
-                    raise failures.exit_after_signal(interrupt, trainer, origin.command) from None
-                if (message := failures.explain_training(error, trainer, directory, origin.command)) is None:
+                if (explained := failures.explain_training(error, trainer, directory, origin.command)) is None:
                     raise
-                raise PosttrainError(message) from error
+                raise explained from error
             finally:
                 bar.close()
         if alarms.ended:
@@ -141,6 +101,64 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()
+
+
+def _tracker(run: Run, origin: Origin, directory: RunDirectory) -> NoTracker:
+    from posttrain.training.metrics_log import NoTracker
+
+    if run.tracking.backend == "none" or not main_process():
+        return NoTracker()
+    from posttrain.training.tracking import Tracker
+
+    group = origin.sweep_dir.name if origin.sweep_dir else None
+    return Tracker(run.tracking, directory.path, schema.used_settings(asdict(run)), group)
+
+
+def _trainer(
+    run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: NoTracker, bar: ProgressBar, alarms: Alarms
+) -> Any:
+    """The trainer with its callbacks: progress, alarms, the user's, those that measure, and the log."""
+    from posttrain.training import sharding
+    from posttrain.training.metrics_log import Metrics
+
+    functions: dict[str, Any] = {}
+    shared: str | None = None
+    if run.reward:
+        from posttrain.training import online
+
+        functions, shared = online.reward_functions(run)
+    measures: list[Any] = [alarms]
+    if plan.probe_texts is not None or run.probe.shift_prompts:
+        from posttrain.probe import measurements
+
+        inputs = (plan.data, plan.probe_texts, plan.tokenizer)
+        measures = [*measurements.callbacks(run, *inputs, directory, tracker, functions, alarms), alarms]
+    with show_status("Loading the model"):
+        if plan.start.merge is not None:
+            from posttrain.models.merge import merge_parent
+
+            merged = merge_parent(plan.start.merge, Path(plan.start.base))
+            if main_process():
+                directory.write({**(directory.record() or {}), "merge": merged})
+        own: list[Any] = []
+        if run.trainer.callbacks:
+            from posttrain.training import trainer_arguments
+
+            own = trainer_arguments.user_callbacks(run)
+        trainer = _build(run, plan, directory, tracker, functions, [bar, *own, *measures])
+        if run.trainer.callbacks:
+            trainer.callback_handler.callbacks[:0] = reversed(trainer_arguments.user_callbacks(run, trainer))
+    sharding.check_running(run.trainer.args, trainer.accelerator.distributed_type.name)
+    bar.show_evaluations(trainer)
+    for measure in measures:
+        measure.trainer = trainer
+        if shared and shared not in functions and hasattr(measure, "judge"):
+            measure.judge.functions = {shared: trainer.reward_funcs[0], **measure.judge.functions}
+    beta = trainer.args.beta if trainers.of(run.trainer.kind).is_a("DPOTrainer", "KTOTrainer") else None
+    tracker.isolate_callback(trainer)
+    trainer.callback_handler.callbacks.insert(0, Metrics(directory.metrics, beta))
+    trainer.attach((directory.metrics, directory.samples), [one for one in measures if hasattr(one, "at_step")])
+    return trainer
 
 
 def _build(
@@ -158,7 +176,6 @@ def _build(
     from posttrain.training.parts import Parts
 
     known = architecture.load_config(run.model, plan.start.config, plan.start.revision)
-
     shared = adjust = None
     if trainers.is_ppo(run):
         from posttrain.training import online
@@ -166,13 +183,6 @@ def _build(
         shared, adjust = online.shared_reward_adjustment(run)
     # The reward on PPO's base comes first, in the trainer as here.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
-    lora = quantization = value_lora = None
-    if run.peft.method != "none":
-        from posttrain.models import adapter
-
-        lora = adapter.lora_config(run.peft, run.trainer.kind, sees=architecture.keeps_senses(known))
-        quantization = adapter.quantization_config(run.peft)
-        value_lora = adapter.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None
     extra_arguments: dict[str, Any] = {}
     if run.trainer.has_objects:
         from posttrain.training import trainer_arguments
@@ -187,16 +197,14 @@ def _build(
         weighted=plan.data.weighted,
         extra_arguments=extra_arguments,
         share_prompts=run.trainer.share_prompts,
-        lora=lora,
         sees=architecture.sees(known),
-        quantization=quantization,
         callbacks=callbacks,
         rewards=functions,
         reward_weights=[entry.weight for _, entry in entries],
         adapter=plan.start.adapter,
         reward_adapter=shared,
         reward_adjustment=adjust,
-        value_lora=value_lora,
+        **_adapters(run, architecture.keeps_senses(known)),
     )
     try:
         trainer = build.build(run.trainer.kind, parts)
@@ -206,6 +214,17 @@ def _build(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _adapters(run: Run, sees: bool) -> dict[str, Any]:
+    """The settings of the adapter, of PPO's value adapter, and of quantization, as fields of `Parts`."""
+    if run.peft.method == "none":
+        return {"lora": None, "quantization": None}
+    from posttrain.models import adapter
+
+    value = adapter.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None
+    lora = adapter.lora_config(run.peft, run.trainer.kind, sees=sees)
+    return {"lora": lora, "quantization": adapter.quantization_config(run.peft), "value_lora": value}
 
 
 def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Pending:
 
 
 class Resumable(_Trainer):
-    """Mixed into a trainer; `attach` before `train`."""
+    """Mixed into a trainer; `attach` before `train`. It obeys `signals`."""
 
     ref_model: Any  # the trainer's own
 
@@ -76,9 +76,9 @@ class Resumable(_Trainer):
     _began = 0.0
     _seconds_before = 0.0
 
-    def attach(self, records: Sequence[Path], measures: Sequence[Any], signals: Signals) -> None:
-        """Keep the files `records` in step with checkpoints, call `measures` at step ends, and obey `signals`."""
-        self.records, self.measures, self.signals = records, measures, signals
+    def attach(self, records: Sequence[Path], measures: Sequence[Any]) -> None:
+        """Keep the files `records` in step with checkpoints, and call `measures` at step ends."""
+        self.records, self.measures = records, measures
         self.add_callback(_Boundaries(self))
 
     def stop(self, save: bool = True) -> None:
