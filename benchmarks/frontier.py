@@ -34,7 +34,8 @@ from posttrain.jobs import preflight
 from posttrain.pipeline import plan
 from posttrain.pipeline.overrides import quote, run_of
 from posttrain.pipeline.stages import Stages
-from posttrain.runs.directory import RunDirectory, write_atomic
+from posttrain.runs.directory import RunDirectory
+from posttrain.runs.durable import write_atomic
 
 RECIPE = "frontier_smollm2"
 SEED, BETA = "trainer.args.seed", "trainer.args.beta"

@@ -16,7 +16,7 @@ class Counter:
         self.label, self.total, self.done = label, total, done
         self.first, self.started = done, time.monotonic()
         self.printed = (self.started, done)
-        self.bar = new_bar() if console.is_terminal else None
+        self.bar = new_bar(console) if console.is_terminal else None
 
     def __enter__(self) -> Counter:
         if self.bar is not None:

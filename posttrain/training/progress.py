@@ -51,9 +51,9 @@ class ProgressBar(TrainerCallback):
         if console.is_terminal:
             from posttrain.training import terminal_bar
 
-            self.bar = terminal_bar.new_bar()
+            self.bar = terminal_bar.new_bar(console)
             shown_bars.append(self.bar)
-            label = (self.label.rpartition("-")[0] or self.label) if terminal_bar.narrow() else self.label
+            label = (self.label.rpartition("-")[0] or self.label) if terminal_bar.narrow(console) else self.label
             self.task = self.bar.add_task(label, total=state.max_steps, completed=state.global_step, figures="")
             self.bar.start()
 
@@ -126,7 +126,7 @@ class ProgressBar(TrainerCallback):
             return "  ".join(parts)
         from posttrain.training import terminal_bar
 
-        return terminal_bar.figures(parts)
+        return terminal_bar.figures(console, parts)
 
     def _left(self, state: Any) -> str:
         assert self.started is not None
@@ -150,7 +150,7 @@ class Phase:
         from posttrain.training.terminal_bar import new_bar
 
         # A run's own bar is shown already, and there is one live display at a time.
-        self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(transient=True))
+        self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(console, transient=True))
         self.task = self.bar.add_task(self.label, total=self.total, figures="")
         self.stack.callback(self.bar.remove_task, self.task)
         return self

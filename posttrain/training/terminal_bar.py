@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
-
-from posttrain.console import console
 
 # Columns from which a terminal has room for a bar and every figure; what a narrower one has besides the figures.
 NARROW, BESIDE = 120, 36
@@ -13,25 +12,25 @@ NARROW, BESIDE = 120, 36
 NARROW_FIGURES = ("loss", "reward", "kl")
 
 
-def new_bar(transient: bool = False) -> Progress:
+def new_bar(console: Console, transient: bool = False) -> Progress:
     """Figures come last, so that a narrow terminal cuts them and never the count or the time that is left."""
-    name = Column(no_wrap=True, max_width=14 if narrow() else None, overflow="ellipsis")
+    name = Column(no_wrap=True, max_width=14 if narrow(console) else None, overflow="ellipsis")
     return Progress(
         TextColumn("{task.description}", table_column=name),
-        *(() if narrow() else (BarColumn(bar_width=24),)),
+        *(() if narrow(console) else (BarColumn(bar_width=24),)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        *(() if narrow() else (TimeElapsedColumn(),)),
+        *(() if narrow(console) else (TimeElapsedColumn(),)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-        TextColumn("left" if not narrow() else ""),
+        TextColumn("left" if not narrow(console) else ""),
         TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=transient,
     )
 
 
-def figures(parts: list[str]) -> str:
+def figures(console: Console, parts: list[str]) -> str:
     """All figures, or as many as a narrow terminal has room for: loss, reward, KL and speed before the others."""
-    if not narrow():
+    if not narrow(console):
         return "  ".join(parts)
     ordered = sorted(parts, key=lambda part: not (part.startswith(NARROW_FIGURES) or part.endswith("tokens/s")))
     line = ""
@@ -41,6 +40,6 @@ def figures(parts: list[str]) -> str:
     return line
 
 
-def narrow() -> bool:
+def narrow(console: Console) -> bool:
     """Whether a bar and all figures do not fit in a line."""
     return console.width < NARROW
