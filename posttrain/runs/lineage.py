@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError, near_path
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.pretrained import pretrained_path
+from posttrain.runs.pretrained import check_trained, pretrained_path
 
 PICKLES = ("adapter_model*.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -108,13 +108,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _of_run(run: RunDirectory, path: str, key: str) -> Source:
-    record = run.record() or {}
-    if (job := record.get("job", "train")) in ("sample", "evaluate", "doctor"):
-        raise PosttrainError(f"{key}={path}: a run of job={job} has no model")
-    if not run.finished():
-        raise PosttrainError(
-            f"{key}={path}: this run is not finished; continue it with: {record.get('command', 'its command')}"
-        )
+    record = check_trained(run, f"{key}={path}")
     weights = "adapter_model.safetensors" if record.get("adapter") is not None else "config.json"
     if not (run.model / weights).is_file():
         raise PosttrainError(f"{key}={path}: model/{weights} is missing; was the folder moved in part?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
@@ -22,11 +23,19 @@ def model_folder(path: str) -> str:
     if not (folder / "run.json").is_file():
         return path
     run = RunDirectory(folder)
-    if (job := (run.record() or {}).get("job", "train")) in ("sample", "evaluate", "doctor"):
-        raise PosttrainError(f"{path}: a run of job={job} has no model")
+    check_trained(run, path)
+    return str(run.model)
+
+
+def check_trained(run: RunDirectory, start: str) -> dict[str, Any]:
+    """`run.json` of a finished training; raises `PosttrainError`, its message beginning with `start`, for other runs."""
+    record = run.record() or {}
+    if (job := record.get("job", "train")) in ("sample", "evaluate", "doctor"):
+        raise PosttrainError(f"{start}: a run of job={job} has no model")
     if not run.finished():
-        raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
-    return str(folder / "model")
+        command = record.get("command", "its command")
+        raise PosttrainError(f"{start}: this run is not finished; continue it with: {command}")
+    return record
 
 
 def _embedded(path: str) -> Path:
