@@ -27,10 +27,19 @@ def page(session: Session) -> str:
     votes = agreement.votes(answers)
     several = sum(len(given) > 1 for given in votes.values())
     people = [
-        (p.name, p.answered, p.ties, p.skips, p.flags, _share(p.first), _share(p.as_data), _seconds(p.seconds))
+        (
+            p.name,
+            p.answered,
+            p.ties,
+            p.skips,
+            p.flags,
+            _number(p.first, 2),
+            _number(p.as_data, 2),
+            _number(p.seconds, 0),
+        )
         for p in agreement.people(answers)
     ]
-    pairs = [(p.one, p.other, p.items, _share(p.equal), _number(p.kappa)) for p in agreement.pairs(votes)]
+    pairs = [(p.one, p.other, p.items, _number(p.equal, 2), _number(p.kappa)) for p in agreement.pairs(votes)]
     ends = agreement.alpha_interval(votes)
     span = f" (95% interval {_number(ends[0])} to {_number(ends[1])})" if ends else ""
     known = sum(1 for given in votes.values() if given)
@@ -57,13 +66,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f'<div class="wide"><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -77,12 +77,9 @@ def model_source(run: Run, path: str | None = None, key: str | None = None) -> S
     if run.model.path in (found.name, found.base_name) or found.base == folder:
         attention = run.model.attn_implementation
         options = {} if attention == "auto" else {"attn_implementation": attention}
-        found = replace(found, options={**run.model.kwargs, **options, **_trust(run)})
+        trust = {"trust_remote_code": True} if run.model.trust_remote_code else {}
+        found = replace(found, options={**run.model.kwargs, **options, **trust})
     return found
-
-
-def _trust(run: Run) -> dict[str, Any]:
-    return {"trust_remote_code": True} if run.model.trust_remote_code else {}
 
 
 def tokenizer(run: Run, origin: Source) -> PreTrainedTokenizerBase:

@@ -18,7 +18,9 @@ def prefill(inner: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         return inner(**kwargs)
     ids, mask, positions = (kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     assert ids is not None
-    keys = [tuple(row) for row in _columns(ids, mask, positions).tolist()]
+    # All that distinguishes rows, side by side.
+    whole = torch.cat([part.expand_as(ids) for part in (ids, mask, positions) if part is not None], dim=1)
+    keys = [tuple(row) for row in whole.tolist()]
     places: dict[tuple[int, ...], int] = {}
     rows = [places.setdefault(key, len(places)) for key in keys]
     if len(places) == len(rows):
@@ -48,8 +50,3 @@ def _is_prefill(kwargs: dict[str, Any]) -> bool:
         and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
         and all(kwargs.get(name) is None or kwargs[name].shape == ids.shape for name in ("attention_mask",))
     )
-
-
-def _columns(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
-    """All that distinguishes rows, side by side."""
-    return torch.cat([part.expand_as(ids) for part in (ids, mask, positions) if part is not None], dim=1)

@@ -47,12 +47,14 @@ def baseline(run: Run, probed: Sequence[str]) -> Baseline | str:
     if sample.get("temperature", 1.0) != 1.0 or sample.get("top_p", 1.0) != 1.0:
         return "sampled with another temperature or top_p than 1, so it is not the starting policy"
     prompts = _prompts(run, int(sample.get("n", 1)))
-    weights = {name: float(run.settings.get(f"reward.{name}.weight", 1.0)) for name in _names(prompts)}
+    names = sorted({name for rewards in prompts for name in rewards})
+    weights = {name: float(run.settings.get(f"reward.{name}.weight", 1.0)) for name in names}
     scored = []
     for rewards in prompts:
         if all(_whole(values) for values in rewards.values()):
             by = {name: values for name, values in rewards.items() if values}
-            scored.append((by, [sum(weights[k] * row[i] for k, row in by.items()) for i in range(_count(by))]))
+            count = min(map(len, by.values()), default=0)
+            scored.append((by, [sum(weights[k] * row[i] for k, row in by.items()) for i in range(count)]))
     scored = [(by, score) for by, score in scored if score]
     if not scored or (most := min(len(score) for _, score in scored)) < 2:
         return "fewer than two scored completions a prompt"
@@ -80,20 +82,12 @@ def _prompts(run: Run, n: int) -> list[dict[str, list[Any]]]:
     return result
 
 
-def _names(prompts: Sequence[dict[str, Any]]) -> list[str]:
-    return sorted({name for rewards in prompts for name in rewards})
-
-
 def _whole(values: list[Any]) -> bool:
     """All numbers; or none, where a reward does not apply to the prompt."""
     if all(value is None for value in values):
         values.clear()
         return True
     return all(isinstance(value, (int, float)) for value in values)
-
-
-def _count(by: dict[str, list[Any]]) -> int:
-    return min(map(len, by.values()), default=0)
 
 
 def _ns(most: int) -> tuple[int, ...]:

@@ -78,12 +78,9 @@ class Fit:
         """KL in nats and gain at the maximum, where the derivative is 0; `None` where the curve only rises or falls."""
         if self.beta <= 0:
             return None
-        d = self.alpha / (2 * self.beta) if self.form == "best_of_n" else _exp(self.alpha / self.beta - 1)
+        ratio = self.alpha / self.beta
+        d = ratio / 2 if self.form == "best_of_n" else math.exp(min(ratio - 1, 50))
         return (d * d, float(self(np.array(d)))) if 0 < d < 1e3 else None
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 50 else math.inf
 
 
 def fit(form: str, kl: Sequence[float], gain: Sequence[float]) -> Fit | None:

@@ -115,7 +115,8 @@ def _call_with_timeout(work: Callable[[], Any], timeout: float, where: str) -> A
 def _check_result(where: str, result: Any, count: int) -> list[float | None]:
     """A float or None for each completion, whatever sequence they came in; raises `RewardError` for anything else."""
     wanted = f"return a list with a number, or None where it does not apply, for each of the {count} completions"
-    if isinstance(result, (str, bytes, dict)) or not hasattr(result, "__iter__") or not _has_rows(result):
+    scalar = getattr(result, "ndim", 1) == 0  # a tensor or an array without dimensions
+    if scalar or isinstance(result, (str, bytes, dict)) or not hasattr(result, "__iter__"):
         raise RewardError(f"{where}: returned {_shortened(result)}; {wanted}")
     values = list(result)
     if len(values) != count:
@@ -129,11 +130,6 @@ def _check_result(where: str, result: Any, count: int) -> list[float | None]:
         except (TypeError, ValueError):
             raise RewardError(f"{where}: returned {_shortened(value)} for completion {i}; {wanted}") from None
     return numbers
-
-
-def _has_rows(result: Any) -> bool:
-    """A tensor or an array without dimensions is a scalar."""
-    return getattr(result, "ndim", 1) > 0
 
 
 def _shortened(value: Any) -> str:

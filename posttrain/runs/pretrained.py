@@ -28,7 +28,7 @@ def model_folder(path: str) -> str:
 
 
 def check_trained(run: RunDirectory, start: str) -> dict[str, Any]:
-    """`run.json` of a finished training; raises `PosttrainError`, its message beginning with `start`, for other runs."""
+    """`run.json` of a finished training; raises `PosttrainError`, which begins with `start`, for other runs."""
     record = run.record() or {}
     if (job := record.get("job", "train")) in ("sample", "evaluate", "doctor"):
         raise PosttrainError(f"{start}: a run of job={job} has no model")

@@ -246,13 +246,15 @@ def _source(source: str) -> Iterator[tuple[str, str]]:
         yield "source", f"line {getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}"
         return
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    names += [name.id for node in tree.body if isinstance(node, ast.Assign) for name in _names(node)]
+    names += [
+        name.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for name in node.targets
+        if isinstance(name, ast.Name)
+    ]
     if "grade" not in names:
         yield "source", "defines no function grade; write def grade(sample, item): and return a number"
-
-
-def _names(node: ast.Assign) -> list[ast.Name]:
-    return [target for target in node.targets if isinstance(target, ast.Name)]
 
 
 def _failing(function: Callable[[str], Any], text: str) -> str | None:
