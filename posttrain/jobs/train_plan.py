@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,8 +161,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
         from posttrain.training import trainer_arguments
 
         trainer_arguments.check_template(run, tokenizer)
-    if any(run.rewards.values()) and (errors := list(_reward_errors(run, data))):
-        raise PosttrainError("\n".join(errors))
+    _check_rewards(run, data)
     if run.trainer.teacher.model:
         from posttrain.training import trainer_arguments
 
@@ -181,6 +179,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
     library_checks.check_with_libraries(run.trainer.kind, _options(run, data, precision))
     _check_router(run, known)
+    _check_rewards(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = measure(run, tokenizer, data.first)
     check_lengths(run, lengths, context)
@@ -220,15 +219,21 @@ def _check_router(run: Run, known: Any) -> None:
         )
 
 
-def _reward_errors(run: Run, data: Data) -> Iterator[str]:
-    """Rewards that read columns the data does not have; models and endpoints of rewards that do not answer."""
+def _check_rewards(run: Run, data: Data | None = None) -> None:
+    """Raise `PosttrainError` for rewards that read columns `data` lacks, or, without it, that do not answer."""
+    if not any(run.rewards.values()):
+        return
     from posttrain import rewards
 
-    columns = dict.fromkeys(run.rewards, (data.prompts or data.first).features) | {"reward": data.first.features}
+    errors: list[str] = []
     for path, entries in run.rewards.items():
-        yield from rewards.missing_columns(entries, path, columns[path])
-    for path, entries in run.rewards.items():
-        yield from rewards.check_reachable(entries, path)
+        if data is None:
+            errors += rewards.check_reachable(entries, path)
+        else:
+            rows = data.first if path == "reward" or not data.prompts else data.prompts
+            errors += rewards.missing_columns(entries, path, rows.features)
+    if errors:
+        raise PosttrainError("\n".join(errors))
 
 
 def _check_memory(run: Run, precision: Precision, needed: Footprint) -> int:
