@@ -11,7 +11,7 @@ A run of job=sample has completions.jsonl, rewards.jsonl (its progress) and data
 scores.jsonl, one of job=doctor doctor.json, doctor.html and doubtful.jsonl. An evaluation of a reward model leaves
 calibration.json, in itself and next to the model.
 
-Its name is the run's name and a digest of everything that decides the result (`posttrain.identity`), so the same
+Its name is the run's name and a digest of everything that decides the result (`posttrain.runs.identity`), so the same
 command finds its own unfinished work, and other settings cannot overwrite it.
 """
 

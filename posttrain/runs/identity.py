@@ -1,7 +1,7 @@
 """The identity of a run: a digest of everything that decides its result.
 
 Settings, the content of what they name on this machine (files, folders, finished runs, reward functions), and the
-code's version. `posttrain.rundir` names the run's directory by it.
+code's version. `posttrain.runs.directory` names the run's directory by it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The inside of `posttrain.sandbox`: shuts itself in, then runs the code it reads from standard input.
+"""The inside of `posttrain.rewards.sandbox`: shuts itself in, then runs the code it reads from standard input.
 
 Started as a script by a fresh interpreter (`python -I -S`), so it knows the standard library alone. What
 the kernel offers is used, each part where it is permitted, and its result names those in force (`isolation`):
