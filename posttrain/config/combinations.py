@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import hints, optimizers, options, trainers
+from posttrain.config import optimizers, options, trainers
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
 
@@ -160,6 +160,8 @@ def _checkpointing(args: _Args, kind: Kind, given: Mapping[str, Any]) -> list[st
     for key, value in given.items():
         choices = ("default", "none") if key == "determinism_check" else (True, False)
         if key not in CHECKPOINTING:
+            from posttrain.config import hints
+
             errors.append(f"{key}={value}: nothing reads it; {hints.nearest(str(key), CHECKPOINTING)}")
         elif value not in (*choices, None):
             errors.append(f"{key}={value}: choose from {', '.join(map(str, choices)).lower()}")

@@ -249,7 +249,9 @@ def test_a_run_logs_all_of_it(train, tmp_path, capsys):
         *("+probe.gold.letter.function=tests.helpers.rewards.letter", "trainer.args.learning_rate=1e-2"),
     )
     table = capsys.readouterr().out
-    assert all(f"│ {name} " in table for name in ("gold reward: letter", "forgetting/fox", "refusals/harmful")), "at the end"
+    assert all(f"│ {name} " in table for name in ("gold reward: letter", "forgetting/fox", "refusals/harmful")), (
+        "at the end"
+    )
     found = [row for row in rows(run.metrics) if "probe/length" in row]
     last = found[-1]["step"]
     assert [row["step"] for row in found] == [*range(0, last, 2), last]
