@@ -12,7 +12,8 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 MINUTES ?= 3
 # What says first what a new release has changed: what PPO takes for granted, the options' names, types and ranges, a
 # run of each trainer.
-LATEST := tests/ppo/test_ppo_contract.py tests/config tests/training/test_golden.py tests/training/test_continue.py
+LATEST := tests/ppo/test_ppo_contract.py tests/config/test_options.py tests/config/test_ranges.py \
+          tests/training/test_golden.py tests/training/test_continue.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo doctor test test-slow test-gpu test-latest fuzz check format sft reward dpo grpo rloo kto ppo rlhf sft-dpo online-dpo \
@@ -45,11 +46,11 @@ test-gpu: install  ## tests that need a CUDA GPU
 faults: install  ## a campaign of kills at random moments, every trainer: make faults KILLS=50
 	$(TEST_ENV) $(VENV)/bin/python -m tests.faults.campaign --kills $(KILLS) $(ARGS)
 
-test-latest:  ## a short suite on the newest releases that pyproject.toml allows (own environment; CI's second step)
+test-latest:  ## a short suite on the newest releases that pyproject.toml allows (own environment; .ci/latest)
 	test -d $(VENV)-latest || $(PYTHON) -m venv $(VENV)-latest
 	grep '^torch==' constraints.txt > $(VENV)-latest/torch.txt
 	$(VENV)-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
-	  -c $(VENV)-latest/torch.txt -e '.[graders,frontier,reasoning-gym]' 'pytest>=9' 'pytest-timeout>=2.4'
+	  -c $(VENV)-latest/torch.txt -e '.[annotate,graders,frontier,reasoning-gym]' 'pytest>=9' 'pytest-timeout>=2.4'
 	$(VENV)-latest/bin/python -m posttrain --version
 	$(TEST_ENV) $(VENV)-latest/bin/python -m pytest -q $(LATEST) $(ARGS)
 

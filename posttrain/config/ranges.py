@@ -19,65 +19,46 @@ MAX_INT = 2**31 - 1  # of integers that go to C, such as lengths, ranks and step
 COUNT, FROM_0, ABOVE_0 = "[1, inf)", "[0, inf)", "(0, inf)"
 SHARE, PART = "[0, 1]", "(0, 1]"
 
-# Option -> interval, for every class that has the option; a number before `or` is allowed besides the interval.
-RANGES: dict[str, str] = {
-    # Transformers' TrainingArguments
-    **dict.fromkeys(
-        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), COUNT
-    ),
-    **dict.fromkeys(("eval_accumulation_steps", "torch_empty_cache_steps", "save_total_limit"), COUNT),
-    **dict.fromkeys(("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), COUNT),
-    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), ABOVE_0),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "eval_delay", "neftune_noise_alpha", "adam_epsilon"), FROM_0),
-    **dict.fromkeys(("seed", "data_seed"), "[0, 4294967295]"),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), "[0, 1)"),
-    "num_train_epochs": ABOVE_0,
-    "max_steps": "-1 or [1, inf)",
-    "learning_rate": ABOVE_0,
-    "max_grad_norm": "[0, inf]",
-    "dataloader_num_workers": FROM_0,
-    "local_rank": "[-1, inf)",
-    # TRL, several classes
-    **dict.fromkeys(("max_length", "dataset_num_proc", "pad_to_multiple_of", "precompute_ref_batch_size"), COUNT),
-    **dict.fromkeys(("router_aux_loss_coef", "center_rewards_coefficient", "loss_weights"), FROM_0),
-    "beta": FROM_0,
-    "label_smoothing": "[0, 1)",
-    "ld_alpha": SHARE,
-    "discopop_tau": ABOVE_0,
-    "f_alpha_divergence_coef": ABOVE_0,
-    "ref_model_mixup_alpha": SHARE,
-    "ref_model_sync_steps": COUNT,
-    **dict.fromkeys(("desirable_weight", "undesirable_weight"), FROM_0),
-    # TRL's GRPO and RLOO
-    **dict.fromkeys(("num_generations_eval", "max_completion_length", "generation_batch_size"), COUNT),
-    **dict.fromkeys(("steps_per_generation", "num_iterations", "max_tool_calling_iterations"), COUNT),
-    **dict.fromkeys(("vllm_max_model_length", "vllm_tensor_parallel_size", "num_completions_to_print"), COUNT),
-    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), "[1, 65535]"),
-    **dict.fromkeys(("temperature", "repetition_penalty", "vllm_server_timeout"), ABOVE_0),
-    **dict.fromkeys(("epsilon", "epsilon_high", "delta", "off_policy_mask_threshold"), ABOVE_0),
-    **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), ABOVE_0),
-    **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), FROM_0),
-    **dict.fromkeys(("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"), FROM_0),
-    **dict.fromkeys(("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"), "(0, inf]"),
-    "vllm_importance_sampling_clip_min": FROM_0,
-    **dict.fromkeys(("top_p", "vllm_gpu_memory_utilization"), PART),
-    **dict.fromkeys(("min_p", "top_entropy_quantile"), SHARE),
-    "num_generations": "[2, inf)",
-    "top_k": FROM_0,
-    # PPO
-    **dict.fromkeys(("num_ppo_epochs", "num_mini_batches", "kl_horizon", "min_completion_length"), COUNT),
-    **dict.fromkeys(("target_kl", "cliprange_value", "value_learning_rate", "kl_target"), ABOVE_0),
-    **dict.fromkeys(("vf_coef", "missing_eos_penalty"), FROM_0),
-    "gamma": PART,
-    "lam": SHARE,
-    # PEFT's LoraConfig
-    **dict.fromkeys(("r", "lora_alpha", "rank_pattern", "qalora_group_size"), COUNT),
-    "alpha_pattern": ABOVE_0,
-    "lora_dropout": "[0, 1)",
-    **dict.fromkeys(("layers_to_transform", "trainable_token_indices", "alora_invocation_tokens"), FROM_0),
-    # bitsandbytes, by Transformers
-    "llm_int8_threshold": FROM_0,
-}
+
+def _by_name(names: dict[str, str]) -> dict[str, str]:
+    return {name: interval for interval, several in names.items() for name in several.split()}
+
+
+# The options of Transformers, TRL, PPO, PEFT and bitsandbytes, for every class that has them, by their interval; a
+# number before `or` is allowed besides the interval.
+RANGES = _by_name(
+    {
+        COUNT: """
+        per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+        eval_accumulation_steps torch_empty_cache_steps save_total_limit dataloader_prefetch_factor
+        ddp_bucket_cap_mb ddp_timeout max_length dataset_num_proc pad_to_multiple_of precompute_ref_batch_size
+        ref_model_sync_steps num_generations_eval max_completion_length generation_batch_size
+        steps_per_generation num_iterations max_tool_calling_iterations vllm_max_model_length
+        vllm_tensor_parallel_size num_completions_to_print num_ppo_epochs num_mini_batches kl_horizon
+        min_completion_length r lora_alpha rank_pattern qalora_group_size""",
+        ABOVE_0: """
+        logging_steps eval_steps save_steps num_train_epochs learning_rate discopop_tau f_alpha_divergence_coef
+        temperature repetition_penalty vllm_server_timeout epsilon epsilon_high delta off_policy_mask_threshold
+        sapo_temperature_neg sapo_temperature_pos target_kl cliprange_value value_learning_rate kl_target
+        alpha_pattern""",
+        FROM_0: """
+        warmup_steps weight_decay eval_delay neftune_noise_alpha adam_epsilon dataloader_num_workers
+        router_aux_loss_coef center_rewards_coefficient loss_weights beta desirable_weight undesirable_weight
+        vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg entropy_coef_min entropy_coef_max
+        entropy_coef_delta entropy_target vllm_importance_sampling_clip_min top_k vf_coef missing_eos_penalty
+        layers_to_transform trainable_token_indices alora_invocation_tokens llm_int8_threshold""",
+        "[0, 4294967295]": "seed data_seed",
+        "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor label_smoothing lora_dropout",
+        "-1 or [1, inf)": "max_steps",
+        "[0, inf]": "max_grad_norm",
+        "[-1, inf)": "local_rank",
+        SHARE: "ld_alpha ref_model_mixup_alpha min_p top_entropy_quantile lam",
+        "[1, 65535]": "vllm_server_port vllm_group_port",
+        "(0, inf]": "vllm_importance_sampling_clip_max vllm_importance_sampling_cap",
+        PART: "top_p vllm_gpu_memory_utilization gamma",
+        "[2, inf)": "num_generations",
+    }
+)
 # Where one class takes another range than the others.
 CLASS_RANGES: dict[str, dict[str, str]] = {
     "DPOConfig": {"beta": ABOVE_0},  # at 0 its loss is a constant
@@ -97,41 +78,30 @@ NOT_EMPTY = (
     "target_parameters",
 )
 
-# The numbers of our own schema, by their path.
-SCHEMA_RANGES: dict[str, str] = {
-    "data.eval_size": FROM_0,
-    **dict.fromkeys(("data.max_train_rows", "data.max_eval_rows"), COUNT),
-    **dict.fromkeys(("data.min_score", "data.threshold", "sample.threshold"), "(-inf, inf)"),
-    **dict.fromkeys(("probe.prompts", "probe.greedy_prompts", "probe.shift_prompts"), FROM_0),
-    **dict.fromkeys(("probe.every", "probe.text_rows", "probe.max_new_tokens", "probe.batch_size"), COUNT),
-    "probe.text_tokens": "[2, inf)",
-    "probe.safety.prompts": COUNT,
-    **dict.fromkeys(("sample.n", "sample.prompts", "sample.max_new_tokens", "sample.batch_size"), COUNT),
-    **dict.fromkeys(("sample.fraction", "sample.top_p"), PART),
-    "sample.margin": FROM_0,
-    "sample.temperature": ABOVE_0,
-    "sample.seed": "[0, 4294967295]",
-    "evaluate.confidence": "(0, 1)",
-    "evaluate.resamples": "[100, 1000000]",
-    "evaluate.limit": COUNT,
-    "evaluate.num_fewshot": "[0, 1000]",
-    **dict.fromkeys((f"doctor.{name}" for name in ("near", "tolerance", "stop", "length_accuracy")), SHARE),
-    **dict.fromkeys((f"doctor.{name}" for name in ("noise_rate", "other_language", "cluster")), SHARE),
-    **dict.fromkeys(("doctor.sample", "doctor.noise_rows"), COUNT),
-    "doctor.examples": FROM_0,
-    # A threshold outside of these would ring always, or never.
-    "alarms.gradient.above": "(1, inf)",
-    "alarms.gradient.below": "(0, 1)",
-    "alarms.kl.above": ABOVE_0,
-    "alarms.forgetting.above": ABOVE_0,
-    "alarms.collapse.below": "(0, 1)",
-    "alarms.length.above": "(0, 1)",
-    "alarms.length.growth": "(1, inf)",
-    "alarms.over_optimisation.above": ABOVE_0,
-    "alarms.sampling.above": ABOVE_0,
-    "reward.*.weight": "(-inf, inf)",
-    "data.mix.*.weight": ABOVE_0,
-}
+# The numbers of our own schema, by their path. An alarm beyond its range would ring always, or never.
+SCHEMA_RANGES = _by_name(
+    {
+        FROM_0: "data.eval_size probe.prompts probe.greedy_prompts probe.shift_prompts sample.margin doctor.examples",
+        COUNT: """
+        data.max_train_rows data.max_eval_rows probe.every probe.text_rows probe.max_new_tokens probe.batch_size
+        probe.safety.prompts sample.n sample.prompts sample.max_new_tokens sample.batch_size evaluate.limit
+        doctor.sample doctor.noise_rows""",
+        "(-inf, inf)": "data.min_score data.threshold sample.threshold reward.*.weight",
+        "[2, inf)": "probe.text_tokens",
+        PART: "sample.fraction sample.top_p",
+        ABOVE_0: """
+        sample.temperature alarms.kl.above alarms.forgetting.above alarms.over_optimisation.above
+        alarms.sampling.above data.mix.*.weight""",
+        "[0, 4294967295]": "sample.seed",
+        "(0, 1)": "evaluate.confidence alarms.gradient.below alarms.collapse.below alarms.length.above",
+        "[100, 1000000]": "evaluate.resamples",
+        "[0, 1000]": "evaluate.num_fewshot",
+        SHARE: """
+        doctor.near doctor.tolerance doctor.stop doctor.length_accuracy doctor.noise_rate doctor.other_language
+        doctor.cluster""",
+        "(1, inf)": "alarms.gradient.above alarms.length.growth",
+    }
+)
 # What may be under a name of the user's choice -> where its ranges are.
 USER_NAMED_RANGES = (
     (re.compile(r"data\.mix\.[^.]+\.weight"), "data.mix.*.weight"),

@@ -29,8 +29,9 @@ def needs(*parts: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own():
+def own(tmp_path_factory):
     """A folder for the sandbox's program and its folders: what it leaves behind is told from what others do now."""
+    tmp_path_factory.getbasetemp()  # of all tests, so not in the folder of these
     with tempfile.TemporaryDirectory(prefix="posttrain-tests-") as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
         folder.chmod(0o755)
@@ -283,6 +284,7 @@ def f(kept):
         "remove": lambda: os.remove(kept),
         "in memory": lambda: os.memfd_create("a"),
         "namespaces": lambda: called({"x86_64": 272, "aarch64": 97}[os.uname().machine], 0x10000000),
+        "watch": lambda: called({"x86_64": 254, "aarch64": 27}[os.uname().machine], -1, kept, 2),
     }.items():
         try:
             tried[name] = repr(attempt())
@@ -302,7 +304,7 @@ def f(kept):
     assert tried.pop("own limit") == 64
     assert tried.pop("environment") == tried.pop("memory") == tried.pop("remove") == errno.EACCES
     assert set(tried.values()) == {errno.EPERM}
-    assert len(tried) == 17
+    assert len(tried) == 18
     assert (kept.read_text(), kept.stat().st_mode, kept.stat().st_mtime_ns) == (
         "mine",
         times.st_mode,

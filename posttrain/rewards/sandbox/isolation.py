@@ -57,7 +57,7 @@ memfd_create 319 279, memfd_secret 447 447, shmget 29 194, semget 64 190, msgget
 unshare 272 97, setns 308 268, mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, fsopen 430 430,
 fsconfig 431 431, fsmount 432 432, open_tree 428 428, move_mount 429 429, mount_setattr 442 442,
 open_by_handle_at 304 265, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, add_key 248 217,
-request_key 249 218, keyctl 250 219, quotactl 179 60"""
+request_key 249 218, keyctl 250 219, quotactl 179 60, inotify_add_watch 254 27"""
 UNKNOWN = 463  # numbers from here on are of later kernels, or of another interface (x32)
 # System calls that fail for some values of one argument: name, numbers, which argument, values. F_SETOWN and its kin
 # let the kernel send any signal to any process of the same user. PR_SET_PDEATHSIG has this process die with its parent.
