@@ -288,9 +288,9 @@ def _part(config: DataConfig, divided: Split) -> dict[str, Any]:
         "path": display_path(config.path),
         "format": divided.train.format,
         "detected": config.format == "auto",
-        "read": divided.read,
+        "read": divided.train.read,
         "skipped": sum(skipped.count for skipped in divided.skipped),
-        "unused": list(divided.unused),
+        "unused": list(divided.train.unused),
     }
 
 

@@ -123,7 +123,7 @@ class Rows:
 
     rows: Dataset
     format: str
-    read: int
+    read: int | None = None
     skipped: Skipped | None = None
     unused: tuple[str, ...] = ()
 

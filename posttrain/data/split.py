@@ -23,29 +23,17 @@ SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of one split as they were read, the config that says what they mean, and what was skipped of them."""
-
-    rows: Dataset
-    config: DataConfig
-    limit: int | None
-    name: str
-    format: str
-
-
-@dataclass(frozen=True)
 class Split:
-    """Rows for training and, unless nothing is held out, held-out ones; how those were chosen; what was left out.
+    """Rows for training and, unless nothing is held out, held-out ones; how those were chosen; what the rows mean."""
 
-    `read` counts the rows of `data.path`, `unused` are its columns that are not kept.
-    """
-
-    train: Part
-    held_out: Part | None
+    config: DataConfig
+    train: Rows
+    held_out: Rows | None
     how: str
-    skipped: list[Skipped]
-    read: int | None = None
-    unused: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return [rows.skipped for rows in (self.train, self.held_out) if rows is not None and rows.skipped]
 
 
 def split_rows(
@@ -77,12 +65,16 @@ def split_rows(
         train = replace(train, rows=_rows_with_score(train.rows, config, "train"))
         if held_out is not None and not config.eval_path:
             held_out = replace(held_out, rows=_rows_with_score(held_out.rows, config, "held-out"))
-    skipped = [rows.skipped for rows in (train, held_out) if rows is not None and rows.skipped]
-    other_part = None
-    if held_out is not None:
-        other_part = Part(held_out.rows, config, config.max_eval_rows, "held-out", held_out.format)
-    own_part = Part(train.rows, config, config.max_train_rows, "train", train.format)
-    return Split(own_part, other_part, how, skipped, train.read, train.unused)
+    train = first_rows(train, config.max_train_rows, config, "train")
+    return Split(config, train, held_out and first_rows(held_out, config.max_eval_rows, config, "held-out"), how)
+
+
+def first_rows(found: Rows, limit: int | None, config: DataConfig, name: str) -> Rows:
+    """The first `limit` of them; raises `PosttrainError` where there are none."""
+    rows = found.rows if limit is None else found.rows.select(range(min(limit, len(found.rows))))
+    if not len(rows):
+        raise PosttrainError(f"data.path={display_path(config.path)}: no rows for {name}")
+    return replace(found, rows=rows)
 
 
 def config_for_path(config: DataConfig, path: Any) -> DataConfig:

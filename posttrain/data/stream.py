@@ -18,6 +18,7 @@ from posttrain.data import files as f
 from posttrain.data.arrow_rows import arrow_rows, explain, is_saved_dataset
 from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template_options
 from posttrain.data.reading import (
+    Rows,
     RowSource,
     Template,
     display_path,
@@ -28,9 +29,9 @@ from posttrain.data.reading import (
     rename,
 )
 from posttrain.data.row import Place, RowError
-from posttrain.data.split import Part, Split, config_for_path
+from posttrain.data.split import Split, config_for_path, first_rows
 from posttrain.data.store import INDEX_COLUMN, Skipped, message, store, temporary_file, temporary_files
-from posttrain.data.trainer_rows import TrainerRows, prompts_for, to_trainer
+from posttrain.data.trainer_rows import TrainerRows, for_trainer, to_trainer
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ class Stream:
         rest = itertools.islice(self.fitting(source), self.held, None)
         while batch := list(itertools.islice(rest, BATCH)):
             with temporary_files():
-                rows = list(with_template_options(to_trainer(_part(batch, source, self.config, "train"), self.kind)))
+                rows = list(
+                    with_template_options(to_trainer(_stored(batch, source, self.config), self.config, self.kind))
+                )
             # Other columns serve reward functions, which no trainer here has; their types may change on the way.
             for row in rows:
                 self.check_columns(row)
@@ -137,29 +140,20 @@ def load(config: DataConfig, kind: str, template: Template | None) -> tuple[Iter
             f"data.path={display_path(config.path)}: {len(first)} rows, and data.eval_size={held} of them are "
             "to be held out"
         )
-    train = _part(first[held:], source, config, "train")
-    held_out = _held_out(config, kind, template) if config.eval_path else None
-    if held:
-        held_out = replace(_part(first[:held], source, config, "held-out"), limit=config.max_eval_rows)
+    held_out = _stored(first[:held], source, config) if held else None
+    if config.eval_path:
+        own = config_for_path(config, config.eval_path)
+        held_out = read(own, own.path, held_out_split(own), "data.eval_path", kind, None, template)
     how = "file" if config.eval_path else f"the first {held} rows" if held else "none"
-    made = TrainerRows(
-        to_trainer(train, kind),
-        to_trainer(held_out, kind) if held_out else None,
-        prompts_for(held_out, kind) if held_out else None,
-        Split(train, held_out, how, [stream.skipped]),
-    )
+    train = replace(_stored(first[held:], source, config), skipped=stream.skipped)
+    held_out = held_out and first_rows(held_out, config.max_eval_rows, config, "held-out")
+    made = for_trainer(Split(config, train, held_out, how), kind)
     taken = {*TRL_COLUMNS, *EXTRA_TRL_COLUMNS, "weight"}
     features = {name: feature for name, feature in made.train.features.items() if name in taken}
     features["tools"] = Value("string")  # the first rows may have none
     stream.columns = list(features)
     rows = IterableDataset.from_generator(stream, features=Features(features))
     return rows.shuffle(seed=SEED, buffer_size=BUFFER), made
-
-
-def _held_out(config: DataConfig, kind: str, template: Template | None) -> Part:
-    own = config_for_path(config, config.eval_path)
-    rows = read(own, own.path, held_out_split(own), "data.eval_path", kind, None, template)
-    return Part(rows.rows, config, config.max_eval_rows, "held-out", rows.format)
 
 
 def _source(config: DataConfig, kind: str, template: Template | None) -> RowSource:
@@ -186,7 +180,7 @@ def _source(config: DataConfig, kind: str, template: Template | None) -> RowSour
     return open_rows(lambda: arrow_rows(found, config.path, []), config, kind, None, template)
 
 
-def _part(rows: list[dict[str, Any]], source: RowSource, config: DataConfig, name: str) -> Part:
-    numbered = [(Place(display_path(config.path), "row", number), row) for number, row in enumerate(rows, 1)]
-    stored, _ = store(numbered, lambda row: row, f"data.path={display_path(config.path)}")
-    return Part(stored, config, None, name, source.format)
+def _stored(rows: list[dict[str, Any]], source: RowSource, config: DataConfig) -> Rows:
+    where = display_path(config.path)
+    numbered = ((Place(where, "row", number), row) for number, row in enumerate(rows, 1))
+    return Rows(store(numbered, lambda row: row, f"data.path={where}")[0], source.format)

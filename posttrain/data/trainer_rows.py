@@ -9,8 +9,8 @@ from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import PAIRS, prompts, to_trainer_columns
 from posttrain.data.formats import is_scored
-from posttrain.data.reading import Template, display_path
-from posttrain.data.split import Part, Split, split_rows
+from posttrain.data.reading import Rows, Template, display_path
+from posttrain.data.split import Split, split_rows
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ class TrainerRows:
 
 def load_rows(config: DataConfig, kind: str, template: Template | None) -> TrainerRows:
     """Load, split and adapt the data of `config.path` for the trainer `kind`; raises `PosttrainError` for bad input."""
-    divided = split_rows(config, kind, template=template)
-    held_out = divided.held_out
+    return for_trainer(split_rows(config, kind, template=template), kind)
+
+
+def for_trainer(divided: Split, kind: str) -> TrainerRows:
+    """What was divided, as the trainer `kind` takes it."""
+    config, held_out = divided.config, divided.held_out
     return TrainerRows(
-        to_trainer(divided.train, kind),
-        to_trainer(held_out, kind) if held_out else None,
-        prompts_for(held_out, kind) if held_out else None,
+        to_trainer(divided.train, config, kind),
+        to_trainer(held_out, config, kind) if held_out else None,
+        prompts_for(held_out, config, kind) if held_out else None,
         divided,
     )
 
@@ -46,8 +50,8 @@ def load_held_out_rows(config: DataConfig, kind: str) -> TrainerRows | None:
     if held_out is None:
         return None
     pairs = set(held_out.rows.column_names) >= set(PAIRS)
-    rows = to_trainer(held_out, "dpo" if pairs and trainers.of(kind).reads == "labels" else kind)
-    return TrainerRows(rows, rows, prompts_for(held_out, kind), divided)
+    rows = to_trainer(held_out, config, "dpo" if pairs and trainers.of(kind).reads == "labels" else kind)
+    return TrainerRows(rows, rows, prompts_for(held_out, config, kind), divided)
 
 
 def load_prompt_rows(config: DataConfig, kind: str, split: str) -> TrainerRows | None:
@@ -56,7 +60,7 @@ def load_prompt_rows(config: DataConfig, kind: str, split: str) -> TrainerRows |
     part = divided.train if split == "train" else divided.held_out
     if part is None:
         return None
-    found = prompts_for(part, kind)
+    found = prompts_for(part, config, kind)
     if found is None:
         raise PosttrainError(
             f"data.path={display_path(config.path)}: no prompts to sample for: it has no column prompt, messages, or "
@@ -71,40 +75,30 @@ def load_all_rows(config: DataConfig, name: str = "trl") -> Dataset:
     Of those that are not converted only the prompts are checked: the caller knows what else he takes.
     """
     whole = replace(config, format=name, eval_size=0, eval_path=None, eval_split=None)
-    return _first_rows(split_rows(whole, None, needed=("prompt",)).train)
+    return split_rows(whole, None, needed=("prompt",)).train.rows
 
 
-def to_trainer(part: Part, kind: str) -> Dataset:
-    """The first rows as the trainer `kind` takes them."""
-    rows = _first_rows(part)
-    if is_scored(rows.column_names, part.format):
-        from posttrain.data import scored_answers
-
-        rows = scored_answers.for_trainer(rows, kind, part.config.pairs, part.config.threshold)
-    made = to_trainer_columns(rows, kind, part.format)
-    return _with_float_weights(made) if {"weight", *PAIRS} <= {*made.column_names} else made
-
-
-def prompts_for(part: Part, kind: str) -> Dataset | None:
-    """The prompts of the first rows, with their other columns; `None` for plain text, which has no prompt."""
-    rows = _first_rows(part)
-    if is_scored(rows.column_names, part.format):
-        from posttrain.data import scored_answers
-
-        rows = scored_answers.for_trainer(rows, "grpo", part.config.pairs, None)
-    # A trainer of prompts is probed on prompts as it gets them.
-    return prompts(to_trainer_columns(rows, kind, part.format) if trainers.of(kind).samples_completions else rows)
-
-
-def _with_float_weights(rows: Dataset) -> Dataset:
-    """`rows` with their column `weight` as numbers."""
+def to_trainer(found: Rows, config: DataConfig, kind: str) -> Dataset:
+    """Rows as the trainer `kind` takes them."""
+    made = to_trainer_columns(_answers_apart(found, config, kind), kind, found.format)
+    if not {"weight", *PAIRS} <= {*made.column_names}:
+        return made
     from datasets import Value
 
-    return rows.cast_column("weight", Value("float64"))
+    return made.cast_column("weight", Value("float64"))
 
 
-def _first_rows(part: Part) -> Dataset:
-    rows = part.rows if part.limit is None else part.rows.select(range(min(part.limit, len(part.rows))))
-    if not len(rows):
-        raise PosttrainError(f"data.path={display_path(part.config.path)}: no rows for {part.name}")
-    return rows
+def prompts_for(found: Rows, config: DataConfig, kind: str) -> Dataset | None:
+    """The prompts of rows, with their other columns; `None` for plain text, which has no prompt."""
+    rows = _answers_apart(found, replace(config, threshold=None), "grpo")
+    # A trainer of prompts is probed on prompts as it gets them.
+    return prompts(to_trainer_columns(rows, kind, found.format) if trainers.of(kind).samples_completions else rows)
+
+
+def _answers_apart(found: Rows, config: DataConfig, kind: str) -> Dataset:
+    """Rows in TRL's columns: several scored answers, or one rated, as `kind` learns from them."""
+    if not is_scored(found.rows.column_names, found.format):
+        return found.rows
+    from posttrain.data import scored_answers
+
+    return scored_answers.for_trainer(found.rows, kind, config.pairs, config.threshold)
