@@ -12,7 +12,7 @@ from posttrain.config.schema import DataConfig
 from posttrain.data.columns import SCORE_COLUMNS, TRL_COLUMNS, with_template_options
 from posttrain.data.formats import ABOUT, PAIRS
 from posttrain.data.reading import Template, display_path
-from posttrain.data.split import SPLIT_SEED, Split, overlap
+from posttrain.data.split import SPLIT_SEED, overlap, take
 from posttrain.data.store import Skipped
 from posttrain.data.trainer_rows import TrainerRows, load_held_out_rows, load_prompt_rows, load_rows
 from posttrain.errors import PosttrainError
@@ -235,7 +235,7 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
         held_out,
         _joined(config, {name: one.prompts for name, one in made.items()}),
         _source(config, made, train, held_out, wanted),
-        train.select(range(min(FIRST_ROWS, len(train)))),
+        take(train, FIRST_ROWS),
         [skipped for one in made.values() for skipped in one.divided.skipped],
     )
     if held_out is not None and any(" of " not in one.divided.how for one in made.values()):
@@ -246,13 +246,12 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
 
 
 def _joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | None:
-    """Held-out rows of all parts that have some, shuffled, the first `max_eval_rows` of them."""
+    """Held-out rows of all parts that have some, shuffled where it is several, the first `max_eval_rows` of them."""
     some = {name: one for name, one in rows.items() if one is not None and len(one)}
-    if not config.mix or not some:
-        return next(iter(rows.values()), None) if len(rows) < 2 else None
-    from posttrain.data import mix
-
-    return mix.first_rows(config, mix.shuffle(some), config.max_eval_rows)
+    if not some:
+        return None
+    found = _concatenate(some)
+    return take(found.shuffle(seed=SPLIT_SEED) if len(some) > 1 else found, config.max_eval_rows)
 
 
 def _source(
@@ -263,34 +262,30 @@ def _source(
     wanted: list[int] | None = None,
 ) -> dict[str, Any]:
     counts = wanted or [len(one.train) for one in made.values()]
-    settings = _parts(config)
-    parts = {
-        name: {**_part(settings[name], one.divided), "train_rows": count, "share": count / max(sum(counts), 1)}
+    parts: dict[str, dict[str, Any]] = {
+        name: {
+            "path": display_path(one.divided.config.path),
+            "format": one.divided.train.format,
+            "detected": one.divided.config.format == "auto",
+            "read": one.divided.train.read,
+            "skipped": sum(skipped.count for skipped in one.divided.skipped),
+            "unused": list(one.divided.train.unused),
+            "train_rows": count,
+            "share": count / max(sum(counts), 1),
+        }
         for (name, one), count in zip(made.items(), counts, strict=True)
     }
-    hows = list(dict.fromkeys(one.divided.how for one in made.values()))
     return {
         "path": ", ".join(dict.fromkeys(part["path"] for part in parts.values())),
         "name": config.name,
         "revision": config.revision,
         "split": config.split,
-        "held_out": ", ".join(hows),
+        "held_out": ", ".join(dict.fromkeys(one.divided.how for one in made.values())),
         "split_seed": SPLIT_SEED,
         "train_rows": len(train),
         "held_out_rows": len(held_out) if held_out is not None else 0,
         "parts": parts,
         "fingerprint": fingerprint(train),
-    }
-
-
-def _part(config: DataConfig, divided: Split) -> dict[str, Any]:
-    return {
-        "path": display_path(config.path),
-        "format": divided.train.format,
-        "detected": config.format == "auto",
-        "read": divided.train.read,
-        "skipped": sum(skipped.count for skipped in divided.skipped),
-        "unused": list(divided.train.unused),
     }
 
 

@@ -122,12 +122,6 @@ def draw(config: DataConfig, rows: Dataset, sizes: list[int]) -> tuple[Dataset, 
     return rows.select(numbers), taken
 
 
-def shuffle(rows: Mapping[str, Dataset]) -> Dataset:
-    """The parts as one, in an order drawn with a fixed seed; one part as it is."""
-    found = join(rows)
-    return found.shuffle(seed=SEED) if len(rows) > 1 else found
-
-
 def join(rows: Mapping[str, Dataset]) -> Dataset:
     """The parts laid end to end; where a part lacks a column that is not TRL's, it is `None`.
 
@@ -135,8 +129,6 @@ def join(rows: Mapping[str, Dataset]) -> Dataset:
     """
     from datasets import concatenate_datasets
 
-    if len(rows) == 1:
-        return next(iter(rows.values()))
     same = _unify_columns(rows)
     features: dict[str, Any] = {}
     first: dict[str, str] = {}
@@ -200,8 +192,3 @@ def _json_messages(part: Dataset) -> Dataset:
     features = part.features.copy()
     features.update(wrong)
     return part.map(lambda row: {column: row[column] for column in wrong}, features=features)
-
-
-def first_rows(config: DataConfig, rows: Dataset, limit: int | None) -> Dataset:
-    """The first `limit` rows of the mixture as a whole."""
-    return rows.select(range(min(limit, len(rows)))) if limit is not None else rows

@@ -69,9 +69,13 @@ def split_rows(
     return Split(config, train, held_out and first_rows(held_out, config.max_eval_rows, config, "held-out"), how)
 
 
+def take(rows: Dataset, limit: int | None) -> Dataset:
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
 def first_rows(found: Rows, limit: int | None, config: DataConfig, name: str) -> Rows:
     """The first `limit` of them; raises `PosttrainError` where there are none."""
-    rows = found.rows if limit is None else found.rows.select(range(min(limit, len(found.rows))))
+    rows = take(found.rows, limit)
     if not len(rows):
         raise PosttrainError(f"data.path={display_path(config.path)}: no rows for {name}")
     return replace(found, rows=rows)
