@@ -190,7 +190,8 @@ Completions that a model gave itself: {len(kept)} rows with the columns {", ".jo
 - Model: `{plan.source.name}`{f", revision `{plan.source.revision}`" if plan.source.revision else ""}
 - Prompts: `{source["path"]}`, split {settings.split}, {len(plan.prompts)} rows, fingerprint `{source["fingerprint"]}`
 - Drawn: {settings.n} for each prompt, temperature {settings.temperature:g}, top_p {settings.top_p:g}, at most \
-{settings.max_new_tokens} tokens, seed {settings.seed}, {settings.batch_size} sequences at a time{rewarded}
+{settings.max_new_tokens} tokens, seed {settings.seed}, {settings.batch_size} sequences at a time, \
+by {run.engine}{rewarded}
 - Kept: {_rule(run)}
 - Command: `{origin.command}`
 

@@ -95,6 +95,7 @@ def test_a_data_set_and_an_evaluation_by_continuous_batching(train):
     assert made.record()["metrics"]["completions"] == 40
     pieces = [json.loads(line) for line in (made.path / "completions.jsonl").read_text().splitlines()]
     assert [len(piece["prompts"]) for piece in pieces] == [16, 4], "eight batches at once"
+    assert "at a time, by continuous" in (made.data / "README.md").read_text()
     evaluated = [train(*EVALUATE, f"engine={name}") for name in ("transformers", "continuous")]
     greedy = [[row for row in rows(run.scores) if row.get("set") == "greedy"] for run in evaluated]
     assert len(greedy[0]) == 3

@@ -18,10 +18,15 @@ ENGINES = {"fsdp2": ("ACCELERATE_USE_FSDP", "FSDP"), "zero3": ("ACCELERATE_USE_D
 def test_the_config_is_one_that_accelerate_reads_and_trl_ships(name):
     import trl
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
 
     file = CONFIGS / f"{name}.yaml"
     read = load_config_from_file(str(file))
     assert read.distributed_type.value == ENGINES[name][1]
+    # accelerate takes a key that it does not know without a word.
+    inner = {**read.fsdp_config, **read.deepspeed_config}
+    assert inner
+    assert inner.keys() <= vars(launch_command_parser().parse_args(["script"])).keys()
     theirs = yaml.safe_load((Path(trl.__file__).parent / f"accelerate_configs/{name}.yaml").read_text())
     assert {**yaml.safe_load(file.read_text()), "num_processes": 8} == theirs
 
