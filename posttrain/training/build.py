@@ -133,7 +133,8 @@ def _share_computation(kind: str, parts: Parts, trainer: Any) -> None:
     """Prompts computed once for all their answers; a reference computed once, or moved with the policy."""
     from posttrain.training import shared_prompts
 
-    if parts.share_prompts and kind in shared_prompts.KINDS and (reason := shared_prompts.share(trainer)):
+    shared = parts.share_prompts and shared_prompts.several_answers(trainers.of(kind), parts.args)
+    if shared and (reason := shared_prompts.share(trainer)):
         print_plain(f"prompts  computed for each answer: {reason}")
     if parts.moves_reference:
         from posttrain.training.moving_reference import MovingReference

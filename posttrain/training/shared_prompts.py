@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config import trainers
 from posttrain.config.schema import Run
+from posttrain.config.trainers import Kind
 from posttrain.models import shared_prompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# What has several answers to a prompt in every batch.
-SHARED_ANSWERS = ("dpo", "reward", "grpo", "rloo")
-KINDS = (*SHARED_ANSWERS, "ppo")
-# These switch dropout off by default; the others leave it on.
-DISABLE_DROPOUT = ("dpo", "reward", "ppo")
+
+def several_answers(kind: Kind, args: dict[str, Any]) -> bool:
+    """Whether batches have several answers to a prompt."""
+    return kind.reads in ("pairs", "triples") or (args.get("num_generations", kind.generations) or 1) > 1
 
 
 def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
     """Why the prompt of several answers is computed for each of them; `None` where it is computed once, or has one."""
-    kind, args = run.trainer.kind, run.trainer.args
-    several = kind == "ppo" and (args.get("num_generations") or 1) > 1
-    if kind not in SHARED_ANSWERS and not several:
+    kind, args = trainers.of(run.trainer.kind), run.trainer.args
+    if not several_answers(kind, args):
         return None
     reason = shared_prompt.unsupported_reason(config, attention)
     noise = run.peft.method == "lora" and run.peft.lora.get("lora_dropout")
     if not run.trainer.share_prompts:
         reason = "trainer.share_prompts=false"
-    elif noise and not args.get("disable_dropout", kind in DISABLE_DROPOUT):
+    elif noise and not args.get("disable_dropout", kind.default("disable_dropout")):
         reason = f"peft.lora.lora_dropout={noise} is drawn for each answer in training; 0 shares them"
     return f"computed for each answer: {reason}" if reason else None
 

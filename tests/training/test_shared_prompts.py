@@ -29,6 +29,9 @@ RUNS = {
         "peft.quantization.bnb_4bit_compute_dtype=float32",
     ),
     "reward": ("trainer=reward", "peft=lora", "trainer.args.learning_rate=1e-3"),
+    "orpo": ("trainer=orpo", "peft=lora", "trainer.args.learning_rate=1e-3"),
+    "simpo": ("trainer=simpo", "peft=lora", "trainer.args.learning_rate=1e-3"),
+    "gmpo": ("trainer=gmpo", "peft=lora", *GROUPS, *ONLINE),
     "grpo": ("trainer=grpo", "peft=lora", *GROUPS, *ONLINE),
     "rloo": ("trainer=rloo", "peft=lora", *GROUPS, *ONLINE),
 }
