@@ -133,7 +133,7 @@ def test_a_run_that_began_from_another_is_measured_against_that(train, tmp_path)
     shutil.rmtree(first.path)
     found, why = reference(lineage.source(str(run.path)))
     assert found is None
-    assert "no such folder" in why
+    assert "no such run or folder" in why
 
 
 def test_a_reward_model_by_hand(train, pairs):

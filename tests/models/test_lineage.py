@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused_before_weights_load(sft, train, tmp_path):
         begin(*child, "model=smollm2", f"model.init_from={sft.path}")
     with pytest.raises(PosttrainError, match="not the run directory of a training run"):
         begin(*child, "model.init_from=embedded:tiny")
-    with pytest.raises(PosttrainError, match="no such folder"):
+    with pytest.raises(PosttrainError, match="no such run or folder"):
         begin(*child, "model.init_from=./nowhere")
     other = tmp_path / "other.jinja"
     other.write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")

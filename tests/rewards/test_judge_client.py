@@ -181,7 +181,7 @@ def test_a_local_model_answers_greedily_and_is_not_loaded_for_what_is_known(monk
 
 
 def test_no_such_local_model():
-    with pytest.raises(PosttrainError, match="no such folder"):
+    with pytest.raises(PosttrainError, match="no such run or folder"):
         open_judge("./nowhere")
 
 
