@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from posttrain.config import classes, trainers
+from posttrain.config import classes, hints, trainers
 from posttrain.config.schema import Run
 from posttrain.config.trainers import Kind
 from posttrain.errors import PosttrainError, did_you_mean
@@ -23,6 +23,12 @@ OF_EVERY_TRAINER = (
     *("loss", "grad_norm", "learning_rate", "runtime", "samples_per_second", "steps_per_second", "total_flos"),
     *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
 )
+# Of the jobs that do not train: the metric, or the part in front of its first slash.
+OF_JOBS = {
+    "sample": "prompts completions kept ended length tokens_per_second score best_of_n kept_score rewards",
+    "evaluate": "loss_per_token perplexity implicit_accuracy implicit_margin likelihood_accuracy likelihood_margin "
+    "chosen_log_prob rejected_log_prob accuracy margin sampled greedy against difference",
+}
 SEE = "docs/tracking.md has those of each trainer"
 LOGGED_BESIDE = ("judge/", "ensemble/", "shift/")
 # The measurements of the probe (docs/probe.md) by the part behind `probe/`.
@@ -88,7 +94,11 @@ def unmeasured(run: Run) -> list[str]:
 
 
 def _unmeasured(run: Run, kind: Kind, one: Objective) -> str | None:
-    probe = run.probe
+    probe, known = run.probe, OF_JOBS.get(run.job, "").split()
+    if known:
+        first = one.metric.partition("/")[0]
+        ours = first in known or run.evaluate.tasks  # a benchmark's has the name of its task
+        return None if ours else f"job={run.job} does not measure it; {hints.nearest(first, known)}"
     _, of_probe, measured = one.metric.partition("probe/")
     what, _, name = measured.partition("/")
     there = {"gold": probe.gold, "rewards": {**run.reward, **probe.rewards}}

@@ -155,7 +155,7 @@ def _parts(run: Run) -> Iterator[str]:
         from posttrain.config import objective
 
         yield from objective.check(run.objective)
-        yield from objective.unmeasured(run) if trains else ()
+        yield from objective.unmeasured(run) if trains or run.job in objective.OF_JOBS else ()
     if run.data.streaming:
         from posttrain.data import stream
 

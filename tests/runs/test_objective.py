@@ -10,6 +10,7 @@ from posttrain.config.objective import Objective, parse
 from posttrain.config.schema import ProbeConfig, RewardConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
+from posttrain.runs.metrics import EVALUATION_TITLES
 from posttrain.runs.objective_value import from_metrics, of_run
 
 
@@ -71,6 +72,21 @@ def test_what_no_run_will_measure_is_said_before_it():
     for text in ("probe/kl", "eval_loss at kl 5"):
         assert said(text, 0) == [f"objective={text}: there is no probe in this run; set probe.prompts"]
     assert said("eval_loss", 0) == said("rewards/short/mean") == said("what is at fault", 0) == said(None, 0) == []
+
+
+def test_the_metrics_of_other_jobs_are_those_they_measure():
+    known = set(objective.OF_JOBS["evaluate"].split())
+    assert known == {*EVALUATION_TITLES, "sampled", "greedy", "against", "difference"}
+    run = Run(job="sample", objective=["score", "rewards/length", "scores"])
+    run.trainer.kind = "dpo"
+    (error,) = objective.unmeasured(run)
+    assert error == "objective=scores: job=sample does not measure it; did you mean score or kept_score?"
+    run = Run(job="evaluate", objective=["sampled/score", "perplexity", "nope"])
+    run.trainer.kind = "dpo"
+    (error,) = objective.unmeasured(run)
+    assert error.startswith("objective=nope: job=evaluate does not measure it; known here: loss_per_token")
+    run.evaluate.tasks = ["arc"]
+    assert objective.unmeasured(run) == []
 
 
 def test_two_objectives_are_two_numbers(directory):
