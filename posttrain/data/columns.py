@@ -217,14 +217,10 @@ def prompts(rows: Dataset) -> Dataset | None:
     """The prompts of rows, with their other columns, for sampling; `None` for plain text, which has no prompt."""
     columns = set(rows.column_names)
     if "prompt" not in columns and "messages" in columns:
-        rows = rows.map(_turns_before_last, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
+        rows = rows.map(_turns_to_answer, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
     elif "prompt" not in columns:
         return None
     return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])
-
-
-def _turns_before_last(row: dict[str, Any]) -> dict[str, Any]:
-    return {"prompt": row["messages"][:-1]}
 
 
 def check_weight(row: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import SCORE_COLUMNS, TRL_COLUMNS, with_template_options
 from posttrain.data.formats import ABOUT, PAIRS
-from posttrain.data.reading import Template, display_path
+from posttrain.data.reading import display_path
 from posttrain.data.split import SPLIT_SEED, overlap, take
 from posttrain.data.store import Skipped
 from posttrain.data.trainer_rows import TrainerRows, load_held_out_rows, load_prompt_rows, load_rows
@@ -19,6 +19,8 @@ from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+    from posttrain.data.rendering import Rendering
 
 # The first rows, which represent all where it would take long to look at every one.
 FIRST_ROWS = 256
@@ -114,7 +116,7 @@ class Data:
         return found
 
 
-def load(config: DataConfig, kind: str, template: Template | None = None) -> Data:
+def load(config: DataConfig, kind: str, template: Rendering | None = None) -> Data:
     """Load, split, adapt and mix the data of a run for the trainer `kind`; raises `PosttrainError` for bad input.
 
     With a `template` rows that it refuses are bad input too.

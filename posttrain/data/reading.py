@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
@@ -26,20 +26,10 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from posttrain.data.rendering import Rendering
+
 # So many rows tell the format.
 DETECTION_ROWS = 200
-
-
-class Template(Protocol):
-    """What the model's chat template makes of rows (`posttrain.data.rendering`)."""
-
-    reasoning: str
-
-    def without_bos(self, text: str) -> str:
-        """Text that was rendered before, without the BOS that the tokenizer adds anew."""
-
-    def check(self, row: Mapping[str, Any]) -> None:
-        """Raise `RowError` for a row that it refuses."""
 
 
 @dataclass
@@ -49,7 +39,7 @@ class Converter:
     make: Callable[[Mapping[str, Any]], Example]
     kind: str | None
     conversational: bool = False
-    template: Template | None = None
+    template: Rendering | None = None
     keep: bool = False
     labelled: bool = False
     needed: tuple[str, ...] = ()
@@ -135,7 +125,7 @@ def read(
     key: str,
     kind: str | None,
     needed: tuple[str, ...] | None = None,
-    template: Template | None = None,
+    template: Rendering | None = None,
 ) -> Rows:
     """The rows of `path` that trainer `kind` will learn from; with no `kind`, those that have prompts.
 
@@ -163,7 +153,7 @@ def open_files(
     kind: str | None,
     named: str,
     needed: tuple[str, ...] | None = None,
-    template: Template | None = None,
+    template: Rendering | None = None,
 ) -> RowSource:
     """The rows of text files, their columns renamed."""
 
@@ -183,9 +173,14 @@ def open_files(
 
 def _check_columns(paths: list[Path], columns: dict[str, str]) -> None:
     first = itertools.islice((row for path in paths for _, row in f.rows(path, columns)), DETECTION_ROWS)
-    have = list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
+    if have := list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)):
+        check_names(columns, have)
+
+
+def check_names(columns: dict[str, str], have: list[str]) -> None:
+    """Raise `PosttrainError` for a name of theirs, in `data.columns`, that the data does not have."""
     for ours, theirs in columns.items():
-        if have and theirs not in have:
+        if theirs not in have:
             raise PosttrainError(f"data.columns.{ours}={theirs}: no such column; the data has {', '.join(have)}")
 
 
@@ -199,11 +194,7 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 
 def rename(dataset: Dataset, columns: dict[str, str]) -> Dataset:
     """Rename columns from `{ours: theirs}`; a column of ours that is in the way is dropped."""
-    for ours, theirs in columns.items():
-        if theirs not in dataset.column_names:
-            raise PosttrainError(
-                f"data.columns.{ours}={theirs}: no such column; the data has {', '.join(dataset.column_names)}"
-            )
+    check_names(columns, dataset.column_names)
     in_the_way = [ours for ours, theirs in columns.items() if ours != theirs and ours in dataset.column_names]
     dataset = dataset.remove_columns([c for c in in_the_way if c not in columns.values()])
     return dataset.rename_columns({theirs: ours for ours, theirs in columns.items() if ours != theirs})
@@ -214,7 +205,7 @@ def open_rows(
     config: DataConfig,
     kind: str | None,
     needed: tuple[str, ...] | None = None,
-    template: Template | None = None,
+    template: Rendering | None = None,
 ) -> RowSource:
     """What the first rows say of all: the format, and whether `kind` can learn from it (see `read`)."""
     first = [row for _, row in itertools.islice(rows(), DETECTION_ROWS) if isinstance(row, dict)]
@@ -237,11 +228,9 @@ def open_rows(
         convert = Converter(FORMATS[name], **more)
         convert.needed = _needed(first, convert, name, kind)
         return RowSource(rows, name, convert)
-    if not first:
-        return RowSource(rows, name, Converter(lambda row: Example(), **more))
     if needed is not None:
         needed = tuple(name for name in needed if name in columns)
-    elif kind is not None:
+    elif kind is not None and first:
         needed = tuple(name for name in col.choose_columns(columns, kind) if name in col.TRL_COLUMNS)
     else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
@@ -251,18 +240,9 @@ def open_rows(
             f"data.conversational=true: needs a column prompt, and the data has {', '.join(columns)}; "
             "map it, ours to theirs: 'data.columns={prompt: question}'"
         )
-    make = (
-        functools.partial(
-            trl, needed=needed, repeated=_answers_repeat_prompt(first, needed), prompted="prompt" in columns
-        )
-        if needed
-        else _empty_example
-    )
+    repeated = _answers_repeat_prompt(first, needed)
+    make = functools.partial(trl, needed=needed, repeated=repeated, prompted="prompt" in columns)
     return RowSource(rows, name, Converter(make, **more))
-
-
-def _empty_example(row: Mapping[str, Any]) -> Example:
-    return Example()
 
 
 def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...]) -> bool:

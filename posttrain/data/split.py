@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import PROMPT_COLUMNS, TRL_COLUMNS, prompt_of
-from posttrain.data.reading import Rows, Template, display_path, has_splits, held_out_split, read
+from posttrain.data.reading import Rows, display_path, has_splits, held_out_split, read
 from posttrain.data.sampled import data_file
 from posttrain.data.store import Skipped
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from posttrain.data.rendering import Rendering
 
 # A data set without a held-out split is divided with this seed, whatever the training seed is.
 SPLIT_SEED = 0
@@ -37,7 +39,7 @@ class Split:
 
 
 def split_rows(
-    config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None, template: Template | None = None
+    config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None, template: Rendering | None = None
 ) -> Split:
     """The rows of `data.path` (and `data.eval_path`), for trainer `kind`; the rest as in `reading.read`."""
     own = config_for_path(config, config.path)

@@ -20,7 +20,6 @@ from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template
 from posttrain.data.reading import (
     Rows,
     RowSource,
-    Template,
     display_path,
     held_out_split,
     open_files,
@@ -36,6 +35,8 @@ from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+
+    from posttrain.data.rendering import Rendering
 
 STREAMABLE = ("text", "pairs")
 COMPARISON_FORMATS = ("ultrafeedback", "rankings", "ratings")
@@ -77,7 +78,7 @@ class Stream:
     kind: str
     held: int
     skipped: Skipped
-    template: Template | None = None
+    template: Rendering | None = None
     columns: list[str] = field(default_factory=list)
 
     def __call__(self) -> Iterator[dict[str, Any]]:
@@ -123,7 +124,7 @@ class Stream:
                 self.skipped.add(place, row_error, None if isinstance(row, RowError) else row)
 
 
-def load(config: DataConfig, kind: str, template: Template | None) -> tuple[IterableDataset, TrainerRows]:
+def load(config: DataConfig, kind: str, template: Rendering | None) -> tuple[IterableDataset, TrainerRows]:
     """The stream of training rows; its first rows, and held-out ones."""
     from datasets import Features, IterableDataset, Value
 
@@ -156,7 +157,7 @@ def load(config: DataConfig, kind: str, template: Template | None) -> tuple[Iter
     return rows.shuffle(seed=SEED, buffer_size=BUFFER), made
 
 
-def _source(config: DataConfig, kind: str, template: Template | None) -> RowSource:
+def _source(config: DataConfig, kind: str, template: Rendering | None) -> RowSource:
     named = f"data.path={display_path(config.path)}"
     local = f.resolve(config.path)
     if local and f.kind(local[0]) != ".parquet":

@@ -9,12 +9,14 @@ from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import PAIRS, prompts, to_trainer_columns
 from posttrain.data.formats import is_scored
-from posttrain.data.reading import Rows, Template, display_path
+from posttrain.data.reading import Rows, display_path
 from posttrain.data.split import Split, split_rows
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from posttrain.data.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TrainerRows:
     divided: Split
 
 
-def load_rows(config: DataConfig, kind: str, template: Template | None) -> TrainerRows:
+def load_rows(config: DataConfig, kind: str, template: Rendering | None) -> TrainerRows:
     """Load, split and adapt the data of `config.path` for the trainer `kind`; raises `PosttrainError` for bad input."""
     return for_trainer(split_rows(config, kind, template=template), kind)
 

@@ -17,6 +17,8 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
 
     `prompted`: rows have a column `prompt`, so that none takes it from what its answers begin with by chance.
     """
+    if not needed:
+        return Example()
     if needed[0] == "messages":
         from posttrain.data.messages import conversation
 
