@@ -2,6 +2,10 @@
 
 Both give the place of a completion that has ended to the next prompt. `continuous` is Transformers' continuous batching
 on a model in memory. `vllm` is vLLM: its own copy of the weights, or, in a training that samples with vLLM, that one.
+
+An engine has the `generation_config` that says where the model stops, and `draw(prompts, batch_size, settings)`, which
+gives the token ids of one completion for each prompt, `batch_size` at a time. `settings` are those of Transformers'
+`GenerationConfig`; the seed comes from torch's global generator.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,18 +24,6 @@ from posttrain.runs.lineage import Source
 # Tokens in a page of the cache (FlashAttention takes multiples of 256), and the most that one pass reads.
 PAGE, PASS = 256, 1024
 LARGEST_SEED = 2**31
-
-
-class Engine(Protocol):
-    """Draws tokens; `generation_config` says where the model stops."""
-
-    generation_config: Any
-
-    def draw(self, prompts: Sequence[list[int]], batch_size: int, settings: dict[str, Any]) -> list[list[int]]:
-        """Token ids of one completion for each prompt, `batch_size` at a time.
-
-        `settings` are `GenerationConfig`'s. Random numbers come from one of torch's global generator.
-        """
 
 
 def load(engine: str, source: Source, batch_size: int, length: int, model: Any = None) -> Any:
@@ -101,13 +93,7 @@ class VLLM:
         from transformers import GenerationConfig
         from vllm import LLM
 
-        model, revision = source.base, source.revision
-        if source.adapter:
-            from posttrain.models.merge import merge
-
-            assert source.run is not None
-            model, revision = str(source.run.path / "base"), None
-            merge(source, source.run.path / "base")
+        model, revision = (_merged(source), None) if source.adapter else (source.base, source.revision)
         try:
             self.generation_config = GenerationConfig.from_pretrained(model, revision=revision or "main")
         except OSError:  # it has none
@@ -139,6 +125,22 @@ class VLLM:
         ]
         outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], asked, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def _merged(source: Source) -> str:
+    """The folder with the run's adapter merged into its weights, where the next training would put them."""
+    from posttrain.models.merge import merge
+
+    assert source.run is not None
+    folder = source.run.path / "base"
+    try:
+        merge(source, folder)
+    except PosttrainError as error:
+        raise PosttrainError(
+            f"engine=vllm: {source.name}: {str(error).split('. Allowed')[0]}; merge it yourself with `posttrain export "
+            f"{source.name} --merge --max-kl LIMIT --out FOLDER` and give that folder"
+        ) from error
+    return str(folder)
 
 
 @dataclass

@@ -167,6 +167,17 @@ def test_vllm_gets_the_merged_weights_the_limits_and_the_settings(finished, trai
     assert weights.tokenizer(lineage.source(str(run.path))).eos_token_id in ends
 
 
+def test_a_merge_that_loses_something_is_not_drawn_from(finished, vllm, monkeypatch):
+    run = finished("+recipe=dpo_smollm2", "trainer.args.learning_rate=2e-2")
+    monkeypatch.setattr("posttrain.models.merge.MAX_KL", -1.0)
+    with pytest.raises(
+        PosttrainError, match=r"engine=vllm: .*is not the adapter on its base.*--max-kl LIMIT --out FOLDER"
+    ):
+        engines.load("vllm", lineage.source(str(run.path)), 2, 64)
+    assert not vllm.made
+    assert not (run.path / "base").exists()
+
+
 def test_an_evaluation_by_vllm_measures_the_same(finished, train, vllm):
     run = finished("+recipe=dpo_smollm2", "trainer.args.learning_rate=2e-2")
     found = [train(*EVALUATE, f"model.init_from={run.path}", f"engine={name}") for name in ("transformers", "vllm")]
