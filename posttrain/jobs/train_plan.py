@@ -89,6 +89,9 @@ def _teacher(run: Run) -> str:
     from posttrain.training import trainer_arguments
 
     source = trainer_arguments.teacher_source(run)
+    student = (run.model.path, run.model.revision, run.model.init_from, run.peft.quantization)
+    if student == (source.name, source.revision, None, source.quantization):
+        return f"{source.name}: the model that is trained, so nothing will change; set trainer.teacher.model=RUN"
     return source.name + (" in 4-bit" if source.quantization.get("load_in_4bit") else "")
 
 

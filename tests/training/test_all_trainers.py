@@ -456,6 +456,13 @@ def test_an_attention_is_left_to_the_trainers_that_have_their_own(monkeypatch):
         assert args["model_init_kwargs"].get("attn_implementation") == given
 
 
+def test_a_teacher_that_is_the_student_is_named_in_the_plan(capsys):
+    run, origin = compose(*command("distillation", "trainer.teacher.model=embedded:tiny", "dry_run=true"))
+    job(run, origin)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "teacher embedded:tiny: the model that is trained, so nothing will change; set trainer.teacher.model" in said
+
+
 def test_a_teacher_of_another_vocabulary_is_refused_before_its_weights_load(tmp_path):
     from transformers import AutoTokenizer
 
