@@ -88,7 +88,7 @@ def measure(
         for prompt, answer in encode_answer(tokenizer, row["prompt"], [row["chosen"], row["rejected"]], row=row):
             sequences.append((prompt, answer[:max_new_tokens]))
     # An answer that is the beginning of the other has no tokens of its own.
-    with Phase(f"pairs      how likely {len(sequences)} answers are", len(sequences)) as phase:
+    with Phase(f"pairs      log-probabilities of {len(sequences)} answers", len(sequences)) as phase:
         totals = log_probs(model, sequences, tokenizer.pad_token_id, phase.advance)
     each = [total / max(len(answer), 1) for total, (_, answer) in zip(totals, sequences, strict=True)]
     own, pairs = each[: len(rows)], each[len(rows) :]
