@@ -77,12 +77,20 @@ def start(work: Callable[[], Any], log: Path) -> int:
 
 
 def wait(child: int, seconds: float = 120.0) -> int:
-    """The exit status of a child, negative for a signal; one that takes longer is killed, and fails the test."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    """The exit status of a child, negative for a signal.
+
+    A child that is stuck is killed, and fails the test: it used no CPU time for `seconds`, or took ten times as long. A
+    busy machine makes it slow only.
+    """
+    began = moved = time.monotonic()
+    used = -1
+    while time.monotonic() < min(moved + seconds, began + 10 * seconds):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        ticks = sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        if ticks != used:
+            used, moved = ticks, time.monotonic()
         time.sleep(0.01)
     os.kill(child, 9)
     os.waitpid(child, 0)
