@@ -123,7 +123,7 @@ def _unlogged(run: Run, kind: Kind, metric: str) -> str | None:
     own = [entry.function for entries in run.rewards.values() for entry in entries.values()]
     if run.trainer.has_objects or any(path and not path.startswith("posttrain.") for path in own):
         return None
-    if (reward := re.fullmatch(r"(?:eval_)?rewards/(\w+)/(?:mean|std)", metric)) and reward[1] not in run.reward:
+    if (reward := re.fullmatch(r"(?:eval_)?rewards/([^/]+)/(?:mean|std)", metric)) and reward[1] not in run.reward:
         return f"no such reward; there are {', '.join(run.reward) or 'none'}"
     name, (texts, patterns) = metric.removeprefix("eval_"), _logged(kind.path)
     name = name.replace("logratio/", "rewards/", 1)
@@ -143,15 +143,11 @@ def _logged(path: str) -> tuple[frozenset[str], frozenset[str]]:
     own = (one for one in source.lineage() if not one.module.startswith("transformers.")) if source else ()
     for tree in {one.module: one.tree for one in own}.values():
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Constant)
-                and isinstance(node.value, str)
-                and re.fullmatch(r"\w+(/\w+)*", node.value)
-            ):
-                texts.add(node.value)
+            if isinstance(node, ast.Constant) and re.fullmatch(r"\w+(/\w+)*", text := str(node.value)):
+                texts.add(text)
             elif isinstance(node, ast.JoinedStr):
-                parts = [re.escape(str(n.value)) if isinstance(n, ast.Constant) else r"\w+" for n in node.values]
-                if re.fullmatch(r"(\w+/)+[\w/+]+", "".join(parts).replace("\\", "")):
+                parts = [re.escape(str(n.value)) if isinstance(n, ast.Constant) else "[^/]+" for n in node.values]
+                if re.match(r"\w+/\S+$", "".join(parts)):
                     patterns.add("".join(parts))
     return frozenset(texts), frozenset(patterns)
 

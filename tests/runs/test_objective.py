@@ -62,16 +62,27 @@ def test_what_less_is_better_of():
 def test_what_no_run_will_measure_is_said_before_it():
     def said(text, prompts=8):
         entry = RewardConfig(function="posttrain.rewards.text.length")
-        run = Run(objective=text, reward={"short": entry}, probe=ProbeConfig(prompts=prompts, gold={"rm": entry}))
+        run = Run(
+            objective=text,
+            reward={"short": entry, "my-own": entry},
+            probe=ProbeConfig(prompts=prompts, gold={"rm": entry}),
+        )
         run.trainer.kind = "grpo"
         return objective.unmeasured(run)
 
     assert said(["probe/gold/rm at kl 5", "probe/rewards/short", "probe/kl", "eval_loss"]) == []
-    there = "there are probe/gold/rm, probe/rewards/short"
+    there = "there are probe/gold/rm, probe/rewards/short, probe/rewards/my-own"
     assert said("probe/gold/short at kl 5") == [f"objective=probe/gold/short at kl 5: no such reward; {there}"]
     for text in ("probe/kl", "eval_loss at kl 5"):
         assert said(text, 0) == [f"objective={text}: there is no probe in this run; set probe.prompts"]
-    assert said("eval_loss", 0) == said("rewards/short/mean") == said("what is at fault", 0) == said(None, 0) == []
+    assert (
+        said("eval_loss", 0)
+        == said("rewards/short/mean")
+        == said("eval_rewards/my-own/std")
+        == said("what is at fault", 0)
+        == said(None, 0)
+        == []
+    )
 
 
 def test_the_metrics_of_other_jobs_are_those_they_measure():
