@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
+from posttrain.data.chat_text import without_learn_keys
 from posttrain.data.example import Example
 from posttrain.data.formats import PAIRS
 from posttrain.data.prompts import common_prefix_length
@@ -111,17 +112,14 @@ def check_learnable(example: Example, kind: str | None) -> None:
             f"prompt[{len(example.prompt) - 1}]",
             "is the assistant's, and TRL does not continue a turn; end with the user's",
         )
-    if example.prompt == "" and "prompt" not in example.used and kind and not accepts_missing_prompt(kind):
+    # Those that score take two answers without their question, and those that sample a question alone.
+    needs_prompt = kind and not (trainers.of(kind).samples_completions or trainers.of(kind).scores)
+    if example.prompt == "" and "prompt" not in example.used and needs_prompt:
         raise RowError(
             "chosen",
             "shares no beginning with rejected, and there is no prompt: the answers would be learnt without their "
             "question; map its column: 'data.columns={prompt: THEIRS}'",
         )
-
-
-def accepts_missing_prompt(kind: str) -> bool:
-    """Whether the trainer takes two answers without their question, or a question alone."""
-    return trainers.of(kind).samples_completions or trainers.of(kind).scores
 
 
 def check_media(row: Mapping[str, Any]) -> None:
@@ -199,7 +197,7 @@ def _join_conversation(row: dict[str, Any]) -> dict[str, Any]:
 
 def _turns_to_answer(row: dict[str, Any]) -> dict[str, Any]:
     """The turns that a reply follows: all but the assistant's last ones."""
-    turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in row["messages"]]
+    turns = without_learn_keys(row["messages"])
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
     return {"prompt": turns}

@@ -56,7 +56,8 @@ def _objects(stream: Any) -> Found:
     for number, raw in enumerate(stream, 1):
         if raw.strip():
             try:
-                yield number, _object(_text(raw).rstrip())
+                text = _text(raw).rstrip()
+                yield number, _dict(parse_json(text), text)
             except RowError as row_error:
                 yield number, row_error
 
@@ -142,10 +143,6 @@ def _text(raw: bytes) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RowError("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
-
-
-def _object(text: str) -> dict[str, Any]:
-    return _dict(parse_json(text), text)
 
 
 def parse_json(text: str) -> Any:

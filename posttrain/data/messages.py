@@ -104,19 +104,13 @@ def conversation(value: Any, field: str, what: str = "messages") -> Turns:
     for index, one in enumerate(value):
         turn = message(one, f"{field}[{index}]")
         calls_only = turn.calls and not turn.content and turn.role == "assistant"
-        if calls_only and made and made[-1].role == "assistant" and _is_call_turn(one):
+        written_as_call = isinstance(one, Mapping) and one.get("from", one.get("role")) in TOOL_CALL_ROLES
+        if calls_only and made and made[-1].role == "assistant" and written_as_call:
             before = made.pop()  # the call belongs to what was said before it, or EOS would be learnt in between
-            turn = replace(before, calls=before.calls + turn.calls, learn=_both_learn(before.learn, turn.learn))
+            marks = [mark for mark in (before.learn, turn.learn) if mark is not None]
+            turn = replace(before, calls=before.calls + turn.calls, learn=all(marks) if marks else None)
         made.append(turn)
     return made
-
-
-def _is_call_turn(given: Mapping[str, Any]) -> bool:
-    return given.get("from", given.get("role")) in TOOL_CALL_ROLES
-
-
-def _both_learn(one: bool | None, other: bool | None) -> bool | None:
-    return other if one is None else one if other is None else one and other
 
 
 def _keys(given: Mapping[str, Any]) -> tuple[str, str]:

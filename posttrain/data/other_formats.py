@@ -194,15 +194,11 @@ def ratings(row: Row) -> Example:
 
 
 def _asked(prompt: Any) -> TextOrTurns:
-    if _opens(prompt):
+    if isinstance(prompt, str) and prompt.lstrip().startswith("Human:"):
         turns = parse_dialogue(prompt, "prompt")
         return turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns
     given = text_or_turns(prompt, "prompt")
     return without_learn_marks(given) if isinstance(given, list) else given
-
-
-def _opens(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip().startswith("Human:")
 
 
 def _answer(value: Any, prompt: TextOrTurns, field: str) -> TextOrTurns:

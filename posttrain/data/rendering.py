@@ -177,10 +177,10 @@ class Rendering:
         """What a plan says of the rows that were read."""
         found = {}
         if self.without_thoughts:
-            keeps = self.trainer.reads == "text" and not self.template and _can_keep(self.tokenizer)
+            keeps = self.trainer.reads == "text" and not self.template
             option = (
                 "trainer.args.assistant_only_loss=true trains with TRL's template, which keeps it"
-                if keeps
+                if keeps and chat_text.training_template(self.tokenizer, True)
                 else "model.chat_template=FILE.jinja sets one that keeps it"
             )
             found["thinking"] = (
@@ -220,7 +220,3 @@ def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def _reopens(turns: chat_text.Messages) -> bool:
     return any(one["role"] == other["role"] == "assistant" for one, other in itertools.pairwise(turns))
-
-
-def _can_keep(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return chat_text.training_template(tokenizer, True) is not None

@@ -29,10 +29,11 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
     given = ("prompt", *needed) if row.get("prompt") is not None or "prompt" in needed else needed
     prompt = _text_or_turns(row.get("prompt"), "prompt") if "prompt" in given else None
     if needed == ("prompt",):
-        return Example(prompt=_unmarked(prompt), used=needed)
+        return Example(prompt=without_learn_marks(prompt) if isinstance(prompt, list) else prompt, used=needed)
     names = [name for name in needed if name not in ("prompt", "label")]
     answers: dict[str, Any] = {name: _text_or_turns(row.get(name), name) for name in names}
-    if prompt is None and isinstance(row.get("messages"), list) and _begin_with_answers(answers):
+    begin_with_answer = all(isinstance(said, list) and said[0].role == "assistant" for said in answers.values())
+    if prompt is None and isinstance(row.get("messages"), list) and begin_with_answer:
         from posttrain.data.messages import conversation
 
         prompt, given = conversation(row["messages"], "messages"), (*given, "messages")  # as axolotl has pairs
@@ -40,14 +41,6 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
         raise RowError("prompt", "is missing")
     asked, answers = split_prompt(prompt, answers, repeated)
     return Example(prompt=asked, used=given, **answers)
-
-
-def _begin_with_answers(answers: dict[str, Any]) -> bool:
-    return all(isinstance(said, list) and said[0].role == "assistant" for said in answers.values())
-
-
-def _unmarked(prompt: TextOrTurns | None) -> TextOrTurns | None:
-    return without_learn_marks(prompt) if isinstance(prompt, list) else prompt
 
 
 def _text_or_turns(value: Any, field: str) -> TextOrTurns:

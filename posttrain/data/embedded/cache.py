@@ -19,7 +19,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "posttrain"
 
 
-def cached(name: str, build: Callable[[Path], None]) -> Path:
+def cached(name: str, build: Callable[[Path], object]) -> Path:
     """The folder `name` in the cache; where it is missing, `build` fills an empty folder that then becomes it.
 
     The name carries a version: a changed `build` needs a new name. Raises `PosttrainError` where the cache cannot be

