@@ -36,7 +36,9 @@ def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractCont
     """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
     if origin.sweep_dir is None or not schema.main_process():
         return nullcontext()
-    return directory.wait_until_free(f"{directory.name}: another process is running it")
+    from posttrain.runs.waiting import wait_until_free
+
+    return wait_until_free(directory, f"{directory.name}: another process is running it")
 
 
 def record_with_same_data(directory: RunDirectory, data: dict[str, Any]) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.runs import objective_value
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.durable import write_json
+from posttrain.runs.waiting import wait_until_free
 
 
 def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
@@ -37,8 +38,8 @@ def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         return None
     with process.StageSignals() as signals:
         job = PipelineRun(directory, Progress(stages, run), origin, signals)
-        with directory.wait_until_free(
-            f"{directory.name}: another process is running this very pipeline", job.stop_if_asked
+        with wait_until_free(
+            directory, f"{directory.name}: another process is running this very pipeline", job.stop_if_asked
         ):
             directory.write_config(run)
             job.run()
@@ -132,7 +133,7 @@ class PipelineRun:
         before = time.time()
         ran = False
         if step.state != "reuse":
-            with step.directory.wait_until_free(f"{stage.name}: another process is running it", self.stop_if_asked):
+            with wait_until_free(step.directory, f"{stage.name}: another process is running it", self.stop_if_asked):
                 # The process that was waited for may have finished it.
                 if ran := not step.directory.finished():
                     self._execute(step, entry)

@@ -20,8 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,6 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from posttrain.config.schema import Origin, Run
-from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs import checkpoint as checkpoints
 from posttrain.runs import durable
@@ -69,14 +67,12 @@ class RunDirectory:
     def claim(self) -> None:
         """Make the directory this process's own; raises `PosttrainError` while another process has it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            # The lock is the kernel's: it is released when the process dies, however it dies.
-            # For a moment it may be held by a process that only asks whether it is held.
-            self._lock.acquire(timeout=0.2, poll_interval=0.02)
-        except Timeout:
+        # The lock is the kernel's: it is released when the process dies, however it dies.
+        # For a moment it may be held by a process that only asks whether it is held.
+        if not try_lock(self._lock, 0.2):
             raise PosttrainError(
                 f"{self.path}: another process is running this very run; wait for it, or set name=OTHER"
-            ) from None
+            )
 
     def release(self) -> None:
         self._lock.release()
@@ -85,38 +81,10 @@ class RunDirectory:
         """Whether another process has the directory now."""
         if not self.path.is_dir():
             return False
-        if _try_lock(self._lock, 0):
+        if try_lock(self._lock, 0):
             self._lock.release()
             return False
         return True
-
-    @contextmanager
-    def wait_until_free(self, message: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Wait until no other process has the directory, and keep others that wait here waiting meanwhile.
-
-        `message` is printed once, where there is something to wait for; `check` is called some times a second, and may
-        raise. A second lock, because the run's own process, which is started here, takes the first.
-        """
-        printed = False
-
-        def wait() -> None:
-            nonlocal printed
-            if not printed:
-                print_plain(f"{message}; waiting for it")
-            printed = True
-            check()
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        queue = FileLock(self.path / ".turn")
-        while not _try_lock(queue, 0.2):
-            wait()
-        try:
-            while self.claimed_elsewhere():
-                wait()
-                time.sleep(0.2)
-            yield
-        finally:
-            queue.release()
 
     @contextmanager
     def claim_for_work(self) -> Iterator[bool]:
@@ -233,9 +201,10 @@ class RunDirectory:
         os.replace(temporary, folder)
 
 
-def _try_lock(lock: FileLock, seconds: float) -> bool:
+def try_lock(lock: FileLock, seconds: float) -> bool:
+    """Acquire `lock` within so many seconds; whether that succeeded."""
     try:
-        lock.acquire(timeout=seconds)
+        lock.acquire(timeout=seconds, poll_interval=0.02)
     except Timeout:
         return False
     return True
