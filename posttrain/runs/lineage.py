@@ -72,7 +72,8 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
         tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else base
         return Source(path, base, tokenizer, known.get("revision"), str(folder))
     # What lies among runs is no hub id.
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or runs_in(folder.parent)):
+    local = path.startswith((".", "/", "~")) or (not path.startswith("embedded:") and runs_in(folder.parent))
+    if local and not folder.is_dir():
         raise PosttrainError(f"{key}={path}: no such run or folder{near_path(path)}")
     if (runs := runs_in(folder)) and not (folder / "config.json").is_file():
         raise PosttrainError(f"{key}={path}: a folder of runs; name one, such as {runs[-1]}")
