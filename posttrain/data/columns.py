@@ -105,6 +105,10 @@ def check_learnable(example: Example, kind: str | None) -> None:
             raise RowError("messages", "no message is the assistant's, so nothing is learnt from it")
         if not any(one.role == "assistant" and one.learn is not False for one in turns):
             raise RowError("messages", "every assistant message has weight 0; nothing is learned from it")
+    if turns is not None and reads == "messages" and (turns[-1].role != "assistant" or turns[-1].learn is False):
+        raise RowError(
+            f"messages[{len(turns) - 1}]", f"{kind} learns the last message alone, which has to be an answer"
+        )
     if turns is not None and reads == "prompts" and all(one.role in ("assistant", "system") for one in turns):
         raise RowError("messages", "no message is the user's, so there is no prompt")
     if reads == "prompts" and isinstance(example.prompt, list) and example.prompt[-1].role == "assistant":

@@ -31,6 +31,9 @@ class Rendering:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig):
         self.tokenizer, self.kind, self.trainer = tokenizer, config.kind, trainers.of(config.kind)
         self.shows_row_tools = trainers.shows_row_tools(config)
+        self.hides_tools = self.trainer.is_a("GKDTrainer") or (
+            self.trainer.samples_completions and not self.shows_row_tools
+        )
         only_assistant = config.args.get("assistant_only_loss")
         self.template: str | None = None
         if self.trainer.reads == "text" and tokenizer.chat_template:
@@ -52,7 +55,8 @@ class Rendering:
         if self.trainer.samples_completions:
             self._check_prompt(row)
             return
-        render = chat_text.renderer(self.tokenizer, row.get("tools"), row.get("chat_template_kwargs"), self.template)
+        tools = None if self.hides_tools else row.get("tools")
+        render = chat_text.renderer(self.tokenizer, tools, row.get("chat_template_kwargs"), self.template)
         answers = [(name, row[name]) for name in ANSWER_COLUMNS if name in row]
         answers += [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
         self.reopened += any(map(_reopens, [row["prompt"] + said for _, said in answers] or [row["messages"]]))
@@ -200,10 +204,12 @@ class Rendering:
         if self.without_tools:
             found["tools"] = f"{self.without_tools} of {self.rows} rows have tools, which "
             found["tools"] += (
-                "the chat template does not show; model.chat_template=FILE.jinja sets one that does"
-                if self.shows_row_tools or not self.trainer.samples_completions
-                else f"{self.kind} does not show the policy: those are the functions of trainer.tools"
+                f"{self.kind} does not show the policy"
+                if self.hides_tools
+                else "the chat template does not show; model.chat_template=FILE.jinja sets one that does"
             )
+            if self.hides_tools and "tools" in self.trainer.parameters:
+                found["tools"] += ": those are the functions of trainer.tools"
         if self.without_options:
             found["template"] = (
                 f"{self.without_options} of {self.rows} rows have chat_template_kwargs, which {self.kind} does not "

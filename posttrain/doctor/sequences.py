@@ -78,6 +78,9 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
 
         only = run.trainer.args.get("assistant_only_loss")
         chosen = loss_mask.tokenize_rows(chosen, tokenizer, chat_text.training_template(tokenizer, only), only is False)
+    if kind.reads == "messages":  # they learn the last turn alone
+        chosen = chosen.map(lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]})
+        chosen = chosen.remove_columns("messages")
     prepared = prepare(run, tokenizer, chosen, None)
     prepared = prepared.select_columns([name for name in prepared.column_names if name in PREPARED_COLUMNS])
     prepares = _prepares(kind)

@@ -96,7 +96,9 @@ def _teacher(run: Run) -> str:
 
 
 def _learnt(run: Run, plan: Plan) -> str | None:
-    """Which turns of conversations are learnt in SFT."""
+    """Which turns of conversations are learnt."""
+    if trainers.of(run.trainer.kind).reads == "messages":
+        return "the last turn of each conversation"
     if trainers.of(run.trainer.kind).reads != "text" or "messages" not in plan.data.first.column_names:
         return None
     if run.trainer.args.get("assistant_only_loss") is False:

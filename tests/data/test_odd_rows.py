@@ -275,6 +275,18 @@ def test_a_weight_that_is_not_learnt_is_refused():
 ROW_SETTINGS = {"prompt": [USER], "tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False}}
 
 
+def test_gkd_learns_the_last_answer_alone_without_tools():
+    path = write(chat("q", "a", "r", "b", tools=TOOLS))
+    assert learnt(path, "gkd", "qwen25")[0][1] == "b" + END
+    assert (
+        loaded(path, "gkd", "qwen25")[1].notes()["tools"]
+        == "1 of 1 rows have tools, which gkd does not show the policy"
+    )
+    for row in (chat("q", "a", "r"), chat("q", said("a", weight=0), "r", said("b", weight=0))):
+        with pytest.raises(PosttrainError, match=r"gkd learns the last message alone|weight 0"):
+            loaded(write(chat("q", "a"), row), "gkd", "qwen25")
+
+
 def test_what_a_trainer_that_samples_does_not_show_the_policy():
     notes = loaded(write(ROW_SETTINGS, {"prompt": [USER]}), "online_dpo", "qwen3")[1].notes()
     assert notes["tools"].startswith("1 of 2 rows have tools, which online_dpo does not show the policy")
