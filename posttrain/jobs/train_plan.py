@@ -66,8 +66,8 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
 
 def _steps(run: Run, plan: Plan) -> str:
     """Optimizer steps, what each takes, and the learning rate where posttrain or the user chose it."""
-    what = "prompts" if trainers.of(run.trainer.kind).samples_completions else "rows"
-    each = f", of {plan.rows_per_step} {what} each"
+    what = "prompt" if trainers.of(run.trainer.kind).samples_completions else "row"
+    each = f", of {plan.rows_per_step} {what}{'s' if plan.rows_per_step > 1 else ''} each"
     if plan.steps_per_rollout > 1:
         each = f": {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts"
     rate = run.trainer.args.get("learning_rate")
@@ -103,7 +103,7 @@ def _learnt(run: Run, plan: Plan) -> str | None:
         return None
     if run.trainer.args.get("assistant_only_loss") is False:
         return "all turns (trainer.args.assistant_only_loss=false)"
-    return "assistant turns, but for those of weight 0; trainer.args.assistant_only_loss=false learns all turns"
+    return "assistant turns; trainer.args.assistant_only_loss=false learns all turns"
 
 
 def _note(run: Run, plan: Plan) -> str | None:
