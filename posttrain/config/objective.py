@@ -103,7 +103,8 @@ def _unmeasured(run: Run, kind: Kind, one: Objective) -> str | None:
     what, _, name = measured.partition("/")
     there = {"gold": probe.gold, "rewards": {**run.reward, **probe.rewards}}
     if (of_probe or one.budget is not None) and (kind.scores or not probe.prompts):
-        return "there is no probe in this run; set probe.prompts"
+        fix = "a reward model writes no answers; choose eval_accuracy" if kind.scores else "set probe.prompts"
+        return f"there is no probe in this run; {fix}"
     if not of_probe:
         return _unlogged(run, kind, one.metric)
     if what in there and name not in there[what]:
