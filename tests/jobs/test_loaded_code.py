@@ -28,7 +28,7 @@ UNUSED_DATA = (
     "embedded.smollm2",
 )
 # Lines of our code, comments and docstrings included: a ceiling, to be lowered.
-MOST_LINES = 11200
+MOST_LINES = 11100
 
 CODE = """
 import json, sys
