@@ -114,6 +114,8 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
 def before_and_after(path: Path) -> list[tuple[str, str, str]]:
     """The held-out metrics of a run as (title, first value, last value), those that tell of the model alone."""
     first, last, counts = held_out(path)
+    if "eval_reward" in last:  # then the loss is a surrogate, which shows no progress
+        last.pop("eval_loss", None)
     shown = [*(key for key in TITLES if key in last), *sorted(key for key in last if key.startswith(REQUESTED))]
     before = {key: first_value_text(key, first) if counts[key] > 1 else "" for key in shown}
     return [(title(key), before[key], format_number(last[key])) for key in shown]

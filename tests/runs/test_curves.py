@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from posttrain.runs import curves
+from posttrain.runs import curves, metrics
 
 
 def write(path, rows):
@@ -64,3 +64,15 @@ def test_the_picture_is_written(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
     curves.draw_curves(write(tmp_path / "none.jsonl", []), tmp_path / "none.png", "run")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_before_and_after_has_no_loss_beside_a_reward_and_says_what_is_a_reward(tmp_path):
+    rows = [
+        {"step": step, "eval_loss": 0.1, "eval_reward": step, "probe/rewards/brevity": 0.2, "probe/gold/a_b": 0.3}
+        for step in (0, 1)
+    ]
+    found = metrics.before_and_after(write(tmp_path / "metrics.jsonl", rows))
+    assert [name for name, *_ in found] == ["held-out reward", "gold reward: a b", "reward: brevity"]
+    del rows[0]["eval_reward"], rows[1]["eval_reward"]
+    found = metrics.before_and_after(write(tmp_path / "metrics.jsonl", rows))
+    assert found[0] == ("held-out loss", "0.100", "0.100")
