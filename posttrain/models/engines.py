@@ -102,7 +102,7 @@ class VLLM:
             model=model,
             revision=revision,
             dtype=source.dtype,
-            skip_tokenizer_init=True,  # tokens come and go
+            tokenizer=source.tokenizer,
             max_model_len=length,
             max_num_seqs=batch_size,
             trust_remote_code=source.options.get("trust_remote_code", False),

@@ -154,7 +154,7 @@ def test_vllm_gets_the_merged_weights_the_limits_and_the_settings(finished, trai
     (llm,) = vllm.made
     assert llm.options["model"] == str(run.path / "base")
     assert (run.path / "base" / "model.safetensors").is_file()
-    assert llm.options["skip_tokenizer_init"]
+    assert llm.options["tokenizer"] == str(run.model)
     assert llm.options["max_num_seqs"] == 4
     assert llm.options["trust_remote_code"] is False
     longest = max(len(prompt["prompt_token_ids"]) for prompt, _ in llm.asked)
