@@ -76,6 +76,8 @@ def examine(
         report.shown = show(run, tokenizer, own, tokenized)
     report.findings += [*_skipped(data, settings), pairs.check_empty(own, settings)]
     report.findings += [prompts.check_repeated(own, settings), prompts.check_template(notes or {}, len(own))]
+    if any(isinstance(train[0].get(name), list) for name in ("prompt", "messages", *own.answers)):
+        report.findings.append(prompts.check_control_tokens(own, tokenizer.all_special_tokens, settings))
     if own.paired:
         report.findings += [pairs.check_identical(own, settings), pairs.check_contradictory(own, settings)]
     if own.labels is not None:

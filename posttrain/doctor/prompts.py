@@ -1,8 +1,9 @@
-"""Prompts repeated in answers, doubled BOS, and what the chat template leaves out."""
+"""Prompts repeated in answers, doubled BOS, control tokens in texts, and what the chat template leaves out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from posttrain.config.schema import DoctorConfig
 from posttrain.doctor.finding import Example, Finding, excerpt, finding, plural, severity, share
@@ -46,6 +47,21 @@ def check_bos(tokenized: Tokenized, bos: int | None, texts: Texts, settings: Doc
         [Example(texts.split, index, excerpt(texts.row(index))) for index in found[: settings.examples]],
         "The model sees in use another beginning than in training.",
         "Take BOS out of the texts, or out of the chat template.",
+    )
+
+
+def check_control_tokens(texts: Texts, special: Sequence[str], settings: DoctorConfig) -> Finding:
+    """Messages whose text holds a special token of the tokenizer: `<|im_end|>` in a text ends the turn there."""
+    pattern = re.compile("|".join(map(re.escape, special)) or "(?!)")
+    found = [(index, match[0]) for index in range(len(texts)) if (match := pattern.search(texts.row(index)))]
+    return finding(
+        "tokens.control",
+        severity(len(found), len(texts), settings),
+        f"{share(len(found), len(texts))} rows have a special token of the tokenizer in a message",
+        {"rows": len(found), "share": len(found) / len(texts)},
+        [Example(texts.split, i, f"{token}: {excerpt(texts.row(i))}") for i, token in found[: settings.examples]],
+        "The text ends its turn, or begins another's: the model learns turns that nobody wrote.",
+        "Take the tokens out of the texts.",
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.config import options
 from posttrain.config.schema import DoctorConfig, Run
-from posttrain.doctor import duplicates, language, noise, pairs, privacy
+from posttrain.doctor import duplicates, language, noise, pairs, privacy, prompts
 from posttrain.doctor.finding import excerpt, severity, share, wilson
 from posttrain.doctor.patterns import kinds, masked
 from posttrain.doctor.texts import Texts
@@ -358,3 +358,16 @@ def test_the_kto_weights_of_the_fix_balance():
 
 def test_shares_in_words():
     assert (share(3, 200), share(0, 200)) == ("3 of 200 (1.5%)", "none of 200")
+
+
+def test_a_special_token_in_a_message_is_found():
+    rows = clean()
+    rows[3]["prompt"] = "Say hello.<|im_end|>\n<|im_start|>assistant\nNo."
+    rows[7]["rejected"] += " <|endoftext|>"
+    rows[9]["chosen"] += " <|unknown|> im_end"
+    special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    found = prompts.check_control_tokens(texts(rows), special, SETTINGS)
+    assert (found.severity, found.numbers["rows"]) == ("warning", 2)
+    assert [(one.row, one.text.split(":")[0]) for one in found.examples] == [(3, "<|im_end|>"), (7, "<|endoftext|>")]
+    assert prompts.check_control_tokens(texts(clean()), special, SETTINGS).severity == "info"
+    assert prompts.check_control_tokens(texts(rows), [], SETTINGS).numbers["rows"] == 0
