@@ -21,6 +21,7 @@ from posttrain.console import print_plain
 from posttrain.pipeline.plan import Progress, Step
 from posttrain.pipeline.process import last_error
 from posttrain.pipeline.stages import Stage
+from posttrain.runs.waiting import wait_until_free
 from posttrain.training.signals import Signals
 
 
@@ -150,7 +151,8 @@ class Study:
     def _turn(self, step: Step, cores: tuple[int, ...]) -> int:
         """Run the stage, unless a process that a killed study left behind finishes it."""
         assert step.directory is not None
-        with step.directory.wait_until_free(self._stop_if_asked):
+        message = f"{step.stage.name}: another process is running it"
+        with wait_until_free(step.directory, message, self._stop_if_asked):
             self._stop_if_asked()
             return 0 if step.directory.finished() else self.execute(step, cores)
 
