@@ -31,7 +31,7 @@ CHARACTERS = 200  # of a replayed text, as long as an opening of a review
 SETTINGS: dict[str, tuple[tuple[str, ...], bool]] = {
     "LoRA, rate 2e-4": (("peft=lora", "trainer.args.learning_rate=2e-4"), False),
     "LoRA, rate 2e-3": (("peft=lora", "trainer.args.learning_rate=2e-3"), False),
-    "LoRA, rate 2e-3, a third replay": (("peft=lora", "trainer.args.learning_rate=2e-3"), True),
+    "LoRA, rate 2e-3, a quarter replay": (("peft=lora", "trainer.args.learning_rate=2e-3"), True),
     "all weights, rate 2e-5": (("peft=none", "trainer.args.learning_rate=2e-5"), False),
     "all weights, rate 5e-4": (("peft=none", "trainer.args.learning_rate=5e-4"), False),
 }
@@ -75,9 +75,9 @@ def files(folder: Path, few: int, held_out: int) -> None:
         {"text": row["text"][:CHARACTERS]}
         for domain in DOMAINS
         for row in [row for row in texts if row["domain"] == domain][MEASURED:]
-    ][: few // 2]
+    ][: few // 3]  # a quarter of all
     write(folder / "plain.jsonl", plain)
-    write(folder / "replayed.jsonl", plain + replay * max(1, few // 2 // len(replay)))
+    write(folder / "replayed.jsonl", plain + replay)
     prompts = [{"text": row["text"], "prompt": row["prompt"]} for row in reviews["eval"].select(range(held_out))]
     write(folder / "held_out.jsonl", prompts)
     for name, asked in (("harmful", HARMFUL), ("harmless", HARMLESS)):
@@ -165,7 +165,7 @@ def draw(study: Study, seeds: Sequence[int], path: Path) -> None:
             axes.plot(values, [place + 0.2 * (shift - 1.5)] * len(values), ".", color="black", markersize=3)
     axes.set_yticks(range(len(SETTINGS)), list(SETTINGS))
     axes.invert_yaxis()
-    axes.set_xlabel("forgetting: rise in negative log-likelihood (nats per token); dots: seeds")
+    axes.set_xlabel("forgetting (nats per token; dots: seeds)")
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
