@@ -150,6 +150,8 @@ def quiet_libraries() -> None:
     # `show_status` shows what their bars count.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, log_levels, set_verbosity
 
+    # The variable counts at the first import alone, which a check of rewards may have made before.
+    set_verbosity(log_levels.get(os.environ["TRANSFORMERS_VERBOSITY"], logging.ERROR))
     disable_progress_bar()

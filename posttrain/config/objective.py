@@ -84,13 +84,16 @@ def unmeasured(run: Run) -> list[str]:
     """What of the config's metrics no training run of it will measure: objective, best model, proxy of an alarm."""
     best, proxy = run.trainer.args.get("metric_for_best_model"), run.alarms.over_optimisation.proxy
     named = [(f"objective={one.text}", one) for one in (parse(run.objective) if not check(run.objective) else [])]
+    errors = []
     if isinstance(best, str):
-        metric = f"eval_{best.removeprefix('eval_')}"
-        named.append((f"trainer.args.metric_for_best_model={best}", Objective(best, metric)))
+        key = f"trainer.args.metric_for_best_model={best}"
+        named.append((key, Objective(best, f"eval_{best.removeprefix('eval_')}")))
+        if run.trainer.args.get("eval_strategy") == "no":
+            errors.append(f"{key}: no checkpoint is evaluated with eval_strategy=no; set it to epoch or steps")
     if proxy is not None:
         named.append((f"alarms.over_optimisation.proxy={proxy}", Objective(proxy, proxy)))
     kind = trainers.of(run.trainer.kind)
-    return [f"{key}: {wrong}" for key, one in named if (wrong := _unmeasured(run, kind, one))]
+    return errors + [f"{key}: {wrong}" for key, one in named if (wrong := _unmeasured(run, kind, one))]
 
 
 def _unmeasured(run: Run, kind: Kind, one: Objective) -> str | None:
@@ -119,8 +122,9 @@ def _unmeasured(run: Run, kind: Kind, one: Objective) -> str | None:
 
 def _unlogged(run: Run, kind: Kind, metric: str) -> str | None:
     """Why the trainer does not log `metric`; `None` where it does, or where code of the user's may do so."""
-    if metric.startswith("eval_") and run.trainer.args.get("eval_strategy") == "no":
-        return "nothing is evaluated with trainer.args.eval_strategy=no; set it to epoch or steps"
+    args = run.trainer.args
+    if metric.startswith("eval_") and args.get("eval_strategy") == "no" and args.get("eval_on_start") is False:
+        return "nothing is evaluated with eval_strategy=no and eval_on_start=false; leave one of them out"
     own = [entry.function for entries in run.rewards.values() for entry in entries.values()]
     if run.trainer.has_objects or any(path and not path.startswith("posttrain.") for path in own):
         return None

@@ -251,7 +251,14 @@ def test_what_checkpointing_reads_is_what_torch_takes():
         (["objective=eval_rewards/margin"], "did you mean eval_rewards/margins?"),
         (["objective=probe/kll"], "objective=probe/kll: the probe does not measure it; did you mean probe/kl?"),
         (["objective=probe/nll/wiki"], "objective=probe/nll/wiki: needs texts; set probe.texts"),
-        (["objective=eval_loss", "trainer.args.eval_strategy=no"], "nothing is evaluated with trainer.args.eval_strat"),
+        (
+            ["objective=eval_loss", "trainer.args.eval_strategy=no", "trainer.args.eval_on_start=false"],
+            "nothing is evaluated with eval_strategy=no and eval_on_start=false",
+        ),
+        (
+            ["trainer.args.metric_for_best_model=eval_loss", "trainer.args.eval_strategy=no"],
+            "no checkpoint is evaluated with eval_strategy=no",
+        ),
         (["trainer.args.metric_for_best_model=nope"], "metric_for_best_model=nope: dpo logs no such metric"),
         (["alarms.over_optimisation.proxy=nope"], "alarms.over_optimisation.proxy=nope: dpo logs no such metric"),
         (["model.path=a/b/c"], "model.path=a/b/c: neither a folder here nor an id of the hub, ORG/NAME"),

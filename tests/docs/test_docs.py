@@ -162,7 +162,7 @@ def check(argv: list[str]) -> None:
 
         importlib.import_module(where).parser().parse_intermixed_args(argv[1:])
         return
-    from posttrain.config import options, parse, recipes, trainers
+    from posttrain.config import objective, options, parse, recipes, trainers
 
     job = where.removeprefix("job:")
     given = [word for word in argv[1 if name else 0 :] if word not in ("-m", "--multirun", "--cfg", "job")]
@@ -175,6 +175,7 @@ def check(argv: list[str]) -> None:
     given = [word.replace("+recipe=mine", "+recipe=rlhf_smollm2") for word in given]
     run = parse.parse(recipes.compose([*given, *([f"job={job}"] if job else [])]))
     if run.job != "pipeline":
+        assert objective.unmeasured(run) == []
         assert options.check(trainers.of(run.trainer.kind).config, run.trainer.args, "trainer.args") == []
         assert options.check("LoraConfig", run.peft.lora, "peft.lora") == []
 

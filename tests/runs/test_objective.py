@@ -85,6 +85,15 @@ def test_what_no_run_will_measure_is_said_before_it():
     )
 
 
+def test_start_and_end_are_evaluated_without_an_eval_strategy():
+    run = Run(objective="eval_reward")
+    run.trainer.kind, run.trainer.args = "ppo", {"eval_strategy": "no"}
+    assert objective.unmeasured(run) == []
+    run.trainer.args["eval_on_start"] = False
+    (error,) = objective.unmeasured(run)
+    assert error.startswith("objective=eval_reward: nothing is evaluated with eval_strategy=no and eval_on_start=false")
+
+
 def test_the_metrics_of_other_jobs_are_those_they_measure():
     known = set(objective.OF_JOBS["evaluate"].split())
     assert known == {*EVALUATION_TITLES, "sampled", "greedy", "against", "difference"}

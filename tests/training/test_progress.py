@@ -117,3 +117,22 @@ def test_the_speed_of_a_continued_run_leaves_out_the_tokens_of_earlier_processes
     ]
     bar.on_step_begin(None, state, None)
     assert bar.started[1:] == (144, 90_000.0)
+
+
+def test_libraries_are_quiet_where_they_were_imported_before(monkeypatch):
+    """A check of rewards imports Transformers first, whose own default is to warn."""
+    from transformers.utils import logging
+
+    from posttrain.console import quiet_libraries
+
+    before = logging.get_verbosity()
+    try:
+        for given, expected in ((None, logging.ERROR), ("info", logging.INFO)):
+            logging.set_verbosity(logging.WARNING)
+            monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+            if given:
+                monkeypatch.setenv("TRANSFORMERS_VERBOSITY", given)
+            quiet_libraries()
+            assert logging.get_verbosity() == expected
+    finally:
+        logging.set_verbosity(before)
