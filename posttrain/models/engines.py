@@ -101,6 +101,7 @@ class VLLM:
         self.llm = LLM(
             model=model,
             revision=revision,
+            load_format="safetensors",  # not pickled weights
             dtype=source.dtype,
             tokenizer=source.tokenizer,
             max_model_len=length,

@@ -157,6 +157,7 @@ def test_vllm_gets_the_merged_weights_the_limits_and_the_settings(finished, trai
     assert llm.options["tokenizer"] == str(run.model)
     assert llm.options["max_num_seqs"] == 4
     assert llm.options["trust_remote_code"] is False
+    assert llm.options["load_format"] == "safetensors"
     longest = max(len(prompt["prompt_token_ids"]) for prompt, _ in llm.asked)
     assert llm.options["max_model_len"] == longest + 6
     asked = [settings for _, settings in llm.asked]
