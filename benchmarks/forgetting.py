@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import pages
 from in_process import run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "studies" / "forgetting.md"
 PICTURE = ROOT / "docs" / "images" / "forgetting.png"
-REGION = re.compile(r"(<!-- forgetting -->\n).*?(<!-- /forgetting -->)", re.DOTALL)
 DOMAINS = ("wiki", "web", "code", "c4")
 MEASURED = 8  # texts of a domain that the probe measures; the others are for replay
 CHARACTERS = 200  # of a replayed text, as long as an opening of a review
@@ -59,11 +58,6 @@ HARMLESS = (
 )  # fmt: skip
 
 
-def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def files(folder: Path, few: int, held_out: int) -> None:
     """`plain.jsonl` and `replayed.jsonl` with the same number of reviews, `held_out.jsonl`, and the probe's prompts."""
     from posttrain.data.embedded import imdb, wheels
@@ -76,13 +70,13 @@ def files(folder: Path, few: int, held_out: int) -> None:
         for domain in DOMAINS
         for row in [row for row in texts if row["domain"] == domain][MEASURED:]
     ][: few // 3]  # a quarter of all
-    write(folder / "plain.jsonl", plain)
-    write(folder / "replayed.jsonl", plain + replay)
+    pages.write_rows(folder / "plain.jsonl", plain)
+    pages.write_rows(folder / "replayed.jsonl", plain + replay)
     prompts = [{"text": row["text"], "prompt": row["prompt"]} for row in reviews["eval"].select(range(held_out))]
-    write(folder / "held_out.jsonl", prompts)
+    pages.write_rows(folder / "held_out.jsonl", prompts)
     for name, asked in (("harmful", HARMFUL), ("harmless", HARMLESS)):
         chats = [{"prompt": [{"role": "user", "content": text}]} for text in asked]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats), encoding="utf-8")
+        pages.write_rows(folder / f"{name}.jsonl", chats)
 
 
 class Study:
@@ -190,8 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(made)
     if given.docs:
         draw(study, seeds, PICTURE)
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(REGION.sub(lambda match: f"{match[1]}{made}{match[2]}", page), encoding="utf-8")
+        pages.fill(PAGE, "forgetting", made)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import pages
 from in_process import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,6 @@ RATES = (0.0, 0.1, 0.2, 0.3)
 METHODS = {"dpo": "DPO", "robust": "robust DPO"}
 SHIFT = {"dpo": -0.002, "robust": 0.002}  # so that error bars stand side by side
 WORDS, VOCABULARY = 40, 1500
-REGION = re.compile(r"(<!-- noise -->\n).*?(<!-- /noise -->)", re.DOTALL)
 
 
 def reviews(few: int, held_out: int, many: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -82,11 +82,6 @@ def make_model(folder: Path, texts: Sequence[str]) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def write(path: Path, rows: Sequence[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 class Study:
     """The runs of the study, kept in `results.json` as they are done."""
 
@@ -94,7 +89,7 @@ class Study:
         self.folder, self.pairs, self.epochs = folder.absolute(), pairs, epochs
         self.folder.mkdir(parents=True, exist_ok=True)
         self.train, clean = reviews(pairs, held_out, many)
-        self.held_out = write(self.folder / "held_out.jsonl", clean)
+        self.held_out = pages.write_rows(self.folder / "held_out.jsonl", clean)
         few = self.train[:pairs]
         make_model(self.folder / "model", [pair[side] for pair in few for side in ("chosen", "rejected")])
         self.file = self.folder / "results.json"
@@ -112,7 +107,7 @@ class Study:
 
     def common(self, pairs: int, rate: float, seed: int) -> list[str]:
         data = self.folder / f"train-{pairs}-{rate}-{seed}.jsonl"
-        write(data, flipped(self.train[:pairs], rate, seed))
+        pages.write_rows(data, flipped(self.train[:pairs], rate, seed))
         return [
             *("trainer=dpo", f"model.path={self.folder / 'model'}", f"data.path={data}", "tracking=none"),
             *(f"data.eval_path={self.held_out}", f"output_dir={self.folder / 'runs'}"),
@@ -241,8 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(made)
     if given.docs:
         draw(study, seeds, PICTURE)
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(REGION.sub(lambda match: f"{match[1]}{made}{match[2]}", page), encoding="utf-8")
+        pages.fill(PAGE, "noise", made)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pages
+
 WORDS, TRAIN, HELD_OUT = 8, 2048, 64
 SENTENCE = range(WORDS + 3, WORDS + 17)  # words of the sentences that SFT learns to finish
 SIZES = {
@@ -68,14 +70,12 @@ def write_prompts(folder: Path) -> Path:
             rest = sentence.split()[WORDS:] if len(sentence.split()) in SENTENCE else []
             heads.setdefault(" ".join(context.split()[:WORDS]), " ".join(rest))
         chosen = list(heads.items())[:count]
-        write(folder / f"{name}.jsonl", [{"prompt": head} for head, _ in chosen])
+        pages.write_rows(folder / f"{name}.jsonl", [{"prompt": head} for head, _ in chosen])
         if split == "train":
-            write(folder / "sft.jsonl", [{"prompt": head, "completion": f" {rest}"} for head, rest in chosen if rest])
+            pages.write_rows(
+                folder / "sft.jsonl", [{"prompt": head, "completion": f" {rest}"} for head, rest in chosen if rest]
+            )
     return folder
-
-
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def reward_model(prompts: Path, size: dict[str, Any], data: list[str]) -> tuple[Path, Path]:
