@@ -198,14 +198,32 @@ def rich(heading: str, part: list[list[str]], width: int) -> list[Table]:
     found = []
     for number_, piece in enumerate(pieces):
         table = Table(title=heading if number_ == 0 else None, title_justify="left")
+        wide = _widths({i: (needed[i], _longest([row[i] for row in part])) for i in (names, *piece)}, width)
         for i in (names, *piece):
             justify: Any = "right" if _numeric([row[i] for row in part[1:]]) else "left"
-            table.add_column(escape(part[0][i]), justify=justify, overflow="fold", min_width=needed[i])
+            table.add_column(escape(part[0][i]), justify=justify, overflow="fold", width=wide[i])
         for row in part[1:]:
             if len(pieces) == 1 or any(row[i] for i in piece):
                 table.add_row(*(escape(row[i]) for i in (names, *piece)))
         found.append(table)
     return found
+
+
+def _widths(columns: dict[int, tuple[int, int]], width: int) -> dict[int, int]:
+    """Characters of each column: what it needs, and of what is left an equal share, up to its longest line.
+
+    Rich does not keep a `min_width` where columns are narrowed: the table would be cut at its right edge.
+    """
+    spare = max(width - 1 - sum(needed + 3 for needed, _ in columns.values()), 0)
+    found = {}
+    for left, (i, (needed, longest)) in enumerate(sorted(columns.items(), key=lambda one: one[1][1] - one[1][0])):
+        more = min(max(longest - needed, 0), spare // (len(columns) - left))
+        found[i], spare = needed + more, spare - more
+    return found
+
+
+def _longest(column: list[str]) -> int:
+    return max((len(line) for cell in column for line in cell.splitlines()), default=1)
 
 
 def _numeric(cells: list[str]) -> bool:
