@@ -85,7 +85,7 @@ def speed(found: Found) -> str:
 
 def estimated(found: Found, name: str) -> float | None:
     """GiB that the plan of this run says, from the recipe and the shape of the model."""
-    if name not in ("sft", "dpo", "reward", "grpo") or not found(name):
+    if name == "ppo_separate" or not found(name):
         return None
     from gpu_model import REAL
     from hydra import compose, initialize_config_dir
@@ -100,12 +100,16 @@ def estimated(found: Found, name: str) -> float | None:
         rows = found(name, "microbatch")
         accumulated = (found(name, "answers") or rows) // rows
         batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
+        if answer := found(name, "answer_tokens"):
+            batch["max_completion_length"] = answer
+        if name == "ppo":
+            batch |= {"num_ppo_epochs": 1, "num_mini_batches": 1}
         given = [f"trainer.args.{key}={value}" for key, value in batch.items()]
         run = parse.parse(compose("config", overrides=[f"+recipe={name}_llama", "data.eval_size=0", *given]))
     trained = run.peft.lora["r"] * A_RANK
     sizes = footprint.of_config(LlamaConfig(**REAL.llama), (WEIGHTS + trained, trained))
     length = REAL.lengths[name]
-    prompt, row = (length, length + found(name, "answer_tokens")) if name == "grpo" else (length - length // 2, length)
+    prompt, row = (length, length + answer) if answer else (length - length // 2, length)
     card = Precision(found.results["card"], "bfloat16", True, False, "sdpa")
     return footprint.estimate(run, card, sizes, row, prompt).peak / 2**30
 

@@ -150,11 +150,17 @@ def _share_computation(kind: str, parts: Parts, trainer: Any) -> None:
 def _resumable(kind: Kind) -> Any:
     """The class of the trainer with exact continuation, under its own name."""
     trainer = _load(kind.path)
+    mixins: tuple[type, ...]
     if kind.has("steps_per_generation"):
-        from posttrain.training.resume_generation import ResumableGeneration as Resumable
+        from posttrain.training.cast_once import CastOnce
+        from posttrain.training.resume_generation import ResumableGeneration
+
+        mixins = (ResumableGeneration, CastOnce)
     else:
-        from posttrain.training.resume import Resumable  # type: ignore[assignment]
-    return type(trainer.__name__, (Resumable, trainer), {"__module__": trainer.__module__})
+        from posttrain.training.resume import Resumable
+
+        mixins = (Resumable,)
+    return type(trainer.__name__, (*mixins, trainer), {"__module__": trainer.__module__})
 
 
 def _load(path: str) -> Any:
