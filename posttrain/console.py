@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import threading
 import unicodedata
 import warnings
@@ -121,10 +122,18 @@ def print_plain(text: str, out: Console | None = None) -> None:
 
 
 def print_facts(rows: Mapping[str, str]) -> None:
-    """Print a plan, a line per fact."""
+    """Print a plan, a line per fact; no line ends between a number and its unit."""
     table = Table.grid(padding=(0, 2))
+    width = max(console.width - max(map(len, rows)) - 2, 20)
     for name, text in rows.items():
-        table.add_row(f"[bold]{name}[/]", escape(text))
+        # `textwrap` does not break at a no-break space; rich does.
+        joined = re.sub(r"(?<=\d) (?=[kMG]?B\b)", "\N{NO-BREAK SPACE}", text)
+        lines = [
+            part
+            for line in joined.splitlines()
+            for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        ]
+        table.add_row(f"[bold]{name}[/]", escape("\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")))
     console.print(table)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import optimizers, options, trainers
+from posttrain.config import options, trainers
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
 
@@ -38,7 +38,11 @@ SCHEDULE_NEEDS = {
 def check(run: Run) -> list[str]:
     """All that is wrong together, one message each."""
     args, kind = run.trainer.args, trainers.of(run.trainer.kind)
-    errors = packages(args) + [f"trainer.args.{line}" for line in optimizers.check(args)]
+    errors = packages(args)
+    if any(args.get(name) for name in ("optim", "optim_args", "optim_target_modules")):
+        from posttrain.config import optimizers
+
+        errors += [f"trainer.args.{line}" for line in optimizers.check(args)]
     for rule in (_precision, _evaluation, _loading, _settings, _lengths, _losses, _reference, _generation, _parallel):
         errors += [f"trainer.args.{line}" for line in rule(_Args(args), kind, run.peft)]
     if run.peft.lora or run.peft.quantization:
@@ -63,8 +67,11 @@ class _Args(dict):
 def packages(args: Mapping[str, Any], named: str | None = None) -> list[str]:
     """Packages that options need and that are not installed; `named` is how the user set them, if not by `args`."""
     needed = [(name, *PACKAGES[name]) for name in PACKAGES if args.get(name)]
-    if package := optimizers.of_optimizer(optimizers.PACKAGES, str(args.get("optim"))):
-        needed.append(("optim", *package))
+    if args.get("optim"):
+        from posttrain.config import optimizers
+
+        if package := optimizers.of_optimizer(optimizers.PACKAGES, str(args["optim"])):
+            needed.append(("optim", *package))
     if not needed:
         return []
     from posttrain.extras import missing_modules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         "steps": _steps(run, plan),
         **({"teacher": _teacher(run)} if run.trainer.teacher.model else {}),
         **({"prompts": plan.prompts} if plan.prompts else {}),
+        **({"time": format_estimate(plan.seconds)} if plan.seconds else {}),
         "device": str(plan.precision),
         "memory": _memory(plan),
         "directory": str(directory.path),
@@ -72,6 +74,16 @@ def _steps(run: Run, plan: Plan) -> str:
         each = f": {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts"
     rate = run.trainer.args.get("learning_rate")
     return f"{plan.steps}{each}" + (f"; learning rate {rate:g}" if isinstance(rate, float) else "")
+
+
+def format_estimate(seconds: float) -> str:
+    """The estimate as a range: it is right within a factor of two or so."""
+    low, high = seconds / 1.6, seconds * 1.6
+    if high < 60:
+        return "less than a minute of training, without evaluations and probe"
+    limits = ((1, "seconds"), (60, "minutes"), (3600, "hours"), (86400, "days"))
+    size, unit = next((one for one in reversed(limits) if low >= one[0]), limits[0])
+    return f"about {low / size:.0f} to {high / size:.0f} {unit} of training, without evaluations and probe"
 
 
 def _reward(name: str, run: Run) -> str:
@@ -139,6 +151,7 @@ class Plan:
     rows_per_step: int
     steps_per_rollout: int
     prompts: str | None
+    seconds: float | None
     left_out: str | None = None
 
 
@@ -188,7 +201,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = measure(run, tokenizer, data.first)
     check_lengths(run, lengths, context)
-    needed = footprint.estimate(run, precision, footprint.of_config(known, parameters), *lengths.longest(run))
+    sizes = footprint.of_config(known, parameters)
+    needed = footprint.estimate(run, precision, sizes, *lengths.longest(run))
     there = _check_memory(run, precision, needed)
     _check_space(run, parameters, output_dir)
     probe_texts = None
@@ -205,7 +219,12 @@ def prepare(run: Run, output_dir: Path) -> Plan:
             "of TRL's older PPO (v_head.*), left out: the policy is trained on, PPO trains a new value function"
         )
     parts = (start, data, tokenizer, precision, parameters, lengths, needed, there, probe_texts)
-    return Plan(*parts, notes, *steps, prompts)
+    seconds = None
+    if data.rows and int(os.environ.get("WORLD_SIZE", "1")) == 1 and not run.trainer.args.get("use_vllm"):
+        from posttrain.training import duration
+
+        seconds = duration.estimate(run, precision, sizes, lengths, steps)
+    return Plan(*parts, notes, *steps, prompts, seconds)
 
 
 def _options(run: Run, data: Data, precision: Precision) -> dict[str, Any]:

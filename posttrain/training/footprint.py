@@ -120,11 +120,12 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int
     kind, args = trainers.of(run.trainer.kind), run.trainer.args
     kept = _held_throughout(run, precision, sizes)
     gradients = kept.pop("gradients")
-    micro, accumulated = _number(run, "per_device_train_batch_size"), _number(run, "gradient_accumulation_steps")
-    step = _pass(run, row, prompt, micro)
+    micro = whole_number(run, "per_device_train_batch_size")
+    accumulated = whole_number(run, "gradient_accumulation_steps")
+    step = forward_pass(run, row, prompt, micro)
     accumulate = {"gradients": gradients} if accumulated > 1 else {}
     activations, layer = _activations(run, precision, sizes, step)
-    in_layer = activations + (layer if _checkpointing(run) else 0)  # else every layer's are counted
+    in_layer = activations + (layer if checkpointing(run) else 0)  # else every layer's are counted
     moments = {
         "the backward pass": {
             **kept,
@@ -136,7 +137,7 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int
         "the end of the backward pass": {**kept, "gradients": gradients, "activations": layer},
     }
     if kind.evaluates and run.data.eval_size and not kind.samples_completions and args.get("eval_strategy") != "no":
-        held_out = _pass(run, row, prompt, _number(run, "per_device_eval_batch_size"))
+        held_out = forward_pass(run, row, prompt, whole_number(run, "per_device_eval_batch_size"))
         moments["an evaluation"] = {
             **kept,
             "activations": held_out.tokens * _without_gradient(precision, sizes),
@@ -154,7 +155,7 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int
     return Footprint(moments, sum(kept.values()) + gradients)
 
 
-def _number(run: Run, name: str) -> int:
+def whole_number(run: Run, name: str) -> int:
     return int(run.trainer.args.get(name) or trainers.of(run.trainer.kind).default(name) or 1)
 
 
@@ -209,14 +210,14 @@ def _state(optimizer: str, width: float) -> float:
 
 def _reference(run: Run, sizes: Sizes, width: float) -> float:
     """A second, frozen model next to one that is trained in full, or a frozen copy of an inherited adapter."""
-    if not _keeps_reference(trainers.of(run.trainer.kind), run.trainer.args):
+    if not keeps_reference(trainers.of(run.trainer.kind), run.trainer.args):
         return 0.0
     if run.peft.method == "none":
         return sizes.total * width
     return 4.0 * sizes.trained if run.model.init_from else 0.0
 
 
-def _keeps_reference(kind: Kind, args: dict[str, Any]) -> bool:
+def keeps_reference(kind: Kind, args: dict[str, Any]) -> bool:
     if "ref_model" in kind.parameters:
         return not args.get("precompute_ref_log_probs", False)
     return kind.reference and bool(args.get("beta", kind.default("beta")) if kind.has("beta") else True)
@@ -229,7 +230,7 @@ def _reward_models(run: Run) -> float:
     return float(sum(file.stat().st_size for folder in found for file in folder.glob("*.safetensors")))
 
 
-def _pass(run: Run, row: int, prompt: int, rows: int) -> Pass:
+def forward_pass(run: Run, row: int, prompt: int, rows: int) -> Pass:
     """The forward pass of one micro-batch of `rows` rows, all of them as long as the longest."""
     kind = trainers.of(run.trainer.kind)
     answer = row - prompt
@@ -270,7 +271,7 @@ def _layer(run: Run, precision: Precision, sizes: Sizes, width: int) -> float:
     return kept + width * {"sdpa": number, "eager": (4 + number) * sizes.heads}.get(precision.attn_implementation, 0)
 
 
-def _checkpointing(run: Run) -> bool:
+def checkpointing(run: Run) -> bool:
     default = trainers.of(run.trainer.kind).default("gradient_checkpointing")
     return bool(run.trainer.args.get("gradient_checkpointing", default))
 
@@ -281,7 +282,7 @@ def _activations(run: Run, precision: Precision, sizes: Sizes, step: Pass) -> tu
     number, weight = _activation(precision), BYTES[precision.dtype]
     ends = step.tokens * sizes.hidden * 4 * 4  # embeddings, the last norm, and what the head takes
     passing = step.tokens * (2 * sizes.intermediate * number + 2 * sizes.hidden * 4)  # gradients within a layer
-    if _checkpointing(run):
+    if checkpointing(run):
         return step.tokens * sizes.layers * sizes.hidden * weight + ends, layer + passing
     cast = 2 * (sizes.total - sizes.embedding) if run.peft.method == "none" and number < weight else 0
     return sizes.layers * layer + ends + cast, layer + passing

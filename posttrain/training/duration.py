@@ -1,0 +1,72 @@
+"""An estimate of the time that a training takes, before weights load: its work by the measured speed of the device.
+
+Work is counted as in Kaplan et al. 2020 (arXiv:2001.08361, section 2.1): 2 operations for each weight and token in a
+forward pass, as many for the gradients of activations, and as many for those of weights that are trained.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from posttrain.config import trainers
+from posttrain.training import footprint
+
+if TYPE_CHECKING:
+    from posttrain.config.schema import Run
+    from posttrain.models.hardware import Precision
+    from posttrain.training.footprint import Sizes
+    from posttrain.training.lengths import Lengths
+
+# The part of the speed of one large product of matrices that training reaches: 0.25 to 0.45 on the machines of
+# docs/performance.md.
+EFFICIENCY = 0.35
+# Seconds that a layer takes for one token of a sampled batch, however small: Python and small kernels. On an H200, with
+# LoRA: 0.0022 for 1B in bfloat16, 0.005 for 8B in NF4.
+LAYER_SECONDS = 0.0035
+SECONDS_MEASURED = 0.1
+
+
+def estimate(run: Run, precision: Precision, sizes: Sizes, lengths: Lengths, steps: tuple[int, int, int]) -> float:
+    """Seconds of all optimizer steps, without evaluations and probe; `steps` as `schedule` gives them.
+
+    Completions are taken to have `max_completion_length` tokens.
+    """
+    kind, args = trainers.of(run.trainer.kind), run.trainer.args
+    rounds, rows, per_round = steps[0] / steps[2], steps[1], steps[2]
+    row, prompt = lengths.mean, sum(lengths.prompt) / len(lengths.prompt)
+    if kind.samples_completions:
+        rows *= args.get("num_generations", kind.generations) or 1
+        row, prompt = row + (args.get("max_completion_length", kind.default("max_completion_length")) or 512), row
+    learnt = 2.0 + (run.peft.method == "none") + footprint.checkpointing(run)
+    scored = 1.0 * footprint.keeps_reference(kind, args) + bool(run.trainer.teacher.model)
+    if trainers.is_ppo(run):
+        # A rollout is scored by policy, reference, value function and reward model, and one or two of them learn.
+        separate = trainers.value_adapter(run)
+        epochs = per_round / footprint.whole_number(run, "num_mini_batches")
+        learnt, scored = epochs * learnt * (1 + separate), 3.0 + separate
+    one = footprint.forward_pass(run, round(row), round(prompt), rows)
+    weights = sizes.total - sizes.trained - sizes.embedding
+    layers = one.tokens * (2 * weights + 4 * one.width * sizes.queries * sizes.layers)
+    head = 2 * sizes.hidden * sizes.vocabulary
+    speed = EFFICIENCY * _speed(precision, sizes)
+    seconds = (learnt + scored) * (layers + one.scored * head) / speed
+    if kind.samples_completions:
+        seconds += (row - prompt) * (sizes.layers * LAYER_SECONDS + rows * (2 * weights + head) / speed)
+    return rounds * seconds
+
+
+def _speed(precision: Precision, sizes: Sizes) -> float:
+    """Operations a second in products of matrices of this model's sizes, on the device and in the type of the run."""
+    device = "cpu" if precision.device == "CPU" else "cuda"
+    dtype = "bfloat16" if precision.bf16 else "float16" if precision.fp16 else precision.dtype
+    shapes = (1024, sizes.hidden), (sizes.hidden, sizes.intermediate)
+    left, right = (torch.ones(shape, dtype=getattr(torch, dtype), device=device) for shape in shapes)
+    (left @ right).sum().item()  # the first product waits for libraries and memory
+    count, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < SECONDS_MEASURED:
+        (left @ right)[0, 0].item()
+        count += 1
+    return 2 * 1024 * sizes.hidden * sizes.intermediate * count / passed
