@@ -7,7 +7,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationMixin
 
-
 SHORT = (
     *("trainer.args.max_steps=1", "trainer.args.max_completion_length=8", "trainer.args.per_device_train_batch_size=8"),
     *("~reward", "+reward.letter.function=tests.helpers.rewards.letter", "trainer.args.bf16=true"),
