@@ -103,8 +103,8 @@ def judge(
 
 
 def name(metric: str) -> str:
-    """A metric as a sentence names it."""
-    return metrics.title(metric) if metric.startswith("eval_") else metric.removeprefix("probe/")
+    """A metric in words, without the colon that its title may have."""
+    return metrics.title(metric).replace(": ", " ")
 
 
 def _named(candidate: Candidate) -> str:

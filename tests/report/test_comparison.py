@@ -229,7 +229,7 @@ def test_the_sentence_with_seeds(tmp_path, capsys):
     (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "2")["verdicts"]
     # Half-width: 2.776 (4 degrees of freedom) times sqrt(2 x 0.01 / 3).
     assert verdict["sentence"] == (
-        "With at most 2 nats of KL, dpo beta=0.1 (seeds 0, 1, 2) is best: gold/mood 0.600 ± 0.100 at a KL of 2.000 ± "
+        "With at most 2 nats of KL, dpo beta=0.1 (seeds 0, 1, 2) is best: gold reward mood 0.600 ± 0.100 at a KL of 2.000 ± "
         "0.000 nats, 0.400 more than dpo beta=0.2 (seeds 0, 1, 2) (0.200 ± 0.100 at 1.000 ± 0.000). That is larger "
         "than the noise between seeds (95% interval of the difference 0.173 to 0.627)."
     )
@@ -276,7 +276,7 @@ def test_the_sentence_with_two_seeds_each(tmp_path, capsys):
             write_run(tmp_path / f"{beta}-{seed}", "dpo", points, seed=seed, args={"beta": beta})
     verdict = as_json(capsys, tmp_path)["verdicts"][-1]
     assert verdict["sentence"] == (
-        "At any KL, dpo beta=0.1 (seeds 0, 1) is best: gold/mood 0.650 ± 0.071 at a KL of 0.900 ± 0.000 nats, 0.100 "
+        "At any KL, dpo beta=0.1 (seeds 0, 1) is best: gold reward mood 0.650 ± 0.071 at a KL of 0.900 ± 0.000 nats, 0.100 "
         "more than dpo beta=0.4 (seed 0) (0.550 ± 0.050 at 0.600 ± 0.100). That is not larger than the noise between "
         "seeds (95% interval of the difference -0.176 to 0.376; standard deviation between seeds 0.071, pooled over 3 "
         "settings, and taken to hold for dpo beta=0.4): more seeds would tell. The same holds for dpo beta=0.2; "
@@ -351,10 +351,10 @@ def test_one_trainer_on_several_rewards_is_several_methods(tmp_path, capsys):
     ]
     gold = by["ppo on mood"]["metrics"]["probe/gold/mood"]
     assert (gold["mean"], gold["error"]) == (0.7, 0.05)
-    assert "ppo on mood: trained on gold/mood itself, which the other runs never saw" in found["notes"]
+    assert "ppo on mood: trained on gold reward mood itself, which the other runs never saw" in found["notes"]
     sentences = [verdict["sentence"] for verdict in found["verdicts"]]
-    assert sentences[0].startswith("At any KL, ppo on mood (seed 1) is best: gold/mood 0.700 ± 0.050")
-    assert sentences[1].startswith("Of those that never saw gold/mood: at any KL, ppo on rm beta=2 (seed 1) is best")
+    assert sentences[0].startswith("At any KL, ppo on mood (seed 1) is best: gold reward mood 0.700 ± 0.050")
+    assert sentences[1].startswith("Of those that never saw gold reward mood: at any KL, ppo on rm beta=2 (seed 1) is best")
     looks_of = {group.method: style.style(group) for group in compare(find([tmp_path]), None, [], None).groups}
     assert looks_of == {"ppo on rm": ("#D55E00", "^"), "ppo on mood": ("#753400", "<")}
 
@@ -459,7 +459,7 @@ def test_the_table_and_its_files(tmp_path, capsys):
     pictures = {"frontier.png", "overoptimisation.png", "failure_modes.png", "training.png"}
     assert names == {"index.html", "report.json", *pictures}
     assert all((Path("report") / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
-    assert out.splitlines()[-1].startswith("At any KL, dpo beta=0.01 (seed 1) is best: gold/mood 0.600 ± 0.050")
+    assert out.splitlines()[-1].startswith("At any KL, dpo beta=0.01 (seed 1) is best: gold reward mood 0.600 ± 0.050")
     # A report may be written again, over itself and nothing else; pictures of before are gone.
     report(capsys, tmp_path / "outputs" / "reward-1")
     assert {path.name for path in Path("report").iterdir()} == {"index.html", "report.json"}
