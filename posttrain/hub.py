@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
+
+# For so long a hub that did not answer is not asked again, so that the jobs of a sweep do not wait a minute each.
+PAUSE_SECONDS = 300.0
 
 
 def cached_commit(path: str, revision: str | None) -> str | None:
@@ -40,6 +45,7 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
         any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError)
         or "offline" in text.lower()
     ):
+        _pause()
         return (
             "not in the local cache, and the hub cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         )
@@ -48,6 +54,21 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
     if "valid model identifier" in text or "not a local folder" in text:
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
     return None
+
+
+def _pause() -> None:
+    """Take what is in the local cache, without asking the hub, for `PAUSE_SECONDS`."""
+    from huggingface_hub import constants
+
+    def switch(offline: bool) -> None:
+        for module in filter(None, (constants, sys.modules.get("datasets.config"))):
+            vars(module)["HF_HUB_OFFLINE"] = offline
+
+    if not constants.is_offline_mode():
+        switch(True)
+        again = threading.Timer(PAUSE_SECONDS, switch, [False])
+        again.daemon = True
+        again.start()
 
 
 def cannot_load(error: BaseException, path: str) -> str:

@@ -144,6 +144,11 @@ CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "debug", "early_stop", "
 
 def _settings(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     errors = []
+    steps, warmup = args.number("max_steps", -1), args.number("warmup_steps", 0)
+    if 0 < steps < warmup:
+        errors.append(
+            f"warmup_steps={warmup:g}: max_steps={steps:g} ends the run before the learning rate is reached; lower it"
+        )
     for name in (*SETTINGS, *SETTINGS_FILES):
         value = args.get(name)
         if isinstance(value, str) and value.startswith("{"):

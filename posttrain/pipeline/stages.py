@@ -18,6 +18,14 @@ from posttrain.pipeline.gates import Gate
 from posttrain.pipeline.overrides import flatten, groups
 
 # The keys of a stage that are the pipeline's; all others are settings of the stage's run.
+# What the whole pipeline has, and no stage.
+OF_PIPELINE = {
+    "name": "a stage is named by its key; leave it out",
+    "output_dir": "set output_dir; the runs of all stages are there",
+    "dry_run": "set dry_run",
+    "objective": "set objective=STAGE.METRIC",
+    **dict.fromkeys(("stages", "common"), "a stage is one run; write its stages beside it"),
+}
 STAGE_KEYS = ("recipe", "from", "gate", "launch", "each")
 GROUP_KEYS = ("rounds", "start", "result", "stop", "stages")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -84,7 +92,7 @@ def read(entries: Mapping[str, Any], common: Mapping[str, Any] | None = None) ->
     found: dict[str, Stage] = {}
     groups: dict[str, Rounds] = {}
     common = common or {}
-    errors += [f"common.{key}: belongs to a stage" for key in ("from", "each", "name") if key in common]
+    errors += [f"common.{key}: belongs to a stage" for key in ("from", "each") if key in common]
     for name, entry in entries.items():
         if entry is None:  # taken out on the command line: stages.NAME=null
             continue
@@ -125,6 +133,8 @@ def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any
                 f"common.{key}: {path}.{group}={choice} begins that group anew and would drop it; set {path}.{key}, or "
                 f"choose {group} in common"
             )
+    for key, fix in OF_PIPELINE.items():
+        errors += [f"{at}.{key}: {fix}" for at, layer in (("common", common), (path, entry)) if key in layer]
     if settings.get("job") == "pipeline":
         errors.append(f"{path}.job=pipeline: a stage is one run; write its stages here")
     parents = own.get("from") or {}

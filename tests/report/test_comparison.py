@@ -354,7 +354,9 @@ def test_one_trainer_on_several_rewards_is_several_methods(tmp_path, capsys):
     assert "ppo on mood: trained on gold reward mood itself, which the other runs never saw" in found["notes"]
     sentences = [verdict["sentence"] for verdict in found["verdicts"]]
     assert sentences[0].startswith("At any KL, ppo on mood (seed 1) is best: gold reward mood 0.700 ± 0.050")
-    assert sentences[1].startswith("Of those that never saw gold reward mood: at any KL, ppo on rm beta=2 (seed 1) is best")
+    assert sentences[1].startswith(
+        "Of those that never saw gold reward mood: at any KL, ppo on rm beta=2 (seed 1) is best"
+    )
     looks_of = {group.method: style.style(group) for group in compare(find([tmp_path]), None, [], None).groups}
     assert looks_of == {"ppo on rm": ("#D55E00", "^"), "ppo on mood": ("#753400", "<")}
 
