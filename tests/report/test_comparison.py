@@ -229,9 +229,9 @@ def test_the_sentence_with_seeds(tmp_path, capsys):
     (verdict,) = as_json(capsys, tmp_path, "--kl-budget", "2")["verdicts"]
     # Half-width: 2.776 (4 degrees of freedom) times sqrt(2 x 0.01 / 3).
     assert verdict["sentence"] == (
-        "With at most 2 nats of KL, dpo beta=0.1 (seeds 0, 1, 2) is best: gold reward mood 0.600 ± 0.100 at a KL of 2.000 ± "
-        "0.000 nats, 0.400 more than dpo beta=0.2 (seeds 0, 1, 2) (0.200 ± 0.100 at 1.000 ± 0.000). That is larger "
-        "than the noise between seeds (95% interval of the difference 0.173 to 0.627)."
+        "With at most 2 nats of KL, dpo beta=0.1 (seeds 0, 1, 2) is best: gold reward mood 0.600 ± 0.100 at a KL of "
+        "2.000 ± 0.000 nats, 0.400 more than dpo beta=0.2 (seeds 0, 1, 2) (0.200 ± 0.100 at 1.000 ± 0.000). That is "
+        "larger than the noise between seeds (95% interval of the difference 0.173 to 0.627)."
     )
     for seed, gold in enumerate((0.2, 0.6, 0.9)):
         write_run(tmp_path / f"c-{seed}", "dpo", [(0, 0, 0.0), (9, 1.5, gold)], seed=seed, args={"beta": 0.3})
@@ -276,11 +276,11 @@ def test_the_sentence_with_two_seeds_each(tmp_path, capsys):
             write_run(tmp_path / f"{beta}-{seed}", "dpo", points, seed=seed, args={"beta": beta})
     verdict = as_json(capsys, tmp_path)["verdicts"][-1]
     assert verdict["sentence"] == (
-        "At any KL, dpo beta=0.1 (seeds 0, 1) is best: gold reward mood 0.650 ± 0.071 at a KL of 0.900 ± 0.000 nats, 0.100 "
-        "more than dpo beta=0.4 (seed 0) (0.550 ± 0.050 at 0.600 ± 0.100). That is not larger than the noise between "
-        "seeds (95% interval of the difference -0.176 to 0.376; standard deviation between seeds 0.071, pooled over 3 "
-        "settings, and taken to hold for dpo beta=0.4): more seeds would tell. The same holds for dpo beta=0.2; "
-        "of all these dpo beta=0.4 has the least KL."
+        "At any KL, dpo beta=0.1 (seeds 0, 1) is best: gold reward mood 0.650 ± 0.071 at a KL of 0.900 ± 0.000 nats, "
+        "0.100 more than dpo beta=0.4 (seed 0) (0.550 ± 0.050 at 0.600 ± 0.100). That is not larger than the noise "
+        "between seeds (95% interval of the difference -0.176 to 0.376; standard deviation between seeds 0.071, "
+        "pooled over 3 settings, and taken to hold for dpo beta=0.4): more seeds would tell. The same holds for "
+        "dpo beta=0.2; of all these dpo beta=0.4 has the least KL."
     )
     assert (verdict["over"], verdict["ties"]) == ("pooled seeds", ["dpo beta=0.4", "dpo beta=0.2"])
     assert verdict["spread"] == {"variance": pytest.approx(0.005), "freedom": 3, "groups": 3}
