@@ -246,22 +246,28 @@ def longest_prompt_length(
     tokenizer: PreTrainedTokenizerBase,
     chat_template_kwargs: dict | None = None,
     sample: int = 32,
+    tools: Sequence[Any] | None = None,
 ) -> int:
     """Tokens of the longest prompt, found among the `sample` longest by characters.
 
     Args:
         prompts: texts or lists of messages.
+        tools: those of each prompt, a list of schemas or its JSON, or None.
     """
 
-    def characters(prompt: Any) -> int:
-        return len(prompt) if isinstance(prompt, str) else sum(len(str(message["content"])) for message in prompt)
+    def characters(row: tuple[Any, Any]) -> int:
+        prompt, own = row
+        text = prompt if isinstance(prompt, str) else "".join(str(message["content"]) for message in prompt)
+        return len(text) + len(str(own or ""))
 
-    longest = sorted(prompts, key=characters, reverse=True)[:sample]
+    longest = sorted(zip(prompts, tools or [None] * len(prompts), strict=True), key=characters, reverse=True)[:sample]
     if not longest:
         return 0
-    if isinstance(longest[0], str):
-        return max(len(ids) for ids in tokenizer(text=longest)["input_ids"])
-    texts = tokenizer.apply_chat_template(
-        longest, add_generation_prompt=True, tokenize=False, **(chat_template_kwargs or {})
-    )
+    if isinstance(longest[0][0], str):
+        return max(len(ids) for ids in tokenizer(text=[prompt for prompt, _ in longest])["input_ids"])
+    settings = {"add_generation_prompt": True, "tokenize": False, **(chat_template_kwargs or {})}
+    texts = [
+        tokenizer.apply_chat_template(prompt, tools=json.loads(own) if isinstance(own, str) else own, **settings)
+        for prompt, own in longest
+    ]
     return max(len(ids) for ids in tokenizer(text=texts, add_special_tokens=False)["input_ids"])

@@ -74,7 +74,9 @@ def check_arguments(
             checks.check_columns(dataset.column_names)
     longest = 0
     if sized and "prompt" in train.column_names:
-        longest = checks.longest_prompt_length(train["prompt"], tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]
+        tools = train["tools"] if "tools" in train.column_names else None
+        template: Any = args.chat_template_kwargs
+        longest = checks.longest_prompt_length(train["prompt"], tokenizer, template, tools=tools)
     checks.check_all(
         args,
         peft=peft_config is not None or isinstance(model, PeftModel),

@@ -172,6 +172,7 @@ def check_ppo(
     except ValueError as error:
         raise PosttrainError("\n".join(_at_option(line) for line in str(error).splitlines())) from None
     template: Any = args.chat_template_kwargs
+    tools = data.train["tools"] if "tools" in data.train.column_names else None
     try:
         checks.check_all(
             args,
@@ -180,7 +181,7 @@ def check_ppo(
             num_prompts=len(data.train),
             tokenizer=tokenizer,
             model_config=config,
-            longest_prompt=checks.longest_prompt_length(data.train["prompt"], tokenizer, template),
+            longest_prompt=checks.longest_prompt_length(data.train["prompt"], tokenizer, template, tools=tools),
             reward_adapter=shared and shared[1],
             base_model=base,
             num_reward_funcs=len(run.reward) - (shared is not None),

@@ -214,6 +214,15 @@ def test_longest_prompt(tokenizer):
     assert checks.longest_prompt_length([], tokenizer) == 0
 
 
+def test_longest_prompt_counts_the_tools_of_its_row(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ tools | tojson if tools else '' }}" + tokenizer.chat_template)
+    chats = [[{"role": "user", "content": text}] for text in ("abcd", "a")]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    for given in (tools, json.dumps(tools)):
+        longest = checks.longest_prompt_length(chats, tokenizer, tools=[None, given])
+        assert longest == len(json.dumps(tools)) + len("u:a a:")
+
+
 def test_default_arguments(model_dir, tokenizer, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
