@@ -13,6 +13,7 @@ from typing import Any
 from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
+from posttrain.runs.next_command import training_command
 
 # Settings of the run's own command that say what became of it, not what it is made of.
 LEFT_OUT = ("job", "name", "dry_run", "objective", "sample.", "evaluate.", "tracking", "hydra")
@@ -37,26 +38,11 @@ def command(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> list
 
 
 def next_command(source: str, out: Path) -> str:
-    """How to train on `out` by DPO: from the run that was sampled, or the model that the data came from.
-
-    A recipe where the run had one of the same family; a model that is not known is left to be filled in.
-    """
+    """How to train on `out` by DPO: from the run that was sampled, or the model that the data came from."""
     folder = Path(source).expanduser()
     record = (RunDirectory(folder).record() if folder.is_dir() else None) or {}
-    family = next((f for f in ("llama", "smollm2") if str(record.get("recipe") or "").endswith(f"_{f}")), None)
-    path = (record.get("model") or {}).get("path", "")
-    model = source if generates(record) else path
-    # The recipe's own probe asks for columns of its own data.
-    words = [f"+recipe=dpo_{family}", "probe=default"] if family else ["trainer=dpo", "peft=lora"]
-    if (Path(model) / "run.json").is_file():
-        base = (
-            path if generates(record) else ((RunDirectory(Path(model)).record() or {}).get("model") or {}).get("path")
-        )
-        words += [*([] if family or not base else [f"model.path={base}"]), f"model.init_from={model}"]
-    elif not family or (model and model != "embedded:smollm2"):
-        words.append(f"model.path={model or 'MODEL'}")
-    words.append(f"data.path={out}")
-    return shlex.join(["posttrain", *words])
+    model = source if generates(record) else (record.get("model") or {}).get("path", "")
+    return training_command("dpo", model, record.get("recipe"), str(out))
 
 
 def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:

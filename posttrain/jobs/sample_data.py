@@ -18,6 +18,7 @@ from posttrain.console import console, print_facts, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.jobs import selection
 from posttrain.runs.directory import RunDirectory
+from posttrain.runs.next_command import training_command
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -257,10 +258,7 @@ def show(directory: RunDirectory) -> None:
         table.add_row(escape(TITLES.get(name, name)), f"{record['metrics'][name]:.4g}")
     console.print(table)
     kind = "dpo" if record["sample"]["select"] == "pairs" else "sft"
-    family = "llama" if (record["recipe"] or "").endswith("_llama") else "smollm2"
-    model = record["model"]["path"]
-    key = "init_from" if (Path(model) / "run.json").is_file() else "path"
-    command = f"posttrain +recipe={kind}_{family} model.{key}={model} data.path={directory.path}"
+    command = training_command(kind, record["model"]["path"], record["recipe"], str(directory.path))
     print_plain(f"data     {directory.data}")
     print_plain(f"run      {directory.path}")
     print_plain(f"next     {command}")

@@ -13,8 +13,13 @@ from posttrain.runs import metrics
 if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
 
-# Licences of bases that come with posttrain; another base's stands on its page.
-LICENCES = {"embedded:smollm2": "apache-2.0"}
+# Licences of the models in conf/model, as the hub names them; another base's stands on its page.
+LICENCES = {
+    "embedded:smollm2": "apache-2.0",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama3.1",
+    "meta-llama/Llama-3.2-1B-Instruct": "llama3.2",
+    **dict.fromkeys(("Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"), "apache-2.0"),
+}
 # The hub's model that an embedded one was made from. Its weights are not quite the same.
 HUB_IDS = {"embedded:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 

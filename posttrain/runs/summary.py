@@ -12,6 +12,7 @@ from rich.table import Table
 from posttrain.console import console, print_plain
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import before_and_after, read
+from posttrain.runs.next_command import FAMILIES, training_command
 
 
 def show(directory: RunDirectory) -> None:
@@ -22,8 +23,8 @@ def show(directory: RunDirectory) -> None:
         console.print(table)
     if (samples := side_by_side(directory)) is not None:
         console.print(samples)
-    print_plain(f"curves   {_short_path(directory.curves)}")
-    print_plain(f"model    {_short_path(directory.model)}")
+    print_plain(f"curves   {shlex.quote(_short_path(directory.curves))}")
+    print_plain(f"model    {shlex.quote(_short_path(directory.model))}")
     if record.get("tracking"):
         print_plain(f"tracking {record['tracking'].replace(f'{Path.cwd()}/', '')}")
     for line in next_steps(directory, record):
@@ -31,30 +32,28 @@ def show(directory: RunDirectory) -> None:
 
 
 def next_steps(directory: RunDirectory, record: dict[str, Any]) -> list[str]:
-    """Commands that fit this run, short enough to copy: talk to it, compare it, use it, continue from it."""
-    run = _short_path(directory.path)
-    kind, family = record.get("trainer"), "llama" if str(record.get("recipe") or "").endswith("_llama") else "smollm2"
-    if kind == "reward":
-        known = record.get("recipe")
-        base = f"+recipe=ppo_{family}" if known else f"trainer=ppo peft=lora model.path={record['model']['path']}"
-        data = "" if known else " data.path=PROMPTS"
-        return [f"next     posttrain {base}{data} reward=rm reward.rm.model={run}"]
-    lines = [f"talk     posttrain chat {run}"]
+    """Commands that fit this run, short enough to copy: talk to it, compare it, use it, train on from it."""
+    run, kind, recipe = _short_path(directory.path), record.get("trainer"), record.get("recipe")
+    lines = [] if kind == "reward" else [f"talk     posttrain chat {shlex.quote(run)}"]
     siblings = [p for p in directory.path.parent.iterdir() if p != directory.path and (p / "run.json").is_file()]
     if siblings:
-        lines.append(f"compare  posttrain report {_short_path(directory.path.parent)}")
-    lines.append(f"use      posttrain export {run}{' --merge' if record.get('adapter') else ''}")
-    if kind == "sft":
-        known = str(record.get("recipe") or "") in ("sft_smollm2", "sft_llama")
-        setting = f"+recipe=dpo_{family}" if known else "trainer=dpo peft=lora data.path=PAIRS"
-        model = "" if known else f" model.path={record['model']['path']}"
-        lines.append(f"next     posttrain {setting}{model} model.init_from={run}")
+        lines.append(f"compare  posttrain report {shlex.quote(_short_path(directory.path.parent))}")
+    merge = "" if record.get("adapter") is None else " --merge"
+    lines.append(f"use      posttrain export {shlex.quote(run)}{merge}")
+    follower, rows = {"sft": ("dpo", "PAIRS"), "reward": ("ppo", "PROMPTS")}.get(str(kind), ("", ""))
+    if follower:
+        given = shlex.split(record.get("command", ""))
+        # Of the recipe as it stands: its counterpart has data of the same kind.
+        plain = recipe in {f"{kind}_{family}" for family in FAMILIES} and not any(
+            word.startswith(("data=", "data.path=", "data.mix")) for word in given
+        )
+        lines.append(f"next     {training_command(follower, run, recipe, rows, plain, as_reward=kind == 'reward')}")
     return lines
 
 
 def _short_path(path: Path) -> str:
     """Relative to the current folder where the path lies in it."""
-    return shlex.quote(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def before_after(directory: RunDirectory) -> Table:

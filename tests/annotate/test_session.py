@@ -546,7 +546,9 @@ def test_a_run_is_sampled_from_and_its_rewards_order_the_items(train, tmp_path, 
     assert f"job=sample model.init_from={run.path} sample.select=all" in said
     assert 1 <= len(seen["items"]) <= 4
     assert all(len(one.completions) == 2 for one in seen["items"])
-    assert f"+recipe=dpo_smollm2 probe=default model.init_from={run.path} data.path=p.jsonl" in said
+    assert f"trainer=dpo peft=lora model.path=embedded:tiny data.path=p.jsonl model.init_from={run.path}" in said, (
+        "the recipe trains another base"
+    )
     assert rows(tmp_path / "p.jsonl")[0]["answers"] == ["yes"]
     assert command.main(["./none", "--out", "q.jsonl"]) == 1
     assert command.main([str(run.path), "--out", "q.jsonl", "sample.nn=3"]) == 1
@@ -563,9 +565,10 @@ def test_the_next_command_fits_what_was_judged(tmp_path, monkeypatch):
         return sampling.next_command(str(folder), tmp_path / "p.jsonl")
 
     llama = {"recipe": "sft_llama", "model": {"path": "meta-llama/Llama-3.1-8B-Instruct"}}
-    assert judged(llama).startswith("posttrain +recipe=dpo_llama probe=default model.init_from=")
+    assert judged(llama).startswith("posttrain +recipe=dpo_llama probe=default data.path=")
     own = judged({"recipe": None, "model": {"path": "Qwen/Qwen3-0.6B"}})
-    assert own.startswith("posttrain trainer=dpo peft=lora model.path=Qwen/Qwen3-0.6B model.init_from=")
+    assert own.startswith("posttrain trainer=dpo peft=lora model.path=Qwen/Qwen3-0.6B data.path=")
+    assert own.endswith(f"model.init_from={tmp_path / 'run'}")
     assert "trainer=dpo peft=lora model.path=MODEL data.path=" in sampling.next_command(
         "pairs.jsonl", tmp_path / "p.jsonl"
     )
