@@ -33,9 +33,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; default: the model's own setting")
     parser.add_argument("--top-p", type=float, metavar="P", help="nucleus sampling; default: the model's own setting")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer (default 512)")
-    parser.add_argument("--lines", action="store_true", help="in a pipe every line is a turn, or a command")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same answers again")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
+    parser.add_argument("--lines", action="store_true", help="every line of piped input is a turn or a command")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the sampling: the same answers again")
     return parser
 
 

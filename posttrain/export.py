@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")
     types = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=types, help="of the merged weights; default: that of the run's base")
+    parser.add_argument(
+        "--dtype", choices=types, help="type of the merged weights (default: the type of the run's base)"
+    )
     parser.add_argument(
         "--max-kl",
         metavar="X",
@@ -43,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--into",
         choices=("trained", "original"),
-        help="of a 4-bit run: its dequantized weights (default), or the original ones, which the adapter never saw",
+        help="for a 4-bit run: merge into its dequantized weights (default), or the original, which it never saw",
     )
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder; needs `hf auth login`")
     parser.add_argument("--private", action="store_true", help="make the hub repository a private one")

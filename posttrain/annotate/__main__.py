@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         prog="posttrain annotate",
         description=__doc__.split(": ", 1)[1].replace("people", "People", 1),
         usage="%(prog)s DATA|RUN|ANSWERS --out FILE [options] [KEY=VALUE ...]",
-        epilog="KEY=VALUE: of DATA its settings (data.columns=...); of a RUN to sample from those of job=sample.",
+        epilog="KEY=VALUE: settings of the data (data.columns=...), or of job=sample where a RUN is sampled from.",
     )
     parser.add_argument(
         "source",
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--votes", type=int, default=1, metavar="K", help="people asked about an item (default 1)")
     parser.add_argument("--overlap", type=int, default=0, metavar="N", help="items that everybody is asked about")
     parser.add_argument(
-        "--informative", action="store_true", help="first what rewards disagree about, or whose scores are close"
+        "--informative", action="store_true", help="items first whose rewards disagree or whose scores are close"
     )
     parser.add_argument(
         "--export", choices=("majority", "weighted"), default="majority", help="from votes to pairs (default majority)"
@@ -59,9 +59,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--guidelines", type=Path, metavar="FILE", help="Markdown with what to prefer, shown next to each item"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sides and shared items (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random order (default 0)")
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="H", help=f"wider than this machine: asks for a token ({TOKEN_VARIABLE})"
+        "--host", default="127.0.0.1", metavar="H", help=f"address; beyond this machine with a token ({TOKEN_VARIABLE})"
     )
     parser.add_argument("--port", type=int, metavar="P", help=f"default {PORT}, or another where that is taken")
     return parser

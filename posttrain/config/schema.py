@@ -228,8 +228,8 @@ class EvaluateConfig:
     """`job=evaluate`: held-out metrics with bootstrap intervals, and benchmarks of lm-eval."""
 
     against: str | None = _setting(None, "a run or model to compare with, prompt by prompt")
-    confidence: float = _setting(0.95, "of the intervals")
-    resamples: int = _setting(2000, "of the bootstrap")
+    confidence: float = _setting(0.95, "confidence of the intervals")
+    resamples: int = _setting(2000, "bootstrap samples")
     tasks: list[str] = field(default_factory=list, metadata={"help": "benchmarks of lm-eval"})
     task_path: str | None = _setting(None, "a folder with tasks of your own for lm-eval")
     num_fewshot: int | None = _setting(None, "examples before a question; null: the task's own number")

@@ -34,10 +34,16 @@ def parser() -> argparse.ArgumentParser:
         help="what to compare by, such as gold/rm or eval_rewards/accuracies (default: a gold reward, else another "
         "reward, else a held-out metric)",
     )
-    parser.add_argument("--lower-is-better", action="store_true", help="of the metric, where its name does not tell")
-    parser.add_argument("--kl-budget", type=_budgets, default=[], metavar="NATS", help="one or several, as 2,5,10")
-    parser.add_argument("--reference", metavar="RUN", help="the model KL is counted to (default: that of most runs)")
-    parser.add_argument("--format", choices=("table", *FORMATS), default="table", help="of what is printed")
+    parser.add_argument("--lower-is-better", action="store_true", help="less is better, if the name does not tell")
+    parser.add_argument(
+        "--kl-budget", type=_budgets, default=[], metavar="NATS", help="name the best up to 2,5,10 nats"
+    )
+    parser.add_argument(
+        "--reference", metavar="RUN", help="the model that KL is measured to (default: most runs' start)"
+    )
+    parser.add_argument(
+        "--format", choices=("table", *FORMATS), default="table", help="how the runs are printed (default table)"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="page and pictures (default: ./report; with another --format: none)"
     )
