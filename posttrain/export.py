@@ -27,7 +27,9 @@ MEMORY = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="posttrain export", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="posttrain export", description=__doc__.split("\n\n")[0].split(": ", 1)[1].capitalize()
+    )
     parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")

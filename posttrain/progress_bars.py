@@ -18,7 +18,7 @@ class Counted:
     def __init__(self, text: str):
         self.text = text
         self.bars: list[Any] = []
-        self.began = time.monotonic()
+        self.started = self.began = time.monotonic()
 
     def add(self, bar: Any) -> None:
         if not self.bars:
@@ -38,7 +38,7 @@ class Counted:
         return self.text
 
     def __rich__(self) -> Text:
-        return Text(str(self), no_wrap=True, overflow="ellipsis")
+        return Text(f"{self} ({time.monotonic() - self.started:.0f} s)", no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager

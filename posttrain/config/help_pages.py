@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -60,12 +61,12 @@ Recipe, model, data and rewards are chosen as for training: posttrain --help"""
 
 def job(name: str, purpose: str) -> str:
     """`posttrain train --help` and the like."""
-    settings = ""
+    heading = textwrap.fill(f"posttrain {name}: {purpose}.", 80)
     if name in SECTIONS:
         rows = "\n".join(_settings(SECTIONS[name]))
         settings = f"\nSettings and their defaults\n{rows}\n"
-        return f"posttrain {name}: {purpose}.\n\n{JOBS[name]}\n{settings}\n{OTHERS}"
-    return f"posttrain {name}: {purpose}.\n\n{JOBS[name]}\n\n{_choices()}\n\n{CLOSING}"
+        return f"{heading}\n\n{JOBS[name]}\n{settings}\n{OTHERS}"
+    return f"{heading}\n\n{JOBS[name]}\n\n{_choices()}\n\n{CLOSING}"
 
 
 def _settings(section: str) -> Iterator[str]:
@@ -139,11 +140,17 @@ def trainer_options(words: list[str]) -> str:
 
 def _entry(name: str, option: Any, value: Any) -> list[str]:
     here = "" if value == option.default else f"; here {_plain(value)}"
-    kind = "|".join(map(str, option.choices)) if option.choices and len(option.choices) <= 8 else option.type_name
-    lines = [f"  {name}  ({kind}, default {_plain(option.default)}{here})"]
-    if option.help:
-        lines += textwrap.wrap(" ".join(option.help.split()), 100, initial_indent="      ", subsequent_indent="      ")
-    return lines
+    kind = " | ".join(map(str, option.choices)) if option.choices else option.type_name
+    paragraphs = [(2, f"{name}  ({kind}, default {_plain(option.default)}{here})")]
+    paragraphs += [(6, " ".join(option.help.split()))] if option.help else []
+    width = min(max(shutil.get_terminal_size().columns, 60), 100)
+    return [
+        line
+        for indent, text in paragraphs
+        for line in textwrap.wrap(
+            text, width, initial_indent=" " * indent, subsequent_indent=" " * 6, break_on_hyphens=False
+        )
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
         prog="posttrain report",
         description="Compare runs: reward against KL, over-optimisation, failure modes, and which is best.",
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run, sweep or pipeline folders, or above")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="folders of runs, sweeps or pipelines, or above them"
+    )
     parser.add_argument(
         "--metric",
         help="what to compare by, such as gold/rm or eval_rewards/accuracies (default: a gold reward, else another "
@@ -36,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lower-is-better", action="store_true", help="less is better, if the name does not tell")
     parser.add_argument(
-        "--kl-budget", type=_budgets, default=[], metavar="NATS", help="name the best up to 2,5,10 nats"
+        "--kl-budget",
+        type=_budgets,
+        default=[],
+        metavar="NATS",
+        help="name the best run up to this KL, or several: 2,5,10",
     )
     parser.add_argument(
         "--reference", metavar="RUN", help="the model that KL is measured to (default: most runs' start)"

@@ -230,10 +230,11 @@ def _no_frontier(result: Comparison) -> list[str]:
     if result.metric and not heldout.is_held_out(result.metric):
         return []
     wanting = "neither a KL nor a reward" if not have_kl else "no reward"
+    shown = f"the picture has {title(result.metric)}" if have_kl and result.metric else "there is no picture"
     kl = "" if have_kl else " and probe.prompts=32 (KL needs an adapter, or a method with a reference)"
     return [
-        f"These runs measured {wanting}, so there is no picture of reward against KL. For one, train with a reward "
-        f"to compare by, such as +probe.rewards.NAME.function=MODULE.FUNCTION or +probe.gold.NAME.model=RUN{kl}."
+        f"These runs measured {wanting}, so {shown} against KL. For reward against KL, train with a reward to compare "
+        f"by, such as +probe.rewards.NAME.function=MODULE.FUNCTION or +probe.gold.NAME.model=RUN{kl}."
     ]
 
 

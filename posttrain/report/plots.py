@@ -11,7 +11,7 @@ import numpy as np
 from posttrain.report import style
 from posttrain.report.compare import MODES, Comparison, is_reward, title
 from posttrain.report.groups import Group, number
-from posttrain.runs.curves import smooth, whole_steps, widen
+from posttrain.runs.curves import LINE_FROM, smooth, whole_steps, widen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,7 +178,7 @@ def training(c: Comparison) -> Figure | None:
                 [point["step"] for point in path],
                 smooth(values) if len(values) >= 20 else values,
                 color=style.style(group)[0],
-                ls=style.dash(group, c.groups),
+                ls=style.dash(group, c.groups) if len(values) >= LINE_FROM else "",
                 lw=1.2,
                 marker=style.style(group)[1] if len(values) < 8 else None,
                 ms=4,

@@ -87,8 +87,8 @@ class Run:
         return count if isinstance(count, int) else 0
 
     def row_error(self, metric: str, value: float) -> float | None:
-        """The standard error over held-out rows of a share of them; `None` for other metrics."""
-        known = metric in SHARES and self.held_out_rows and 0 <= value <= 1
+        """The standard error over held-out rows of a share of them; `None` for other metrics, and for none or all."""
+        known = metric in SHARES and self.held_out_rows and 0 < value < 1
         return math.sqrt(value * (1 - value) / self.held_out_rows) if known else None
 
     def last(self, *metrics: str) -> tuple[int, dict[str, float]] | None:

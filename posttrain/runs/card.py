@@ -113,7 +113,7 @@ trained by `{run.trainer.kind}` with [TRL](https://github.com/huggingface/trl) {
 |---|---|
 {_options(run)}
 
-All others are the defaults of TRL {record["versions"]["trl"]}.
+Other options that decide the result have the defaults of TRL {record["versions"]["trl"]}.
 
 ## Held out, before and after
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.runs.metrics import read, title
+from posttrain.runs.metrics import read, title, without_tie
 
 # Panels of the picture: title, and the metrics that belong in it; one that ends in "/" stands for all that begin so.
 PANELS = {
@@ -40,12 +40,6 @@ LABELS = {
 LINE_FROM = 4
 
 
-def _without_tie(row: dict[str, Any]) -> dict[str, Any]:
-    """Without the accuracy of a policy that still is its reference: every pair ties, and TRL logs 0."""
-    tied = [k for k in row if k.endswith("rewards/accuracies") and row.get(k.replace("accuracies", "margins")) == 0]
-    return {key: value for key, value in row.items() if key not in tied}
-
-
 def smooth(values: Sequence[float]) -> list[float]:
     """Running mean over the last tenth of the points."""
     width = max(len(values) // 10, 1)
@@ -54,7 +48,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def series(metrics: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Panel -> metric -> (step, value): every panel with a metric that was logged at all."""
-    rows = [_without_tie(row) for row in read(metrics)]
+    rows = [without_tie(row) for row in read(metrics)]
     logged = {key for row in rows for key, value in row.items() if isinstance(value, (int, float))}
     panels = {}
     for name, keys in PANELS.items():

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 # Metrics of the before/after table, best known first; those not here follow under their own names.
 TITLES = {
@@ -75,10 +72,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def without_tie(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the accuracy of a policy that still is its reference: every pair ties, and TRL logs 0."""
+    tied = [k for k in row if k.endswith("rewards/accuracies") and row.get(k.replace("accuracies", "margins")) == 0]
+    return {key: value for key, value in row.items() if key not in tied}
+
+
 def by_step(path: Path) -> dict[int, dict[str, float]]:
-    """The finite numbers of a `metrics.jsonl`, those logged at one step together."""
+    """The finite numbers of a `metrics.jsonl`, those logged at one step together, without undefined accuracies."""
     steps: dict[int, dict[str, float]] = {}
-    for row in read(path):
+    for row in map(without_tie, read(path)):
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         if "step" in numbers:
             steps.setdefault(int(numbers["step"]), {}).update(numbers)

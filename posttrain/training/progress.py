@@ -151,7 +151,8 @@ class Phase:
 
         # A run's own bar is shown already, and there is one live display at a time.
         self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(console, transient=True))
-        self.task = self.bar.add_task(self.label, total=self.total, figures="")
+        name, _, what = self.label.partition(" ")
+        self.task = self.bar.add_task(name, total=self.total, figures=what.strip())
         self.stack.callback(self.bar.remove_task, self.task)
         return self
 

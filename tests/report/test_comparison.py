@@ -475,7 +475,7 @@ def test_the_table_and_its_files(tmp_path, capsys):
 def test_a_run_without_a_probe_is_listed_and_why_there_is_no_frontier(tmp_path, capsys):
     write_run(tmp_path / "sft-1", "sft", [], parent=None)
     out = report(capsys, tmp_path)
-    assert "no picture of reward against KL" in out
+    assert "there is no picture against KL" in out
     assert "+probe.rewards.NAME.function=MODULE.FUNCTION" in out
     assert not Path("report/frontier.png").exists()
 

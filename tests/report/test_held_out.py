@@ -94,7 +94,7 @@ def test_with_kl_the_picture_is_accuracy_against_kl(tmp_path, capsys):
     assert "preference accuracy (implicit reward)" in text
     assert "Preference accuracy (implicit reward) against KL" in text
     assert ">Reward against KL<" not in text
-    assert "no picture of reward against KL" in text
+    assert "so the picture has preference accuracy (implicit reward) against KL" in text
 
 
 def test_one_run_is_not_called_the_best(tmp_path, capsys):
