@@ -114,6 +114,7 @@ def trainer_options(words: list[str]) -> str:
     from omegaconf import OmegaConf
 
     from posttrain.config import options, trainers
+    from posttrain.config.reserved_options import reserved_options
 
     try:
         config = recipes.compose(words)
@@ -126,31 +127,33 @@ def trainer_options(words: list[str]) -> str:
         return trainers.missing(name)
     chosen: Any = OmegaConf.to_container(config.trainer.args, resolve=False)
     known = options.options_of(kind.config)
-    own = options.own_options(kind.config)
-    lines = [f"Options of trainer={name} ({kind.config}), each as trainer.args.NAME=VALUE"]
+    own, decided = options.own_options(kind.config), reserved_options(kind)
+    lines = [f"Options of trainer={name} ({kind.config})", "Each is set as trainer.args.NAME=VALUE"]
     for title, names in (
         (f"Those of {name}", [name for name in known if name in own]),
         ("Those of every trainer (TrainingArguments)", [name for name in known if name not in own]),
     ):
         lines += ["", title]
         for name in names:
-            lines += _entry(name, known[name], chosen.get(name, known[name].default))
+            if name not in decided:
+                lines += _entry(name, known[name], chosen.get(name, known[name].default))
+    lines += ["", "Set by posttrain"]
+    for fix in dict.fromkeys(decided.values()):
+        if alike := [name for name in known if decided.get(name) == fix]:
+            lines += _wrapped(f"{', '.join(alike)}: {fix}", 2)
     return "\n".join(lines)
 
 
 def _entry(name: str, option: Any, value: Any) -> list[str]:
     here = "" if value == option.default else f"; here {_plain(value)}"
     kind = " | ".join(map(str, option.choices)) if option.choices else option.type_name
-    paragraphs = [(2, f"{name}  ({kind}, default {_plain(option.default)}{here})")]
-    paragraphs += [(6, " ".join(option.help.split()))] if option.help else []
+    about = " ".join((option.help or "").split())
+    return _wrapped(f"{name}  ({kind}, default {_plain(option.default)}{here})", 2) + _wrapped(about, 6)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
     width = min(max(shutil.get_terminal_size().columns, 60), 100)
-    return [
-        line
-        for indent, text in paragraphs
-        for line in textwrap.wrap(
-            text, width, initial_indent=" " * indent, subsequent_indent=" " * 6, break_on_hyphens=False
-        )
-    ]
+    return textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 def _plain(value: Any) -> str:

@@ -20,20 +20,6 @@ from posttrain.errors import PosttrainError, choose
 
 # Trainers of this project; all others are TRL's, or are given by their path.
 OWN_TRAINERS = {"ppo": "posttrain.ppo.PPOTrainer"}
-# Options of PPOConfig that follow from others.
-DERIVED_OPTIONS = {
-    "num_iterations": "it is num_ppo_epochs",
-    "steps_per_generation": "it is gradient_accumulation_steps x num_mini_batches",
-    "generation_batch_size": "it is per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x "
-    "processes",
-    "normalize_advantages": "PPO's is whiten_advantages",
-}
-# Options that name a teacher; the trainer is given the model itself.
-TEACHER_OPTIONS = {
-    "teacher_model_name_or_path": "set trainer.teacher.model",
-    "teacher_model_revision": "set trainer.teacher.revision",
-    "teacher_model_init_kwargs": "set trainer.teacher.model, and trainer.teacher.quantization",
-}
 # Where TRL's trainers lie, and the names of classes that end a lineage.
 TRL = ("trl.trainer", "trl.experimental")
 BASE_CLASSES = ("_BaseTrainer", "Trainer")

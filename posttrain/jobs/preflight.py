@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
+from posttrain.config.reserved_options import reserved_options
 from posttrain.config.schema import Run, TrackingConfig
 from posttrain.config.trainers import Kind
 from posttrain.data import files
@@ -16,31 +17,6 @@ from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
 from posttrain.errors import PosttrainError, near_path
 
-# Options of TRL's config classes that this layer decides.
-RESERVED_OPTIONS = {
-    "output_dir": "set output_dir (the run directory is made inside it)",
-    "report_to": "choose tracking=wandb|trackio|tensorboard|mlflow|comet|none",
-    "run_name": "set name",
-    "project": "set tracking.project",
-    "disable_tqdm": "posttrain draws the progress bar",
-    "resume_from_checkpoint": "the same command continues from the last checkpoint by itself",
-    "model_init_kwargs": "set model.dtype, model.attn_implementation or model.kwargs",
-    "trust_remote_code": "set model.trust_remote_code",
-    "chat_template_path": "set model.chat_template",
-    "eos_token": "set model.eos_token",
-    "pad_token": "set model.pad_token",
-    "do_eval": "set trainer.args.eval_strategy",
-    "enable_jit_checkpoint": "posttrain saves at SIGTERM by itself",
-    "parallelism_config": "give it to accelerate launch",
-    **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
-        "run `posttrain export RUN --push-to-hub ORG/NAME` when the run is finished",
-    ),
-    "dataset_text_field": "set data.columns={text: COLUMN}",
-    **dict.fromkeys(("dataset_kwargs", "label_names"), "posttrain prepares the rows; leave it out"),
-    "local_rank": "torchrun and accelerate launch set it",
-    "hub_token": "run `hf auth login`; a token in a config would be stored in the run directory",
-}
 RESERVED_LORA = {
     "task_type": "it follows the trainer",
     "inference_mode": "it would train nothing",
@@ -91,9 +67,7 @@ def _settings(run: Run) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         if wrong := checks.wrong_choice(key, _value(run, key), allowed):
             yield wrong
-    derived = trainers.DERIVED_OPTIONS if trainers.is_ppo(run) else {}
-    reserved = {**RESERVED_OPTIONS, **trainers.TEACHER_OPTIONS, **derived}
-    yield from options.check(kind.config, run.trainer.args, "trainer.args", reserved)
+    yield from options.check(kind.config, run.trainer.args, "trainer.args", reserved_options(kind))
     if not kind.evaluates and run.trainer.args.get("eval_strategy", "no") != "no":
         yield f"trainer.args.eval_strategy: {kind.name} has no loss on held-out rows; the probe measures it"
     if kind.is_a("KTOTrainer") and run.trainer.args.get("per_device_train_batch_size", 8) == 1:

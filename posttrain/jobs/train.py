@@ -248,6 +248,7 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
         "eval_strategy": "epoch" if plan.data.eval is not None else "no",
         "eval_on_start": plan.data.eval is not None,
         "logging_nan_inf_filter": False,  # it would log something else than the loss
+        "logging_steps": _logging_steps(run, plan.steps),
         "dataloader_pin_memory": plan.precision.device != "CPU",
     }
     args: dict[str, Any] = {
@@ -262,6 +263,13 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
     if plan.data.eval is None or not kind.evaluates:
         args.update(eval_strategy="no", eval_on_start=False)
     return args
+
+
+def _logging_steps(run: Run, steps: int) -> int:
+    """TRL's 10, or fewer in a short run, so that its curves have some twenty points."""
+    # Evaluations take their interval from it where they have none of their own.
+    follows = run.trainer.args.get("eval_strategy") == "steps" and run.trainer.args.get("eval_steps") is None
+    return 10 if follows else max(1, min(10, steps // 20))
 
 
 def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory, checkpoint: Path | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import combinations, optimizers, options, ranges, trainers
+from posttrain.config.reserved_options import RESERVED_OPTIONS
 from posttrain.config.schema import RewardConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
@@ -28,7 +29,7 @@ def numeric(cls):
 def refused(kind, args):
     run = Run()
     run.trainer.kind, run.trainer.args = kind, args
-    errors = options.check(KINDS[kind].config, args, "trainer.args", preflight.RESERVED_OPTIONS)
+    errors = options.check(KINDS[kind].config, args, "trainer.args", RESERVED_OPTIONS)
     return errors + combinations.check(run) + (online.check(run) if KINDS[kind].samples_completions else [])
 
 
@@ -38,7 +39,7 @@ def test_every_number_of_every_class_has_a_range():
         "fsdp",
         "include_num_input_tokens_seen",
         "trackio_static_space_id",
-        *preflight.RESERVED_OPTIONS,
+        *RESERVED_OPTIONS,
     }
     for cls in CLASSES:
         without = [
@@ -66,7 +67,7 @@ def test_what_the_library_refuses_is_refused_before_it_loads(kind):
     before = {name for other in list(KINDS)[: list(KINDS).index(kind)] for name in numeric(KINDS[other].config)}
     missed = []
     for name in numeric(KINDS[kind].config):
-        if name in before or name in preflight.RESERVED_OPTIONS:
+        if name in before or name in RESERVED_OPTIONS:
             continue
         for value in VALUES:
             if refused(kind, {name: value}):

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from posttrain import __main__, extras
 from posttrain.config import completion, help_pages, options, recipe_list, recipes, trainers
 from posttrain.config.commands import COMMANDS
+from posttrain.config.reserved_options import reserved_options
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -55,10 +57,18 @@ def test_versions_are_ours_and_the_libraries(capsys):
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo", "orpo", "gmpo"])
-def test_the_options_of_a_trainer_are_listed_with_the_librarys_words(kind):
+def test_the_options_of_a_trainer_are_listed_with_the_librarys_words(kind, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     said = help_pages.trainer_options([f"trainer={kind}"])
     known = options.options_of(trainers.of(kind).config)
-    assert all(f"\n  {name}  (" in said for name in known)
+    usable, _, decided = said.partition("Set by posttrain")
+    reserved = reserved_options(trainers.of(kind)).keys()
+    for name in known:
+        assert (f"\n  {name}  (" in usable) != (name in reserved), "an option that is refused is not offered"
+        assert name not in reserved or name in decided
+    assert "output_dir: set output_dir" in decided
+    # Characters of a terminal: an accent that stands on the one before takes none.
+    assert max(map(cell_len, said.splitlines())) <= 80
     # Each has words, but for those that TrainingArguments itself explains nowhere.
     silent = [name for name, option in known.items() if not option.help]
     assert len(silent) <= 0.1 * len(known), silent

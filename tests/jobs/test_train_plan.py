@@ -66,3 +66,15 @@ def test_sampling_takes_time_for_every_token_of_a_completion(monkeypatch):
 def test_the_measured_speed_is_that_of_a_product():
     speed = duration._speed(PRECISION, SIZES)
     assert 1e8 < speed < 1e16
+
+
+@pytest.mark.parametrize(
+    ("steps", "overrides", "expected"),
+    [(4, (), 1), (100, (), 5), (1000, (), 10), (4, ("trainer.args.eval_strategy=steps",), 10)],
+)
+def test_a_short_run_logs_often_enough_to_show_a_curve(steps, overrides, expected):
+    """Where evaluations follow the interval of logging they stay where TRL has them."""
+    from posttrain.jobs import train
+
+    run, _ = compose("trainer=dpo", "model=tiny", "data=squad", *overrides)
+    assert train._logging_steps(run, steps) == expected

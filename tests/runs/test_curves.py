@@ -76,3 +76,12 @@ def test_before_and_after_has_no_loss_beside_a_reward_and_says_what_is_a_reward(
     del rows[0]["eval_reward"], rows[1]["eval_reward"]
     found = metrics.before_and_after(write(tmp_path / "metrics.jsonl", rows))
     assert found[0] == ("held-out loss", "0.100", "0.100")
+
+
+def test_the_accuracy_of_a_policy_that_is_its_reference_is_in_no_picture(tmp_path):
+    """Curves and report read the same points; every pair ties at the start, and TRL logs 0."""
+    logged = [{"step": step, "eval_rewards/accuracies": step / 4, "eval_rewards/margins": step} for step in (0, 4)]
+    points = metrics.by_step(write(tmp_path / "metrics.jsonl", logged))
+    assert "eval_rewards/accuracies" not in points[0]
+    assert points[4]["eval_rewards/accuracies"] == 1
+    assert curves.series(tmp_path / "metrics.jsonl")["accuracy"] == {"eval_rewards/accuracies": [(4, 1.0)]}

@@ -23,6 +23,26 @@ def test_a_log_file_hears_of_a_phase_once_if_it_takes_a_while(monkeypatch, capsy
     assert capsys.readouterr().out.splitlines() == ["probe    slow ..., about 0 s left", "Loading ..."]
 
 
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_shows_the_whole_name_of_a_phase_and_how_long_a_status_takes(width, monkeypatch):
+    """Besides a run's own bar, too: its column of names is narrow."""
+    import io
+
+    from posttrain.training import progress
+
+    out = console.SafeConsole(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(progress, "console", out)
+    with Phase("probe    32 samples of up to 64 tokens", 2) as phase:
+        phase.advance()
+        phase.bar.refresh()
+    with console.show_status("Loading the model", out):
+        time.sleep(0.05)
+    shown = out.file.getvalue()
+    assert "probe" in shown
+    assert "32 samples of up to 64 tokens" in shown
+    assert "Loading the model (0 s)" in shown
+
+
 def test_bars_of_libraries_are_counted_and_not_shown(monkeypatch, capsys):
     """In one line, in bytes before rows; the bar that the hub draws for the same bytes on the network is left out."""
     from tqdm.auto import tqdm
