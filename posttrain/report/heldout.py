@@ -11,7 +11,7 @@ from posttrain.report.runs import Run
 # Best known first: what the report compares by where there is no reward.
 METRICS = (
     *("eval_rewards/accuracies", "eval_accuracy", "eval_rewards/margins", "eval_margin"),
-    *("eval_mean_token_accuracy", "eval_loss"),
+    *("eval_loss", "eval_mean_token_accuracy"),
 )
 
 
@@ -25,10 +25,10 @@ def starts_tied(metric: str, point: dict[str, float]) -> bool:
 
 
 def choose(groups: Sequence[Group]) -> str | None:
-    """The metric to compare by: that of most groups, and of those the best known."""
-    counts = Counter(metric for group in groups for metric in METRICS if group.mean(metric))
-    # A loss and a token accuracy compare within one trainer; the preference metrics compare across trainers.
-    return max(counts, key=lambda m: (counts[m] if m != "eval_loss" else 0, -METRICS.index(m)), default=None)
+    """The metric to compare by: the best known one of each group, and of those the one of most groups."""
+    own = [next((metric for metric in METRICS if group.mean(metric)), None) for group in groups]
+    counts = Counter(metric for metric in own if metric)
+    return max(counts, key=lambda metric: (counts[metric], -METRICS.index(metric)), default=None)
 
 
 def comparable(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:

@@ -101,7 +101,7 @@ def _save(
 trained by `{run.trainer.kind}` with [TRL](https://github.com/huggingface/trl) {record["versions"]["trl"]}.
 {f"{chr(10)}{note}{chr(10)}" if note else ""}
 - Data: `{data}`{f" ({source['name']})" if source["name"] else ""}, split `{source["split"]}`, \
-{source["train_rows"]} rows, fingerprint `{source["fingerprint"]}`; held out: {source["held_out_rows"]} rows \
+fingerprint `{source["fingerprint"]}`. Trained on: {source["train_rows"]} rows; held out: {source["held_out_rows"]} \
 ({source["held_out"]}).
 - Steps: {record["steps"]}, seed {record["seed"]}; {record["precision"]}.
 - Command: `{record["command"]}`

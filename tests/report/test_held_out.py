@@ -59,12 +59,22 @@ def test_a_reward_model_by_its_accuracy_and_sft_by_its_loss_against_the_start(tm
     found = as_json(capsys, tmp_path / "r")
     assert found["metric"] == "eval_accuracy"
     assert "0.200 more than the starting policy" in found["verdicts"][0]["sentence"]
-    write_held_out(tmp_path / "s" / "a", "sft", {"eval_loss": (2.0, 1.5)})
+    write_held_out(tmp_path / "s" / "a", "sft", {"eval_loss": (2.0, 1.5), "eval_mean_token_accuracy": (0.3, 0.4)})
     found = as_json(capsys, tmp_path / "s")
     assert (found["metric"], found["better"]) == ("eval_loss", "lower")
     sentence = found["verdicts"][0]["sentence"]
     assert "held-out loss 1.500, 0.500 less than the starting policy (2.000)" in sentence
     assert "One seed does not show whether that is more than noise: train each with two seeds or more" in sentence
+
+
+def test_the_metric_is_the_one_that_most_runs_are_judged_by(tmp_path, capsys):
+    """All of them log a loss and a token accuracy, which tell least of preferences."""
+    common = {"eval_loss": (2.0, 1.5), "eval_mean_token_accuracy": (0.3, 0.4)}
+    write_held_out(tmp_path / "d", "dpo", {**common, **dpo(0.8)})
+    write_held_out(tmp_path / "a", "sft", common, args={"learning_rate": 1e-4})
+    assert as_json(capsys, tmp_path)["metric"] == ACCURACY
+    write_held_out(tmp_path / "b", "sft", common, args={"learning_rate": 2e-4})
+    assert as_json(capsys, tmp_path)["metric"] == "eval_loss"
 
 
 def test_losses_of_other_trainers_and_other_rows_are_not_compared(tmp_path, capsys):
