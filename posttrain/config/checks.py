@@ -45,10 +45,7 @@ def models(run: Run) -> list[str]:
         ("model", "revision", run.model.revision, run.model.path),
         ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),
     ]
-    for at, source in {
-        "data": vars(run.data),
-        **{f"data.mix.{name}": one for name, one in run.data.mix.items()},
-    }.items():
+    for at, source in (("data", vars(run.data)), *((f"data.mix.{name}", one) for name, one in run.data.mix.items())):
         path = source.get("path") if isinstance(source, dict) else None
         if not path or (isinstance(path, str) and Path(path).is_dir()):
             continue  # a folder may hold several data sets by name, and splits
@@ -57,9 +54,8 @@ def models(run: Run) -> list[str]:
             of_hub.append((at, "split", source["split"], path))
     for at, name, value, path in of_hub:
         if value and not path:
-            errors.append(
-                f"{at}.{name}={value}: there is no {at}.{'model' if 'teacher' in at else 'path'}; leave it out"
-            )
+            where = f"{at}.{'model' if 'teacher' in at else 'path'}"
+            errors.append(f"{at}.{name}={value}: there is no {where}; leave it out")
         elif value and _is_here(path):
             errors.append(f"{at}.{name}={value}: {path} is no repository of the hub; leave it out")
     return errors
@@ -89,11 +85,8 @@ def probe(run: Run) -> list[str]:
     errors: list[str] = []
     # job=sample trains nothing and has no probe.
     for name, entry in config.gold.items() if run.job != "sample" else ():
-        same = [
-            n
-            for n, e in run.reward.items()
-            if (e.function, e.model, e.args) == (entry.function, entry.model, entry.args)
-        ]
+        gold = (entry.function, entry.model, entry.args)
+        same = [n for n, e in run.reward.items() if (e.function, e.model, e.args) == gold]
         if name in run.reward or same:
             errors.append(f"probe.gold.{name}: training sees reward.{(same or [name])[0]}; gold must be another reward")
         if name in config.rewards:

@@ -25,8 +25,6 @@ PACKAGES = {
 
 # The losses of DPO in TRL 1.16 that can have another divergence than the reverse KL.
 DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
-
-
 # What a schedule must be given, one of these, in `lr_scheduler_kwargs`.
 SCHEDULE_NEEDS = {
     "warmup_stable_decay": ("num_decay_steps",),
@@ -120,19 +118,15 @@ def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     return errors
 
 
+WORKER_OPTIONS = [f"dataloader_{name}" for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context")]
+
+
 def _loading(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
-    errors = []
-    if not args.get("dataloader_num_workers"):
-        errors += [
-            f"{name}={args[name]}: only read with dataloader_num_workers above 0; leave it out, or set that"
-            for name in (
-                "dataloader_prefetch_factor",
-                "dataloader_persistent_workers",
-                "dataloader_multiprocessing_context",
-            )
-            if args.get(name)
-        ]
-    return errors
+    given = [name for name in WORKER_OPTIONS if args.get(name) and not args.get("dataloader_num_workers")]
+    return [
+        f"{name}={args[name]}: only read with dataloader_num_workers above 0; leave it out, or set that"
+        for name in given
+    ]
 
 
 # Options that hold options: Transformers takes settings, JSON text that begins with a brace and, of some, a file.

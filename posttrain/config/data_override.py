@@ -12,7 +12,7 @@ BELONGING = (
     *("name", "revision", "split", "eval_split", "eval_path", "columns", "args", "conversational", "format"),
     *("threshold", "min_score"),
 )
-# Sources of the package, which the groups of conf/data are for.
+# Data that is no file, which the groups of conf/data are for: what comes with the package, and tasks that are drawn.
 BUILT_IN = ("embedded:", "reasoning_gym:")
 
 

@@ -28,8 +28,7 @@ JOBS = {
 }
 # Of the names of recipes, as they end: the embedded model first.
 MODELS = ("smollm2", "llama", "qwen")
-# Of a job's own settings; those of training are in `trainer.args`.
-SECTIONS = {"doctor": "doctor", "sample": "sample", "evaluate": "evaluate"}
+OTHERS = "Recipe, model, data and rewards are chosen as for training: posttrain --help"
 CLOSING = """\
 A run goes to output_dir/NAME-HASH; the same command continues it there.
 posttrain train --help trainer=dpo lists the options of a trainer.
@@ -55,18 +54,14 @@ Examples
 {CLOSING}"""
 
 
-OTHERS = """\
-Recipe, model, data and rewards are chosen as for training: posttrain --help"""
-
-
 def job(name: str, purpose: str) -> str:
-    """`posttrain train --help` and the like."""
+    """`posttrain train --help` and the like: what a training can choose, or the own settings of another job."""
     heading = textwrap.fill(f"posttrain {name}: {purpose}.", 80)
-    if name in SECTIONS:
-        rows = "\n".join(_settings(SECTIONS[name]))
-        settings = f"\nSettings and their defaults\n{rows}\n"
-        return f"{heading}\n\n{JOBS[name]}\n{settings}\n{OTHERS}"
-    return f"{heading}\n\n{JOBS[name]}\n\n{_choices()}\n\n{CLOSING}"
+    if name == "train":
+        rest = f"{_choices()}\n\n{CLOSING}"
+    else:
+        rest = "\n".join(("Settings and their defaults", *_settings(name), "", OTHERS))
+    return f"{heading}\n\n{JOBS[name]}\n\n{rest}"
 
 
 def _settings(section: str) -> Iterator[str]:

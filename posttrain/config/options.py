@@ -147,12 +147,8 @@ def _problem(option: Option, value: Any) -> str | None:
     if option.choices is not None:
         if value is None and check_type(option, None):
             return f"leave it out, or choose from {', '.join(map(str, option.choices))}"
-        wrong = [
-            v for v in (value if isinstance(value, list) else [value]) if v is not None and v not in option.choices
-        ]
-        if wrong:
-            return choose(wrong[0], option.choices)
-        return None
+        several = value if isinstance(value, list) else [value]
+        return next((choose(v, option.choices) for v in several if v is not None and v not in option.choices), None)
     return check_type(option, value)
 
 
@@ -195,7 +191,8 @@ def _options(cls: Source) -> dict[str, Option]:
     for name, values in CHOICES.get(cls.name, {}).items():
         if name in found:
             found[name] = replace(found[name], choices=values)
-    return {name: _literal_as_choices(option) for name, option in found.items()}
+    literal = {n: typing.get_args(o.type) for n, o in found.items() if typing.get_origin(o.type) is typing.Literal}
+    return found | {name: replace(found[name], choices=values) for name, values in literal.items()}
 
 
 def own_options(cls: str) -> list[str]:
@@ -203,11 +200,6 @@ def own_options(cls: str) -> list[str]:
     ours = [one for one in source_of(cls).lineage() if not one.module.startswith(("transformers.", "trl.trainer.base"))]
     fields = [n.target for one in ours for n in one.node.body if isinstance(n, ast.AnnAssign)]
     return [target.id for target in fields if isinstance(target, ast.Name)]
-
-
-def _literal_as_choices(option: Option) -> Option:
-    is_literal = typing.get_origin(option.type) is typing.Literal
-    return replace(option, choices=typing.get_args(option.type)) if is_literal else option
 
 
 def source_of(cls: str) -> Source:

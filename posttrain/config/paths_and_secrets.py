@@ -31,8 +31,6 @@ VALUE = re.compile(
     r"(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
     r"|\w+://[^/\s:@]+:[^/\s@]+@\S+"
 )
-TOKEN_FIXES = {"token": "run `hf auth login`, or set HF_TOKEN in the environment"}
-ENVIRONMENT = "put it into the environment"
 
 
 def check(run: Run) -> list[str]:
@@ -42,9 +40,9 @@ def check(run: Run) -> list[str]:
         errors.append(f"name={_readable(run.name)}: {wrong}")
     for path, entries in (*run.rewards.items(), ("data.mix", run.data.mix)):
         errors += [f"{path}.{_readable(name)}: {wrong}" for name in entries if (wrong := wrong_name(str(name)))]
-    return errors + (
-        [f"output_dir={_readable(run.output_dir)}: {wrong}"] if (wrong := _wrong_folder(run.output_dir)) else []
-    )
+    if wrong := _wrong_folder(run.output_dir):
+        errors.append(f"output_dir={_readable(run.output_dir)}: {wrong}")
+    return errors
 
 
 def wrong_name(name: str) -> str | None:
@@ -85,7 +83,8 @@ def secrets(settings: Any) -> list[str]:
     for path, key, value in _leaves(settings, ""):
         by_key = key == "use_auth_token" or (isinstance(value, str) and _names_secret(key, value))
         if value and (by_key or (isinstance(value, str) and VALUE.search(value))):
-            fix = TOKEN_FIXES["token"] if "token" in key.lower() or str(value).startswith("hf_") else ENVIRONMENT
+            of_hub = "token" in key.lower() or str(value).startswith("hf_")
+            fix = "run `hf auth login`, or set HF_TOKEN in the environment" if of_hub else "put it into the environment"
             errors.append(f"{path}: a secret does not belong in a config, which is stored; {fix}")
     return errors
 

@@ -70,12 +70,8 @@ UNBOUNDED = ("entropy_coef", "reward_weights", "reward_clip_range")
 # At and above 1 these are numbers of steps, below 1 shares of the run.
 WHOLE_ABOVE_1 = ("logging_steps", "eval_steps", "save_steps")
 NOT_EMPTY = (
-    "loss_type",
-    "loss_weights",
-    "reward_weights",
-    "target_modules",
-    "layers_to_transform",
-    "target_parameters",
+    *("loss_type", "loss_weights", "reward_weights"),
+    *("target_modules", "layers_to_transform", "target_parameters"),
 )
 
 # The numbers of our own schema, by their path. An alarm beyond its range would ring always, or never.

@@ -124,9 +124,8 @@ def pipeline_of_another_job(merged: Any) -> str:
 
 
 def fix_missing(key: str) -> str:
-    if key == "trainer.kind":
-        return "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto|ppo (more: see --help)"
     return {
+        "trainer.kind": "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto|ppo (more: see --help)",
         "model.path": "choose +recipe=NAME or model=NAME, or set model.path=HUB_ID_OR_FOLDER",
         "data.path": "choose +recipe=NAME or data=NAME, or set data.path=HUB_ID_OR_FILE",
     }.get(key, f"set {key}=VALUE")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key: str) -> Dataset:
-    """A data set of the hub, of a folder, of Parquet files, or embedded."""
+def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key: str, streaming: bool = False) -> Any:
+    """A data set of the hub, of a folder, of Parquet files, or embedded; `streaming` reads the first two row by row."""
     import datasets
 
     if not local and not isinstance(path, str):
@@ -35,7 +35,8 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
                     raise PosttrainError(f"{key}={display_path(path)}: {error}") from None
             if not sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in local):
                 raise PosttrainError(f"{key}={display_path(path)}: no rows")
-            return datasets.load_dataset("parquet", data_files=[str(file) for file in local], split="train")
+            names = [str(file) for file in local]
+            return datasets.load_dataset("parquet", data_files=names, split="train", streaming=streaming)
         if path.startswith("embedded:"):
             from posttrain.data.embedded import arithmetic, imdb, squad
 
@@ -49,7 +50,7 @@ def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key
         if is_saved_dataset(path):
             found = datasets.load_from_disk(os.path.expanduser(path))
             return _pick(found, split, key, path) if isinstance(found, datasets.DatasetDict) else found
-        return datasets.load_dataset(path, config.name, split=split, revision=config.revision)
+        return datasets.load_dataset(path, config.name, split=split, revision=config.revision, streaming=streaming)
     except PosttrainError:
         raise
     except Exception as error:
@@ -84,16 +85,13 @@ def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[Row]:
 
 
 def _iterate_rows(dataset: Any, path: str) -> Iterator[dict[str, Any]]:
-    rows, count = iter(dataset), 0
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except UnicodeDecodeError as error:
-            raise PosttrainError(f"data.path={path}: row {count + 1}: holds text that is not UTF-8: {error}") from None
-        count += 1
-        yield row
+    count = 0
+    try:
+        for row in dataset:
+            count += 1
+            yield row
+    except UnicodeDecodeError as error:
+        raise PosttrainError(f"data.path={path}: row {count + 1}: holds text that is not UTF-8: {error}") from None
 
 
 def _without_null_keys(row: dict[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,8 @@ def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Datase
     if reads == "messages" and found == ("prompt", "completion"):
         if isinstance(dataset[0]["prompt"], str):
             raise PosttrainError(f"data.path: {kind} learns from conversations; set data.conversational=true")
-        dataset = dataset.map(_join_conversation, desc="Joining prompts and completions")
+        joined = lambda row: {"messages": [*row["prompt"], *row["completion"]]}  # noqa: E731
+        dataset = dataset.map(joined, desc="Joining prompts and completions")
         found = ("messages",)
     if reads == "labels":
         # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
@@ -192,11 +193,6 @@ def _drop_equal_weights(dataset: Dataset, kind: str) -> Dataset:
             "answers to a prompt, or give the column another name: 'data.columns={OTHER: weight}'"
         )
     return dataset.remove_columns("weight")
-
-
-def _join_conversation(row: dict[str, Any]) -> dict[str, Any]:
-    """The whole conversation of a prompt and what answers it."""
-    return {"messages": [*row["prompt"], *row["completion"]]}
 
 
 def _turns_to_answer(row: dict[str, Any]) -> dict[str, Any]:

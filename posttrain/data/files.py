@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from posttrain.config.data_override import BUILT_IN
 from posttrain.data import json_rows
 from posttrain.data.row import Place, Row
 from posttrain.errors import PosttrainError, near_path
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# Data that is no file: what comes with the package, and tasks that are drawn.
-BUILT_IN = ("embedded:", "reasoning_gym:")
 
 
 def kind(path: Path) -> str | None:

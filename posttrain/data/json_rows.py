@@ -147,7 +147,14 @@ def _text(raw: bytes) -> str:
 
 def parse_json(text: str) -> Any:
     """The JSON value that `text` is; raises `RowError` for anything else, and for what could not be kept."""
-    value, end = _decode(text, len(text) - len(text.lstrip()))
+    try:
+        value, end = DECODER.raw_decode(text, len(text) - len(text.lstrip()))
+    except json.JSONDecodeError as error:
+        raise RowError("", f"is not JSON: {_STARTS.sub('', error.msg)} at column {error.colno}") from None
+    except RecursionError:
+        raise RowError("", "is nested too deeply") from None
+    except ValueError as error:
+        raise RowError("", str(error)) from None
     if rest := text[end:].strip():
         raise RowError("", f"is not JSON: more after the object at column {end + 1}: {rest!r:.40}")
     _check_characters(value, text)
@@ -168,17 +175,6 @@ def _check_characters(value: Any, text: str) -> None:
             raise RowError("", "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
         except RecursionError:
             raise RowError("", "is nested too deeply") from None
-
-
-def _decode(text: str, position: int) -> tuple[Any, int]:
-    try:
-        return DECODER.raw_decode(text, position)
-    except json.JSONDecodeError as error:
-        raise RowError("", f"is not JSON: {_STARTS.sub('', error.msg)} at column {error.colno}") from None
-    except RecursionError:
-        raise RowError("", "is nested too deeply") from None
-    except ValueError as error:
-        raise RowError("", str(error)) from None
 
 
 # Some of the parser's messages end in `at`, which its own text continues from.

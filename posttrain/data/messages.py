@@ -34,16 +34,8 @@ PARTIAL_LEARN_KEYS = ("train_detail", "training_detail")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
 # The keys of a message that are read; others are named in the plan.
 READ = {
-    "role",
-    "from",
-    "content",
-    "value",
-    "name",
-    "tool_call_id",
-    "tool_calls",
-    "function_call",
-    *REASONING_KEYS,
-    *LEARN_KEYS,
+    *("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call"),
+    *(REASONING_KEYS + LEARN_KEYS),
 }
 # Messages inside a string begin so, as JSON or as Python or numpy print them, and have these keys.
 _LIST = re.compile(r"\s*(?:array\()?\s*\[?\s*\{")

@@ -19,16 +19,8 @@ SEED = 0
 INHERITED_SETTINGS = ("eval_size", "conversational", "on_error", "threshold", "pairs")
 # What says where one source is and how it is read: only in a part.
 SOURCE_SETTINGS = (
-    "path",
-    "name",
-    "revision",
-    "split",
-    "eval_path",
-    "eval_split",
-    "columns",
-    "args",
-    "min_score",
-    "format",
+    *("path", "name", "revision", "split", "eval_path", "eval_split"),
+    *("columns", "args", "min_score", "format"),
 )
 # What stands for the mixture as a whole.
 MIXTURE_SETTINGS = ("mix", "stopping_strategy", "streaming")

@@ -125,9 +125,5 @@ def _check_answers_diverge(answers: list[Turns]) -> None:
 
 def common_prefix_length(one: Any, other: Any) -> int:
     """How many first items of two sequences are equal."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

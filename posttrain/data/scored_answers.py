@@ -38,7 +38,7 @@ def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -
         _check_thumbs(rows, kind)
 
     def made() -> Iterator[dict[str, Any]]:
-        grouped = _of_several(rows) if several else _by_prompt(rows) if reads == "pairs" else _single(rows)
+        grouped = _by_prompt(rows) if reads == "pairs" and not several else _each(rows, several)
         for row, answers in grouped:
             if reads == "pairs":
                 yield from _pairs(row, answers, pairs)
@@ -58,16 +58,10 @@ def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -
 Answers = list[tuple[Any, float]]
 
 
-def _of_several(rows: Dataset) -> Iterator[tuple[dict[str, Any], Answers]]:
+def _each(rows: Dataset, several: bool) -> Iterator[tuple[dict[str, Any], Answers]]:
     for row in rows:
-        said, scores = row.pop("completions"), row.pop("scores")
-        yield row, list(zip(said, scores, strict=True))
-
-
-def _single(rows: Dataset) -> Iterator[tuple[dict[str, Any], Answers]]:
-    for row in rows:
-        said, score = row.pop("completion"), row.pop("rating")
-        yield row, [(said, score)]
+        said, scores = (row.pop(name) for name in (SCORED_COLUMNS if several else RATED_COLUMNS))
+        yield row, list(zip(said, scores, strict=True)) if several else [(said, scores)]
 
 
 def _by_prompt(rows: Dataset) -> Iterator[tuple[dict[str, Any], Answers]]:

@@ -152,21 +152,15 @@ def _write(rows: Iterable[dict[str, Any]], kinds: ColumnTypes, key: str) -> Data
     from datasets.arrow_writer import ArrowWriter
 
     path, features = temporary_file("rows.arrow"), kinds.features()
-    encoded = {name for name, kind in kinds.found.items() if kind == "json"}
-    numbers = {name for name, kind in kinds.found.items() if kind == "float"}
+    # Arrow refuses integers that no float equals.
+    makers: dict[str, Callable[[Any], Any]]
+    makers = {"json": functools.partial(json.dumps, ensure_ascii=False), "float": float}
+    made = {name: makers[kind] for name, kind in kinds.found.items() if kind in makers}
     try:
         with ArrowWriter(path=str(path), features=features, writer_batch_size=1000) as writer:
             for row in rows:
                 full = {name: row.get(name) for name in features}
-                full.update(
-                    {
-                        name: json.dumps(value, ensure_ascii=False)
-                        for name in encoded
-                        if (value := full[name]) is not None
-                    }
-                )
-                # Arrow refuses integers that no float equals.
-                full.update({name: float(value) for name in numbers if (value := full[name]) is not None})
+                full |= {name: make(full[name]) for name, make in made.items() if full[name] is not None}
                 writer.write(full)
             writer.finalize()
         return Dataset.from_file(str(path))

@@ -15,18 +15,9 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import files as f
-from posttrain.data.arrow_rows import arrow_rows, explain, is_saved_dataset
+from posttrain.data.arrow_rows import arrow_rows, is_saved_dataset, load_arrow
 from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template_options
-from posttrain.data.reading import (
-    Rows,
-    RowSource,
-    display_path,
-    held_out_split,
-    open_files,
-    open_rows,
-    read,
-    rename,
-)
+from posttrain.data.reading import Rows, RowSource, display_path, held_out_split, open_files, open_rows, read, rename
 from posttrain.data.row import Place, RowError
 from posttrain.data.split import Split, config_for_path, first_rows
 from posttrain.data.store import INDEX_COLUMN, Skipped, message, store, temporary_file, temporary_files
@@ -162,22 +153,9 @@ def _source(config: DataConfig, kind: str, template: Rendering | None) -> RowSou
     local = f.resolve(config.path)
     if local and f.kind(local[0]) != ".parquet":
         return open_files(config, local, kind, named, None, template)
-    import datasets
-
-    try:
-        if local:
-            found = datasets.load_dataset(
-                "parquet", data_files=[str(file) for file in local], split="train", streaming=True
-            )
-        else:
-            found = datasets.load_dataset(
-                config.path, config.name, split=config.split, revision=config.revision, streaming=True
-            )
-    except Exception as error:
-        raise PosttrainError(f"{named}: {explain(error, display_path(config.path), config.split)}") from error
+    found = load_arrow(config, config.path, local, config.split, "data.path", streaming=True)
     if config.columns:
         found = rename(found, config.columns)
-
     return open_rows(lambda: arrow_rows(found, config.path, []), config, kind, None, template)
 
 

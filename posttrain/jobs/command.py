@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from posttrain.config import data_override, parse, recipes
 from posttrain.config.schema import OTHER_JOBS, Run
-from posttrain.console import print_plain
+from posttrain.console import print_error, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.training.signals import ExitOnSignal
@@ -76,7 +76,6 @@ def run(argv: list[str]) -> int:
     """Compose `argv` and run it, or each job of a sweep; returns the exit code, unless Hydra exits with its own."""
     if any(word.startswith("hydra/") for word in argv):
         from posttrain import extras
-        from posttrain.console import print_error
 
         if missing := extras.missing_plugin(argv):
             print_error(missing)
@@ -87,8 +86,6 @@ def run(argv: list[str]) -> int:
 
         unknown = {word: composition_errors.unknown_key(word) for word in stray}
         if recipe := [message for message in unknown.values() if message.startswith("recipe=")]:
-            from posttrain.console import print_error
-
             print_error(recipe[0])  # without its recipe all else is missing
             return 1
     recipes.register(tuple(argv))
@@ -99,8 +96,6 @@ def run(argv: list[str]) -> int:
 
         grid = sweep.of_grid(words)
         if wrong := sweep.check(grid):
-            from posttrain.console import print_error
-
             print_error("\n".join(dict.fromkeys([*unknown.values(), *wrong])))
             return 1
     task = partial(job, errors=tuple(unknown.values()))
@@ -159,8 +154,6 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or message is None:
             traceback.print_exc()
         else:
-            from posttrain.console import print_error
-
             print_error("\n".join(dict.fromkeys([*errors, *message.splitlines()])))
         sys.exit(1)
 

@@ -45,17 +45,9 @@ def doctor(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def prepare(run: Run) -> Plan:
     """Tokenizer and rows, found as training finds them; raises `PosttrainError` as it would."""
-    from posttrain.data.loading import load
-    from posttrain.data.rendering import Rendering
-    from posttrain.models import architecture, starting_point, tokenizers
+    from posttrain.jobs import train_plan
 
-    start = starting_point.start(run)
-    tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
-    starting_point.check_tokenizer(run, start, tokenizer)
-    tokenizers.check_size(tokenizer, run.model, architecture.load_config(run.model, start.config, start.revision))
-    rendering = Rendering(tokenizer, run.trainer)
-    data = load(run.data, run.trainer.kind, rendering)
-    tokenizers.check_template(tokenizer, data.train[0], run.model)
+    _, tokenizer, _, rendering, data = train_plan.inputs(run)
     return Plan(tokenizer, data, rendering.notes())
 
 

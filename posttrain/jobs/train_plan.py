@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from posttrain.data.loading import Data
+    from posttrain.data.rendering import Rendering
     from posttrain.models.hardware import Precision
     from posttrain.models.inherit import Start
     from posttrain.probe.texts import ProbeTexts
@@ -155,17 +156,12 @@ class Plan:
     left_out: str | None = None
 
 
-def prepare(run: Run, output_dir: Path) -> Plan:
-    """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
-    from posttrain.data.loading import check_learnable, load
+def inputs(run: Run) -> tuple[Start, PreTrainedTokenizerBase, Any, Rendering, Data]:
+    """The starting point, its tokenizer and config, and the data as rendered; raises `PosttrainError` as `prepare`."""
+    from posttrain.data.loading import load
     from posttrain.data.rendering import Rendering
-    from posttrain.models import architecture, hardware, starting_point, tokenizers, value_head
-    from posttrain.training import footprint, library_checks, shared_prompts
+    from posttrain.models import architecture, starting_point, tokenizers
 
-    if run.trainer.has_objects:
-        from posttrain.training import trainer_arguments
-
-        trainer_arguments.check_code(run)
     start = starting_point.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
     starting_point.check_tokenizer(run, start, tokenizer)
@@ -173,16 +169,25 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     tokenizers.check_size(tokenizer, run.model, known)
     rendering = Rendering(tokenizer, run.trainer)
     data = load(run.data, run.trainer.kind, rendering)
-    first = data.first[0]
-    tokenizers.check_template(tokenizer, first, run.model)
-    if run.trainer.tools or run.trainer.environment:
+    tokenizers.check_template(tokenizer, data.first[0], run.model)
+    return start, tokenizer, known, rendering, data
+
+
+def prepare(run: Run, output_dir: Path) -> Plan:
+    """Load tokenizer, data and architecture, and raise `PosttrainError` for what does not fit together."""
+    from posttrain.data.loading import check_learnable
+    from posttrain.models import architecture, hardware, value_head
+    from posttrain.training import footprint, library_checks, shared_prompts
+
+    if run.trainer.has_objects:
         from posttrain.training import trainer_arguments
 
+        trainer_arguments.check_code(run)
+    start, tokenizer, known, rendering, data = inputs(run)
+    if run.trainer.tools or run.trainer.environment:
         trainer_arguments.check_template(run, tokenizer)
     _check_rewards(run, data)
     if run.trainer.teacher.model:
-        from posttrain.training import trainer_arguments
-
         trainer_arguments.check_teacher(run, tokenizer)
     check_learnable(run.trainer.kind, data)
     precision = hardware.precision(run.model, run.peft, run.trainer.args, start.dtype)

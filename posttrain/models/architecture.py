@@ -134,10 +134,7 @@ def _unknown_kwargs(kwargs: dict[str, Any], known: PretrainedConfig) -> list[str
 
     # It takes many out of its kwargs by name.
     source = inspect.getsource(PreTrainedModel.from_pretrained)
-    own = {
-        *re.findall(r'"(\w+)"', source),
-        *inspect.signature(PreTrainedModel.from_pretrained).parameters,
-    }
+    own = {*re.findall(r'"(\w+)"', source), *inspect.signature(PreTrainedModel.from_pretrained).parameters}
     errors = []
     for name in kwargs:
         if name not in own and not hasattr(known, name):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain.data.prompts import common_prefix_length
 from posttrain.models.shared_prompt import prefilling_once, shared_within
 from posttrain.models.tokens import token_ids as token_ids
 
@@ -227,10 +228,5 @@ def encode_answer(
             whole += tokenizer.eos_token
         wholes.append(token_ids(tokenizer, whole, row=row)[:max_length])
     # The first token has nothing before it that could predict it.
-    common = max(min(_common_prefix_length(start, whole) for whole in wholes), 1)
+    common = max(min(common_prefix_length(start, whole) for whole in wholes), 1)
     return [(whole[:common], whole[common:]) for whole in wholes]
-
-
-def _common_prefix_length(first: list[int], second: list[int]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -28,17 +28,8 @@ def start_from(path: str, run: Run) -> Start:
         why = f"the reference of {run.trainer.kind} is the model without an adapter"
     if why is None:
         note = f"the adapter of {name}; its frozen copy is the reference"
-        return Start(
-            parent.base,
-            parent.base,
-            parent.tokenizer,
-            parent.revision,
-            parent.dtype,
-            parent.adapter,
-            None,
-            parent,
-            note,
-        )
+        whole = (parent.base, parent.base, parent.tokenizer, parent.revision, parent.dtype)
+        return Start(*whole, adapter=parent.adapter, parent=parent, note=note)
     assert parent.run is not None
     merged = str(parent.run.path / "base")  # not merged/, which is the user's own export
     note = f"{name} merged into the weights it was trained on ({why})"

@@ -13,6 +13,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from posttrain.data.prompts import common_prefix_length
+
 # A layout must compute less than this share of what the rows as they are would.
 MAX_RELATIVE_COST = 0.9
 # Most rows in a group.
@@ -173,7 +175,4 @@ def _fill(groups: list[Group], width: int) -> list[list[Group]]:
 
 def _common_prefix_length(first: Row, second: Row) -> int:
     """How many tokens both begin with, at the same positions."""
-    if first.position != second.position:
-        return 0
-    pairs = zip(first.tokens, second.tokens, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first.tokens), len(second.tokens)))
+    return 0 if first.position != second.position else common_prefix_length(first.tokens, second.tokens)

@@ -30,13 +30,8 @@ if TYPE_CHECKING:
 ATTENTION = ("sdpa", "eager", "flex_attention")
 # What a backbone may be called with for rows to be put together; `margin` is data, of reward models, that it ignores.
 KNOWN_ARGUMENTS = {
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "use_cache",
-    "return_dict",
-    "output_router_logits",
-    "margin",
+    *("input_ids", "attention_mask", "position_ids", "use_cache", "return_dict"),
+    *("output_router_logits", "margin"),
 }
 # Largest difference of hidden states, relative to their own size, that counts as rounding.
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}

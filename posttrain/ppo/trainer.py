@@ -29,13 +29,8 @@ from .rollout import EpochSampler, Rollout, arrange, lengths, take
 logger = logging.getLogger(__name__)
 
 MINIBATCH_METRICS = (
-    "loss/policy",
-    "loss/value",
-    "entropy",
-    "approx_kl",
-    "ratio",
-    "clip_ratio/region_mean",
-    "value/clip_ratio",
+    *("loss/policy", "loss/value", "entropy", "approx_kl", "ratio"),
+    *("clip_ratio/region_mean", "value/clip_ratio"),
 )
 
 

@@ -105,7 +105,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     metric = str(result.metric)
     for reward in result.rewards:
         values = [mean.value for group in result.compared if (mean := group.mean(reward, start=True))]
-        tied = any(heldout.starts_tied(reward, run.points.get(0, {})) for g in result.compared for run in g.counted)
+        tied = any(metrics.starts_tied(reward, run.points.get(0, {})) for g in result.compared for run in g.counted)
         if values and not tied:
             result.start[reward] = fmean(values)
     _baselines(result)

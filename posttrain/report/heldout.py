@@ -19,11 +19,6 @@ def is_held_out(metric: str) -> bool:
     return metric.startswith("eval_")
 
 
-def starts_tied(metric: str, point: dict[str, float]) -> bool:
-    """Whether policy and reference are one model at `point`: every pair ties, and TRL logs an accuracy of 0."""
-    return metric == "eval_rewards/accuracies" and point.get("eval_rewards/margins") == 0
-
-
 def choose(groups: Sequence[Group]) -> str | None:
     """The metric to compare by: the best known one of each group, and of those the one of most groups."""
     own = [next((metric for metric in METRICS if group.mean(metric)), None) for group in groups]

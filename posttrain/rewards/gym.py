@@ -16,21 +16,8 @@ _TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 LISTS = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"}
 FORMULAS = {"simple_integration", "intermediate_integration", "polynomial_multiplication", "puzzle24", "countdown"}
 FUNCTIONS = {
-    "sin",
-    "cos",
-    "tan",
-    "sec",
-    "csc",
-    "cot",
-    "asin",
-    "acos",
-    "atan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "exp",
-    "log",
-    "sqrt",
+    *("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"),
+    *("exp", "log", "sqrt"),
 }
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UAdd, ast.USub)
 LARGEST, HIGHEST = 10**30, 32  # number and exponent of a formula

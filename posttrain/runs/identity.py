@@ -73,10 +73,7 @@ def digest(run: Run) -> str:
 
 def _trainer(settings: dict[str, Any]) -> dict[str, Any]:
     """The trainer's settings, as far as they are set, and the source of the user's own code that they name."""
-    later = (
-        "teacher",
-        *CODE_SETTINGS,
-    )  # settings that earlier versions did not have leave their runs' names as they are
+    later = ("teacher", *CODE_SETTINGS)  # settings of later versions leave the names of earlier runs as they are
     found = {name: value for name, value in settings.items() if value or name not in later}
     teacher = {name: value for name, value in found.pop("teacher").items() if value}
     if teacher:

@@ -117,17 +117,9 @@ def _of_run(run: RunDirectory, path: str, key: str) -> Source:
         raise PosttrainError(f"{key}={path}: its run.json does not say what it was trained on; train it again")
     if record.get("adapter") is None:
         return Source(path, str(run.model), str(run.model), dtype=record["base"]["dtype"], run=run)
-    base = base_of(run, record, key)
-    return Source(
-        path,
-        base,
-        str(run.model),
-        record["base"]["commit"] or record["base"]["revision"],
-        str(run.model),
-        record.get("quantization") or {},
-        record["base"]["dtype"],
-        run,
-    )
+    base, stored, folder = base_of(run, record, key), record["base"], str(run.model)
+    revision, quantization = stored["commit"] or stored["revision"], record.get("quantization") or {}
+    return Source(path, base, folder, revision, folder, quantization, stored["dtype"], run)
 
 
 def base_of(run: RunDirectory, record: dict[str, Any], key: str) -> str:

@@ -48,14 +48,8 @@ SET_TITLES = {
 
 # Bookkeeping that says nothing about the model.
 BOOKKEEPING = (
-    "runtime",
-    "per_second",
-    "num_tokens",
-    "epoch",
-    "model_preparation_time",
-    "step",
-    "kl_stderr",
-    "step_time",
+    *("runtime", "per_second", "num_tokens", "epoch", "model_preparation_time"),
+    *("step", "kl_stderr", "step_time"),
 )
 
 
@@ -124,11 +118,14 @@ def before_and_after(path: Path) -> list[tuple[str, str, str]]:
     return [(title(key), before[key], format_number(last[key])) for key in shown]
 
 
+def starts_tied(metric: str, first: dict[str, float]) -> bool:
+    """Whether policy and reference are one model at `first`: every pair ties, and TRL logs an accuracy of 0."""
+    return metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
+
+
 def first_value_text(metric: str, first: dict[str, float]) -> str:
     """The first value of a metric, as text."""
-    # Then every pair ties, and no accuracy is defined.
-    same = metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
-    return "policy is the reference" if same else format_number(first[metric])
+    return "policy is the reference" if starts_tied(metric, first) else format_number(first[metric])
 
 
 def title(metric: str) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from posttrain.training.shared_prompts import base_models
+
 
 def is_policy(trainer: Any) -> bool:
     """Whether policy and reference give the same, bit for bit: no step was taken from equal weights."""
@@ -52,7 +54,8 @@ class CachedReference:
         key = hashlib.sha256()
         for name in ("input_ids", "completion_mask"):
             key.update(str(tuple(inputs[name].shape)).encode() + inputs[name].cpu().numpy().tobytes())
-        with _share_forward(_backbones(trainer)) if is_policy(trainer) else nullcontext():
+        backbones = [model.base_model for model in base_models(trainer)]
+        with _share_forward(backbones) if is_policy(trainer) else nullcontext():
             if key.digest() not in self.known:
                 self.known[key.digest()] = trainer.compute_ref_log_probs(trainer.ref_model or model, inputs)
             chosen, rejected = self.known[key.digest()]
@@ -68,16 +71,6 @@ def cache_reference(trainer: Any) -> None:
     """Apply `CachedReference`, unless the reference follows the policy (`sync_ref_model`)."""
     if not trainer.args.sync_ref_model:
         CachedReference(trainer)
-
-
-def _backbones(trainer: Any) -> list[Any]:
-    found = []
-    for model in (trainer.model, getattr(trainer, "ref_model", None)):
-        if model is not None:
-            inside = trainer.accelerator.unwrap_model(model)
-            inside = inside.get_base_model() if hasattr(inside, "get_base_model") else inside
-            found.append(inside.base_model)
-    return found
 
 
 @contextmanager

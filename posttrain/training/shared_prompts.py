@@ -32,19 +32,21 @@ def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
     return f"computed for each answer: {reason}" if reason else None
 
 
+def base_models(trainer: Any) -> list[Any]:
+    """The policy, and a reference that is a model of its own, without wrappers and adapters."""
+    models = [model for model in (trainer.model, getattr(trainer, "ref_model", None)) if model is not None]
+    inside = [trainer.accelerator.unwrap_model(model) for model in models]
+    return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in inside]
+
+
 def share(trainer: Any) -> str | None:
     """Make the models of `trainer` compute a prompt once; returns why they do not, or `None`."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "the weights are sharded"
-    copy = getattr(trainer, "ref_model", None)
-    for model in (trainer.model, copy):
-        if model is None:
-            continue
-        inside = trainer.accelerator.unwrap_model(model)
-        inside = inside.get_base_model() if hasattr(inside, "get_base_model") else inside
-        if reason := shared_prompt.share_prompts(inside):
+    for model in base_models(trainer):
+        if reason := shared_prompt.share_prompts(model):
             return reason
-        if shared_prompt.dropout(inside):
+        if shared_prompt.dropout(model):
             return "training draws dropout for each answer; trainer.args.disable_dropout=true shares them"
     if hasattr(trainer.args, "steps_per_generation"):
         from posttrain.training.grouped_rows import keep_groups

@@ -31,15 +31,15 @@ def load() -> DatasetDict:
     for name, size in SIZES.items():
         rows: list[dict[str, Any]] = []
         while len(rows) < size:
-            expression = _easy(draw) if name == "demonstrations" else _hard(draw)
+            shown = name == "demonstrations"
+            expression = _easy(draw) if shown else _hard(draw)
             if expression in seen:
                 continue
             seen.add(expression)
             asked = draw.choice(ASKED).format(expression)
             prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
-            rows.append(
-                _demonstration(prompt, expression) if name == "demonstrations" else _question(prompt, expression)
-            )
+            row = {"prompt": prompt, "answer": calculate(expression)}
+            rows.append(_demonstration(row, expression) if shown else row)
         splits[name] = Dataset.from_list(rows)
     return DatasetDict(splits)
 
@@ -53,13 +53,9 @@ def _hard(draw: random.Random) -> str:
     return numbers[0] + "".join(f" {draw.choice('+-*')} {number}" for number in numbers[1:])
 
 
-def _question(prompt: list[dict[str, Any]], expression: str) -> dict[str, Any]:
-    return {"prompt": prompt, "answer": calculate(expression)}
-
-
-def _demonstration(prompt: list[dict[str, Any]], expression: str) -> dict[str, Any]:
+def _demonstration(row: dict[str, Any], expression: str) -> dict[str, Any]:
     call = {"type": "function", "function": {"name": "calculate", "arguments": {"expression": expression}}}
-    result = calculate(expression)
+    result = row["answer"]
     turns = [
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "name": "calculate", "content": result},
@@ -67,4 +63,4 @@ def _demonstration(prompt: list[dict[str, Any]], expression: str) -> dict[str, A
     ]
     from transformers.utils import get_json_schema
 
-    return {"messages": [*prompt, *turns], "tools": [get_json_schema(calculate)]}
+    return {"messages": [*row["prompt"], *turns], "tools": [get_json_schema(calculate)]}

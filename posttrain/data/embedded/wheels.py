@@ -136,10 +136,7 @@ def save(splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:
     from datasets import Dataset, DatasetDict
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    data, bars = (
-        DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}),
-        is_progress_bar_enabled(),
-    )
+    data, bars = DatasetDict({n: Dataset.from_list(rows) for n, rows in splits.items()}), is_progress_bar_enabled()
     disable_progress_bar()  # it takes a tenth of a second
     try:
         data.save_to_disk(folder)
