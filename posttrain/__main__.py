@@ -1,7 +1,5 @@
 """The `posttrain` command: `posttrain COMMAND …`; without a command, as in `posttrain +recipe=NAME`, it trains."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """Optional libraries: which are missing, and the command that installs them."""
 
-from __future__ import annotations
-
 import importlib.util
 import shlex
 from pathlib import Path

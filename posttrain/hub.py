@@ -1,7 +1,5 @@
 """The Hugging Face hub: the commit in the cache, and failed downloads explained with the fix."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the libraries' progress bars count (bytes, rows, files), for one status line instead of their many bars."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Options of LoRA and of quantization that exclude or need each other; imports nothing heavy."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of choices, of models and where they are, of the probe and of the alarms; imports nothing heavy."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The user's own code, imported by its path; any error in it becomes one line."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import traceback

@@ -3,8 +3,6 @@
 TRL, Transformers and PEFT check most of this after the weights are loaded. Each rule names the option to change.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Completion for shells: `posttrain completion bash|zsh|fish` prints the script, which asks this module at each Tab."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """Messages for a command line that Hydra cannot compose: unknown keys, and Hydra's own errors in our words."""
 
-from __future__ import annotations
-
 import re
 import shlex
 

@@ -1,7 +1,5 @@
 """The user's data on a recipe: settings of the recipe's own data set are dropped."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The pages of `--help`: the overview, one job, and the options of a trainer with TRL's own help texts."""
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator

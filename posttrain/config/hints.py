@@ -1,7 +1,5 @@
 """Names from other libraries -> the keys of this config."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from posttrain.errors import did_you_mean

@@ -1,7 +1,5 @@
 """Checks of the settings of sample, evaluate and doctor; imports nothing heavy."""
 
-from __future__ import annotations
-
 from posttrain.config import trainers
 from posttrain.config.checks import wrong_choice
 from posttrain.config.schema import DoctorConfig, Run, SampleConfig

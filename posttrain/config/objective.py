@@ -4,8 +4,6 @@
 most 5 nats: what the run could give under that budget, had it been stopped there.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What optimizers need: their packages, and the `optim_args` that each of them reads; imports nothing heavy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, TypeVar
 

@@ -3,8 +3,6 @@
 Dataclass fields for the config classes of trainers and adapters, the `__init__` signature for others.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import typing

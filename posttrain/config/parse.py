@@ -1,7 +1,5 @@
 """From Hydra's composed config to a checked `Run`; imports nothing heavy."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from functools import cache
 from pathlib import Path

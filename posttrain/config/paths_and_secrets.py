@@ -1,7 +1,5 @@
 """Checks of names, output paths and secrets: a run writes inside `output_dir` only, and stores no secret."""
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile

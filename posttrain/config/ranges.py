@@ -5,8 +5,6 @@ Where a library names a range, or refuses values outside one when it is built, o
 where a bracket includes it, and an integer has 32 bits.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

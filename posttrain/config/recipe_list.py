@@ -1,7 +1,5 @@
 """`posttrain recipes`: the list of recipes, or one recipe as Hydra composes it."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """The recipes and the schema in Hydra's ConfigStore."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path

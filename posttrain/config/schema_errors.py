@@ -1,7 +1,5 @@
 """Messages for a config that does not fit the schema: unknown keys, wrong types, missing values."""
 
-from __future__ import annotations
-
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any

@@ -5,8 +5,6 @@ of the class and of those that it inherits from. So a trainer of a newer TRL, or
 TRL's conventions, needs no entry here.
 """
 
-from __future__ import annotations
-
 import ast
 from dataclasses import dataclass
 from functools import cache

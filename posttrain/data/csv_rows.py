@@ -1,7 +1,5 @@
 """Rows of CSV, read strictly, and the types of their columns."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterator

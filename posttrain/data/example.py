@@ -48,9 +48,9 @@ class Message:
         return bool(self.content.strip() or self.calls or (self.reasoning or "").strip())
 
 
-Turns: TypeAlias = "list[Message]"
+Turns: TypeAlias = list[Message]
 # What is said: plain text, which is rendered by no template, or turns of a conversation.
-TextOrTurns: TypeAlias = "str | list[Message]"
+TextOrTurns: TypeAlias = str | list[Message]
 
 
 @dataclass(frozen=True)

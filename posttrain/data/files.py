@@ -1,7 +1,5 @@
 """The files that a data path names, and their rows, each with its place."""
 
-from __future__ import annotations
-
 import bz2
 import functools
 import glob

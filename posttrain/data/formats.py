@@ -1,7 +1,5 @@
 """The names of the data formats, and detection of a format by columns and first rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

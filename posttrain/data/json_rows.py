@@ -2,8 +2,6 @@
 duplicate keys, numbers that do not fit, NaN and halves of characters are errors.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Generator, Iterator
@@ -14,7 +12,7 @@ from typing import IO, Any, TypeAlias
 from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
 
-Found: TypeAlias = "Iterator[tuple[int, dict[str, Any] | RowError]]"
+Found: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
 
 # An array of objects; objects over several lines each; a file that is one object, of which one value are the rows.
 _ARRAY = re.compile(rb"\s*\[\s*[\{\]]")

@@ -1,7 +1,5 @@
 """Labels and ratings of answers: booleans, numbers, thumbs and words for them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

@@ -4,8 +4,6 @@ Roles, contents, reasoning, tool calls, names and marks of what is learnt are ch
 understood raises `RowError` with the field.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Sources: the data sets' cards and the documentation named in docs/data.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Splitting a row into prompt and answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """A raw row of data: its place, its columns or the error in it; checks of a field."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 

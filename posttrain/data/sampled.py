@@ -1,7 +1,5 @@
 """Runs of job=sample as a source of data."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

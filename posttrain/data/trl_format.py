@@ -1,7 +1,5 @@
 """TRL's own columns as an `Example`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ words, with candidates from locality-sensitive hashing: two texts with Jaccard s
 all 128 hashes, with a standard error of 0.03 at 0.85.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

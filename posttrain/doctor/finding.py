@@ -1,7 +1,5 @@
 """The result of one check of the doctor: numbers, examples, the consequence and the fix."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Languages of rows, and text that was decoded wrongly."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Lengths of rows in tokens, what `max_length` cuts off, and whether EOS is learnt."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -9,8 +9,6 @@ model is surest of. Source of the idea: Liu and Tao 2016, "Classification with N
 brings less disagreement, and of a model that reads the data well; otherwise it is no more than an upper bound.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`doctor.html`: the report as one file without scripts, fonts or pictures from elsewhere."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from posttrain.console import printable

@@ -1,7 +1,5 @@
 """Faults of preference pairs: no difference, contradiction, length bias."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Personal data and secrets by their shape, checked by their check digits where they have some."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Personal data and secrets in rows."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from posttrain.config.schema import DoctorConfig

@@ -1,7 +1,5 @@
 """Prompts repeated in answers, doubled BOS, control tokens in texts, and what the chat template leaves out."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

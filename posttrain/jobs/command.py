@@ -1,7 +1,5 @@
 """A job as Hydra runs it: parse, check, start; returns the number that a sweep optimises."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import re

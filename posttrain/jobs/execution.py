@@ -1,7 +1,5 @@
 """The frame of every job: waiting for other processes, `run.json`, explained errors, the value of `objective`."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

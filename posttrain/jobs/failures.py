@@ -1,7 +1,5 @@
 """Why a job ended early, in one message, and how its work continues."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 import signal

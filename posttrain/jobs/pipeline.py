@@ -1,7 +1,5 @@
 """Run a pipeline: each stage that is not finished in its own process, then one table over all of them."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

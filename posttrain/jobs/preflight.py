@@ -1,7 +1,5 @@
 """Everything that can be checked in the config without a heavy import."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import asdict

@@ -4,8 +4,6 @@ Completions and rewards are kept batch by batch (`completions.jsonl`, `rewards.j
 of its own, so that a run which was killed continues where it was and ends with the same data.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import time

@@ -4,8 +4,6 @@ Scores and texts are lists over prompts of lists over completions. A score is a 
 A text is None where the completion is no example to train on.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

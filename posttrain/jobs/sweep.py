@@ -1,7 +1,5 @@
 """Sweeps by Hydra multirun: a record of every job, and at the end the failed ones by name."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

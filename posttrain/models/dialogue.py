@@ -1,7 +1,5 @@
 """A chat with a model: weights, history, streamed text. Two adapters may share one base."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field

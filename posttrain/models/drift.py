@@ -1,7 +1,5 @@
 """The difference between two versions of a model on held-out prompts: KL in nats, or the score of a reward model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -8,8 +8,6 @@ gives the token ids of one completion for each prompt, `batch_size` at a time. `
 `GenerationConfig`; the seed comes from torch's global generator.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

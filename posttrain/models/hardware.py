@@ -1,7 +1,5 @@
 """The device, dtype and attention implementation of a run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

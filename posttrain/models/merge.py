@@ -5,8 +5,6 @@ adapter; in the original weights the adapter would correct errors that are not t
 more, to the output's type: next-token distributions of adapter-on-its-base and of the folder as saved are compared.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import asdict, replace

@@ -4,8 +4,6 @@ Two answers to one prompt make `prompt | answer 1 | answer 2`, in one row: every
 and no answer sees the other. Rows are grouped where it saves most; groups fill the rows of a grid.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

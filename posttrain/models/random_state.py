@@ -1,7 +1,5 @@
 """Measuring with separate random numbers, so that a measurement does not change the training."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

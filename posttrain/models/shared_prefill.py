@@ -1,7 +1,5 @@
 """Prefilling once: a prompt that is in a batch several times is read once before generation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

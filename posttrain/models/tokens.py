@@ -1,7 +1,5 @@
 """Text or conversation to token ids, as TRL's trainers tokenize it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoints of TRL's older PPO, `AutoModelForCausalLMWithValueHead`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Model, tokenizer, precision and adapter of a run, as TRL's trainers take them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A stage's settings as overrides of the command line, and the `Run` that these overrides give."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext

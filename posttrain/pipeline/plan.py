@@ -1,7 +1,5 @@
 """The state of each stage (finished, interrupted, new, changed), known without running it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

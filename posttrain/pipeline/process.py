@@ -1,7 +1,5 @@
 """A stage's own process: output to the terminal and into a log, SIGTERM and SIGINT passed on."""
 
-from __future__ import annotations
-
 import codecs
 import os
 import shlex

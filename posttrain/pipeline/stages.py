@@ -1,7 +1,5 @@
 """The stages of a pipeline as they are written, rounds expanded, in the order in which they run."""
 
-from __future__ import annotations
-
 import graphlib
 import os
 import re

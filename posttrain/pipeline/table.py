@@ -1,7 +1,5 @@
 """Tables of what each stage changed on the held-out task, for the terminal and Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

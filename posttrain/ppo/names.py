@@ -3,8 +3,6 @@
 `posttrain.ppo` raises a TypeError with these hints; the command line gives the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 OPTIONS = {

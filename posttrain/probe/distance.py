@@ -1,7 +1,5 @@
 """KL between policy and reference, and the policy's entropy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Repetition and diversity of completions, from tokens and words, without embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from statistics import fmean
 

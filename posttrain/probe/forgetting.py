@@ -1,7 +1,5 @@
 """Forgetting: the rise in negative log-likelihood of texts that training does not see, by domain."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from posttrain.models.generate import log_probs

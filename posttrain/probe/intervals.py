@@ -1,7 +1,5 @@
 """Metrics with bootstrap confidence intervals, over prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, stdev

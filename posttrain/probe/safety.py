@@ -1,7 +1,5 @@
 """Refusals, recognised by phrases, on harmful and on harmless prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 # A refusal is at the beginning; further on the same words belong to an answer.

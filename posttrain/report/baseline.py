@@ -1,7 +1,5 @@
 """Best-of-n of the starting policy, from runs of job=sample."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean

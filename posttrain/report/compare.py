@@ -1,7 +1,5 @@
 """The comparison of runs: everything that a report shows, computed in one place."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path

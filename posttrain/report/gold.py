@@ -1,7 +1,5 @@
 """Runs that train on a reward that other runs use as gold."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from posttrain.report.baseline import Baseline

@@ -1,7 +1,5 @@
 """Groups of runs that differ only in seeds, and their labels."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

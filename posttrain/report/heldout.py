@@ -1,7 +1,5 @@
 """Comparison by held-out rows where no run has a reward: accuracy, margin and loss."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Finding and reading the runs under given paths; nothing is written."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass, field

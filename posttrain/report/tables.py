@@ -1,7 +1,5 @@
 """The comparison as rows, for a terminal, CSV, Markdown and JSON."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

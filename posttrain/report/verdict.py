@@ -1,7 +1,5 @@
 """The verdict: the best group at each KL budget, the difference, and whether it is more than noise."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A cache on disk for the answers of a language model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

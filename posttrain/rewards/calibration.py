@@ -5,8 +5,6 @@ and a spread (to add rewards of other kinds, or those of other models), a temper
 scores as a probability), and a slope over length (to take it out).
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

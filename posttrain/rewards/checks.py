@@ -1,7 +1,5 @@
 """Errors in the entries of `reward` and `probe.rewards`: in the config alone, with the data, and of models' answers."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The score that reasoning-gym's own scorer gives; signature and None as in `rewards.text`."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

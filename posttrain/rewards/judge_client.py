@@ -1,7 +1,5 @@
 """Questions to a language model: one behind an OpenAI-compatible endpoint, or one loaded here. Answers are kept."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cached_property

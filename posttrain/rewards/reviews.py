@@ -5,8 +5,6 @@ and kept in the cache with its accuracy on reviews it has not seen (`accuracy.js
 by TF-IDF, and logistic regression: scikit-learn's, on a CPU some 20,000 short texts a second.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Sequence

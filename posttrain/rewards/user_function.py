@@ -4,8 +4,6 @@ Every function named by `reward.NAME.function` (and `probe.rewards`, `probe.gold
 beyond `timeout`, or returns something else than a number or None for each completion ends in a `RewardError`.
 """
 
-from __future__ import annotations
-
 import contextvars
 import inspect
 import threading

@@ -1,7 +1,5 @@
 """Rewards that verify: mathematics, JSON schemas, unit tests; signature and None as in `rewards.text`."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

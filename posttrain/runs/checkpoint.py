@@ -3,8 +3,6 @@
 `posttrain.runs.damage` compares a checkpoint with that list.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The curves of a run as a PNG: trainer metrics as lines, held-out measurements as points."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

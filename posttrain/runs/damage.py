@@ -4,8 +4,6 @@ A checkpoint with `files.json` (see `posttrain.runs.checkpoint.seal`) is compare
 version or of a process that was killed before it was written, is judged by the content of its files.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

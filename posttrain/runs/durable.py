@@ -1,7 +1,5 @@
 """Files and folders that a crash leaves whole: as they were, or as they were to become."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

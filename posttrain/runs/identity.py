@@ -4,8 +4,6 @@ Settings, the content of what they name on this machine (files, folders, finishe
 code's version. `posttrain.runs.directory` names the run's directory by it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """A journal of finished pieces of work, for jobs that resume after a kill."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The origin of weights: a model, or a finished run with its adapter and its base."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Reading `metrics.jsonl`: values by step, first and last measurement, titles."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

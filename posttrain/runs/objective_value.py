@@ -1,7 +1,5 @@
 """The value of `objective` in a finished run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where `from_pretrained` finds a model: a hub id, a folder, the `model/` of a run, or an embedded model."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The records of a run taken back to the checkpoint that it continues from."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two processes that meet on one run: the second waits for the first."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

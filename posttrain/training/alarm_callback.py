@@ -1,7 +1,5 @@
 """Alarms as a callback: printed, stored in `run.json` and `metrics.jsonl`, sent, and acted on."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

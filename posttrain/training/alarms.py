@@ -5,8 +5,6 @@ alarms. Loss and gradients are judged here, measurements in `measured_alarms.py`
 their thresholds.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable

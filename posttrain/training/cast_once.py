@@ -1,7 +1,5 @@
 """Weights that mixed precision casts once for a generation, not once for each token."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

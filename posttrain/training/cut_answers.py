@@ -4,8 +4,6 @@ TRL ends every answer with EOS. PPO shows its reward model answers without an en
 answer may score it high; and a policy trained on cut answers that end with EOS learns to stop in mid-sentence.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 # Columns of job=sample, `true` where the answer ended by itself -> the token ids that TRL makes of that answer.

@@ -1,7 +1,5 @@
 """The answers to one prompt in one microbatch, so that the prompt is computed once for all of them."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

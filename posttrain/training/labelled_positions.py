@@ -5,8 +5,6 @@ of some accelerators want the same shapes in every batch; a CPU does not care, a
 the work: a quarter of the parameters that SmolLM2-135M multiplies by.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -5,8 +5,6 @@ later release, a hardware that lacks something) shows when the objects are built
 a scheduler on one parameter, the generation config. None of them needs a model.
 """
 
-from __future__ import annotations
-
 import importlib
 import tempfile
 import warnings

@@ -1,7 +1,5 @@
 """A library's error about options of a trainer, under the name of the option that causes it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

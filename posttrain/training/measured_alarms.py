@@ -3,8 +3,6 @@
 Each takes the `AlarmDetector`, which knows earlier rows, and a row of `metrics.jsonl`.
 """
 
-from __future__ import annotations
-
 import math
 from statistics import NormalDist
 from typing import Any

@@ -1,8 +1,6 @@
 """The memory of this machine; how much a run takes is in `footprint`, what a failure to get some means in
 `out_of_memory`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

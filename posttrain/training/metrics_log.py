@@ -1,7 +1,5 @@
 """`metrics.jsonl`, which every run writes, and the tracker of a run that has no other (`tracking=none`)."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

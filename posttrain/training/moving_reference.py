@@ -5,8 +5,6 @@ alpha x the policy's + (1 - alpha) x their own, with alpha = `ref_model_mixup_al
 Source: Gorbatovski et al. 2024, "Learn Your Reference Model for Real Good Alignment", eq. 1; there of whole weights.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

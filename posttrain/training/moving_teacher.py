@@ -1,7 +1,5 @@
 """The teacher of SDPO and SDFT, a moving average of the adapter, in a run that is continued."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

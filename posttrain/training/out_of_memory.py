@@ -1,7 +1,5 @@
 """Out-of-memory errors: recognised, and explained with the fix."""
 
-from __future__ import annotations
-
 import errno
 import re
 from collections.abc import Iterator

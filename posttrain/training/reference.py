@@ -3,8 +3,6 @@
 Only measurements rest on it; training steps compute the reference that they compare with.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """The way back from a checkpoint: what the trainer remembered, the rest of its step, files that do not fit."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import time

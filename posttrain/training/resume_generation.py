@@ -3,8 +3,6 @@
 What is left of a generation is not in a checkpoint, so they save and stop between two generations.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from typing import Any

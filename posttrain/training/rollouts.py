@@ -4,8 +4,6 @@ TRL's trainer renders the prompts with the tools, calls them, resets environment
 it for completions, and keeps what it would train on.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import inspect

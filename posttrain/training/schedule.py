@@ -1,7 +1,5 @@
 """The number of optimizer steps of a run, and of rows per step."""
 
-from __future__ import annotations
-
 import math
 import os
 from typing import Any

@@ -1,7 +1,5 @@
 """Weights divided over processes, by FSDP or DeepSpeed: what was asked for, and whether it came about."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

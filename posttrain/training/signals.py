@@ -1,7 +1,5 @@
 """SIGTERM and Ctrl-C: noted, so that work ends at a point that it can resume from."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

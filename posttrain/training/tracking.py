@@ -4,8 +4,6 @@ Transformers' own callbacks send what a trainer logs. This module starts the run
 adds the probe's metrics and the samples table, and sees to it that no tracker can stop or hang a training.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable

@@ -5,8 +5,6 @@ sent again when the run resumes. The format is LevelDB's log (a header of 7 byte
 around W&B's protocol buffers.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A calculator that a policy may call: `trainer.tools=[posttrain.data.embedded.calculator.calculate]`."""
 
-from __future__ import annotations
-
 import ast
 import operator
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Cosine similarity of embeddings, by an OpenAI-compatible endpoint or an encoder loaded here."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

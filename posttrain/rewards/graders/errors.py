@@ -1,7 +1,5 @@
 """Errors in the JSON of a grader, each with its place."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from typing import Any

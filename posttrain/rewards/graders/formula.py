@@ -1,7 +1,5 @@
 """Formulas over the scores of graders, `0.8 * exact + 0.2 * max(close, 0)`: parsed, never executed as code."""
 
-from __future__ import annotations
-
 import ast
 import math
 import operator

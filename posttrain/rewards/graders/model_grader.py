@@ -1,7 +1,5 @@
 """score_model and label_model: a language model's number, a language model's label."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

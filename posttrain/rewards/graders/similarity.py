@@ -4,8 +4,6 @@ Words are those of sacreBLEU's tokenizer 13a for bleu, gleu and meteor; rouge-sc
 for rouge.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from functools import cache
 from typing import Any

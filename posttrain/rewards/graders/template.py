@@ -1,7 +1,5 @@
 """Templates of graders: `{{ item.answer }}`, `{{ sample.output_json.steps[0] }}`."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ processes in sight, a folder that never grows beyond its limit. `Outcome.isolati
 forge the judgement (see `assertions.py`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import selectors

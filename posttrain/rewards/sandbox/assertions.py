@@ -5,8 +5,6 @@ result itself and ending the process. Of `assert EXPRESSION == LITERAL` the proc
 comes back as text, and is compared here with that of the literal, which the code never sees.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 from collections.abc import Iterator
