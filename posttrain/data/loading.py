@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import SCORE_COLUMNS, TRL_COLUMNS, with_template_options
+from posttrain.data.columns import TRL_COLUMNS, with_template_options
 from posttrain.data.formats import ABOUT, PAIRS
 from posttrain.data.reading import display_path
 from posttrain.data.split import SPLIT_SEED, overlap, take
 from posttrain.data.store import Skipped
-from posttrain.data.trainer_rows import TrainerRows, load_held_out_rows, load_prompt_rows, load_rows
+from posttrain.data.trainer_rows import TrainerRows, load_rows
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -128,38 +128,10 @@ def load(config: DataConfig, kind: str, template: Rendering | None = None) -> Da
         found = _gathered(config, {"": made})
         source = {**found.source, "train_rows": None}
         return Data(rows, found.eval, found.prompts, source, found.train, found.skipped)
-    return _gathered(config, _load_parts(config, lambda part: load_rows(part, kind, template)))
+    return _gathered(config, load_parts(config, lambda part: load_rows(part, kind, template)))
 
 
-def load_held_out(config: DataConfig, kind: str) -> Data:
-    """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
-    made = _load_parts(config, lambda part: load_held_out_rows(part, kind))
-    rows = _joined(config, {name: one.train for name, one in made.items()})
-    if rows is None:
-        raise PosttrainError("data.eval_size=0: nothing is held out; set it, or data.eval_split or data.eval_path")
-    prompts = _joined(config, {name: one.prompts for name, one in made.items()})
-    return Data(rows, rows, prompts, _source(config, made, rows, rows), rows)
-
-
-def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, dict[str, Any]]:
-    """The prompts of `split` (train, eval), as trainer `kind` and its probe see them, each row once; and their source.
-
-    Other columns stay, for reward functions. Raises `PosttrainError` where nothing is held out, or has a prompt.
-    """
-    made = _load_parts(config, lambda part: load_prompt_rows(part, kind, split))
-    if not made:
-        raise PosttrainError(f"sample.split={split}: nothing is held out; set data.eval_size or data.eval_split")
-    found = _concatenate({name: one.train for name, one in made.items()})
-    found = found.remove_columns([column for column in found.column_names if column in SCORE_COLUMNS])
-    # Sampled rows repeat their prompt, and so do data sets with several answers to one.
-    first: dict[str, int] = {}
-    for index, row in enumerate(found):
-        first.setdefault(repr(row), index)
-    found = found.select(list(first.values()))
-    return found, _source(config, made, found, None)
-
-
-def _load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) -> dict[str, TrainerRows]:
+def load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) -> dict[str, TrainerRows]:
     """The parts that have such rows, by name."""
     if config.streaming:
         raise PosttrainError("data.streaming=true: only for training; this job reads its rows as a whole")
@@ -215,7 +187,7 @@ def _parts(config: DataConfig) -> dict[str, DataConfig]:
     return mix.parts(config)
 
 
-def _concatenate(rows: dict[str, Dataset]) -> Dataset:
+def concatenate(rows: dict[str, Dataset]) -> Dataset:
     if len(rows) == 1:
         return next(iter(rows.values()))
     from posttrain.data import mix
@@ -224,19 +196,19 @@ def _concatenate(rows: dict[str, Dataset]) -> Dataset:
 
 
 def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
-    train, wanted = _concatenate({name: one.train for name, one in made.items()}), None
+    train, wanted = concatenate({name: one.train for name, one in made.items()}), None
     if config.mix:
         from posttrain.data import mix
 
         train, wanted = mix.draw(config, train, [len(one.train) for one in made.values()])
     train = with_template_options(train)
-    held_out = _joined(config, {name: one.held_out for name, one in made.items()})
+    held_out = joined(config, {name: one.held_out for name, one in made.items()})
     held_out = held_out and with_template_options(held_out)
     found = Data(
         train,
         held_out,
-        _joined(config, {name: one.prompts for name, one in made.items()}),
-        _source(config, made, train, held_out, wanted),
+        joined(config, {name: one.prompts for name, one in made.items()}),
+        source_of(config, made, train, held_out, wanted),
         take(train, FIRST_ROWS),
         [skipped for one in made.values() for skipped in one.divided.skipped],
     )
@@ -247,16 +219,16 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
     return found
 
 
-def _joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | None:
+def joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | None:
     """Held-out rows of all parts that have some, shuffled where it is several, the first `max_eval_rows` of them."""
     some = {name: one for name, one in rows.items() if one is not None and len(one)}
     if not some:
         return None
-    found = _concatenate(some)
+    found = concatenate(some)
     return take(found.shuffle(seed=SPLIT_SEED) if len(some) > 1 else found, config.max_eval_rows)
 
 
-def _source(
+def source_of(
     config: DataConfig,
     made: dict[str, TrainerRows],
     train: Dataset,

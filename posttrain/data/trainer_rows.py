@@ -9,9 +9,8 @@ from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import PAIRS, prompts, to_trainer_columns
 from posttrain.data.formats import is_scored
-from posttrain.data.reading import Rows, display_path
+from posttrain.data.reading import Rows
 from posttrain.data.split import Split, split_rows
-from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,32 +42,6 @@ def for_trainer(divided: Split, kind: str) -> TrainerRows:
         prompts_for(held_out, config, kind) if held_out else None,
         divided,
     )
-
-
-def load_held_out_rows(config: DataConfig, kind: str) -> TrainerRows | None:
-    """The held-out rows alone, as `train` too; KTO gets pairs as pairs. `None` where nothing is held out."""
-    divided = split_rows(config, kind)
-    held_out = divided.held_out
-    if held_out is None:
-        return None
-    pairs = set(held_out.rows.column_names) >= set(PAIRS)
-    rows = to_trainer(held_out, config, "dpo" if pairs and trainers.of(kind).reads == "labels" else kind)
-    return TrainerRows(rows, rows, prompts_for(held_out, config, kind), divided)
-
-
-def load_prompt_rows(config: DataConfig, kind: str, split: str) -> TrainerRows | None:
-    """The prompts of `split` (train, eval), as trainer `kind` and its probe see them; `None` without such rows."""
-    divided = split_rows(config, None)
-    part = divided.train if split == "train" else divided.held_out
-    if part is None:
-        return None
-    found = prompts_for(part, config, kind)
-    if found is None:
-        raise PosttrainError(
-            f"data.path={display_path(config.path)}: no prompts to sample for: it has no column prompt, messages, or "
-            "chosen and rejected; 'data.columns={prompt: THEIRS}' maps one"
-        )
-    return TrainerRows(found, None, found, divided)
 
 
 def load_all_rows(config: DataConfig, name: str = "trl") -> Dataset:

@@ -64,7 +64,7 @@ class Measurements:
 def prepare(run: Run) -> Plan:
     """Find models, tokenizers and held-out rows; raises `PosttrainError` for what does not fit together."""
     from posttrain import rewards
-    from posttrain.data.loading import load_held_out
+    from posttrain.data.held_out import load_held_out
     from posttrain.jobs import benchmarks
 
     kind = trainers.of(run.trainer.kind)

@@ -35,7 +35,7 @@ class Plan:
 def prepare(run: Run) -> Plan:
     """Find model, tokenizer and prompts; raises `PosttrainError` for what does not fit together."""
     from posttrain import rewards
-    from posttrain.data.loading import load_prompts
+    from posttrain.data.held_out import load_prompts
     from posttrain.jobs import common
     from posttrain.models import engines, tokenizers, weights
     from posttrain.models.generate import encode_prompts

@@ -11,7 +11,8 @@ import pytest
 
 from posttrain.config.schema import DataConfig
 from posttrain.data import mix
-from posttrain.data.loading import load, load_held_out
+from posttrain.data.held_out import load_held_out
+from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 from tests.helpers.runs import compose
 

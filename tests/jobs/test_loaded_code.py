@@ -21,6 +21,7 @@ UNUSED = ("doctor", "report", "annotate", "pipeline", "probe", "rewards", "expor
 UNUSED_DATA = (
     "mix",
     "stream",
+    "held_out",
     "embedded.squad",
     "embedded.imdb",
     "embedded.gym",

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from posttrain.data.embedded.cache import cached
-from posttrain.data.embedded.chatml import BOS, EOS, PAD, save_tokenizer
 
 
 def tiny_model(folder: Path | None = None) -> Path:
@@ -23,6 +22,8 @@ def _build_tiny(folder: Path) -> None:
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    from posttrain.data.embedded.chatml import BOS, EOS, PAD, save_tokenizer
 
     # The special tokens have the ids they have in SmolLM2; then the 256 bytes, and no merges.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
