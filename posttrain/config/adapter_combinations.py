@@ -1,7 +1,7 @@
 """Options of LoRA and of quantization that exclude or need each other; imports nothing heavy."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from posttrain.config.schema import PeftConfig
@@ -21,50 +21,46 @@ INITIALISATION_OPTIONS = {
 
 def check(peft: PeftConfig, kind: Kind) -> list[str]:
     """All that is wrong together, one message each."""
-    return _lora("peft.lora", peft.lora, peft, kind) + _quantization(peft)
+    return [*_lora("peft.lora", peft.lora, peft, kind), *_quantization(peft)]
 
 
-def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> list[str]:
+def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> Iterator[str]:
     """What PEFT would refuse with an adapter in memory, or pass over."""
-    errors = _initialisation(path, lora, peft) + _nested(path, lora)
+    yield from _initialisation(path, lora, peft)
+    yield from _nested(path, lora)
     modules, layers = lora.get("target_modules"), lora.get("layers_to_transform")
     if isinstance(modules, str):
         for name in ("layers_to_transform", "layers_pattern"):
             if lora.get(name) is not None:
-                errors.append(
+                yield (
                     f"{path}.{name}: not together with target_modules={modules}, which is one text; name the "
                     "modules as a list, such as [q_proj,v_proj]"
                 )
         if modules != "all-linear" and (wrong := _pattern(modules)):
-            errors.append(
-                f"{path}.target_modules={modules}: no regular expression ({wrong}); a list names whole modules"
-            )
+            yield f"{path}.target_modules={modules}: no regular expression ({wrong}); a list names whole modules"
     if lora.get("layers_pattern") and layers is None:
-        errors.append(f"{path}.layers_pattern: only read with layers_to_transform; set that, or leave it out")
+        yield f"{path}.layers_pattern: only read with layers_to_transform; set that, or leave it out"
     if lora.get("lora_bias") is True and lora.get("use_dora") is True:
-        errors.append(f"{path}.lora_bias=true: not with use_dora=true; leave one of them out")
+        yield f"{path}.lora_bias=true: not with use_dora=true; leave one of them out"
     if lora.get("lora_bias") is True and isinstance(lora.get("init_lora_weights"), str):
-        errors.append(f"{path}.lora_bias=true: only with init_lora_weights=true or false")
+        yield f"{path}.lora_bias=true: only with init_lora_weights=true or false"
     if isinstance(modules, list) and "lm_head" in modules and not kind.scores:
-        errors.append(
+        yield (
             f"{path}.target_modules=lm_head: TRL reads the head's own weights, so that an adapter on it would not be "
             "trained; leave it out, or name it in modules_to_save"
         )
     if lora.get("megatron_config"):
-        errors.append(f"{path}.megatron_config: there is no Megatron here; leave it out")
-    return errors
+        yield f"{path}.megatron_config: there is no Megatron here; leave it out"
 
 
-def _nested(path: str, lora: Mapping[str, Any]) -> list[str]:
+def _nested(path: str, lora: Mapping[str, Any]) -> Iterator[str]:
     """Options that hold options of their own, which PEFT takes apart without asking what they are."""
-    errors = []
     for name, value in lora.items():
         empty = name.endswith("_pattern") and name != "layers_pattern"  # these are read; others may be null
         if not (empty or name.endswith("_config") or name == "use_bdlora"):
             continue
         if not isinstance(value, dict) and (empty or value is not None):
-            errors.append(f"{path}.{name}={value}: expected settings, {{KEY: VALUE}}; or leave it out")
-    return errors
+            yield f"{path}.{name}={value}: expected settings, {{KEY: VALUE}}; or leave it out"
 
 
 def _pattern(text: str) -> str | None:

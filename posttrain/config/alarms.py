@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -110,24 +110,22 @@ def setting(config: AlarmsConfig, name: str) -> dict[str, Any]:
     return asdict(getattr(config, name))
 
 
-def check(config: AlarmsConfig, probed: bool, kl_logged: bool, measured: Mapping[str, str | None]) -> list[str]:
+def check(config: AlarmsConfig, probed: bool, kl_logged: bool, measured: Mapping[str, str | None]) -> Iterator[str]:
     """What is wrong with the settings; `probed`: the probe measures during training, `kl_logged`: the trainer does.
 
     `measured` maps alarms that need more than a probe to what has to be set for them, or None where it is.
     """
-    errors = []
     for name in NAMES:
         entry = getattr(config, name)
         if entry.action not in ACTIONS:
-            errors.append(f"alarms.{name}.action={entry.action}: choose from {', '.join(ACTIONS)}")
+            yield f"alarms.{name}.action={entry.action}: choose from {', '.join(ACTIONS)}"
         fed = probed or (name == "kl" and kl_logged)
         if entry.action == "stop" and name in NEED_PROBE and not fed:
-            errors.append(
+            yield (
                 f"alarms.{name}.action=stop: nothing is measured during training that could raise it; set probe.every "
                 "and probe.prompts"
             )
         elif entry.action in ("alert", "stop") and (lacks := measured.get(name)):
-            errors.append(f"alarms.{name}.action={entry.action}: nothing measures it; set {lacks}")
+            yield f"alarms.{name}.action={entry.action}: nothing measures it; set {lacks}"
     if config.kl.action in ("alert", "stop") and config.kl.above is None:
-        errors.append(f"alarms.kl.action={config.kl.action}: needs a budget; set alarms.kl.above, in nats per answer")
-    return errors
+        yield f"alarms.kl.action={config.kl.action}: needs a budget; set alarms.kl.above, in nats per answer"

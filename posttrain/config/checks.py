@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.config import alarms, trainers
@@ -30,15 +31,15 @@ RESERVED_MODEL_KWARGS = {
 }
 
 
-def models(run: Run) -> list[str]:
+def models(run: Run) -> Iterator[str]:
     """Models that are nowhere, their options that are set elsewhere, and revisions of what is not on the hub."""
     reserved = RESERVED_MODEL_KWARGS
     named = {"model.path": run.model.path, "trainer.teacher.model": run.trainer.teacher.model}
     named |= {f"{at}.{name}.model": entry.model for at, some in run.rewards.items() for name, entry in some.items()}
     if run.job == "evaluate":
         named["evaluate.against"] = run.evaluate.against
-    errors = [f"{key}={path}: {wrong}" for key, path in named.items() if path and (wrong := _not_there(path))]
-    errors += [f"model.kwargs.{name}: {reserved[name]}" for name in run.model.kwargs if name in reserved]
+    yield from [f"{key}={path}: {wrong}" for key, path in named.items() if path and (wrong := _not_there(path))]
+    yield from [f"model.kwargs.{name}: {reserved[name]}" for name in run.model.kwargs if name in reserved]
     of_hub = [
         ("model", "revision", run.model.revision, run.model.path),
         ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),
@@ -53,10 +54,9 @@ def models(run: Run) -> list[str]:
     for at, name, value, path in of_hub:
         if value and not path:
             where = f"{at}.{'model' if 'teacher' in at else 'path'}"
-            errors.append(f"{at}.{name}={value}: there is no {where}; leave it out")
+            yield f"{at}.{name}={value}: there is no {where}; leave it out"
         elif value and _is_here(path):
-            errors.append(f"{at}.{name}={value}: {path} is no repository of the hub; leave it out")
-    return errors
+            yield f"{at}.{name}={value}: {path} is no repository of the hub; leave it out"
 
 
 def _is_here(path: object) -> bool:

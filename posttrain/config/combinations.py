@@ -5,7 +5,7 @@ TRL, Transformers and PEFT check most of this after the weights are loaded. Each
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,32 +88,28 @@ def _precision(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     ]
 
 
-def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
-    errors = []
+def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
     needed = SCHEDULE_NEEDS.get(str(args.get("lr_scheduler_type")), ())
     if needed and not any(name in (args.get("lr_scheduler_kwargs") or {}) for name in needed):
-        errors.append(
+        yield (
             f"lr_scheduler_type={args['lr_scheduler_type']}: needs {' or '.join(needed)}; set "
             f"trainer.args.lr_scheduler_kwargs.{needed[0]}"
         )
     if args.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and evaluated == "no":
-        errors.append(f"lr_scheduler_type={args['lr_scheduler_type']}: reads evaluations; set eval_strategy=epoch")
+        yield f"lr_scheduler_type={args['lr_scheduler_type']}: reads evaluations; set eval_strategy=epoch"
     if args.get("load_best_model_at_end") is True and saved != "best":
         if evaluated != saved:
-            errors.append(
+            yield (
                 f"load_best_model_at_end=true: eval_strategy={evaluated} and save_strategy={saved} must be the same; "
                 f"set trainer.args.save_strategy={evaluated if evaluated != 'no' else 'epoch'}"
             )
         elif evaluated == "steps":
             every, kept = args.number("eval_steps", args.number("logging_steps", 10)), args.number("save_steps", 500)
             if every > 0 and abs(kept / every - round(kept / every)) > 1e-9:
-                errors.append(f"save_steps={kept:g}: load_best_model_at_end needs a multiple of eval_steps={every:g}")
+                yield f"save_steps={kept:g}: load_best_model_at_end needs a multiple of eval_steps={every:g}"
     if args.get("save_strategy") == "best" and not args.get("metric_for_best_model"):
-        errors.append(
-            "save_strategy=best: needs a metric; set trainer.args.metric_for_best_model=eval_loss, or another metric"
-        )
-    return errors
+        yield "save_strategy=best: needs a metric; set trainer.args.metric_for_best_model=eval_loss, or another metric"
 
 
 WORKER_OPTIONS = [f"dataloader_{name}" for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context")]
@@ -134,106 +130,90 @@ SETTINGS_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "debug", "early_stop", "selective", "determinism_check")
 
 
-def _settings(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
-    errors = []
+def _settings(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     steps, warmup = args.number("max_steps", -1), args.number("warmup_steps", 0)
     if 0 < steps < warmup:
-        errors.append(
-            f"warmup_steps={warmup:g}: max_steps={steps:g} ends the run before the learning rate is reached; lower it"
-        )
+        yield f"warmup_steps={warmup:g}: max_steps={steps:g} ends the run before the learning rate is reached; lower it"
     for name in (*SETTINGS, *SETTINGS_FILES):
         value = args.get(name)
         if isinstance(value, str) and value.startswith("{"):
             try:
                 value = json.loads(value)
             except ValueError as error:
-                errors.append(f"{name}={value}: is no JSON ({error})")
+                yield f"{name}={value}: is no JSON ({error})"
         elif isinstance(value, str) and name in SETTINGS_FILES:
-            errors += [] if Path(value).is_file() else [f"{name}={value}: no such file"]
+            if not Path(value).is_file():
+                yield f"{name}={value}: no such file"
         elif isinstance(value, str):
-            errors.append(f"{name}={value}: expected settings, {{KEY: VALUE}}")
+            yield f"{name}={value}: expected settings, {{KEY: VALUE}}"
         if name == "accelerator_config" and isinstance(value, Mapping):
-            errors += options.check("transformers.trainer_pt_utils.AcceleratorConfig", dict(value), name)
+            yield from options.check("transformers.trainer_pt_utils.AcceleratorConfig", dict(value), name)
         if name.endswith("checkpointing_kwargs") and isinstance(value, Mapping):
-            errors += [f"{name}.{line}" for line in _checkpointing(args, kind, value)]
-    return errors
+            yield from (f"{name}.{line}" for line in _checkpointing(args, kind, value))
 
 
-def _checkpointing(args: _Args, kind: Kind, given: Mapping[str, Any]) -> list[str]:
-    errors = []
+def _checkpointing(args: _Args, kind: Kind, given: Mapping[str, Any]) -> Iterator[str]:
     for key, value in given.items():
         choices = ("default", "none") if key == "determinism_check" else (True, False)
         if key not in CHECKPOINTING:
             from posttrain.config import hints
 
-            errors.append(f"{key}={value}: nothing reads it; {hints.nearest(str(key), CHECKPOINTING)}")
+            yield f"{key}={value}: nothing reads it; {hints.nearest(str(key), CHECKPOINTING)}"
         elif value not in (*choices, None):
-            errors.append(f"{key}={value}: choose from {', '.join(map(str, choices)).lower()}")
+            yield f"{key}={value}: choose from {', '.join(map(str, choices)).lower()}"
     if given.get("use_reentrant") is True and (more := given.keys() - {"use_reentrant", "preserve_rng_state"}):
-        errors.append(f"use_reentrant=true: torch takes no {min(more)} with it; leave one of them out")
+        yield f"use_reentrant=true: torch takes no {min(more)} with it; leave one of them out"
     if given.get("selective") is True:
         if not kind.is_a("SFTTrainer"):
-            errors.append("selective=true: TRL takes it in SFT only; leave it out")
+            yield "selective=true: TRL takes it in SFT only; leave it out"
         if args.get("gradient_checkpointing") is False:
-            errors.append("selective=true: needs trainer.args.gradient_checkpointing=true")
-    return errors
+            yield "selective=true: needs trainer.args.gradient_checkpointing=true"
 
 
-def _lengths(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+def _lengths(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if not kind.is_a("SFTTrainer"):
-        return []
-    errors, limit = [], args.get("max_length", 1024)
+        return
+    limit = args.get("max_length", 1024)
     if args.get("packing") is True and limit is None:
-        errors.append("packing=true: rows are packed up to max_length; set it")
+        yield "packing=true: rows are packed up to max_length; set it"
     if args.get("padding_free") is True and args.get("packing") is not True and limit is not None:
-        errors.append(f"padding_free=true: does not cut at max_length={limit}; set packing=true, or max_length=null")
-    return errors
+        yield f"padding_free=true: does not cut at max_length={limit}; set packing=true, or max_length=null"
 
 
-def _losses(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
-    errors = []
+def _losses(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     types = args.several("loss_type", ["sigmoid"] if kind.is_a("DPOTrainer") else [])
     weights = args.get("loss_weights")
     if isinstance(weights, list) and len(weights) != len(types):
-        errors.append(
-            f"loss_weights={weights}: {len(weights)} for {len(types)} loss types ({', '.join(map(str, types))})"
-        )
+        yield f"loss_weights={weights}: {len(weights)} for {len(types)} loss types ({', '.join(map(str, types))})"
     if kind.is_a("DPOTrainer"):
         if len(set(map(str, types))) < len(types):
-            errors.append(f"loss_type={types}: names a loss twice; use loss_weights")
+            yield f"loss_type={types}: names a loss twice; use loss_weights"
         alien = [loss for loss in types if loss not in DIVERGENCES]
         if args.get("f_divergence_type", "reverse_kl") != "reverse_kl" and alien:
-            errors.append(f"f_divergence_type={args['f_divergence_type']}: loss_type={alien[0]} knows reverse_kl only")
+            yield f"f_divergence_type={args['f_divergence_type']}: loss_type={alien[0]} knows reverse_kl only"
         if args.get("use_weighting") is True and {"aot", "aot_unpaired"} & set(map(str, types)):
-            errors.append("use_weighting=true: the aot losses sort their batch and cannot be weighted; leave it out")
+            yield "use_weighting=true: the aot losses sort their batch and cannot be weighted; leave it out"
     if kind.is_a("KTOTrainer"):
         if args.get("loss_type", "kto") == "kto" and args.get("train_sampling_strategy", "sequential") != "sequential":
-            errors.append(
+            yield (
                 f"train_sampling_strategy={args['train_sampling_strategy']}: loss_type=kto estimates its KL from "
                 "neighbouring rows, which must stay together; leave it out"
             )
         if not args.number("desirable_weight", 1) and not args.number("undesirable_weight", 1):
-            errors.append(
-                "desirable_weight=0: undesirable_weight=0 is set too, so that no row counts; raise one of them"
-            )
-    return errors
+            yield "desirable_weight=0: undesirable_weight=0 is set too, so that no row counts; raise one of them"
 
 
-def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
-    errors = []
+def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if args.get("sync_ref_model") is True:
         if peft.method != "none" and kind.is_a("PPOTrainer"):
-            errors.append("sync_ref_model=true: PPO's reference stays where it starts; leave it out")
+            yield "sync_ref_model=true: PPO's reference stays where it starts; leave it out"
         if args.get("precompute_ref_log_probs") is True:
-            errors.append("sync_ref_model=true: precompute_ref_log_probs=true keeps the first reference; leave one out")
+            yield "sync_ref_model=true: precompute_ref_log_probs=true keeps the first reference; leave one out"
         if kind.takes_rewards and kind.has("beta") and not args.number("beta", kind.default("beta")):
-            errors.append(
-                "sync_ref_model=true: with beta=0 there is no reference; set trainer.args.beta, or leave it out"
-            )
+            yield "sync_ref_model=true: with beta=0 there is no reference; set trainer.args.beta, or leave it out"
     liger = args.get("liger_kernel_config")
     if isinstance(liger, Mapping) and liger.get("fused_linear_cross_entropy") and not kind.scores:
-        errors.append("liger_kernel_config.fused_linear_cross_entropy=true: TRL has a fused LM head; leave it out")
-    return errors
+        yield "liger_kernel_config.fused_linear_cross_entropy=true: TRL has a fused LM head; leave it out"
 
 
 # What `generation_kwargs` may not hold: options of their own, and what breaks groups of completions.
@@ -248,48 +228,44 @@ GENERATION = {
 }
 
 
-def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if not kind.samples_completions:
-        return []
-    errors = []
+        return
     if args.get("auto_find_batch_size") is True:
-        errors.append("auto_find_batch_size=true: would break groups of completions; lower per_device_train_batch_size")
+        yield "auto_find_batch_size=true: would break groups of completions; lower per_device_train_batch_size"
     if args.get("generation_batch_size") is not None and args.get("steps_per_generation") is not None:
-        errors.append("generation_batch_size: steps_per_generation is set too; leave one of them out")
+        yield "generation_batch_size: steps_per_generation is set too; leave one of them out"
     elif not kind.is_a("PPOTrainer") and (whole := args.number("generation_batch_size", 0)):
         batch = args.number("per_device_train_batch_size", 8)
         if batch >= 1 and whole % batch:
-            errors.append(f"generation_batch_size={whole:g}: no multiple of per_device_train_batch_size={batch:g}")
+            yield f"generation_batch_size={whole:g}: no multiple of per_device_train_batch_size={batch:g}"
     if args.get("log_completions_hub_repo") and args.get("log_completions") is not True:
-        errors.append("log_completions_hub_repo: only read with log_completions=true; set that, or leave it out")
+        yield "log_completions_hub_repo: only read with log_completions=true; set that, or leave it out"
     for name in args.get("generation_kwargs") or {}:
         if fix := GENERATION.get(name):
-            errors.append(f"generation_kwargs.{name}: {fix}")
+            yield f"generation_kwargs.{name}: {fix}"
     low, high = args.get("vllm_importance_sampling_clip_min"), args.number("vllm_importance_sampling_clip_max", 3.0)
     if isinstance(low, (int, float)) and low >= high:
-        errors.append(f"vllm_importance_sampling_clip_min={low:g}: must be below the clip_max of {high:g}")
+        yield f"vllm_importance_sampling_clip_min={low:g}: must be below the clip_max of {high:g}"
     clip = args.get("reward_clip_range")
-    if isinstance(clip, (list, tuple)) and len(clip) == 2 and all(isinstance(v, (int, float)) for v in clip):
-        errors += [] if clip[0] < clip[1] else [f"reward_clip_range={list(clip)}: expected the lower end first"]
+    numbers = isinstance(clip, (list, tuple)) and len(clip) == 2 and all(isinstance(v, (int, float)) for v in clip)
+    if numbers and clip[0] >= clip[1]:
+        yield f"reward_clip_range={list(clip)}: expected the lower end first"
     least, most = args.number("entropy_coef_min", 0.0), args.number("entropy_coef_max", 1.0)
-    errors += [f"entropy_coef_min={least:g}: above entropy_coef_max={most:g}"] if least > most else []
+    if least > most:
+        yield f"entropy_coef_min={least:g}: above entropy_coef_max={most:g}"
     if kind.is_a("PPOTrainer"):
         shortest = args.get("min_completion_length")
         if isinstance(shortest, int) and shortest > (most := args.number("max_completion_length", 512)):
-            errors.append(f"min_completion_length={shortest}: above max_completion_length={most:g}")
+            yield f"min_completion_length={shortest}: above max_completion_length={most:g}"
         if args.get("kl_target") is not None and not args.number("beta", 0.05):
-            errors.append("kl_target: adapts beta by factors, so that beta=0 would stay 0; set trainer.args.beta")
+            yield "kl_target: adapts beta by factors, so that beta=0 would stay 0; set trainer.args.beta"
         if args.get("value_init") == "reward" and args.get("value_mode") == "head":
-            errors.append("value_init=reward: copies an adapter; set trainer.args.value_mode=adapter")
-    return errors
+            yield "value_init=reward: copies an adapter; set trainer.args.value_mode=adapter"
 
 
-def _parallel(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
-    errors = []
+def _parallel(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if args.get("fsdp_config") and not args.get("fsdp"):
-        errors.append("fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out")
+        yield "fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out"
     if (backend := args.get("ddp_backend")) and os.environ.get("WORLD_SIZE", "1") == "1":
-        errors.append(
-            f"ddp_backend={backend}: one process has no process group; leave it out, or start with accelerate launch"
-        )
-    return errors
+        yield f"ddp_backend={backend}: one process has no process group; leave it out, or start with accelerate launch"

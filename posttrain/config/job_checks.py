@@ -1,5 +1,7 @@
 """Checks of the settings of sample, evaluate and doctor; imports nothing heavy."""
 
+from collections.abc import Iterable, Iterator
+
 from posttrain.config import trainers
 from posttrain.config.checks import wrong_choice
 from posttrain.config.schema import DoctorConfig, Run, SampleConfig
@@ -9,7 +11,7 @@ SPLITS = ("train", "eval")
 FAIL_ON = ("error", "warning", "never")
 
 
-def check(run: Run) -> list[str]:
+def check(run: Run) -> Iterable[str]:
     """Everything wrong with the settings of the job."""
     if run.job == "sample":
         return _sample(run.sample, bool(run.reward))
@@ -35,19 +37,17 @@ def _sample(sample: SampleConfig, scored: bool) -> list[str]:
     return [error for error in errors if error]
 
 
-def _evaluate(run: Run) -> list[str]:
-    errors = []
+def _evaluate(run: Run) -> Iterator[str]:
     kind = trainers.find(run.trainer.kind)
     online = kind is not None and kind.samples_completions
     if online and not (run.reward or run.probe.judges):
-        errors.append(f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards")
+        yield f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards"
     if online and not (run.probe.prompts or run.probe.greedy_prompts):
-        errors.append("probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts")
+        yield "probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts"
     for name in run.reward.keys() & run.probe.rewards.keys():
         one, other = run.reward[name], run.probe.rewards[name]
         if (one.function, one.model, one.grader) != (other.function, other.model, other.grader):
-            errors.append(f"probe.rewards.{name}: is not reward.{name}; give it another name")
-    return errors
+            yield f"probe.rewards.{name}: is not reward.{name}; give it another name"
 
 
 def _doctor(doctor: DoctorConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """What optimizers need: their packages, and the `optim_args` that each of them reads; imports nothing heavy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 # By the beginning of the name of an optimizer: (module it needs, what to install).
@@ -39,28 +39,26 @@ def of_optimizer(table: Mapping[str, T], optim: str) -> T | None:
     return next((table[s] for s in table if (optim.startswith(s) if s.endswith("_") else optim == s)), None)
 
 
-def check(args: Mapping[str, Any]) -> list[str]:
+def check(args: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with `optim` and the options that only some optimizers read, as ends of `trainer.args.`."""
     optim, given = str(args.get("optim") or "adamw_torch_fused"), args.get("optim_args")
-    errors = []
     if optim.startswith(("galore_", "apollo_")):
         if not args.get("optim_target_modules"):
-            errors.append(f"optim={optim}: set trainer.args.optim_target_modules, such as [attn,mlp]")
+            yield f"optim={optim}: set trainer.args.optim_target_modules, such as [attn,mlp]"
         steps = args.get("gradient_accumulation_steps", 1)
         if optim.endswith("_layerwise") and isinstance(steps, int) and steps > 1:
-            errors.append(f"optim={optim}: a step in each layer's backward; set gradient_accumulation_steps=1")
+            yield f"optim={optim}: a step in each layer's backward; set gradient_accumulation_steps=1"
     elif args.get("optim_target_modules"):
-        errors.append(f"optim_target_modules: optim={optim} does not read it; leave it out, or choose galore or apollo")
+        yield f"optim_target_modules: optim={optim} does not read it; leave it out, or choose galore or apollo"
     if not isinstance(given, str) or not given:
-        return errors
+        return
     known = (of_optimizer(ARGS, optim) or "").split()
     for word in given.replace(" ", "").split(","):
         name, equals, value = word.partition("=")
         if name not in known:
-            errors.append(
+            yield (
                 f"optim_args={given}: optim={optim} does not read {name!r}; "
                 + (f"it reads {', '.join(known)}" if known else "leave it out")
             )
         elif not (equals and value) or "=" in value:
-            errors.append(f"optim_args={given}: expected NAME=VALUE,NAME=VALUE")
-    return errors
+            yield f"optim_args={given}: expected NAME=VALUE,NAME=VALUE"

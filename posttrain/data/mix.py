@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,29 +35,27 @@ def parts(config: DataConfig) -> dict[str, DataConfig]:
     }
 
 
-def check(config: DataConfig) -> list[str]:
+def check(config: DataConfig) -> Iterator[str]:
     """What is wrong with the mixture, before anything is read."""
     known = [f.name for f in fields(DataConfig) if f.name not in MIXTURE_SETTINGS] + ["weight"]
-    errors = []
     for name, entry in config.mix.items():
         where = f"data.mix.{name}"
         if not isinstance(entry, dict):
-            errors.append(f"{where}={entry}: expected keys such as path and weight")
+            yield f"{where}={entry}: expected keys such as path and weight"
             continue
         for key in entry:
             if key not in known:
                 fix = did_you_mean(key, known, 1, f"known here: {', '.join(known)}")
-                errors.append(f"{where}.{key}: unknown key; {fix}")
+                yield f"{where}.{key}: unknown key; {fix}"
         if not entry.get("path"):
-            errors.append(f"{where}.path: required, and not set")
+            yield f"{where}.path: required, and not set"
         weight = entry.get("weight")
         if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool)):
-            errors.append(f"{where}.weight={weight}: expected a number above 0")
-    errors += _unused_settings(config)
+            yield f"{where}.weight={weight}: expected a number above 0"
+    yield from _unused_settings(config)
     given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]
     if any(given) and not all(given):
-        errors.append("data.mix: some parts have a weight and some have none; give all of them one, or none")
-    return errors
+        yield "data.mix: some parts have a weight and some have none; give all of them one, or none"
 
 
 def _unused_settings(config: DataConfig) -> list[str]:

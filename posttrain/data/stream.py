@@ -34,31 +34,27 @@ COMPARISON_FORMATS = ("ultrafeedback", "rankings", "ratings")
 BATCH, BUFFER, SEED = 256, 1000, 0
 
 
-def check(config: DataConfig, kind: str, max_steps: int, job: str) -> list[str]:
+def check(config: DataConfig, kind: str, max_steps: int, job: str) -> Iterator[str]:
     """What cannot be streamed, before anything is read."""
-    errors = []
     if f.built_in(config.path):
-        errors.append(f"data.path={config.path}: is made here, as a whole; set data.streaming=false")
+        yield f"data.path={config.path}: is made here, as a whole; set data.streaming=false"
     elif isinstance(config.path, str) and is_saved_dataset(config.path):
-        errors.append(
-            f"data.path={config.path}: a folder saved by `datasets` is not streamed; set data.streaming=false"
-        )
+        yield f"data.path={config.path}: a folder saved by `datasets` is not streamed; set data.streaming=false"
     if job != "train":
-        errors.append(f"data.streaming=true: job={job} reads its rows as a whole; set it to false")
+        yield f"data.streaming=true: job={job} reads its rows as a whole; set it to false"
     elif (reads := trainers.of(kind).reads) not in STREAMABLE:
         why = "mixes good and bad answers over all rows" if reads == "labels" else "draws its prompts from all rows"
-        errors.append(f"data.streaming=true: {kind} {why}; set it to false, or choose from sft, reward, dpo")
+        yield f"data.streaming=true: {kind} {why}; set it to false, or choose from sft, reward, dpo"
     if job == "train" and max_steps <= 0:
-        errors.append("data.streaming=true: how long a stream is, is unknown; set trainer.args.max_steps=N")
+        yield "data.streaming=true: how long a stream is, is unknown; set trainer.args.max_steps=N"
     if 0 < config.eval_size < 1 and not config.eval_path:
-        errors.append(
+        yield (
             f"data.eval_size={config.eval_size:g}: a share of a stream is unknown; set the number of first rows to "
             "hold out, or data.eval_path, or 0"
         )
     for name in ("mix", "min_score", "max_train_rows"):
         if getattr(config, name):
-            errors.append(f"data.{name}: not for streams; leave it out, or set data.streaming=false")
-    return errors
+            yield f"data.{name}: not for streams; leave it out, or set data.streaming=false"
 
 
 @dataclass

@@ -6,6 +6,7 @@ questions become metrics, with intervals, and paired differences between two mod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -40,17 +41,15 @@ class Scores:
         ]
 
 
-def check(settings: EvaluateConfig) -> list[str]:
+def check(settings: EvaluateConfig) -> Iterator[str]:
     """Errors in the settings; nothing heavy is imported."""
-    errors = []
     for name in ("task_path", "num_fewshot", "limit", "apply_chat_template"):
         if getattr(settings, name) and not settings.tasks:
-            errors.append(f"evaluate.{name}: only read with evaluate.tasks; set that, or leave it out")
+            yield f"evaluate.{name}: only read with evaluate.tasks; set that, or leave it out"
     if settings.tasks and extras.missing_modules("lm_eval"):
-        errors.append(f"evaluate.tasks: needs lm-eval, which is not installed; {extras.install_command('lm-eval')}")
+        yield f"evaluate.tasks: needs lm-eval, which is not installed; {extras.install_command('lm-eval')}"
     if settings.task_path and not Path(settings.task_path).expanduser().is_dir():
-        errors.append(f"evaluate.task_path={settings.task_path}: no such folder")
-    return errors
+        yield f"evaluate.task_path={settings.task_path}: no such folder"
 
 
 def manager(settings: EvaluateConfig) -> Any:

@@ -134,21 +134,20 @@ def _parts(run: Run) -> Iterator[str]:
         yield from stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
 
 
-def _engine(run: Run, kind: Kind) -> list[str]:
+def _engine(run: Run, kind: Kind) -> Iterator[str]:
     """Errors of `engine=vllm`: the package, or a training whose vLLM the probe cannot use."""
     if run.engine != "vllm" or run.job == "doctor":
-        return []
+        return
     other = "engine=continuous"
-    errors = combinations.packages({"use_vllm": True}, "engine=vllm") if not run.trainer.args.get("use_vllm") else []
+    yield from combinations.packages({"use_vllm": True}, "engine=vllm") if not run.trainer.args.get("use_vllm") else []
     if run.job == "train" and not (kind.has("use_vllm") and run.trainer.args.get("use_vllm")):
         able = f"set trainer.args.use_vllm=true, or {other}" if kind.has("use_vllm") else f"set {other}"
-        errors.append(
+        yield (
             "engine=vllm: the probe measures the weights in training, and only a trainer that samples with vLLM gives "
             f"them to it; {able}"
         )
     elif run.job == "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        errors.append(f"engine=vllm: with several processes the probe does not reach the trainer's vLLM; set {other}")
-    return errors
+        yield f"engine=vllm: with several processes the probe does not reach the trainer's vLLM; set {other}"
 
 
 def _initialisation(run: Run) -> list[str]:
@@ -184,12 +183,11 @@ def _value(run: Run, key: str) -> Any:
     return getattr(getattr(run, group), name) if name else getattr(run, group)
 
 
-def _paths(run: Run) -> list[str]:
-    errors = []
+def _paths(run: Run) -> Iterator[str]:
     if run.data.mix:
         from posttrain.data import mix
 
-        errors += mix.check(run.data)
+        yield from mix.check(run.data)
     local = {"data.path": run.data.path, "data.eval_path": run.data.eval_path}
     for name, part in run.data.mix.items():
         local |= {f"data.mix.{name}.{key}": part.get(key) for key in ("path", "eval_path") if isinstance(part, dict)}
@@ -198,23 +196,22 @@ def _paths(run: Run) -> list[str]:
             continue
         if isinstance(value, str) and value.startswith("embedded:"):
             if value not in EMBEDDED_DATA:
-                errors.append(f"{key}={value}: choose from {', '.join(EMBEDDED_DATA)}")
+                yield f"{key}={value}: choose from {', '.join(EMBEDDED_DATA)}"
             continue
         if wrong := files.check(value):
-            errors.append(f"{key}={value}: {wrong}")
+            yield f"{key}={value}: {wrong}"
             continue
         try:
             data_file(value)
         except PosttrainError as error:
-            errors.append(f"{key}={error}")
+            yield f"{key}={error}"
     if run.model.init_from and not _exists(run.model.init_from):
-        errors.append(f"model.init_from={run.model.init_from}: no such run directory{near_path(run.model.init_from)}")
+        yield f"model.init_from={run.model.init_from}: no such run directory{near_path(run.model.init_from)}"
     template = run.model.chat_template
     if template and template.startswith("trl:"):
-        errors += _template(template)
+        yield from _template(template)
     elif template and not _exists(template):
-        errors.append(f"model.chat_template={template}: no such file{near_path(template)}")
-    return errors
+        yield f"model.chat_template={template}: no such file{near_path(template)}"
 
 
 def _template(value: str) -> list[str]:

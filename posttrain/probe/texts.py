@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,8 @@ class ProbeTexts:
     safety: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def check_files(config: ProbeConfig) -> list[str]:
+def check_files(config: ProbeConfig) -> Iterator[str]:
     """The local files that the probe reads."""
-    errors = []
     paths = {
         "probe.texts": config.texts if config.texts != "embedded:texts" else None,
         "probe.safety.harmful": config.safety.harmful,
@@ -33,14 +33,11 @@ def check_files(config: ProbeConfig) -> list[str]:
     }
     for key, value in paths.items():
         if value and value.startswith("embedded:"):
-            errors.append(
-                f"{key}={value}: " + ("choose embedded:texts, or a file" if "texts" in key else "expected a file")
-            )
+            yield f"{key}={value}: " + ("choose embedded:texts, or a file" if "texts" in key else "expected a file")
         elif value and not Path(os.path.expanduser(value)).is_file():
-            errors.append(f"{key}={value}: no such file")
+            yield f"{key}={value}: no such file"
         elif value and files.kind(Path(value)) is None:
-            errors.append(f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file")
-    return errors
+            yield f"{key}={value}: expected a .jsonl, .json, .csv or .parquet file"
 
 
 def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational: bool) -> ProbeTexts:

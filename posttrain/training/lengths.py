@@ -155,9 +155,8 @@ def describe_prepared(name: str, given: Any, prepared: Any, args: Any) -> str | 
     dropped = len(given) - len(prepared)
     if not (dropped or cut):
         return None
-    most = (
-        "" if whole else "up to "
-    )  # of rows that TRL has cut, those of just this length are not known from the others
+    # Of rows that TRL has cut, those of just this length are not known from the others.
+    most = "" if whole else "up to "
     return (
         f"{name}: of {len(given)} rows {dropped} dropped and {most}{cut} cut by max_length={limit}; "
         f"{len(prepared)} are used"

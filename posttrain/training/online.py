@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def check(run: Run) -> list[str]:
             f"trainer.args.per_device_eval_batch_size: {batch} completions over all processes do not hold whole "
             f"groups of {group}; set a multiple of it, or num_generations_eval"
         )
-    return errors + (_roles(run) if kind.is_a("PPOTrainer") else [])
+    return [*errors, *_roles(run)] if kind.is_a("PPOTrainer") else errors
 
 
 def _rewards_itself(environment: str) -> bool:
@@ -78,32 +79,31 @@ def _rewards_itself(environment: str) -> bool:
         return True
 
 
-def _roles(run: Run) -> list[str]:
+def _roles(run: Run) -> Iterator[str]:
     """The value function and the reward model can be adapters of this policy."""
     from posttrain.rewards import calibration
 
-    errors, args = [], run.trainer.args
+    args = run.trainer.args
     if trainers.value_adapter(run) and run.peft.method == "none":
-        errors.append(
+        yield (
             "trainer.args.value_mode=adapter: the value function is a second adapter; choose peft=lora, "
             "or trainer.args.value_mode=head"
         )
     shared = shared_reward(run)
     if shared is not None:
-        errors += [
+        yield from [
             f"reward.{shared[0]}.args.{name}: a reward model on the policy's base takes {', '.join(calibration.ARGS)}; "
             f"leave it out, or set reward.{shared[0]}.shared=false"
             for name in run.reward[shared[0]].args
             if name not in calibration.ARGS
         ]
     if args.get("value_init") == "reward" and shared is None:
-        errors.append(
+        yield (
             "trainer.args.value_init=reward: copies a reward model that is an adapter on the policy's base; choose "
             "reward=rm reward.rm.model=RUN with a run of trainer=reward peft=lora, or trainer.args.value_init=zero"
         )
     if args.get("value_init") == "reward" and run.peft.value:
-        errors.append("peft.value: with value_init=reward the value adapter has the shape of the reward model's")
-    return errors
+        yield "peft.value: with value_init=reward the value adapter has the shape of the reward model's"
 
 
 def shared_reward(run: Run) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,34 +27,32 @@ PARAMETERS = {"tools": "tools", "environment": "environment_factory", "rollout":
 ROLLED_OUT = ("prompt_ids", "completion_ids", "logprobs")
 
 
-def check(run: Run) -> list[str]:
+def check(run: Run) -> Iterator[str]:
     """Everything wrong with them that can be known without a model; imports the user's own modules."""
-    kind, errors = trainers.of(run.trainer.kind), []
+    kind = trainers.of(run.trainer.kind)
     for setting, parameter in PARAMETERS.items():
         given = getattr(run.trainer, setting)
         if given and parameter not in kind.parameters:
             able = [name for name in trainers.names() if parameter in trainers.of(name).parameters]
-            errors.append(f"trainer.{setting}: {kind.name} takes none; choose trainer={' or '.join(able)}")
+            yield f"trainer.{setting}: {kind.name} takes none; choose trainer={' or '.join(able)}"
         for path in given if isinstance(given, list) else [given] if given else []:
             try:
                 wrong = _misfit(setting, code.load(path))
             except ValueError as error:
                 wrong = str(error)
             if wrong:
-                errors.append(f"trainer.{setting}={path}: {wrong}")
+                yield f"trainer.{setting}={path}: {wrong}"
     names = [path.rpartition(".")[2] for path in run.trainer.tools if isinstance(path, str)]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        errors.append(f"trainer.tools: several are called {twice}, by which the policy calls them; keep one")
+        yield f"trainer.tools: several are called {twice}, by which the policy calls them; keep one"
     teacher = run.trainer.teacher
-    errors += options.check(options.QUANTIZATION, teacher.quantization, "trainer.teacher.quantization")
+    yield from options.check(options.QUANTIZATION, teacher.quantization, "trainer.teacher.quantization")
     if kind.has_teacher and not teacher.model:
-        errors.append(
-            f"trainer.teacher.model: {kind.name} learns from a teacher; set it to a hub id, a folder or a RUN"
-        )
+        yield f"trainer.teacher.model: {kind.name} learns from a teacher; set it to a hub id, a folder or a RUN"
     if teacher.model and not kind.has_teacher:
         able = [name for name in trainers.names() if trainers.of(name).has_teacher]
-        errors.append(f"trainer.teacher.model: {kind.name} has no teacher; choose trainer={' or '.join(able)}")
-    return errors + [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry, run))]
+        yield f"trainer.teacher.model: {kind.name} has no teacher; choose trainer={' or '.join(able)}"
+    yield from [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry, run))]
 
 
 def check_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
