@@ -247,7 +247,7 @@ def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     low, high = args.get("vllm_importance_sampling_clip_min"), args.number("vllm_importance_sampling_clip_max", 3.0)
     if isinstance(low, (int, float)) and low >= high:
         yield f"vllm_importance_sampling_clip_min={low:g}: must be below the clip_max of {high:g}"
-    clip = args.get("reward_clip_range")
+    clip: Any = args.get("reward_clip_range")
     numbers = isinstance(clip, (list, tuple)) and len(clip) == 2 and all(isinstance(v, (int, float)) for v in clip)
     if numbers and clip[0] >= clip[1]:
         yield f"reward_clip_range={list(clip)}: expected the lower end first"
