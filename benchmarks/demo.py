@@ -11,8 +11,6 @@ moved from the model before training, question by question, with its 95% bootstr
 keeps every run, the bad ones too, with its command, seconds and machine; runs that are finished are used again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ hundred is a near copy of another, so that there are clusters to find. The time 
 start of Python to the written report.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

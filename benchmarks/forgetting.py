@@ -8,8 +8,6 @@ four domains (`probe.texts=embedded:texts`, the first 8 of each; replay takes ot
 greedy answers that refuse, on the harmful and the harmless prompts below; nothing in the data is about either.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ The stages are those of recipes/frontier_smollm2.yaml; a stage with a grid below
 Finished runs are used again, so the same command goes on after a stop or a kill.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import shlex

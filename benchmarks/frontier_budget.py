@@ -3,8 +3,6 @@
 Tokens learned from and tokens drawn are counted from the settings, so the budget follows whatever they are changed to.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from posttrain.config.schema import Run

@@ -1,7 +1,5 @@
 """What the study found, as Markdown: on what, how good the judges are, each method's reward and KL, what it took."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

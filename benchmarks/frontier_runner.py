@@ -4,8 +4,6 @@ A stage's run directory says whether it is finished, so a study that was stopped
 finished stages are used again, an interrupted one continues from its checkpoint, one that still runs is waited for.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

@@ -10,8 +10,6 @@ and date, is written after every one. The same command goes on after a cut, with
 one that there is no time left for is named and left for the next time. Nothing is downloaded but the embedded wheels.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@ on the spot, and on random text that fills `max_length`. Their tokenizer has a t
 no EOS, so every answer has the length that is asked for.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The model, data and card that `gpu_measure.py` measures on."""
 
-from __future__ import annotations
-
 import gc
 import json
 import random

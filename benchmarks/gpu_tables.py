@@ -6,8 +6,6 @@ A table stands between `<!-- gpu: NAME -->` and `<!-- /gpu -->`; what stands the
 have is shown as not measured.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

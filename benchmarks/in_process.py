@@ -1,7 +1,5 @@
 """Runs of posttrain in this process, as the command makes them, with their trainer at hand."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ the process's highest resident memory less what it held when libraries, data and
 MALLOC_MMAP_THRESHOLD_ makes glibc give freed blocks of more than 1 MB back; by itself it keeps many below 32 MB.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -3,8 +3,6 @@
 python benchmarks/merge_drift.py RUN   (a LoRA run that is not quantized; its adapter is also put on an NF4 base)
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -10,8 +10,6 @@ takes seconds. Robust DPO (Chowdhury et al. 2024, "Provably Robust DPO", arXiv:2
 doctor, whose own model is far cheaper, reads the same pairs, and more of their kind.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -7,8 +7,6 @@ Each round trains both ways in fresh processes, in turn. A process reports the m
 posttrain / plain of each round's pair, median over rounds. A random Llama (see `--hidden`), LoRA, CPU or GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """What studies write: rows for a run to read, and tables into their page of docs/."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

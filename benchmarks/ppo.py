@@ -13,8 +13,6 @@ median over them. The first rollout of a run is not timed. Peak memory is the pr
 CUDA's largest allocation on a GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -5,8 +5,6 @@
 Runs `ppo_hacking` three times (some 15 seconds each on a CPU), or takes the finished runs from outputs/.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

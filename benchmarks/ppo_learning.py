@@ -10,8 +10,6 @@ behind as the gold reward that PPO never sees. Prompts of training and of measur
 Finished parts are taken from outputs/, so that the same command goes on after a stop.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

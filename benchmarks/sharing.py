@@ -12,8 +12,6 @@ LoRA on all linear layers. `benchmarks/gpu.py` measures larger models on a GPU w
 `--curve` measures DPO steps with a prompt of 25 to 400% of the answer's length, and draws the gain.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -5,8 +5,6 @@ use `cli`, or `command.Popen` and `command.run` with `[sys.executable, "-m", ...
 `compose` are cheaper still: they start no process.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 import os

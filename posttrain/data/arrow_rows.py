@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key: str, streaming: bool = False) -> Any:
-    """A data set of the hub, of a folder, of Parquet files, or embedded; `streaming` reads the first two row by row."""
+    """A data set of the hub, of a folder, of Parquet files, or embedded; with `streaming` files are read row by row."""
     import datasets
 
     if not local and not isinstance(path, str):

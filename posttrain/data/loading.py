@@ -62,15 +62,6 @@ class Data:
         return [rows[i] for i in range(min(count, len(rows)))]
 
     @property
-    def _columns(self) -> str:
-        """The columns of the first row, and whether they hold conversations or text."""
-        row = self.first[0]
-        texts = [row[name] for name in LEARNT if name in row]
-        return ", ".join([*(name for name in (*LEARNT, "label") if name in row)]) + (
-            " (conversations)" if any(isinstance(text, list) for text in texts) else " (text)"
-        )
-
-    @property
     def skipped_files(self) -> list[Path]:
         """The files that name the rows which were left out."""
         return [one.path for one in self.skipped if one.count]
@@ -86,7 +77,10 @@ class Data:
         """
         parts = self.source["parts"]
         read = [_named(name) + how for name, part in parts.items() if (how := _read_as(part))]
-        found = {"columns": "; ".join([self._columns, *read])}
+        row = self.first[0]
+        form = "conversations" if any(isinstance(row.get(name), list) for name in LEARNT) else "text"
+        columns = f"{', '.join(name for name in (*LEARNT, 'label') if name in row)} ({form})"
+        found = {"columns": "; ".join([columns, *read])}
         if len(parts) > 1:
             shares = (f"{name} {part['share']:.1%} ({part['train_rows']} rows)" for name, part in parts.items())
             found["mixture"] = ", ".join(shares)

@@ -51,7 +51,9 @@ def tokenize_conversation(
     `every_turn` learns other turns too, all but messages of weight 0. Raises `PosttrainError` where the template writes
     a message so that it cannot be distinguished from the others.
     """
-    if has_marks(tokenizer, template) and not every_turn:
+    from trl.chat_template_utils import has_generation_markers
+
+    if not every_turn and has_generation_markers(template or tokenizer.chat_template):
         found = _by_marks(tokenizer, messages, tools, template, options)
         if found is not None:
             return found
@@ -68,13 +70,6 @@ def tokenize_conversation(
             first, last = min(bisect_right(ends, start), bisect_left(starts, start)), bisect_left(starts, end)
             labels[first:last] = [-100] * (last - first) if left_out else ids[first:last]
     return {"input_ids": ids, "labels": labels}
-
-
-def has_marks(tokenizer: PreTrainedTokenizerBase, template: str | None) -> bool:
-    """Whether the template itself says what the assistant generates."""
-    from trl.chat_template_utils import has_generation_markers
-
-    return bool(has_generation_markers(template or tokenizer.chat_template))
 
 
 def _by_marks(

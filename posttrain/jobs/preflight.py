@@ -139,7 +139,8 @@ def _engine(run: Run, kind: Kind) -> Iterator[str]:
     if run.engine != "vllm" or run.job == "doctor":
         return
     other = "engine=continuous"
-    yield from combinations.packages({"use_vllm": True}, "engine=vllm") if not run.trainer.args.get("use_vllm") else []
+    if not run.trainer.args.get("use_vllm"):
+        yield from combinations.packages({"use_vllm": True}, "engine=vllm")
     if run.job == "train" and not (kind.has("use_vllm") and run.trainer.args.get("use_vllm")):
         able = f"set trainer.args.use_vllm=true, or {other}" if kind.has("use_vllm") else f"set {other}"
         yield (

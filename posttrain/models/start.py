@@ -53,21 +53,10 @@ def base_record(run: Run, begin: Start, directory: Path, dtype: str) -> dict[str
     known = begin.parent.record["base"] if begin.parent and begin.adapter else None
     if known is not None and not known["local"]:
         return {**known, "dtype": dtype}
-    if begin.parent is not None or (Path(begin.base).is_dir() and not run.model.path.startswith("embedded:")):
-        return {
-            "path": os.path.relpath(begin.base, directory),
-            "local": True,
-            "revision": None,
-            "commit": None,
-            "dtype": dtype,
-        }
-    return {
-        "path": run.model.path,
-        "local": False,
-        "revision": run.model.revision,
-        "commit": model_commit(run),
-        "dtype": dtype,
-    }
+    local = begin.parent is not None or (Path(begin.base).is_dir() and not run.model.path.startswith("embedded:"))
+    path = os.path.relpath(begin.base, directory) if local else run.model.path
+    revision, commit = (None, None) if local else (run.model.revision, model_commit(run))
+    return {"path": path, "local": local, "revision": revision, "commit": commit, "dtype": dtype}
 
 
 def model_commit(run: Run) -> str | None:

@@ -1,7 +1,5 @@
 """The study of the demo's settings: figures by hand, the whole of it on the random model, and the page."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The study of forgetting: its files, and the table by hand."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The script for a GPU: every part rehearsed on a CPU, what a cut leaves, and the tables of the docs."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

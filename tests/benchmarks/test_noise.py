@@ -1,7 +1,5 @@
 """The study of flipped preferences: the flips, the table by hand, and one rate on a few pairs."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Code of the user's own that cannot be used: one line with its path, whatever is wrong, and no run directory."""
 
-from __future__ import annotations
-
 import re
 import sys
 

@@ -1,7 +1,5 @@
 """Files that are broken or not what their name says: nothing is lost or altered without a word."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path
@@ -69,6 +67,11 @@ def test_parquet_without_rows_or_with_bytes_that_are_no_text():
     latin = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
     with pytest.raises(PosttrainError, match=r"row 2: holds text that is not UTF-8"):
         texts("d.parquet", parquet(text=latin))
+
+
+def test_a_stream_names_a_file_that_is_not_parquet():
+    with pytest.raises(PosttrainError, match=r"data\.path=d\.parquet: .*it is not a Parquet file"):
+        texts("d.parquet", b'{"text": "a"}', streaming=True)
 
 
 def test_bad_rows_of_an_array_are_skipped_one_by_one():

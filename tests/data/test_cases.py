@@ -3,8 +3,6 @@
 The tokenizers have the templates of known families (tests/helpers/template_models.py); nothing is trained.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Files as people have them: several, compressed, broken; and no file at all that ends in a traceback."""
 
-from __future__ import annotations
-
 import bz2
 import contextlib
 import datetime

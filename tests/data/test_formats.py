@@ -4,8 +4,6 @@ The files in tests/formats have the shape of each format's public documentation;
 one row that does not fit.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -7,8 +7,6 @@ on one template a set, on all of them with `-m slow`. Record anew, once a change
 `RECORD_GOLDEN=1 pytest tests/data/test_golden_text.py`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 Run as a script, this file is such a process: it does the jobs of `JOBS` and prints what it got, as JSON.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """A message of weight 0 carries no loss: seen on the labels that the trainer's own collator makes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Mixtures: exact shares, held-out rows of every part, one shape of rows; and streams of rows."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows of every kind that people have and no documentation shows: learnt as they are, refused, or named in the plan."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Files that people bring from other trainers, in the shapes that those document: read, or refused with the fix."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

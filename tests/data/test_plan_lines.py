@@ -1,7 +1,5 @@
 """What the plan and the log say of rows: read, unused, skipped, dropped, cut, held out, trained on; and of leaks."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Data of one's own on every recipe, in every form that its trainer learns from."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ One module for all pages. Training commands are composed and checked as the comm
 commands are given to the parser of their module; make targets must exist. Links must lead somewhere.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Every command of docs/quickstart.md, in order, in this process: on the tiny model instead of the embedded one."""
 
-from __future__ import annotations
-
 import glob
 import importlib
 import io

@@ -7,8 +7,6 @@ SIGTERM or SIGINT at a random moment, now and then a second time, and lets it go
 in weights, metrics, samples and run.json, which differ and in what, and which never ended.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

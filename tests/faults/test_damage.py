@@ -1,7 +1,5 @@
 """Files that are missing, cut or changed are named; processes that meet leave what is finished alone."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """Memory that is not there: one message with what was asked for, what there is, the batch, and what to change."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

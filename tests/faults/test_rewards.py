@@ -1,7 +1,5 @@
 """A reward of the user's that fails says which it is, on what, and how to go on; and the run goes on from there."""
 
-from __future__ import annotations
-
 import math
 import time
 

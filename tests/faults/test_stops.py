@@ -1,7 +1,5 @@
 """A run that is stopped, wherever, and goes on equals one that never was: weights, metrics, samples, run.json."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """Sweeps and pipelines that are stopped in the midst say who is unfinished, and how it goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

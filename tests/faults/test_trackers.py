@@ -1,7 +1,5 @@
 """Trackers that are away, die or lose points: the run goes on, and has everything in the end."""
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

@@ -8,8 +8,6 @@ content and in bytes, through the data room's loader. Anything else than a `Post
 prints how to repeat it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -12,8 +12,6 @@ everything if POSTTRAIN_TESTS_REAL_COMMANDS is set. A test of what is imported, 
 `subprocess` itself.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc

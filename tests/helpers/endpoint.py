@@ -1,7 +1,5 @@
 """An OpenAI-compatible endpoint on 127.0.0.1 for tests: answers by a function, counts, fails when told to."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Runs that die at a chosen moment, in a forked child of this process, and what two runs must have in common."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Run folders as runs leave them, written by hand: what `posttrain.report` reads."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Small runs: their settings and data, and what they leave behind."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path

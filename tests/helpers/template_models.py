@@ -1,7 +1,5 @@
 """Tokenizers with the special tokens and the chat templates, as TRL ships them, of known families of models."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from functools import cache
 from pathlib import Path

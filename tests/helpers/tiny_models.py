@@ -1,7 +1,5 @@
 """Models of two layers, of every kind of architecture that tests ask about, in float32 with weights of their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 VOCABULARY = 61

@@ -1,7 +1,5 @@
 """A signal while a command is still importing: one line, 130 or 143, nothing left behind."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A prompt that is computed once gives what it gave when it was computed for each answer: exactly, or not at all."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

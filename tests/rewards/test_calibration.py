@@ -1,7 +1,5 @@
 """Scores of reward models put right: numbers by hand, and what is stored and read."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several reward models as one, and reward models whose scores are put right by their calibration."""
 
-from __future__ import annotations
-
 import statistics
 
 import pytest

@@ -1,7 +1,5 @@
 """A language model as judge: what its verdicts become, how often it is asked, what it is asked."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

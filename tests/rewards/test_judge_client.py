@@ -1,7 +1,5 @@
 """Questions to a model: over HTTP against a server on 127.0.0.1, and to one that is loaded here."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The estimate of a training's memory: its parts follow the options, and a small training takes what it says."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A pair's weight scales its gradient: against the gradients of the pairs alone, and through the command."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a person hears of a run while it works."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

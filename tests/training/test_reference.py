@@ -1,7 +1,5 @@
 """What is known of the reference is not computed again, and is what it would have been."""
 
-from __future__ import annotations
-
 import pytest
 
 from posttrain.models.shared_prompt import SharedPrompts

@@ -1,7 +1,5 @@
 """Settings that a library takes without a word, or refuses when weights are loaded: the plan says it before."""
 
-from __future__ import annotations
-
 import pytest
 
 from posttrain.errors import PosttrainError

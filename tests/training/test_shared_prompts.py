@@ -1,7 +1,5 @@
 """Runs whose prompts are computed once take the same steps as runs that compute them for each answer."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
