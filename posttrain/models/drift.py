@@ -37,7 +37,10 @@ class Drift:
     def describe(self) -> list[str]:
         """The figures in words, a line each."""
         if self.unit == "nats":
-            what, where = "KL(adapter || merged)", f" nats over {self.positions} positions of {self.prompts} prompts"
+            what, where = (
+                "KL(adapter || merged)",
+                f" nats over {self.positions} positions of {self.prompts} prompt{'s' * (self.prompts != 1)}",
+            )
             effect = "what training changed, KL(adapter || base)"
         else:
             what, where = "score difference of adapter and merged", f" on {self.prompts} texts"

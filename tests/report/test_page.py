@@ -6,7 +6,7 @@ import re
 import pytest
 
 from posttrain.report.__main__ import main
-from tests.helpers.report_runs import HOSTILE, write_all
+from tests.helpers.report_runs import HOSTILE, write_all, write_held_out
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,18 @@ def test_a_phone_scrolls_only_downwards(browser, page_file):
     )
     first, second = (page.locator("details article").nth(i).bounding_box() for i in (0, 1))
     assert first["y"] < second["y"], "one below the other"
+    assert trouble == []
+
+
+@pytest.mark.browser
+def test_a_long_heading_makes_no_phone_scroll_sideways(browser, tmp_path):
+    """Without a reward the picture is called after the held-out metric, and so is its link."""
+    held_out = {"eval_rewards/accuracies": (0.0, 0.8), "eval_rewards/margins": (0.0, 0.5), "probe/kl": (0.0, 2.0)}
+    write_held_out(tmp_path / "a", "dpo", held_out)
+    assert main([str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0
+    page, trouble = opened(browser, tmp_path / "out" / "index.html", 360, 780)
+    assert page.locator("nav a", has_text="Preference accuracy (implicit reward) against KL").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert trouble == []
 
 
