@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
@@ -64,7 +65,7 @@ def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = Fa
     from peft import get_peft_model
 
     key, options = ("peft.value", peft.value) if value else ("peft.lora", peft.lora)
-    if errors := _unmatched(key, options, model):
+    if errors := list(_unmatched(key, options, model)):
         raise PosttrainError("\n".join(errors))
     try:
         config: Any = lora_config(peft, kind, value, sees)
@@ -74,36 +75,34 @@ def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = Fa
         raise PosttrainError(f"{key}: {str(error) or type(error).__name__}") from error
 
 
-def _unmatched(key: str, lora: dict[str, Any], model: Any) -> list[str]:
+def _unmatched(key: str, lora: dict[str, Any], model: Any) -> Iterator[str]:
     """Modules, parameters, layers and tokens that the model does not have: PEFT ignores them where it finds others."""
     names, known = [name for name, _ in model.named_modules()], model.config.get_text_config()
     layers, tokens = getattr(known, "num_hidden_layers", None), known.vocab_size
     last = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})
-    errors = []
     for option in ("target_modules", "modules_to_save", "exclude_modules"):
         wanted = lora.get(option)
         for module in wanted if isinstance(wanted, list) else []:
             if not any(name == module or name.endswith(f".{module}") for name in names):
                 fix = f"{did_you_mean(module, last)} there are {', '.join(last)}".lstrip()
-                errors.append(f"{key}.{option}={module}: no such module; {fix}")
+                yield f"{key}.{option}={module}: no such module; {fix}"
     for option in ("rank_pattern", "alpha_pattern"):
         for pattern in lora.get(option) or {}:
             if not _matches(str(pattern), names):
-                errors.append(f"{key}.{option}.{pattern}: matches no module; there are {', '.join(last)}")
+                yield f"{key}.{option}.{pattern}: matches no module; there are {', '.join(last)}"
     for parameter in lora.get("target_parameters") or []:
         if not any(name.endswith(str(parameter)) for name, _ in model.named_parameters()):
-            errors.append(f"{key}.target_parameters={parameter}: no parameter of the model ends so")
+            yield f"{key}.target_parameters={parameter}: no parameter of the model ends so"
     indices = lora.get("trainable_token_indices") or []
     for index in indices if isinstance(indices, list) else [i for some in indices.values() for i in some]:
         if index >= tokens:
-            errors.append(f"{key}.trainable_token_indices={index}: the model has {tokens} tokens, from 0 on")
+            yield f"{key}.trainable_token_indices={index}: the model has {tokens} tokens, from 0 on"
     if layers is None:
-        return errors
+        return
     wanted = lora.get("layers_to_transform")
     for layer in [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]:
         if layer >= layers:
-            errors.append(f"{key}.layers_to_transform={layer}: the model has {layers} layers, from 0 to {layers - 1}")
-    return errors
+            yield f"{key}.layers_to_transform={layer}: the model has {layers} layers, from 0 to {layers - 1}"
 
 
 def _matches(pattern: str, names: list[str]) -> bool:

@@ -82,7 +82,7 @@ def _construct(kind: Kind, parts: Parts) -> Any:
         args["sync_ref_model"] = False  # TRL refuses it with an adapter
     loaded = _loads_model_here(kind, parts)
     init_kwargs = args.pop("model_init_kwargs") if loaded else {}
-    config = _load(kind.config)(**options.as_typed(kind.config, args))  # it chooses this process's device
+    config = make_config(kind, args)  # it chooses this process's device
     if parts.weighted:
         from posttrain.training import pair_weights
 
@@ -161,6 +161,11 @@ def _resumable(kind: Kind) -> Any:
 
         mixins = (Resumable,)
     return type(trainer.__name__, (*mixins, trainer), {"__module__": trainer.__module__})
+
+
+def make_config(kind: Kind, args: dict[str, Any]) -> Any:
+    """The object of the trainer's own config class that has the options `args`."""
+    return _load(kind.config)(**options.as_typed(kind.config, args))
 
 
 def _load(path: str) -> Any:

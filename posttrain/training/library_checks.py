@@ -5,13 +5,13 @@ later release, a hardware that lacks something) shows when the objects are built
 a scheduler on one parameter, the generation config. None of them needs a model.
 """
 
-import importlib
 import tempfile
 import warnings
 from typing import Any
 
-from posttrain.config import options, trainers
+from posttrain.config import trainers
 from posttrain.errors import PosttrainError
+from posttrain.training.build import make_config
 
 
 def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
@@ -30,16 +30,11 @@ def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
 
 
 def _build(kind: str, args: dict[str, Any], folder: str) -> None:
-    config = _config(kind, {**args, "output_dir": folder, "report_to": "none"})
+    config = make_config(trainers.of(kind), {**args, "output_dir": folder, "report_to": "none"})
     _optimizer(config)
     _compiler(config)
     if trainers.of(kind).has("cache_implementation"):
         _generation(config)
-
-
-def _config(kind: str, args: dict[str, Any]) -> Any:
-    module, _, name = (path := trainers.of(kind).config).rpartition(".")
-    return getattr(importlib.import_module(module), name)(**options.as_typed(path, args))
 
 
 def _optimizer(config: Any) -> None:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import options, trainers
+from posttrain.config import code, options, trainers
 from posttrain.config.recipes import ROOT
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
@@ -72,9 +71,8 @@ def check(run: Run) -> list[str]:
 
 def _rewards_itself(environment: str) -> bool:
     """Whether an environment has TRL's `get_reward`; one that cannot be imported is reported elsewhere."""
-    module, _, name = environment.rpartition(".")
     try:
-        return hasattr(getattr(importlib.import_module(module), name), "get_reward")
+        return hasattr(code.load(environment), "get_reward")
     except Exception:  # the module is the user's; what is wrong with it is told where it is checked
         return True
 
