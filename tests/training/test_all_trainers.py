@@ -450,7 +450,7 @@ def test_an_attention_is_left_to_the_trainers_that_have_their_own(monkeypatch):
         run, _ = compose(*command(name, f"model.attn_implementation={setting}"))
         precision = hardware.precision(run.model, run.peft, run.trainer.args)
         plan = SimpleNamespace(
-            precision=precision, start=SimpleNamespace(revision=None), data=SimpleNamespace(eval=None)
+            precision=precision, start=SimpleNamespace(revision=None), data=SimpleNamespace(eval=None), steps=10
         )
         args = train.trainer_args(run, plan, directory, "none")
         assert args["model_init_kwargs"].get("attn_implementation") == given
