@@ -81,10 +81,10 @@ def format_estimate(seconds: float) -> str:
     """The estimate as a range: it is right within a factor of two or so."""
     low, high = seconds / 1.6, seconds * 1.6
     if high < 60:
-        return "less than a minute of training, without evaluations and probe"
+        return "less than a minute, without evaluations and probe"
     limits = ((1, "seconds"), (60, "minutes"), (3600, "hours"), (86400, "days"))
     size, unit = next((one for one in reversed(limits) if low >= one[0]), limits[0])
-    return f"about {low / size:.0f} to {high / size:.0f} {unit} of training, without evaluations and probe"
+    return f"about {low / size:.0f} to {high / size:.0f} {unit}, without evaluations and probe"
 
 
 def _reward(name: str, run: Run) -> str:

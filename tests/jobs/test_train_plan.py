@@ -27,11 +27,11 @@ def test_a_fact_ends_no_line_between_a_number_and_its_unit(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (5, "less than a minute of training"),
-        (60, "about 38 to 96 seconds of training"),
-        (600, "about 6 to 16 minutes of training"),
-        (36000, "about 6 to 16 hours of training"),
-        (864000, "about 6 to 16 days of training"),
+        (5, "less than a minute,"),
+        (60, "about 38 to 96 seconds,"),
+        (600, "about 6 to 16 minutes,"),
+        (36000, "about 6 to 16 hours,"),
+        (864000, "about 6 to 16 days,"),
     ],
 )
 def test_the_time_is_a_range_in_units_that_suit_it(seconds, said):
