@@ -55,6 +55,16 @@ class _Args(dict):
         value = self.get(name, default)
         return default if isinstance(value, bool) or not isinstance(value, (int, float)) else value
 
+    def settings(self, name: str) -> Mapping[str, Any]:
+        """Nested settings, given as such or as JSON."""
+        value = self.get(name)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return {}
+        return value if isinstance(value, Mapping) else {}
+
     def several(self, name: str, default: list[Any]) -> list[Any]:
         value = self.get(name) or default
         return value if isinstance(value, list) else [value]
@@ -91,7 +101,7 @@ def _precision(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
 def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
     needed = SCHEDULE_NEEDS.get(str(args.get("lr_scheduler_type")), ())
-    if needed and not any(name in (args.get("lr_scheduler_kwargs") or {}) for name in needed):
+    if needed and not any(name in args.settings("lr_scheduler_kwargs") for name in needed):
         yield (
             f"lr_scheduler_type={args['lr_scheduler_type']}: needs {' or '.join(needed)}; set "
             f"trainer.args.lr_scheduler_kwargs.{needed[0]}"
@@ -241,7 +251,7 @@ def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
             yield f"generation_batch_size={whole:g}: no multiple of per_device_train_batch_size={batch:g}"
     if args.get("log_completions_hub_repo") and args.get("log_completions") is not True:
         yield "log_completions_hub_repo: only read with log_completions=true; set that, or leave it out"
-    for name in args.get("generation_kwargs") or {}:
+    for name in args.settings("generation_kwargs"):
         if fix := GENERATION.get(name):
             yield f"generation_kwargs.{name}: {fix}"
     low, high = args.get("vllm_importance_sampling_clip_min"), args.number("vllm_importance_sampling_clip_max", 3.0)

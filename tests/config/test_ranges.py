@@ -208,6 +208,14 @@ def test_options_that_exclude_or_need_each_other(kind, args, peft, said):
     assert said is None or said in errors[0]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_of_a_wrong_type_breaks_no_check(kind):
+    """Each option in turn is all that a value of another type can be, and the one message is that of its type."""
+    for name in options.options_of(KINDS[kind].config):
+        for value in (1, -1.5, True, "x", "{}", "[1]", [1], [{}], {"a": 1}, {"a": [1]}):
+            assert all(isinstance(error, str) for error in refused(kind, {name: value})), (name, value)
+
+
 def test_what_optimizers_read_is_what_the_library_reads():
     """Each optimizer's maker in Transformers, by the names it asks `optim_args` for."""
     import inspect
