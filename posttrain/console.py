@@ -128,12 +128,10 @@ def print_facts(rows: Mapping[str, str]) -> None:
     for name, text in rows.items():
         # `textwrap` does not break at a no-break space; rich does.
         joined = re.sub(r"(?<=\d) (?=[kMG]?B\b)", "\N{NO-BREAK SPACE}", text)
-        lines = [
-            part
-            for line in joined.splitlines()
-            for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-        ]
-        table.add_row(f"[bold]{name}[/]", escape("\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")))
+        parts = (
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in joined.splitlines()
+        )
+        table.add_row(f"[bold]{name}[/]", escape("\n".join(parts).replace("\N{NO-BREAK SPACE}", " ")))
     console.print(table)
 
 

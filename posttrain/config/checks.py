@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from posttrain.config import alarms, trainers
 from posttrain.config.schema import Run
@@ -46,7 +45,7 @@ def models(run: Run) -> Iterator[str]:
     ]
     for at, source in (("data", vars(run.data)), *((f"data.mix.{name}", one) for name, one in run.data.mix.items())):
         path = source.get("path") if isinstance(source, dict) else None
-        if not path or (isinstance(path, str) and Path(path).is_dir()):
+        if not path or (isinstance(path, str) and os.path.isdir(path)):
             continue  # a folder may hold several data sets by name, and splits
         of_hub += [(at, name, source.get(name), path) for name in ("name", "revision")]
         if source.get("split", "train") != "train" and not (isinstance(path, str) and ":" in path):
@@ -63,14 +62,14 @@ def _is_here(path: object) -> bool:
     """Whether it is no id of the hub: built in, drawn, files of one's own, a folder."""
     if not isinstance(path, str):
         return True
-    return ":" in path or path.startswith((".", "/", "~")) or Path(os.path.expanduser(path)).exists()
+    return ":" in path or path.startswith((".", "/", "~")) or os.path.exists(os.path.expanduser(path))
 
 
 def _not_there(path: str) -> str | None:
     """Why no model can be at `path`."""
     if path.startswith("embedded:"):
         return None if path in EMBEDDED else f"choose from {', '.join(EMBEDDED)}"
-    if Path(os.path.expanduser(path)).exists():
+    if os.path.exists(os.path.expanduser(path)):
         return None
     if path.startswith((".", "/", "~")):
         return f"no such folder{near_path(path)}"

@@ -6,7 +6,6 @@ TRL, Transformers and PEFT check most of this after the weights are loaded. Each
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from posttrain.config import options, trainers
@@ -152,7 +151,7 @@ def _settings(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
             except ValueError as error:
                 yield f"{name}={value}: is no JSON ({error})"
         elif isinstance(value, str) and name in SETTINGS_FILES:
-            if not Path(value).is_file():
+            if not os.path.isfile(value):  # unlike Path's, false for a name that is too long
                 yield f"{name}={value}: no such file"
         elif isinstance(value, str):
             yield f"{name}={value}: expected settings, {{KEY: VALUE}}"

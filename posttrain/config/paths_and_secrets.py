@@ -11,7 +11,9 @@ from posttrain.config.schema import Run
 
 # One component of a path, with room for what is appended to it.
 NAME = re.compile(r"[^\W_][\w.+-]*")
-LONGEST = 150  # bytes; file systems allow 255
+LONGEST, FILE_SYSTEM = 150, 255  # bytes: of ours, and what file systems allow
+# Keys of files, folders and ids of the hub.
+PLACES = ("path", "eval_path", "init_from", "chat_template", "model", "texts", "harmful", "harmless", "against")
 
 # Keys that hold secrets, by likeness: a part of the name.
 SECRET = re.compile(
@@ -41,6 +43,15 @@ def check(run: Run) -> list[str]:
     if wrong := _wrong_folder(run.output_dir):
         errors.append(f"output_dir={_readable(run.output_dir)}: {wrong}")
     return errors
+
+
+def long_names(settings: Any) -> list[str]:
+    """Places that no file system can be asked for: it would fail in whatever looks there."""
+    return [
+        f"{path}={_readable(value)}: a name in it is longer than {FILE_SYSTEM} bytes, and no file has one"
+        for path, key, value in _leaves(settings, "")
+        if key in PLACES and isinstance(value, str) and max(map(len, os.fsencode(value).split(b"/"))) > FILE_SYSTEM
+    ]
 
 
 def wrong_name(name: str) -> str | None:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
@@ -41,6 +40,8 @@ def check(run: Run) -> None:
     """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
     if wrong := checks.wrong_choice("job", run.job, JOBS):
         raise PosttrainError(wrong)
+    if long := paths_and_secrets.long_names({k: v for k, v in asdict(run).items() if k not in ("stages", "common")}):
+        raise PosttrainError("\n".join(long))
     if errors := _pipeline(run) if run.job == "pipeline" else [*_settings(run), *_parts(run)]:
         raise PosttrainError("\n".join(errors))
 
@@ -227,4 +228,4 @@ def _template(value: str) -> list[str]:
 
 
 def _exists(path: str) -> bool:
-    return Path(os.path.expanduser(path)).exists()
+    return os.path.exists(os.path.expanduser(path))

@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from posttrain.training.footprint import Sizes
     from posttrain.training.lengths import Lengths
 
-# The part of the speed of one large product of matrices that training reaches: 0.25 to 0.45 on the machines of
-# docs/performance.md.
-EFFICIENCY = 0.35
-# Seconds that a layer takes for one token of a sampled batch, however small: Python and small kernels. On an H200, with
-# LoRA: 0.0022 for 1B in bfloat16, 0.005 for 8B in NF4.
+EFFICIENCY = 0.35  # of one large product's speed; training reached 0.25 to 0.45 of it (docs/performance.md)
+# Of a layer for one token of a sampled batch, however small. On an H200, LoRA: 1B 0.0022, 8B in NF4 0.005.
 LAYER_SECONDS = 0.0035
 SECONDS_MEASURED = 0.1
 

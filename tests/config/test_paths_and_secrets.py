@@ -133,3 +133,13 @@ def test_settings_of_common_that_a_stage_would_drop_are_named():
         PosttrainError, match=r"common\.trainer\.args\.max_steps: stages\.a\.trainer=sft begins that group"
     ):
         preflight.check(compose("job=pipeline", f"stages={stages}", "common={trainer: {args: {max_steps: 3}}}")[0])
+
+
+@pytest.mark.parametrize("length", [255, 256])
+def test_a_name_that_no_file_can_have(length):
+    names = ("data.path", "model.chat_template", "probe.texts", "probe.safety.harmful", "+reward.mine.model")
+    given = [f"{name}={'x' * length}" for name in names]
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(compose("trainer=dpo", "model=tiny", "data.path=y", *given)[0])
+    said = [line for line in str(error.value).splitlines() if "longer than 255 bytes" in line]
+    assert len(said) == (len(names) if length > 255 else 0)
