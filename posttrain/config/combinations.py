@@ -6,6 +6,7 @@ TRL, Transformers and PEFT check most of this after the weights are loaded. Each
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from posttrain.config import options, trainers
@@ -57,11 +58,8 @@ class _Args(dict):
     def settings(self, name: str) -> Mapping[str, Any]:
         """Nested settings, given as such or as JSON."""
         value = self.get(name)
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                return {}
+        with suppress(ValueError):
+            value = json.loads(value) if isinstance(value, str) else value
         return value if isinstance(value, Mapping) else {}
 
     def several(self, name: str, default: list[Any]) -> list[Any]:
