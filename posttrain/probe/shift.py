@@ -79,7 +79,7 @@ def measure(
     known, limit = dict(samples or {}), max_new_tokens
     missing = [prompt for prompt in encoded if tuple(prompt) not in known]
     passes = math.ceil(len(missing) / batch_size) * limit
-    with Phase(f"pairs      {len(missing)} samples to compare with", passes) as phase:
+    with Phase(f"pairs    {len(missing)} samples to compare with", passes) as phase:
         limits: dict[str, Any] = {"max_new_tokens": limit, "batch_size": batch_size, "step": phase.advance}
         drawn = generate(sampler or model, tokenizer, missing, **limits)
     known |= {tuple(d.prompt_ids): d for d in drawn}
@@ -88,7 +88,7 @@ def measure(
         for prompt, answer in encode_answer(tokenizer, row["prompt"], [row["chosen"], row["rejected"]], row=row):
             sequences.append((prompt, answer[:max_new_tokens]))
     # An answer that is the beginning of the other has no tokens of its own.
-    with Phase(f"pairs      log-probabilities of {len(sequences)} answers", len(sequences)) as phase:
+    with Phase(f"pairs    log-probabilities of {len(sequences)} answers", len(sequences)) as phase:
         totals = log_probs(model, sequences, tokenizer.pad_token_id, phase.advance)
     each = [total / max(len(answer), 1) for total, (_, answer) in zip(totals, sequences, strict=True)]
     own, pairs = each[: len(rows)], each[len(rows) :]
@@ -140,7 +140,7 @@ class ShiftCheck(TrainerCallback):
 
 
 def message(shift: Shift) -> None:
-    console.print(f"[bold]pairs[/]      {shift}")
+    console.print(f"[bold]pairs[/]    {shift}")
     if shift.is_far:
         console.print(
             f"[bold yellow]warning[/]    the chosen answers are {shift.gap:.1f} nats per token less likely than what "
