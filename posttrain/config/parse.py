@@ -1,5 +1,6 @@
 """From Hydra's composed config to a checked `Run`; imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import trainers
-from posttrain.config.schema import Origin, RewardConfig, Run
+from posttrain.config.schema import OTHER_JOBS, Origin, RewardConfig, Run
 from posttrain.errors import PosttrainError
 
 
@@ -100,3 +101,16 @@ def origin(hydra_config: Any) -> Origin:
         overrides=words,
         sweep_dir=Path(hydra_config.sweep.dir).absolute() if sweep else None,
     )
+
+
+def unread_settings(run: Run, overrides: Sequence[str]) -> list[str]:
+    """Settings among `overrides` that the job, or full fine-tuning, does not read."""
+    sections = {
+        f"{name}.": f"job={run.job} does not read it; set job={name}, or leave it out"
+        for name in ("sample", "evaluate", "doctor")
+        if name in OTHER_JOBS.get(run.job, ())
+    }
+    if run.job == "train" and run.peft.method == "none":
+        sections["peft.lora."] = "peft=none trains all weights; choose peft=lora, or leave it out"
+    words = [word.lstrip("+") for word in overrides]
+    return [f"{word}: {why}" for word in words for start, why in sections.items() if word.startswith(start)]

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -21,7 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from posttrain.config import data_override, parse, recipes
-from posttrain.config.schema import OTHER_JOBS, Run
+from posttrain.config.schema import Run
 from posttrain.console import print_error, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
@@ -40,7 +40,7 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
     except PosttrainError as error:
         found += str(error).splitlines()
     if run is not None:
-        found += _unread(run, origin.overrides)
+        found += parse.unread_settings(run, origin.overrides)
     if found or run is None:
         raise PosttrainError("\n".join(dict.fromkeys(found)))
     if dropped:
@@ -51,23 +51,6 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
     # posttrain.jobs.train.train and so on: torch and trl load only after the cheap checks.
     start = getattr(importlib.import_module(f"posttrain.jobs.{run.job}"), run.job)
     return start(run, origin)
-
-
-def _unread(run: Run, words: Sequence[str]) -> list[str]:
-    """Settings on the command line that the job, or full fine-tuning, does not read."""
-    sections = {
-        f"{name}.": f"job={run.job} does not read it; set job={name}, or leave it out"
-        for name in ("sample", "evaluate", "doctor")
-        if name in OTHER_JOBS.get(run.job, ())
-    }
-    if run.job == "train" and run.peft.method == "none":
-        sections["peft.lora."] = "peft=none trains all weights; choose peft=lora, or leave it out"
-    return [
-        f"{word.lstrip('+')}: {why}"
-        for word in words
-        for start, why in sections.items()
-        if word.lstrip("+").startswith(start)
-    ]
 
 
 def run(argv: list[str]) -> int:

@@ -79,6 +79,8 @@ def run_of(overrides: tuple[str, ...]) -> Run:
         try:
             run = parse.parse(compose("config", overrides=list(overrides)))
             data_override.reset_settings(run.data, overrides)
+            if unread := parse.unread_settings(run, overrides):
+                raise PosttrainError("\n".join(unread))
             return run
         except PosttrainError:
             raise

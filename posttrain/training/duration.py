@@ -59,11 +59,12 @@ def _speed(precision: Precision, sizes: Sizes) -> float:
     """Operations a second in products of matrices of this model's sizes, on the device and in the type of the run."""
     device = "cpu" if precision.device == "CPU" else "cuda"
     dtype = "bfloat16" if precision.bf16 else "float16" if precision.fp16 else precision.dtype
-    shapes = (1024, sizes.hidden), (sizes.hidden, sizes.intermediate)
+    hidden, inner = min(sizes.hidden, 8192), min(sizes.intermediate, 8192)  # it must not take much memory
+    shapes = (1024, hidden), (hidden, inner)
     left, right = (torch.ones(shape, dtype=getattr(torch, dtype), device=device) for shape in shapes)
     (left @ right).sum().item()  # the first product waits for libraries and memory
     count, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < SECONDS_MEASURED:
         (left @ right)[0, 0].item()
         count += 1
-    return 2 * 1024 * sizes.hidden * sizes.intermediate * count / passed
+    return 2 * 1024 * hidden * inner * count / passed

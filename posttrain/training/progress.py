@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from posttrain.console import call_while_slow, console, print_plain
+from posttrain.runs.metrics import without_tie
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -72,7 +73,7 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs or self.started is None:
             return
-        self.latest.update({k: v for k, v in logs.items() if isinstance(v, (int, float))})
+        self.latest.update({k: v for k, v in without_tie(logs).items() if isinstance(v, (int, float))})
         figures = self._figures(state)
         if self.bar is not None:
             self.bar.update(self.task, figures=figures)

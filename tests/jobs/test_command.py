@@ -101,6 +101,11 @@ def test_cfg_job_shows_the_composed_config(cli):
         (["+recipe=sft_dpo_smollm2", "objective=dpo.eval_acc"], ["objective=dpo.eval_acc: dpo logs no such metric"]),
         (["+recipe=sft_dpo_smollm2", "stages.dpo.output_dir=x"], ["stages.dpo.output_dir: set output_dir; the runs"]),
         (["+recipe=sft_dpo_smollm2", "+common.name=x"], ["common.name: a stage is named by its key"]),
+        (
+            ["+recipe=sft_dpo_smollm2", "+stages.dpo.sample.n=8", "+stages.sft.doctor.near=1"],
+            ["stages.dpo.sample.n=8: job=train does not read it", "stages.sft.doctor.near=1: job=train does not read"],
+        ),
+        (["-m", "+recipe=dpo_smollm2", "sample.n=8,9"], ["sample.n=8: job=train does not", "sample.n=9: job=train"]),
         (["+recipe=dpo_smollm2", "sample.n=8"], ["sample.n=8: job=train does not read it; set job=sample"]),
         (["+recipe=dpo_smollm2", "job=sample", "doctor.near=1"], ["doctor.near=1: job=sample does not read it"]),
         (["+recipe=dpo_smollm2", "peft=none", "+peft.lora.r=8"], ["peft.lora.r=8: peft=none trains all weights"]),

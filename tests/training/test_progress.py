@@ -154,3 +154,18 @@ def test_libraries_are_quiet_where_they_were_imported_before(monkeypatch):
             assert logging.get_verbosity() == expected
     finally:
         logging.set_verbosity(before)
+
+
+def test_a_policy_that_is_its_reference_shows_no_accuracy():
+    """Every pair ties, and TRL logs 0."""
+    from types import SimpleNamespace
+
+    from posttrain.training import progress
+
+    bar = progress.ProgressBar("run")
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=1, log_history=[])
+    state.num_input_tokens_seen, state.logging_steps = 0, 1
+    bar.started, bar.printed = (0.0, 0, 0.0), 0.0
+    for margin, shown in ((0.0, False), (0.5, True)):
+        bar.on_log(None, state, None, logs={"rewards/margins": margin, "rewards/accuracies": 0.0})
+        assert ("rewards/accuracies" in bar.latest) == shown
