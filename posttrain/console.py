@@ -64,8 +64,13 @@ def print_error(text: object) -> None:
     print(printable(str(text)), file=sys.stderr)
 
 
+def main_process() -> bool:
+    """Whether this process speaks and writes for all (rank 0 under `accelerate launch`)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 # A log file has no width of its own; tables need some.
-console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=not main_process())
 
 
 # Seconds of silence after which a log file gets a line on what takes so long, and between two lines on a download.

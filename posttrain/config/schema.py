@@ -5,7 +5,6 @@ Nothing here knows torch: `--help` and a config error answer in about a second.
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,8 +325,3 @@ class Origin:
     def command(self) -> str:
         """The command that repeats this run alone, ready for a shell."""
         return shlex.join(["posttrain", *self.overrides])
-
-
-def main_process() -> bool:
-    """Whether this process speaks and writes for all (rank 0 under `accelerate launch`)."""
-    return os.environ.get("RANK", "0") == "0"

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
-from posttrain.console import console, show_status
+from posttrain.console import console, main_process, show_status
 from posttrain.data.sampled import sampled_runs
 from posttrain.errors import PosttrainError
 from posttrain.jobs import execution
@@ -34,7 +33,7 @@ def run_once(
     `shown` has `show_plan(run, plan, directory)` and `show(directory)`.
     """
     directory = RunDirectory.of(run, origin)
-    if not schema.main_process():
+    if not main_process():
         return None
     if directory.finished():
         console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")

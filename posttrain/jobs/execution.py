@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 from posttrain import __version__
-from posttrain.config import schema
 from posttrain.config.schema import Origin, Run
+from posttrain.console import main_process
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 
@@ -32,7 +32,7 @@ def explain_errors(directory: RunDirectory, command: str, memory_fix: str | None
 
 def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractContextManager[None]:
     """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
-    if origin.sweep_dir is None or not schema.main_process():
+    if origin.sweep_dir is None or not main_process():
         return nullcontext()
     from posttrain.runs.waiting import wait_until_free
 
@@ -71,7 +71,7 @@ def first_record(run: Run, origin: Origin, directory: RunDirectory, device: str,
 
 def objective_of(run: Run, directory: RunDirectory) -> float | tuple[float, ...] | None:
     """The value that a sweep optimises, as `objective` names it."""
-    if run.objective is None or directory.record() is None or not schema.main_process():
+    if run.objective is None or directory.record() is None or not main_process():
         return None
     from posttrain.runs import objective_value
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from posttrain.config.schema import main_process
 from posttrain.console import print_plain
 from posttrain.errors import PosttrainError, RewardError
 from posttrain.runs.directory import RunDirectory
@@ -77,9 +76,8 @@ def _exit_after_signal(trainer: Any, command: str) -> SystemExit:
     trainer.accelerator.wait_for_everyone()
     interrupt: Signals = trainer.signals
     step = trainer.state.global_step
-    if main_process():
-        where = f"at step {step}; a checkpoint is saved" if step else "before the first step"
-        print_plain(f"Stopped by {interrupt.signal or 'a signal'} {where}. Continue with: {command}")
+    where = f"at step {step}; a checkpoint is saved" if step else "before the first step"
+    print_plain(f"Stopped by {interrupt.signal or 'a signal'} {where}. Continue with: {command}")
     return SystemExit(128 + (interrupt.number or signal.SIGTERM))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import options, schema, trainers
-from posttrain.config.schema import Origin, Run, main_process
-from posttrain.console import console, print_plain, quiet_libraries, show_status
+from posttrain.config.schema import Origin, Run
+from posttrain.console import console, main_process, print_plain, quiet_libraries, show_status
 from posttrain.errors import PosttrainError
 from posttrain.jobs import execution, train_plan
 from posttrain.models import start
@@ -36,15 +36,13 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
     if stopped := stopped_run_message(directory.record(), run.alarms):
         raise PosttrainError(stopped)
     if directory.finished():
-        if main_process():
-            console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
-            console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
-            summary.show(directory)
+        console.print(f"[bold]{directory.name}[/] is finished: {directory.path}")
+        console.print("To train it again, set name=OTHER or trainer.args.seed=N, or remove that folder.")
+        summary.show(directory)
         return execution.objective_of(run, directory)
     with show_status("Loading libraries, data and tokenizer"):
         plan = replace(train_plan.prepare(run, directory.path), left_out=origin.left_out)
-    if main_process():
-        train_plan.show_plan(run, plan, directory)
+    train_plan.show_plan(run, plan, directory)
     if run.dry_run:
         return None
     work = directory.claim_for_work() if main_process() else nullcontext(True)

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from posttrain.config.schema import main_process
 from posttrain.console import console
 from posttrain.errors import PosttrainError
 from posttrain.models.drift import Drift, ReferenceOutputs, held_out
@@ -74,8 +73,7 @@ def merge_parent(source: Source, folder: Path) -> dict[str, Any]:
             f"model.init_from={source.name}: {str(error).split('. Allowed')[0]}; train on with the parent's own "
             "peft.lora and quantization, which needs no merge"
         ) from error
-    if main_process():
-        console.print("merged   " + "; ".join(drift.describe()))
+    console.print("merged   " + "; ".join(drift.describe()))
     return asdict(drift)
 
 

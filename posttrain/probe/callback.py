@@ -22,7 +22,7 @@ from posttrain.probe.intervals import standard_error
 from posttrain.probe.scores import ProbeRewards, Scores
 from posttrain.probe.texts import ProbeTexts
 from posttrain.runs.metrics import read
-from posttrain.training import rollouts
+from posttrain.training import rollouts, sharding
 from posttrain.training.metrics_log import NoTracker, append
 from posttrain.training.progress import Phase
 
@@ -140,8 +140,7 @@ class Probe(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.cost = Cost(first=state.global_step)
-        if state.is_world_process_zero:
-            self._restore()
+        self._restore()
         if state.global_step == 0:
             self.measure(args, state, control)
 
@@ -169,16 +168,21 @@ class Probe(TrainerCallback):
             print_plain(f"probe    {self.cost.describe(self.config, state.global_step)}")
 
     def measure(self, args: Any, state: Any, control: Any) -> None:
-        """Sample, score, log and raise alarms, once a step (on the main process; the others wait)."""
+        """Sample, score, log and raise alarms, once a step.
+
+        The main process measures, and the others wait. Where each has a part of the weights, all measure the same.
+        """
         if self.alarms.weights_not_finite(args, state, control):
             return  # nothing can be drawn from it
         metrics: dict[str, float] = {}
-        if state.is_world_process_zero and state.global_step not in self.done:
+        main = state.is_world_process_zero
+        if (main or sharding.divides(self.trainer)) and state.global_step not in self.done:
             began = time.perf_counter()
             with measuring(self.trainer, SEED):
                 metrics, samples = self._run(state)
             self.done.add(state.global_step)
             metrics |= self.cost.add(time.perf_counter() - began, state.global_step)
+        if main and metrics:
             append(self.metrics_path, {"step": state.global_step, **metrics})
             for sample in samples:
                 append(self.samples_path, sample)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
-from posttrain.config.schema import Run, main_process
-from posttrain.console import print_plain
+from posttrain.config.schema import Run
 from posttrain.data.loading import Data
 from posttrain.runs.directory import RunDirectory
-from posttrain.training import sharding
 from posttrain.training.metrics_log import NoTracker
 
 if TYPE_CHECKING:
@@ -30,15 +28,6 @@ def callbacks(
     """The probe where there are `texts`, and before DPO the check of its pairs; `functions` are the run's rewards."""
     kind = trainers.of(run.trainer.kind)
     checks_pairs = kind.is_a("DPOTrainer") and bool(run.probe.shift_prompts)
-    divided = sharding.parts(run.trainer.args)[0]
-    if divided > 1:
-        # The first process measures alone, and would wait for the weights of the others.
-        if main_process():
-            print_plain(
-                f"probe    off: the weights are divided over {divided} processes; measure the finished run with "
-                "job=evaluate"
-            )
-        return []
     measures: list[Any] = []
     if texts is not None:
         from posttrain.probe.callback import Probe

@@ -22,6 +22,7 @@ from posttrain.models.generate import Generated, encode_answer, encode_prompts, 
 from posttrain.models.random_state import measuring
 from posttrain.probe.callback import Probe
 from posttrain.probe.intervals import standard_error
+from posttrain.training import sharding
 from posttrain.training.metrics_log import NoTracker, append
 from posttrain.training.progress import Phase
 
@@ -125,7 +126,7 @@ class ShiftCheck(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step > 0:
             return
-        if state.is_world_process_zero:
+        if state.is_world_process_zero or sharding.divides(self.trainer):
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             with measuring(self.trainer, SEED):
                 samples = self.probe.first_samples if self.probe else None
@@ -133,9 +134,10 @@ class ShiftCheck(TrainerCallback):
                 sampler = engines.of_model(self.engine, model, self.trainer)
                 shift = measure(model, self.tokenizer, self.rows, *parts, sampler=sampler)
             metrics = {f"shift/{name}": getattr(shift, name) for name in ("chosen", "rejected", "own")}
-            append(self.metrics_path, {"step": 0, **metrics})
-            self.tracker.log(metrics, 0)
-            message(shift)
+            if state.is_world_process_zero:
+                append(self.metrics_path, {"step": 0, **metrics})
+                self.tracker.log(metrics, 0)
+                message(shift)
         self.trainer.accelerator.wait_for_everyone()
 
 

@@ -8,10 +8,10 @@ from rich.markup import escape
 from transformers import TrainerCallback
 
 from posttrain.config.alarms import AlarmsConfig, setting
-from posttrain.config.schema import main_process
-from posttrain.console import console
+from posttrain.console import console, main_process
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
+from posttrain.training import sharding
 from posttrain.training.alarms import Alarm, AlarmDetector
 from posttrain.training.metrics_log import NoTracker, append
 
@@ -74,7 +74,7 @@ class Alarms(TrainerCallback):
         accelerator = self.trainer.accelerator
         if self.trained is None:  # to look for them among a model's modules takes longer than the pass
             self.trained = [p for p in self.trainer.model.parameters() if p.requires_grad]
-        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.trained])
+        norm = sharding.whole(torch.nn.utils.get_total_norm([sharding.own_part(p) for p in self.trained]))
         found = not accelerator.gather(norm.float().to(accelerator.device)).isfinite().all()
         if found and self.config.non_finite.action != "off" and "non_finite" not in self.detector.ringing:
             self.detector.ringing.add("non_finite")

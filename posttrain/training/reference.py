@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from posttrain.training import sharding
 from posttrain.training.shared_prompts import base_models
 
 
 def is_policy(trainer: Any) -> bool:
-    """Whether policy and reference give the same, bit for bit: no step was taken from equal weights."""
+    """Whether policy and reference are known to give the same, bit for bit: no step was taken from equal weights."""
     import torch
     from peft import LoraConfig, PeftModel
 
-    if trainer.state.global_step > 0:
+    if trainer.state.global_step > 0 or sharding.divides(trainer):
         return False
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not isinstance(model, PeftModel):

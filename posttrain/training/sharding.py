@@ -24,6 +24,23 @@ def parts(args: Mapping[str, Any]) -> tuple[int, int]:
     return (world if stage == 3 else 1), (world if stage else 1)
 
 
+def divides(trainer: Any) -> bool:
+    """Whether each process of this trainer has a part of the weights, so that a forward pass takes all of them."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    return bool(trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())
+
+
+def own_part(parameter: Any) -> Any:
+    """What this process has of a parameter; DeepSpeed leaves the parameter itself empty."""
+    return getattr(parameter, "ds_tensor", parameter).detach()
+
+
+def whole(tensor: Any) -> Any:
+    """What FSDP has divided over processes, put together; every process must call this at the same point."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def check_running(args: Mapping[str, Any], running: str) -> None:
     """Raise `PosttrainError` where sharding was asked for and accelerate runs something else, such as plain DDP.
 

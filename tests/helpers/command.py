@@ -290,6 +290,10 @@ def _prepare(command: dict[str, Any], streams: Sequence[int]) -> None:
     import random
 
     from hydra.core.global_hydra import GlobalHydra
+
+    from posttrain.console import console, main_process
+
+    console.quiet = not main_process()  # it was made with the environment of the server
     from hydra.core.hydra_config import HydraConfig
 
     # Those of a pipeline that forks its stages.

@@ -1,14 +1,23 @@
-"""FSDP and DeepSpeed, as far as they can be tested without GPUs: their configs, and what is said of them."""
+"""FSDP and DeepSpeed on two CPU processes, their configs, and what is said of them."""
 
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from posttrain.config import recipes
 from posttrain.errors import PosttrainError
 from posttrain.training import sharding
-from tests.helpers.runs import SMALL, compose
+from tests.helpers import command, sharded_on_cpu
+from tests.helpers.runs import ENVIRONMENT, SMALL, rows, weights, write_pairs
 
 CONFIGS = recipes.PACKAGE.parent / "accelerate"
 ENGINES = {"fsdp2": ("ACCELERATE_USE_FSDP", "FSDP"), "zero3": ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")}
@@ -53,14 +62,76 @@ def test_it_is_said_before_the_first_step(train, monkeypatch):
     assert not list(Path("outputs").glob("*/model"))
 
 
-def test_the_probe_is_off_where_weights_are_divided_and_says_why(monkeypatch, capsys):
-    from posttrain.probe import measurements
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_two_processes_that_share_the_weights_train_measure_and_resume_as_one(engine, cli, tmp_path):
+    """The engines themselves, with gloo; the probe and the check of the pairs included."""
+    if engine == "zero3":
+        pytest.importorskip("deepspeed")
+    write_pairs(tmp_path / "pairs.jsonl")
+    options = ("+recipe=dpo_smollm2", *SMALL, "trainer.args.learning_rate=1e-2", "trainer.args.max_grad_norm=0")
+    probe = ("probe.prompts=4", "probe.greedy_prompts=2", "probe.max_new_tokens=6", "probe.shift_prompts=4")
+    saves = ("model.dtype=float32", "trainer.args.save_strategy=steps", "trainer.args.save_steps=2")
+    two = (*options, *probe, *saves, f"name={engine}", "trainer.args.per_device_train_batch_size=4")
+    output = _run_together(engine, two, tmp_path)
+    assert output[0].count("directory") == 1
+    assert not re.sub("DeepSpeed .* built successfully\n", "", output[1]), "one process speaks"
+    (run,) = (tmp_path / "outputs").glob(f"{engine}-*")
+    whole, log = weights(run / "model"), _comparable(run)
 
-    run, _ = compose("trainer=dpo", "data=squad", *SMALL, "probe.prompts=4", "probe.shift_prompts=4")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert measurements.callbacks(run, None, object(), None, None, None, {}, None) == []
-    assert "probe    off: the weights are divided over 2 processes" in capsys.readouterr().out
+    one = cli(*options, *probe, *saves, "name=one", "trainer.args.per_device_train_batch_size=8")
+    assert one.returncode == 0, one.stderr
+    (alone,) = (tmp_path / "outputs").glob("one-*")
+    expected = weights(alone / "model")
+    for name in expected:
+        torch.testing.assert_close(whole[name], expected[name], atol=2e-5, rtol=1e-4)
+    measured, alone_measured = (
+        [r for r in of if "probe/kl" in r or "shift/own" in r] for of in (log, _comparable(alone))
+    )
+    assert len(measured) == 3
+    for row, other in zip(measured, alone_measured, strict=True):
+        assert row == pytest.approx(other, abs=2e-3)
+    assert rows(run / "samples.jsonl") == rows(alone / "samples.jsonl")
+
+    # From the checkpoint in the middle, as after a crash.
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    shutil.rmtree(run / "model")
+    steps = sorted(int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("checkpoint-*"))
+    shutil.rmtree(run / "checkpoints" / f"checkpoint-{steps[-1]}")
+    again = _run_together(engine, two, tmp_path)[0]
+    assert [int(step) for step in re.findall(rf"{run.name} (\d+)/", again)] == [*range(steps[-2] + 1, steps[-1] + 1)]
+    resumed = weights(run / "model")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert _comparable(run) == log
+
+
+def _run_together(engine, options, folder):
+    """Start two processes, and return what each has printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        command.Popen(
+            [sys.executable, str(Path(sharded_on_cpu.__file__)), *options],
+            cwd=folder,
+            env={**os.environ, **ENVIRONMENT, **sharded_on_cpu.environment(engine, rank, 2, port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=240) for process in started]
+    assert [process.returncode for process in started] == [0, 0], printed
+    return [out for out, _ in printed]
+
+
+def _comparable(run):
+    """The log without what depends on the clock."""
+    return [
+        {k: v for k, v in row.items() if not re.search("seconds|runtime|per_second|share|tokens_per|num_tokens", k)}
+        for row in rows(run / "metrics.jsonl")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config.schema import RewardConfig, main_process
+from posttrain.config.schema import RewardConfig
 from posttrain.console import print_plain
 from posttrain.errors import PosttrainError
 from posttrain.rewards import sandbox
@@ -235,7 +235,7 @@ class Grader:
 
     def _failed(self, place: str, why: str, score: float | None) -> float | None:
         self._said[place] += 1
-        if self._said[place] == 1 and main_process():
+        if self._said[place] == 1:
             given = "left out" if score is None else f"scored {score:g}"
             print_plain(f"Grader {self.name}: {place}: {why}; {given}, as every further one will be")
         return score
