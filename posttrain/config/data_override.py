@@ -17,13 +17,17 @@ BUILT_IN = ("embedded:", "reasoning_gym:")
 def reset_settings(data: DataConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Put back to its default what belongs to another data set than `data.path`; returns what it was.
 
-    That is where the command names a path itself, of all that it does not name as well.
+    That is where the command names a path itself, of all that it does not name as well. Where `data.eval_path` is data
+    that is no file, such as the recipe's own, the split and the arguments are those of that.
     """
     given = {override.lstrip("+~").split("=")[0] for override in overrides}
     if "data.path" not in given or not data.path or str(data.path).startswith(BUILT_IN):
         return {}
     default, dropped = DataConfig(), {}
+    kept = ("eval_split", "args") if str(data.eval_path).startswith(BUILT_IN) and "data.eval_path" in given else ()
     for name in BELONGING:
+        if name in kept:
+            continue
         value = getattr(data, name)
         named = any(key == f"data.{name}" or key.startswith(f"data.{name}.") for key in given)
         if value != getattr(default, name) and not named:

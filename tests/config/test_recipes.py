@@ -70,6 +70,29 @@ def test_an_adapter_goes_on_through_all_stages_of_a_pipeline(name: str, model: s
     assert len({str(run.peft.lora) for run in trained if run.job == "train"}) == 1
 
 
+@pytest.mark.parametrize("name", ["online_dpo_smollm2", "rest_smollm2", "rft_smollm2"])
+def test_stages_on_sampled_data_are_measured_on_the_held_out_rows_of_their_recipe(name: str):
+    """Or a round would be compared with its start on other questions."""
+    pipeline = compose(f"+recipe={name}")[0]
+    found = [
+        (stage, run_of(stage, "outputs", {}, {}).data)
+        for stage in read(pipeline.stages, pipeline.common).stages.values()
+        if "data.path" in stage.parents
+    ]
+    assert found
+    for stage, data in found:
+        own = compose(f"+recipe={stage.recipe}")[0].data
+        assert (data.eval_path, data.eval_split, data.args) == (own.path, own.eval_split, own.args)
+
+
+def test_the_settings_of_built_in_held_out_data_are_kept_and_those_of_other_data_are_not():
+    mine = ("+recipe=dpo_smollm2", "data.path=mine.jsonl")
+    assert compose(*mine)[0].data.eval_split is None
+    assert compose(*mine, "data.eval_path=test.jsonl")[0].data.args == {}
+    kept = compose(*mine, "data.eval_path=embedded:squad")[0].data
+    assert (kept.eval_split, kept.args["words"]) == ("test", [15, 35])
+
+
 OWN = [
     path.stem
     for path in RECIPES
