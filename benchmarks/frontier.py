@@ -2,6 +2,7 @@
 
     python benchmarks/frontier.py --size small --dry-run       # what would run, and how long each takes
     python benchmarks/frontier.py --size small                 # within 90 minutes on 2 CPU cores
+    python benchmarks/frontier.py --size medium                # more seeds, prompts and betas: a night
     python benchmarks/frontier.py --size full                  # more data, more points, three seeds: for a GPU
     python benchmarks/frontier.py --size tiny                  # the random model: the chain, end to end, no result
 
@@ -95,6 +96,22 @@ SMALL = Size(
     rates=CORE,
     minutes=90,
 )
+# The small study with four times the held-out prompts, three seeds and more values of beta.
+MEDIUM = Size(
+    grid={
+        **{"chosen": (), "dpo": (0.03, 0.1, 0.3, 1.0), "kto": (0.03, 0.1, 0.3), "grpo": (0.03, 0.1)},
+        **{"ppo": (0.05, 0.15, 0.5), "ppo_gold": (0.05, 0.15, 0.5), "overoptimize": ()},
+    },
+    seeds=(1, 2, 3),
+    jobs=2,
+    rates=CORE,
+    minutes=600,
+    common={"data.max_eval_rows": 256, "probe.prompts": 256},
+    stages={
+        "held_out": {"sample.prompts": 288},
+        "overoptimize": {STEPS: 100, "trainer.args.learning_rate": 6e-4, "probe.prompts": 128},
+    },
+)
 FULL = Size(
     grid={
         **{"chosen": (), "dpo": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "kto": (0.03, 0.1, 0.3), "grpo": (0.02, 0.1, 0.5)},
@@ -113,7 +130,7 @@ FULL = Size(
         "overoptimize": {ROWS: 8192, STEPS: 400, "probe.every": 40},
     },
 )
-SIZES = {"tiny": _tiny(), "small": SMALL, "full": FULL}
+SIZES = {"tiny": _tiny(), "small": SMALL, "medium": MEDIUM, "full": FULL}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -150,8 +150,8 @@ def _say_retries_once(record: logging.LogRecord, said: set[str] = set()) -> bool
     return new
 
 
-def quiet_libraries() -> None:
-    """Leave only what a user can act on: no import chatter, no progress bars of theirs, no repeated warnings."""
+def quiet_imports() -> None:
+    """Set what libraries read while they are imported: no chatter, no progress bars of theirs, no repeated warnings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -162,6 +162,11 @@ def quiet_libraries() -> None:
     # `show_status` shows what their bars count.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def quiet_libraries() -> None:
+    """Leave only what a user can act on, of libraries that are imported already too."""
+    quiet_imports()
     from transformers.utils.logging import disable_progress_bar, log_levels, set_verbosity
 
     # The variable counts at the first import alone, which a check of rewards may have made before.

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from posttrain.config import data_override, parse, recipes
 from posttrain.config.schema import Run
-from posttrain.console import print_error, print_plain
+from posttrain.console import print_error, print_plain, quiet_imports
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.training.signals import ExitOnSignal
@@ -30,6 +30,7 @@ from posttrain.training.signals import ExitOnSignal
 
 def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, ...] | None:
     """One run: what Hydra calls, once, or once per job of a sweep; `errors` are those of the command line."""
+    quiet_imports()  # checks import some
     run, wrong = parse.read(cfg)
     origin = parse.origin(HydraConfig.get())
     dropped = data_override.reset_settings(run.data, origin.overrides) if run is not None else {}

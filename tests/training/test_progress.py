@@ -156,6 +156,25 @@ def test_libraries_are_quiet_where_they_were_imported_before(monkeypatch):
         logging.set_verbosity(before)
 
 
+def test_libraries_that_a_check_imports_are_quiet_too(monkeypatch):
+    import os
+    from types import SimpleNamespace
+
+    from posttrain.errors import PosttrainError
+    from posttrain.jobs import command
+
+    variable, seen = "HF_DATASETS_DISABLE_PROGRESS_BARS", []
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(command.HydraConfig, "get", staticmethod(lambda: None))
+    monkeypatch.setattr(command.parse, "origin", lambda hydra: SimpleNamespace(overrides=()))
+    monkeypatch.setattr(
+        command.parse, "read", lambda cfg: (seen.append(os.environ.get(variable)), (None, ["wrong"]))[1]
+    )
+    with pytest.raises(PosttrainError, match="wrong"):
+        command.job(None)
+    assert seen == ["1"]
+
+
 def test_a_policy_that_is_its_reference_shows_no_accuracy():
     """Every pair ties, and TRL logs 0."""
     from types import SimpleNamespace
