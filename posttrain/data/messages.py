@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.data.example import REASONING_KEYS, Example, Message, TextOrTurns, Turns
 from posttrain.data.formats import ROW_SETTINGS
-from posttrain.data.json_rows import parse_json
+from posttrain.data.json_values import parse_json
 from posttrain.data.row import RowError, shortened, text
 
 # The names under which roles are written (OpenAI, ShareGPT, FastChat, axolotl, LLaMA-Factory, ms-swift), and ours.
