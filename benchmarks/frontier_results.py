@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _best(directory: RunDirectory) -> list[str]:
     ]
 
 
-def _spread(values: list[float | None]) -> str:
+def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "not measured"

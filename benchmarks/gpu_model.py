@@ -27,7 +27,7 @@ class Size:
     that share a prompt.
     """
 
-    llama: dict[str, int]
+    llama: dict[str, Any]
     lengths: dict[str, int]
     answer: int
     rollout: int
@@ -159,7 +159,13 @@ def llama(place: Place) -> Path:
 
     from posttrain.data.embedded.tiny import tiny_model
 
-    config = LlamaConfig(**place.size.llama, rope_theta=5e5, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = LlamaConfig(
+        **place.size.llama,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     torch.manual_seed(0)

@@ -1,12 +1,27 @@
 """Runs of posttrain in this process, as the command makes them, with their trainer at hand."""
 
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from posttrain.config import recipes
+
+
+@contextmanager
+def empty_folder() -> Iterator[Path]:
+    """An empty working folder within, which is left and removed again."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield Path(folder)
+        finally:
+            os.chdir(here)
 
 
 def cuda() -> bool:
@@ -30,6 +45,7 @@ class Watch:
     def __init__(self) -> None:
         self.trainer: Any = None
         self.seconds: list[float] = []
+        self.began = 0.0
 
     def callback(self) -> Any:
         from transformers import TrainerCallback

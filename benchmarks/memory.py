@@ -16,7 +16,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +152,8 @@ def measure(case: Case) -> Found:
     """In this process, which has done nothing else."""
     import gc
 
-    from benchmarks import in_process
+    import in_process
+
     from posttrain.jobs import train_plan
     from posttrain.training import build
 
@@ -170,8 +170,8 @@ def measure(case: Case) -> Found:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
         return make(*given)
 
-    train_plan.prepare, build.build = prepared, made
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    train_plan.prepare, build.build = prepared, made  # type: ignore[assignment]
+    with in_process.empty_folder():
         _model(Path("model"), case.size)
         _rows(Path("rows.jsonl"), case)
         with contextlib.redirect_stdout(sys.stderr):

@@ -24,7 +24,7 @@ NF4 = {
 
 
 # The adapter's base, its quantization and type; the weights that it is merged into; the type that is saved.
-CASES = (
+CASES: tuple[tuple[str, dict[str, Any], str, str, str], ...] = (
     ("bfloat16", {}, "bfloat16", "trained", "bfloat16"),
     ("bfloat16", {}, "bfloat16", "trained", "float32"),
     ("float32", {}, "float32", "trained", "bfloat16"),

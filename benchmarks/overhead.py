@@ -27,7 +27,7 @@ OPTIONS = {
     "gradient_checkpointing": False,
     "save_strategy": "no",
 }
-LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
 def make_model(folder: Path, hidden: int) -> None:
@@ -125,14 +125,11 @@ WAYS = {"plain": plain, "posttrain": layered}
 
 
 def inside(way: str, kind: str, model: Path, data: Path, steps: int) -> dict[str, float]:
-    """One way in this process, in a folder of its own, which is left again."""
-    here = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            return WAYS[way](kind, str(model), str(data), steps)
-        finally:
-            os.chdir(here)
+    """One way in this process, in a folder of its own."""
+    from in_process import empty_folder
+
+    with empty_folder():
+        return WAYS[way](kind, str(model), str(data), steps)
 
 
 def measure(way: str, kind: str, model: str, data: str, steps: int) -> dict[str, float]:

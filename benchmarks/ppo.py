@@ -32,7 +32,7 @@ PINS = (
     *("torch==2.13.0", "trl==1.12.0", "transformers==5.23.0", "peft==0.21.2", "accelerate==1.15.0", "datasets==5.2.0"),
     "pandas",
 )
-LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def questions(base: Path) -> list[str]:
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = squad.load()["train"]["prompt"][:64]
-    return [tokenizer.apply_chat_template(row, tokenize=False, add_generation_prompt=True) for row in rows]
+    return [str(tokenizer.apply_chat_template(row, tokenize=False, add_generation_prompt=True)) for row in rows]
 
 
 def random_prompts(longest: int) -> list[str]:

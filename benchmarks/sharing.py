@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 SMOLLM2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
            "num_key_value_heads": 3, "tie_word_embeddings": True}  # fmt: skip
 
@@ -88,7 +88,7 @@ def saved(case: Case) -> float:
             answers = [[case.answer[1]] * 8] * case.rows
         else:
             sides = [[len(text.split()) + 1 for text in batch[side]] for side in ("chosen", "rejected")]  # with EOS
-            answers = list(zip(*sides, strict=True))
+            answers = [list(of_prompt) for of_prompt in zip(*sides, strict=True)]
         counts = [len(of_prompt) for of_prompt in answers]
         plain += sum(counts) * max(p + max(a) for p, a in zip(prompts, answers, strict=True))
         shared += case.rows * max(p + sum(a) for p, a in zip(prompts, answers, strict=True))
@@ -103,7 +103,9 @@ def save_model(folder: str, shape: dict[str, Any], words: Any) -> None:
     config = LlamaConfig(**shape, pad_token_id=0, eos_token_id=1, bos_token_id=1)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
-    model.to(torch.bfloat16 if torch.cuda.is_available() else torch.float32).save_pretrained(folder)
+    if torch.cuda.is_available():
+        model.bfloat16()
+    model.save_pretrained(folder)
     words.save_pretrained(folder)
 
 
@@ -148,7 +150,7 @@ def trainer(case: Case, shared: bool, model: str, words: Any, rows: Any, attenti
     )
 
 
-def _reward(completions: list[str], **columns: Any) -> list[float]:
+def _reward(completions: list[str], **columns: Any) -> list[float | None]:
     return [float(len(set(text.split()))) for text in completions]
 
 
