@@ -12,7 +12,7 @@ ENGINES = {
     "fsdp2": {
         **{"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
         **{"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
-        **{"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
+        **{"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
     },
     "zero3": {
         **{"DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1", "ACCELERATE_USE_DEEPSPEED": "true"},
