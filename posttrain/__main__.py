@@ -41,11 +41,15 @@ def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
         from posttrain.console import print_error
+        from posttrain.errors import did_you_mean
 
-        print_error(unknown(argv[0]))
+        fix = did_you_mean(argv[0], COMMANDS, 1, f"choose from {', '.join(COMMANDS)}.")
+        print_error(f"posttrain: no command {argv[0]!r}; {fix} Settings are KEY=VALUE; a recipe is +recipe=NAME")
         return 2
     if not name and rest in (["--version"], ["-V"]):
-        print(versions())
+        from posttrain.config import help_pages
+
+        print(help_pages.versions())
         return 0
     where = COMMANDS[name or "train"][1]
     if not where.startswith("job:"):
@@ -60,46 +64,13 @@ def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -
                 return int(module.main(rest) or 0)
         return int(module.main(rest) or 0)
     if HELP & set(rest):
-        print(help_text(name, [word for word in rest if word not in HELP]))
+        from posttrain.config import help_pages
+
+        print(help_pages.page(name, [word for word in rest if word not in HELP]))
         return 0
     from posttrain.jobs import command
 
     return command.run([*rest, *([f"job={job}"] if (job := where.removeprefix("job:")) else [])])
-
-
-def unknown(word: str) -> str:
-    """What to say of a first word that is no command."""
-    from posttrain.errors import did_you_mean
-
-    fix = did_you_mean(word, COMMANDS, 1, f"choose from {', '.join(COMMANDS)}.")
-    return f"posttrain: no command {word!r}; {fix} Settings are KEY=VALUE; a recipe is +recipe=NAME"
-
-
-def help_text(name: str, words: list[str]) -> str:
-    """The overview; the page of the command `name`; or, where `words` choose a trainer, the options of that trainer."""
-    from posttrain.config import help_pages
-
-    if words:
-        return help_pages.trainer_options(words)
-    if name:
-        return help_pages.job(name, COMMANDS[name][0])
-    return help_pages.overview({command: purpose for command, (purpose, _) in COMMANDS.items()})
-
-
-def versions() -> str:
-    """Our version and those of the libraries that decide a result, a line each."""
-    from importlib.metadata import PackageNotFoundError, version
-    from platform import python_version
-
-    from posttrain import __version__
-
-    lines = [f"posttrain {__version__}", f"python {python_version()}"]
-    for library in ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "hydra-core"):
-        try:
-            lines.append(f"{library} {version(library)}")
-        except PackageNotFoundError:
-            lines.append(f"{library} not installed")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ def plain(source: Source, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     from posttrain.models.merge import find_existing, identity, write_marker
-    from posttrain.runs import card
-    from posttrain.runs.durable import atomic_folder, folder_lock
+    from posttrain.runs import export_card
+    from posttrain.runs.atomic_folder import atomic_folder, folder_lock
 
     wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
     with folder_lock(folder):
@@ -153,7 +153,7 @@ def plain(source: Source, folder: Path) -> None:
             if not source.scores:
                 _generation_config(source, tokenizer, temporary)
             write_marker(temporary, wanted)
-            card.describe(temporary, source)
+            export_card.describe(temporary, source)
 
 
 def _adapter_config(source: Source, temporary: Path) -> None:

@@ -45,12 +45,11 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
     is nothing to compare.
     """
     from posttrain.data.loading import load
-    from posttrain.data.trainer_rows import load_all_rows
 
-    rows = load_all_rows(config)
+    rows = _all_rows(config)
     columns = set(rows.column_names)
     if {"instruction", "completions"} <= columns:
-        groups = _lists(load_all_rows(config, "ultrafeedback"), config.path)
+        groups = _lists(_all_rows(config, "ultrafeedback"), config.path)
     elif "completions" in columns:
         groups = _lists(rows, config.path)
     elif {"prompt", "completion"} <= columns and not set(PAIRS) <= columns:
@@ -183,3 +182,14 @@ def _item(group: Group) -> Item:
         extra=group.extra,
         preferred=None if preferred is None else order.index(preferred),
     )
+
+
+def _all_rows(config: DataConfig, name: str = "trl") -> Dataset:
+    """All rows of `config.path` as they are stored, under our column names, or converted from the format `name`.
+
+    Of those that are not converted only the prompts are checked: candidates are checked where they are taken.
+    """
+    from posttrain.data.split import split_rows
+
+    whole = replace(config, format=name, eval_size=0, eval_path=None, eval_split=None)
+    return split_rows(whole, None, needed=("prompt",)).train.rows

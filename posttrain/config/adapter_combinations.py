@@ -1,12 +1,19 @@
-"""Options of LoRA and of quantization that exclude or need each other; imports nothing heavy."""
+"""Checks of the options of LoRA and of quantization; imports nothing heavy."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from posttrain.config.schema import PeftConfig
+from posttrain.config import options, trainers
+from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
 
+RESERVED_LORA = {
+    "task_type": "it follows the trainer",
+    "inference_mode": "it would train nothing",
+    "runtime_config": "it is for loading, and no training reads it",
+    "arrow_config": "it routes between adapters that are trained already",
+}
 # LoRA initialisations: those that need passes over data or gradients before training, which are not made here, and
 # those that do what they say.
 UNSUPPORTED_INITIALISATIONS = ("eva", "corda", "lora_ga")
@@ -19,9 +26,17 @@ INITIALISATION_OPTIONS = {
 }
 
 
-def check(peft: PeftConfig, kind: Kind) -> list[str]:
-    """All that is wrong together, one message each."""
-    return [*_lora("peft.lora", peft.lora, peft, kind), *_quantization(peft)]
+def check(run: Run) -> Iterator[str]:
+    """Everything wrong with the options of LoRA and of quantization, one message each."""
+    peft, kind = run.peft, trainers.of(run.trainer.kind)
+    yield from options.check(options.LORA, peft.lora, "peft.lora", RESERVED_LORA)
+    yield from options.check(options.LORA, peft.value, "peft.value", RESERVED_LORA)
+    yield from _lora("peft.lora", peft.lora, peft, kind)
+    yield from _changed_reference(run)
+    if peft.value and not trainers.value_adapter(run):
+        yield "peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter"
+    yield from options.check(options.QUANTIZATION, peft.quantization, "peft.quantization")
+    yield from _quantization(peft)
 
 
 def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> Iterator[str]:
@@ -100,18 +115,31 @@ def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> lis
     return errors
 
 
-def _quantization(peft: PeftConfig) -> list[str]:
-    options = peft.quantization
-    if not options:
+def _changed_reference(run: Run) -> list[str]:
+    """PiSSA, OLoRA and the like change the base weights, so a base without the adapter is no reference."""
+    start = run.peft.lora.get("init_lora_weights", True)
+    if run.peft.method == "none" or isinstance(start, bool) or start == "gaussian":
         return []
-    if options.get("load_in_4bit") is True and options.get("load_in_8bit") is True:
+    if not trainers.of(run.trainer.kind).reference and not run.model.init_from:
+        return []
+    return [
+        f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "
+        f"{run.trainer.kind} and of the runs that start from it; leave it out, or choose gaussian"
+    ]
+
+
+def _quantization(peft: PeftConfig) -> list[str]:
+    given = peft.quantization
+    if not given:
+        return []
+    if given.get("load_in_4bit") is True and given.get("load_in_8bit") is True:
         return ["peft.quantization.load_in_8bit=true: load_in_4bit=true is set too; set load_in_4bit=false"]
-    if not options.get("load_in_4bit") and not options.get("load_in_8bit"):
+    if not given.get("load_in_4bit") and not given.get("load_in_8bit"):
         return [
             "peft.quantization.load_in_4bit=false: load_in_8bit is not set either, so that nothing would be quantized; "
             "choose peft=lora"
         ]
-    skip = options.get("llm_int8_skip_modules")
+    skip = given.get("llm_int8_skip_modules")
     if skip is not None and not (isinstance(skip, list) and all(isinstance(name, str) for name in skip)):
         return [f"peft.quantization.llm_int8_skip_modules={skip}: expected a list of names of modules"]
     return []

@@ -10,35 +10,15 @@ from posttrain.errors import choose, near_path
 
 EMBEDDED = ("embedded:smollm2", "embedded:tiny")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-PLACED = "posttrain puts the model where it trains; leave it out (several GPUs: accelerate launch)"
-QUANTIZED = "choose peft=qlora, whose options are peft.quantization"
-# What `from_pretrained` takes and `model.kwargs` may not hold: set elsewhere, or decided here.
-RESERVED_MODEL_KWARGS = {
-    **dict.fromkeys(("dtype", "torch_dtype"), "set model.dtype"),
-    "attn_implementation": "set model.attn_implementation",
-    "revision": "set model.revision",
-    "trust_remote_code": "set model.trust_remote_code",
-    **dict.fromkeys(("quantization_config", "load_in_4bit", "load_in_8bit"), QUANTIZED),
-    **dict.fromkeys(("device_map", "max_memory", "device_mesh", "distributed_config", "tp_plan", "tp_size"), PLACED),
-    **dict.fromkeys(("offload_folder", "offload_buffers", "offload_state_dict"), PLACED),
-    **dict.fromkeys(("use_safetensors", "gguf_file", "weights_only"), "only safetensors are read here"),
-    "subfolder": "set model.path to that folder",
-    "cache_dir": "set HF_HOME in the environment",
-    "local_files_only": "set HF_HUB_OFFLINE=1 in the environment",
-    **dict.fromkeys(("config", "state_dict", "pretrained_model_name_or_path"), "set model.path"),
-    **dict.fromkeys(("output_loading_info", "num_labels", "problem_type"), "it follows the trainer"),
-}
 
 
 def models(run: Run) -> Iterator[str]:
     """Models that are nowhere, their options that are set elsewhere, and revisions of what is not on the hub."""
-    reserved = RESERVED_MODEL_KWARGS
     named = {"model.path": run.model.path, "trainer.teacher.model": run.trainer.teacher.model}
     named |= {f"{at}.{name}.model": entry.model for at, some in run.rewards.items() for name, entry in some.items()}
     if run.job == "evaluate":
         named["evaluate.against"] = run.evaluate.against
     yield from [f"{key}={path}: {wrong}" for key, path in named.items() if path and (wrong := _not_there(path))]
-    yield from [f"model.kwargs.{name}: {reserved[name]}" for name in run.model.kwargs if name in reserved]
     of_hub = [
         ("model", "revision", run.model.revision, run.model.path),
         ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),

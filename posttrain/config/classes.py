@@ -13,6 +13,11 @@ from pathlib import Path
 
 from posttrain.errors import PosttrainError
 
+# Trainers of this project; all others are TRL's, or are given by their path.
+OWN_TRAINERS = {"ppo": "posttrain.ppo.PPOTrainer"}
+# Where TRL's trainers lie.
+TRL = ("trl.trainer", "trl.experimental")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -67,6 +72,27 @@ def package_folder(package: str) -> Path | None:
     spec = importlib.util.find_spec(package.partition(".")[0])
     places = spec.submodule_search_locations if spec else None
     return Path(next(iter(places)), *package.split(".")[1:]) if places else None
+
+
+def trainer_path(name: str) -> str:
+    """The path of the trainer called `name`, this project's or TRL's; else `name`, which may be a path."""
+    return OWN_TRAINERS.get(name) or in_trl(name) or name
+
+
+def in_trl(name: str) -> str | None:
+    """The path of TRL's trainer `name`: a file `NAME_trainer.py`, or a folder among the experimental ones."""
+    if not name.isidentifier():
+        return None
+    places = [(TRL[0], f"{name}_trainer.py"), (f"{TRL[1]}.{name}", "*_trainer.py")]
+    for package, pattern in places:
+        folder = package_folder(package)
+        for file in sorted(folder.glob(pattern)) if folder else []:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            found = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name.endswith("Trainer")]
+            for cls in found:
+                if not cls.startswith("_"):
+                    return f"{'trl' if package == TRL[0] else package}.{cls}"
+    return None
 
 
 @cache

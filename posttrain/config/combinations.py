@@ -3,13 +3,12 @@
 TRL, Transformers and PEFT check most of this after the weights are loaded. Each rule names the option to change.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
-from posttrain.config import options, trainers
+from posttrain.config import trainers
+from posttrain.config.given_options import NESTED, GivenOptions
 from posttrain.config.schema import PeftConfig, Run
 from posttrain.config.trainers import Kind
 
@@ -39,32 +38,22 @@ def check(run: Run) -> list[str]:
         from posttrain.config import optimizers
 
         errors += [f"trainer.args.{line}" for line in optimizers.check(args)]
-    for rule in (_precision, _evaluation, _loading, _settings, _lengths, _losses, _reference, _generation, _parallel):
-        errors += [f"trainer.args.{line}" for line in rule(_Args(args), kind, run.peft)]
-    if run.peft.lora or run.peft.quantization:
+    given = GivenOptions(args)
+    for rule in (_precision, _schedule, _evaluation, _loading, _lengths, _losses, _reference, _parallel):
+        errors += [f"trainer.args.{line}" for line in rule(given, kind, run.peft)]
+    if args.keys() & NESTED:
+        from posttrain.config import nested_options
+
+        errors += [f"trainer.args.{line}" for line in nested_options.check(given, kind)]
+    if kind.samples_completions:
+        from posttrain.config import sampling_combinations
+
+        errors += [f"trainer.args.{line}" for line in sampling_combinations.check(given, kind)]
+    if run.peft.lora or run.peft.value or run.peft.quantization:
         from posttrain.config import adapter_combinations
 
-        errors += adapter_combinations.check(run.peft, kind)
+        errors += adapter_combinations.check(run)
     return errors
-
-
-class _Args(dict):
-    """Options with a default for those that are not given; a value of a wrong type counts as not given."""
-
-    def number(self, name: str, default: float) -> float:
-        value = self.get(name, default)
-        return default if isinstance(value, bool) or not isinstance(value, (int, float)) else value
-
-    def settings(self, name: str) -> Mapping[str, Any]:
-        """Nested settings, given as such or as JSON."""
-        value = self.get(name)
-        with suppress(ValueError):
-            value = json.loads(value) if isinstance(value, str) else value
-        return value if isinstance(value, Mapping) else {}
-
-    def several(self, name: str, default: list[Any]) -> list[Any]:
-        value = self.get(name) or default
-        return value if isinstance(value, list) else [value]
 
 
 def packages(args: Mapping[str, Any], named: str | None = None) -> list[str]:
@@ -87,7 +76,7 @@ def packages(args: Mapping[str, Any], named: str | None = None) -> list[str]:
     ]
 
 
-def _precision(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+def _precision(args: GivenOptions, kind: Kind, peft: PeftConfig) -> list[str]:
     return [
         f"{one}=true: {other}=true is set too; leave one of them out"
         for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval"))
@@ -95,16 +84,22 @@ def _precision(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     ]
 
 
-def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
-    evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
+def _schedule(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+    steps, warmup = args.number("max_steps", -1), args.number("warmup_steps", 0)
+    if 0 < steps < warmup:
+        yield f"warmup_steps={warmup:g}: max_steps={steps:g} ends the run before the learning rate is reached; lower it"
     needed = SCHEDULE_NEEDS.get(str(args.get("lr_scheduler_type")), ())
     if needed and not any(name in args.settings("lr_scheduler_kwargs") for name in needed):
         yield (
             f"lr_scheduler_type={args['lr_scheduler_type']}: needs {' or '.join(needed)}; set "
             f"trainer.args.lr_scheduler_kwargs.{needed[0]}"
         )
-    if args.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and evaluated == "no":
+    if args.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and args.get("eval_strategy") == "no":
         yield f"lr_scheduler_type={args['lr_scheduler_type']}: reads evaluations; set eval_strategy=epoch"
+
+
+def _evaluation(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+    evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
     if args.get("load_best_model_at_end") is True and saved != "best":
         if evaluated != saved:
             yield (
@@ -122,7 +117,7 @@ def _evaluation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
 WORKER_OPTIONS = [f"dataloader_{name}" for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context")]
 
 
-def _loading(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
+def _loading(args: GivenOptions, kind: Kind, peft: PeftConfig) -> list[str]:
     given = [name for name in WORKER_OPTIONS if args.get(name) and not args.get("dataloader_num_workers")]
     return [
         f"{name}={args[name]}: only read with dataloader_num_workers above 0; leave it out, or set that"
@@ -130,54 +125,7 @@ def _loading(args: _Args, kind: Kind, peft: PeftConfig) -> list[str]:
     ]
 
 
-# Options that hold options: Transformers takes settings, JSON text that begins with a brace and, of some, a file.
-SETTINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
-SETTINGS_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
-# What torch.utils.checkpoint takes, and `selective`, which TRL takes in SFT.
-CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "debug", "early_stop", "selective", "determinism_check")
-
-
-def _settings(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
-    steps, warmup = args.number("max_steps", -1), args.number("warmup_steps", 0)
-    if 0 < steps < warmup:
-        yield f"warmup_steps={warmup:g}: max_steps={steps:g} ends the run before the learning rate is reached; lower it"
-    for name in (*SETTINGS, *SETTINGS_FILES):
-        value = args.get(name)
-        if isinstance(value, str) and value.startswith("{"):
-            try:
-                value = json.loads(value)
-            except ValueError as error:
-                yield f"{name}={value}: is no JSON ({error})"
-        elif isinstance(value, str) and name in SETTINGS_FILES:
-            if not os.path.isfile(value):  # unlike Path's, false for a name that is too long
-                yield f"{name}={value}: no such file"
-        elif isinstance(value, str):
-            yield f"{name}={value}: expected settings, {{KEY: VALUE}}"
-        if name == "accelerator_config" and isinstance(value, Mapping):
-            yield from options.check("transformers.trainer_pt_utils.AcceleratorConfig", dict(value), name)
-        if name.endswith("checkpointing_kwargs") and isinstance(value, Mapping):
-            yield from (f"{name}.{line}" for line in _checkpointing(args, kind, value))
-
-
-def _checkpointing(args: _Args, kind: Kind, given: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in given.items():
-        choices = ("default", "none") if key == "determinism_check" else (True, False)
-        if key not in CHECKPOINTING:
-            from posttrain.config import hints
-
-            yield f"{key}={value}: nothing reads it; {hints.nearest(str(key), CHECKPOINTING)}"
-        elif value not in (*choices, None):
-            yield f"{key}={value}: choose from {', '.join(map(str, choices)).lower()}"
-    if given.get("use_reentrant") is True and (more := given.keys() - {"use_reentrant", "preserve_rng_state"}):
-        yield f"use_reentrant=true: torch takes no {min(more)} with it; leave one of them out"
-    if given.get("selective") is True:
-        if not kind.is_a("SFTTrainer"):
-            yield "selective=true: TRL takes it in SFT only; leave it out"
-        if args.get("gradient_checkpointing") is False:
-            yield "selective=true: needs trainer.args.gradient_checkpointing=true"
-
-
-def _lengths(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+def _lengths(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if not kind.is_a("SFTTrainer"):
         return
     limit = args.get("max_length", 1024)
@@ -187,7 +135,7 @@ def _lengths(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
         yield f"padding_free=true: does not cut at max_length={limit}; set packing=true, or max_length=null"
 
 
-def _losses(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+def _losses(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     types = args.several("loss_type", ["sigmoid"] if kind.is_a("DPOTrainer") else [])
     weights = args.get("loss_weights")
     if isinstance(weights, list) and len(weights) != len(types):
@@ -210,7 +158,7 @@ def _losses(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
             yield "desirable_weight=0: undesirable_weight=0 is set too, so that no row counts; raise one of them"
 
 
-def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+def _reference(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if args.get("sync_ref_model") is True:
         if peft.method != "none" and kind.is_a("PPOTrainer"):
             yield "sync_ref_model=true: PPO's reference stays where it starts; leave it out"
@@ -223,55 +171,7 @@ def _reference(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
         yield "liger_kernel_config.fused_linear_cross_entropy=true: TRL has a fused LM head; leave it out"
 
 
-# What `generation_kwargs` may not hold: options of their own, and what breaks groups of completions.
-GENERATION = {
-    **dict.fromkeys(("max_new_tokens", "max_length", "max_tokens"), "set trainer.args.max_completion_length"),
-    **{n: f"set trainer.args.{n}" for n in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
-    **dict.fromkeys(("num_return_sequences", "n"), "set trainer.args.num_generations"),
-    **dict.fromkeys(
-        ("do_sample", "num_beams", "num_beam_groups"), "completions are sampled, one for each row; leave it out"
-    ),
-    **dict.fromkeys(("eos_token_id", "pad_token_id"), "set model.eos_token or model.pad_token"),
-}
-
-
-def _generation(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
-    if not kind.samples_completions:
-        return
-    if args.get("auto_find_batch_size") is True:
-        yield "auto_find_batch_size=true: would break groups of completions; lower per_device_train_batch_size"
-    if args.get("generation_batch_size") is not None and args.get("steps_per_generation") is not None:
-        yield "generation_batch_size: steps_per_generation is set too; leave one of them out"
-    elif not kind.is_a("PPOTrainer") and (whole := args.number("generation_batch_size", 0)):
-        batch = args.number("per_device_train_batch_size", 8)
-        if batch >= 1 and whole % batch:
-            yield f"generation_batch_size={whole:g}: no multiple of per_device_train_batch_size={batch:g}"
-    if args.get("log_completions_hub_repo") and args.get("log_completions") is not True:
-        yield "log_completions_hub_repo: only read with log_completions=true; set that, or leave it out"
-    for name in args.settings("generation_kwargs"):
-        if fix := GENERATION.get(name):
-            yield f"generation_kwargs.{name}: {fix}"
-    low, high = args.get("vllm_importance_sampling_clip_min"), args.number("vllm_importance_sampling_clip_max", 3.0)
-    if isinstance(low, (int, float)) and low >= high:
-        yield f"vllm_importance_sampling_clip_min={low:g}: must be below the clip_max of {high:g}"
-    clip: Any = args.get("reward_clip_range")
-    numbers = isinstance(clip, (list, tuple)) and len(clip) == 2 and all(isinstance(v, (int, float)) for v in clip)
-    if numbers and clip[0] >= clip[1]:
-        yield f"reward_clip_range={list(clip)}: expected the lower end first"
-    least, most = args.number("entropy_coef_min", 0.0), args.number("entropy_coef_max", 1.0)
-    if least > most:
-        yield f"entropy_coef_min={least:g}: above entropy_coef_max={most:g}"
-    if kind.is_a("PPOTrainer"):
-        shortest = args.get("min_completion_length")
-        if isinstance(shortest, int) and shortest > (most := args.number("max_completion_length", 512)):
-            yield f"min_completion_length={shortest}: above max_completion_length={most:g}"
-        if args.get("kl_target") is not None and not args.number("beta", 0.05):
-            yield "kl_target: adapts beta by factors, so that beta=0 would stay 0; set trainer.args.beta"
-        if args.get("value_init") == "reward" and args.get("value_mode") == "head":
-            yield "value_init=reward: copies an adapter; set trainer.args.value_mode=adapter"
-
-
-def _parallel(args: _Args, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+def _parallel(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if args.get("fsdp_config") and not args.get("fsdp"):
         yield "fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out"
     if (backend := args.get("ddp_backend")) and os.environ.get("WORLD_SIZE", "1") == "1":

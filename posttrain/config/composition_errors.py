@@ -2,9 +2,12 @@
 
 import re
 import shlex
+from concurrent.futures import BrokenExecutor
 
 from posttrain.config import recipes, schema_errors
 from posttrain.errors import choose, did_you_mean
+
+LAUNCHERS = ("submitit", "ray", "joblib")  # whose errors say what became of a job
 
 
 def unknown_key(word: str) -> str:
@@ -46,7 +49,7 @@ def explain_hydra_error(error: BaseException) -> str | None:
             expected = "a list" if "Cannot merge List" in cause else "settings, {KEY: VALUE}"
             return f"{first.removeprefix('Error merging override ')}: expected {expected}"
         return first.removeprefix("Error merging override ") + cause
-    return str(error).splitlines()[0] if isinstance(error, HydraException) else None
+    return str(error).splitlines()[0] if isinstance(error, HydraException) else _broken_launcher(error)
 
 
 def _quoting_hint(word: str) -> str:
@@ -68,4 +71,14 @@ def _quoting_hint(word: str) -> str:
     return (
         f"{word}: cannot be read; if the value is text, quote it for Hydra and for the shell: {shlex.quote(quoted)}; "
         "if it is a list or settings, check its brackets and commas"
+    )
+
+
+def _broken_launcher(error: BaseException) -> str | None:
+    """The message for an error of the launcher's own, such as a job that was killed; `None` for one of a job."""
+    if not isinstance(error, BrokenExecutor) and type(error).__module__.partition(".")[0] not in LAUNCHERS:
+        return None
+    why = "a job's process was killed (too little memory, most likely)" if isinstance(error, BrokenExecutor) else ""
+    return (
+        f"hydra/launcher: {why or str(error).strip().splitlines()[0]}; the launcher ended, and the jobs it ran with it"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from posttrain.config import recipes
+from posttrain.config.commands import COMMANDS
 
 EXAMPLES = """\
   posttrain +recipe=dpo_smollm2                                one run
@@ -33,10 +34,10 @@ posttrain train --help trainer=dpo lists the options of a trainer.
 --cfg job shows the composed config."""
 
 
-def overview(commands: dict[str, str]) -> str:
+def overview() -> str:
     """`posttrain --help`: the commands, examples, the recipes by model, and the groups."""
-    width = max(map(len, commands))
-    lines = "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in commands.items())
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {purpose}" for name, (purpose, _) in COMMANDS.items())
     return f"""posttrain: post-training of language models on one GPU, from recipes over TRL.
 
   posttrain [COMMAND] …     posttrain COMMAND --help     posttrain --version
@@ -106,7 +107,7 @@ def trainer_options(words: list[str]) -> str:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from posttrain.config import options, trainers
+    from posttrain.config import options, trainer_names, trainers
     from posttrain.config.reserved_options import reserved_options
 
     try:
@@ -115,9 +116,9 @@ def trainer_options(words: list[str]) -> str:
         return str(error)
     name = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)
     if name is None:
-        return f"trainer: choose one of {', '.join(trainers.names())}, as in `posttrain train --help trainer=dpo`"
+        return f"trainer: choose one of {', '.join(trainer_names.names())}, as in `posttrain train --help trainer=dpo`"
     if (kind := trainers.find(name)) is None:
-        return trainers.missing(name)
+        return trainer_names.unknown(name)
     chosen: Any = OmegaConf.to_container(config.trainer.args, resolve=False)
     known = options.options_of(kind.config)
     own, decided = options.own_options(kind.config), reserved_options(kind)
@@ -154,3 +155,26 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
+
+
+def versions() -> str:
+    """Our version and those of the libraries that decide a result, a line each."""
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    from posttrain import __version__
+
+    lines = [f"posttrain {__version__}", f"python {python_version()}"]
+    for library in ("torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "hydra-core"):
+        try:
+            lines.append(f"{library} {version(library)}")
+        except PackageNotFoundError:
+            lines.append(f"{library} not installed")
+    return "\n".join(lines)
+
+
+def page(name: str, words: list[str]) -> str:
+    """The overview; the page of the command `name`; or, where `words` choose a trainer, the options of that trainer."""
+    if words:
+        return trainer_options(words)
+    return job(name, COMMANDS[name][0]) if name else overview()

@@ -1,7 +1,6 @@
 """From Hydra's composed config to a checked `Run`; imports nothing heavy."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import trainers
-from posttrain.config.schema import OTHER_JOBS, Origin, RewardConfig, Run
+from posttrain.config.schema import OTHER_JOBS, Origin, Run
 from posttrain.errors import PosttrainError
 
 
@@ -55,9 +54,12 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
         return None, [*errors, *(f"{key}: required, and not set; {schema_errors.fix_missing(key)}" for key in missing)]
     run = OmegaConf.to_object(merged)
     assert isinstance(run, Run)
-    run.reward = _rewards(run.reward, "reward", errors)
-    run.probe.rewards = _rewards(run.probe.rewards, "probe.rewards", errors)
-    run.probe.gold = _rewards(run.probe.gold, "probe.gold", errors)
+    if any(run.rewards.values()):
+        from posttrain.config import reward_entries
+
+        run.reward = reward_entries.read(run.reward, "reward", errors)
+        run.probe.rewards = reward_entries.read(run.probe.rewards, "probe.rewards", errors)
+        run.probe.gold = reward_entries.read(run.probe.gold, "probe.gold", errors)
     if run.job == "train" and run.peft.method == "lora" and (kind := trainers.find(run.trainer.kind)):
         run.trainer.args.setdefault("learning_rate", kind.lora_learning_rate)
     return run, errors
@@ -67,25 +69,6 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
 def _schema() -> Any:
     """The schema of a run, made once: `OmegaConf.merge` copies it."""
     return OmegaConf.structured(Run)
-
-
-def _rewards(entries: dict[str, Any], path: str, errors: list[str]) -> dict[str, RewardConfig]:
-    """Reward entries as `RewardConfig`s: OmegaConf cannot override a key of a dict of dataclasses that is not there."""
-    result: dict[str, RewardConfig] = {}
-    for name, entry in entries.items():
-        if entry is None:  # taken out of what a group has: probe.gold.NAME=null
-            continue
-        if not isinstance(entry, dict):
-            known = ", ".join(f.name for f in fields(RewardConfig))
-            errors.append(f"{path}.{name}={entry!r}: expected keys {known}")
-            continue
-        from posttrain.config.schema_errors import take_known
-
-        before = len(errors)
-        fit = take_known(RewardConfig, entry, f"{path}.{name}.", errors)
-        if len(errors) == before:
-            result[name] = RewardConfig(**OmegaConf.to_container(OmegaConf.merge(RewardConfig, fit)))  # type: ignore
-    return result
 
 
 def origin(hydra_config: Any) -> Origin:

@@ -8,18 +8,14 @@ TRL's conventions, needs no entry here.
 import ast
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from posttrain.config import classes, options
 from posttrain.config.classes import Source
 from posttrain.config.schema import Run, TrainerConfig
-from posttrain.errors import PosttrainError, choose
+from posttrain.errors import PosttrainError
 
-# Trainers of this project; all others are TRL's, or are given by their path.
-OWN_TRAINERS = {"ppo": "posttrain.ppo.PPOTrainer"}
-# Where TRL's trainers lie, and the names of classes that end a lineage.
-TRL = ("trl.trainer", "trl.experimental")
+# Classes that end a lineage.
 BASE_CLASSES = ("_BaseTrainer", "Trainer")
 
 
@@ -71,6 +67,11 @@ class Kind:
         return self.is_a("RewardTrainer")
 
     @property
+    def weights_pairs(self) -> bool:
+        """Whether it learns by a pair's weight (`posttrain.training.pair_weights`)."""
+        return self.is_a("RewardTrainer", "DPOTrainer")
+
+    @property
     def generations(self) -> int | None:
         return self.default("num_generations")
 
@@ -98,7 +99,7 @@ class Kind:
 @cache
 def find(name: str) -> Kind | None:
     """The trainer of this name, or at this path; `None` where there is none."""
-    path = OWN_TRAINERS.get(name) or _in_trl(name) or name
+    path = classes.trainer_path(name)
     source = classes.find(path)
     if source is None or (config := _config(source)) is None:
         return None
@@ -129,57 +130,10 @@ def find(name: str) -> Kind | None:
 def of(name: str) -> Kind:
     """The trainer of this name, or at this path; raises `PosttrainError` where there is none."""
     if (found := find(name)) is None:
-        raise PosttrainError(missing(name))
+        from posttrain.config import trainer_names
+
+        raise PosttrainError(trainer_names.unknown(name))
     return found
-
-
-def missing(name: str) -> str:
-    """What to say of a trainer that is not there."""
-    if "." in name:
-        source = classes.find(name)
-        if source is None:
-            called = name.rpartition(".")[2]
-            moved = [one for one in names() if (known := find(one)) and known.path.endswith(f".{called}")]
-            fix = f"; {called} is trainer={moved[0]} here, at {of(moved[0]).path}" if moved else ""
-            return f"trainer.kind={name}: no such class (package.module.Class, importable from here){fix}"
-        return (
-            f"trainer.kind={name}: no config class is found for it; name it in the signature, as in "
-            f"args: {source.name.removesuffix('Trainer')}Config | None = None"
-        )
-    try:
-        installed = version("trl")
-    except PackageNotFoundError:
-        return f"trainer.kind={name}: trl is not installed; run `make install`"
-    return (
-        f"trainer.kind={name}: TRL {installed} has no such trainer; {choose(name, names())}, or "
-        "package.module.Class (where TRL has moved one, its path there)"
-    )
-
-
-@cache
-def names() -> tuple[str, ...]:
-    """All that have a short name: this project's, TRL's stable ones, then its experimental ones."""
-    folder = classes.package_folder(TRL[0])
-    stable = sorted(f.name.removesuffix("_trainer.py") for f in folder.glob("*_trainer.py")) if folder else []
-    folder = classes.package_folder(TRL[1])
-    experimental = sorted({f.parent.name for f in folder.glob("*/*_trainer.py")}) if folder else []
-    return tuple(dict.fromkeys([*OWN_TRAINERS, *(name for name in [*stable, *experimental] if _in_trl(name))]))
-
-
-def _in_trl(name: str) -> str | None:
-    """The path of TRL's trainer `name`: a file `NAME_trainer.py`, or a folder among the experimental ones."""
-    if not name.isidentifier():
-        return None
-    places = [(TRL[0], f"{name}_trainer.py"), (f"{TRL[1]}.{name}", "*_trainer.py")]
-    for package, pattern in places:
-        folder = classes.package_folder(package)
-        for file in sorted(folder.glob(pattern)) if folder else []:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            found = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name.endswith("Trainer")]
-            for cls in found:
-                if not cls.startswith("_"):
-                    return f"{'trl' if package == TRL[0] else package}.{cls}"
-    return None
 
 
 def _lineage(source: Source) -> list[Source]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
 from posttrain.data import files
-from posttrain.data.row import Place, Row, display_path
-from posttrain.data.store import INDEX_COLUMN
+from posttrain.data.row import INDEX_COLUMN, Place, Row, display_path
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:

@@ -51,15 +51,3 @@ def renderer(
             raise RowError("", f"the chat template refuses it: {str(error) or type(error).__name__}") from None
 
     return render
-
-
-def training_template(tokenizer: PreTrainedTokenizerBase, only_assistant: Any) -> str | None:
-    """The template that `assistant_only_loss=true` trains with in TRL; `None` for the tokenizer's own."""
-    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
-
-    if only_assistant is not True or has_generation_markers(tokenizer.chat_template):
-        return None
-    try:
-        return get_training_chat_template(tokenizer)
-    except ValueError:
-        return None

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
-from posttrain.data.chat_text import without_learn_keys
 from posttrain.data.example import Example
-from posttrain.data.formats import PAIRS
+from posttrain.data.formats import ACCEPTS, PAIRS
 from posttrain.data.prompts import common_prefix_length
 from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
@@ -20,18 +19,7 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# What a trainer reads (`Kind.reads`) -> the sets of columns it can be given, best first; the last ones are converted.
-ACCEPTS: dict[str, list[tuple[str, ...]]] = {
-    "text": [("messages",), ("prompt", "completion"), ("text",), PAIRS],
-    "messages": [("messages",), ("prompt", "completion"), PAIRS],
-    "pairs": [PAIRS],
-    "triples": [(*PAIRS, "reference")],
-    "labels": [("prompt", "completion", "label"), ("messages", "label"), PAIRS],
-    "prompts": [("prompt",), PAIRS, ("messages",)],
-    "advised": [("prompt", "privileged_context")],
-}
-# Trainers to name to somebody whose rows do not serve another.
-COMMON_TRAINERS = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
+
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
 # What TRL's trainers would take for tokens made before, and train on in place of the rows.
 TOKEN_COLUMNS = {
@@ -43,9 +31,7 @@ TOKEN_COLUMNS = {
 MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 # What is the trainer's besides the texts.
 EXTRA_TRL_COLUMNS = {"tools", "chat_template_kwargs"}
-# Those that learn by a pair's weight (see `posttrain.training.pair_weights`).
-WEIGHTED_TRAINERS = ("RewardTrainer", "DPOTrainer")
-# What these read of a pair besides its texts; for the last two see `posttrain.training.cut_answers`.
+# What trainers read that learn by a pair's weight; for the last two see `posttrain.training.cut_answers`.
 PAIR_FACTS = {"weight", "ended_chosen", "ended_rejected"}
 MAX_WEIGHT = 1_000_000
 # What job=sample adds to a row.
@@ -78,23 +64,9 @@ def choose_columns(columns: list[str], kind: str, name: str = "trl") -> tuple[st
     for needed in accepted:
         if set(needed) <= set(columns):
             return needed
-    if name != "trl":
-        serve = {reads for reads, sets in ACCEPTS.items() if any(set(needed) <= set(columns) for needed in sets)}
-        able = [other for other in COMMON_TRAINERS if trainers.of(other).reads in serve]
-        raise PosttrainError(
-            f"trainer.kind={kind}: does not learn from rows of the format {name}; they serve {', '.join(able)} "
-            "(data.format=NAME, if that is not their format)"
-        )
-    wanted = " or ".join("+".join(c) for c in accepted)
-    best = max(accepted, key=lambda c: (len({*c} & {*columns}), c[0] == "prompt"))
-    missing = [name for name in best if name not in columns]
-    if not {*best} & {"prompt", "messages"} and "prompt" not in columns:
-        missing.insert(0, "prompt")
-    example = ", ".join(f"{name}: THEIRS" for name in missing)
-    raise PosttrainError(
-        f"data.columns: {kind} needs {wanted}, and the data has {', '.join(columns) or 'no columns'}; "
-        f"map them, ours to theirs: 'data.columns={{{example}}}'"
-    )
+    from posttrain.data import missing_columns
+
+    raise PosttrainError(missing_columns.message(columns, kind, name))
 
 
 def check_learnable(example: Example, kind: str | None) -> None:
@@ -145,80 +117,12 @@ def extra_columns(columns: Any, used: Any, kind: str | None) -> list[str]:
     return [name for name in columns if name not in gone]
 
 
-def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
-    """Rows as the trainer `kind` takes them; columns that are not TRL's stay, for reward functions.
-
-    Raises `PosttrainError` for the wrong columns.
-    """
-    found, reads = choose_columns(dataset.column_names, kind, name), trainers.of(kind).reads
-    # Of the better answers of pairs, whose weight is the pair's, sft and kto make their own rows.
-    apart = set(PAIRS) <= {*found} and reads != "pairs"
-    if not (apart or trainers.of(kind).samples_completions or trainers.of(kind).is_a(*WEIGHTED_TRAINERS)):
-        dataset = _drop_equal_weights(dataset, kind)
-    if set(PAIRS) <= {*found}:
-        found = ("prompt", *found)
-        if reads in ("text", "messages"):
-            dataset = dataset.rename_column("chosen", "completion")
-            found = ("prompt", "completion")
-        elif reads == "labels":
-            from trl.data_utils import unpair_preference_dataset
-
-            dataset = unpair_preference_dataset(dataset)
-            found = ("prompt", "completion", "label")
-        elif reads == "prompts":
-            found = ("prompt",)
-    elif found == ("messages",) and reads == "prompts":
-        dataset = dataset.map(_turns_to_answer, desc="Taking prompts")
-        found = ("prompt",)
-    if reads == "messages" and found == ("prompt", "completion"):
-        if isinstance(dataset[0]["prompt"], str):
-            raise PosttrainError(f"data.path: {kind} learns from conversations; set data.conversational=true")
-        joined = lambda row: {"messages": [*row["prompt"], *row["completion"]]}  # noqa: E731
-        dataset = dataset.map(joined, desc="Joining prompts and completions")
-        found = ("messages",)
-    if reads == "labels":
-        # TRL reads KTO's rows in order, and estimates KL from neighbours' completions: neighbours must belong to
-        # different prompts, and a batch must hold both labels.
-        dataset = dataset.shuffle(seed=0)
-    return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
-
-
-def _drop_equal_weights(dataset: Dataset, kind: str) -> Dataset:
-    """Rows for a trainer that counts all of them alike: a column `weight` that says otherwise is an error."""
-    if "weight" not in dataset.column_names:
-        return dataset
-    if len({1.0 if weight is None else weight for weight in dataset["weight"]}) > 1:
-        raise PosttrainError(
-            f"data.path: column weight: {kind} counts all rows alike; set data.pairs=one where it comes from several "
-            "answers to a prompt, or give the column another name: 'data.columns={OTHER: weight}'"
-        )
-    return dataset.remove_columns("weight")
-
-
-def _turns_to_answer(row: dict[str, Any]) -> dict[str, Any]:
-    """The turns that a reply follows: all but the assistant's last ones."""
-    turns = without_learn_keys(row["messages"])
-    while turns and turns[-1]["role"] == "assistant":
-        turns.pop()
-    return {"prompt": turns}
-
-
 def with_template_options(rows: Dataset) -> Dataset:
     """TRL unpacks `chat_template_kwargs`, so rows that have none get an empty object."""
     if "chat_template_kwargs" not in rows.column_names or None not in rows["chat_template_kwargs"]:
         return rows
     filled = lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {}}  # noqa: E731
     return rows.map(filled, features=rows.features, desc="Options of the chat template")
-
-
-def prompts(rows: Dataset) -> Dataset | None:
-    """The prompts of rows, with their other columns, for sampling; `None` for plain text, which has no prompt."""
-    columns = set(rows.column_names)
-    if "prompt" not in columns and "messages" in columns:
-        rows = rows.map(_turns_to_answer, desc="Taking prompts").filter(lambda row: bool(row["prompt"]))
-    elif "prompt" not in columns:
-        return None
-    return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])
 
 
 def check_weight(row: Mapping[str, Any]) -> None:
@@ -231,3 +135,30 @@ def check_weight(row: Mapping[str, Any]) -> None:
             f"a pair's weight is a number from 0 to {MAX_WEIGHT:,}, got {value!r:.120} (a column that means something "
             "else gets another name: 'data.columns={OTHER: weight}')",
         )
+
+
+def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
+    """Rows as the trainer `kind` takes them; columns that are not TRL's stay, for reward functions.
+
+    Raises `PosttrainError` for the wrong columns.
+    """
+    found, trainer = choose_columns(dataset.column_names, kind, name), trainers.of(kind)
+    if {*found} >= {*PAIRS}:
+        found = ("prompt", *found)
+    if trainer.reads != "pairs" or not trainer.weights_pairs:
+        from posttrain.data import conversion
+
+        dataset, found = conversion.convert(dataset, kind, found)
+    return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
+
+
+def prompts(rows: Dataset) -> Dataset | None:
+    """The prompts of rows, with their other columns, for sampling; `None` for plain text, which has no prompt."""
+    columns = set(rows.column_names)
+    if "prompt" not in columns and "messages" in columns:
+        from posttrain.data.conversion import turns_to_answer
+
+        rows = turns_to_answer(rows).filter(lambda row: bool(row["prompt"]))
+    elif "prompt" not in columns:
+        return None
+    return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])

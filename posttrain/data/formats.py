@@ -9,10 +9,25 @@ ANSWER_COLUMNS = ("completion", "response")
 # Where a question is, next to chosen and rejected, in Orca's pairs and their kind.
 QUESTION_COLUMNS = ("question", "query", "input")
 # Other columns that belong to a conversation: text, which no template renders, has none of them.
-ROW_SETTINGS = {"system", "tools", "functions", "parallel_tool_calls", "chat_template_kwargs"}
+TOOLS = ("tools", "functions")
+ROW_SETTINGS = {"system", *TOOLS, "parallel_tool_calls", "chat_template_kwargs"}
 # What a row of several scored, or of one rated answer has, before the trainer decides on its form.
 SCORED_COLUMNS = ("completions", "scores")
 RATED_COLUMNS = ("completion", "rating")
+
+
+# What a trainer reads (`Kind.reads`) -> the sets of columns it can be given, best first; the last ones are converted.
+ACCEPTS: dict[str, list[tuple[str, ...]]] = {
+    "text": [("messages",), ("prompt", "completion"), ("text",), PAIRS],
+    "messages": [("messages",), ("prompt", "completion"), PAIRS],
+    "pairs": [PAIRS],
+    "triples": [(*PAIRS, "reference")],
+    "labels": [("prompt", "completion", "label"), ("messages", "label"), PAIRS],
+    "prompts": [("prompt",), PAIRS, ("messages",)],
+    "advised": [("prompt", "privileged_context")],
+}
+# So many rows tell the format.
+DETECTION_ROWS = 200
 
 
 def detect(columns: Iterable[str], first: list[dict[str, Any]]) -> str:

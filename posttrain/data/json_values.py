@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from posttrain.data.row import RowError
+from posttrain.data.row import RowError, shortened
 
 
 def decode_text(raw: bytes) -> str:
@@ -32,6 +32,16 @@ def parse_json(text: str) -> Any:
         raise RowError("", f"is not JSON: more after the object at column {end + 1}: {rest!r:.40}")
     check_characters(value, text)
     return value
+
+
+def parse_json_string(value: Any, field: str) -> Any:
+    """JSON inside a string, as an object; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except RowError as row_error:
+        raise RowError(field, f"{row_error.reason}, got {shortened(value)}") from None
 
 
 def as_object(value: Any, text: str) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from posttrain.data.example import Example
+from posttrain.data.prompts import check_last_is_answer, split_prompt
 from posttrain.data.row import RowError, shortened
 from posttrain.errors import PosttrainError
 
@@ -26,6 +29,17 @@ def label(value: Any) -> bool:
         fix = _OF_NUMBERS if is_number(value) else ""
         raise RowError("label", f"expected true or false, got {shortened(value)}{fix}")
     return good
+
+
+def with_label(example: Example, good: Any) -> Example:
+    """`example` with the label of its answer; of a conversation that is the last one, as in LLaMA-Factory's KTO."""
+    if example.messages is not None:
+        turns = check_last_is_answer(example.messages, example.used[0])
+        asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
+        example = replace(example, messages=None, prompt=asked, **answers)
+    if example.completion is None:
+        return example
+    return replace(example, label=label(good), used=(*example.used, "label"))
 
 
 def check_scale(labels: Iterable[Any]) -> None:

@@ -13,7 +13,6 @@ from posttrain.data.columns import TRL_COLUMNS, with_template_options
 from posttrain.data.formats import ABOUT, PAIRS
 from posttrain.data.reading import display_path
 from posttrain.data.split import SPLIT_SEED, overlap, take
-from posttrain.data.store import Skipped
 from posttrain.data.trainer_rows import TrainerRows, load_rows
 from posttrain.errors import PosttrainError
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
     from posttrain.data.rendering import Rendering
+    from posttrain.data.skipped import Skipped
 
 # The first rows, which represent all where it would take long to look at every one.
 FIRST_ROWS = 256

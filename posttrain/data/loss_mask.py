@@ -165,3 +165,15 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], l
     # Without offsets: how far the text goes that the first tokens are decoded to.
     ends = [len(tokenizer.decode(ids[: n + 1], clean_up_tokenization_spaces=False)) for n in range(len(ids))]
     return ids, list(zip([0, *ends], ends, strict=False))
+
+
+def training_template(tokenizer: PreTrainedTokenizerBase, only_assistant: Any) -> str | None:
+    """The template that `assistant_only_loss=true` trains with in TRL; `None` for the tokenizer's own."""
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    if only_assistant is not True or has_generation_markers(tokenizer.chat_template):
+        return None
+    try:
+        return get_training_chat_template(tokenizer)
+    except ValueError:
+        return None

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain.data.example import REASONING_KEYS, Example, Message, TextOrTurns, Turns
-from posttrain.data.formats import ROW_SETTINGS
-from posttrain.data.json_values import parse_json
+from posttrain.data.formats import ROW_SETTINGS, TOOLS
+from posttrain.data.json_values import parse_json, parse_json_string
 from posttrain.data.row import RowError, shortened, text
 
 # The names under which roles are written (OpenAI, ShareGPT, FastChat, axolotl, LLaMA-Factory, ms-swift), and ours.
@@ -25,8 +25,8 @@ ROLES = {
 TOOL_CALL_ROLES = ("function_call", "tool_call")
 # The keys that say whether a message is learnt.
 LEARN_KEYS = ("weight", "train", "training", "loss", "loss_weight")
-# The columns in which a row has its tools.
-TOOLS = ("tools", "functions")
+
+
 # Marks of parts of a message, which no trainer here has.
 PARTIAL_LEARN_KEYS = ("train_detail", "training_detail")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
@@ -40,7 +40,6 @@ _LIST = re.compile(r"\s*(?:array\()?\s*\[?\s*\{")
 _KEYS = re.compile(r"""(["'])(?:role|from)\1\s*:.*(["'])(?:content|value)\2\s*:""", re.DOTALL)
 _SEYK = re.compile(r"""(["'])(?:content|value)\1\s*:.*(["'])(?:role|from)\2\s*:""", re.DOTALL)
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def text_or_turns(value: Any, field: str) -> TextOrTurns:
@@ -181,26 +180,9 @@ def _content(value: Any, field: str) -> tuple[str, str | None, tuple[dict[str, A
         if value.lstrip().startswith("[{'type'"):
             raise RowError(field, f"is a list as Python prints it; write it as JSON, got {shortened(value)}")
         return value, None, ()
-    if not isinstance(value, list):
-        raise RowError(field, f"expected text, got {shortened(value)}")
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: tuple[dict[str, Any], ...] = ()
-    for index, part in enumerate(value):
-        where = f"{field}[{index}]"
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if isinstance(part, str):
-            texts.append(part)
-        elif kind in ("text", "input_text", "output_text"):
-            given = part.get("text", part.get("value"))
-            texts.append(text(given, f"{where}.{'value' if 'value' in part and 'text' not in part else 'text'}", True))
-        elif kind in ("reasoning", "thinking"):
-            thoughts.append(text(part.get("value", part.get(kind, part.get("text"))), f"{where}.value", True))
-        elif kind in ("tool_call", "tool_calls"):
-            calls += _calls(parse_json_string(part.get("value"), f"{where}.value"), f"{where}.value")
-        else:
-            raise RowError(where, f"expected a part of type text, got {shortened(kind if kind is not None else part)}")
-    return "".join(texts), "".join(thoughts) or None, calls
+    from posttrain.data import content_parts
+
+    return content_parts.read(value, field)
 
 
 def _learn_mark(given: Mapping[str, Any], role: str, field: str) -> bool | None:
@@ -223,50 +205,10 @@ def _learn_mark(given: Mapping[str, Any], role: str, field: str) -> bool | None:
     return learn if role == "assistant" else None
 
 
-def _calls(calls: Any, field: str) -> tuple[dict[str, Any], ...]:
-    """Calls of tools, one or several, of OpenAI's form or `name` and `arguments` alone."""
-    made = []
-    single = not isinstance(calls, list)
-    for index, call in enumerate([calls] if single else calls):
-        where = field if single else f"{field}[{index}]"
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        inside = f"{where}.function" if isinstance(call, Mapping) and "function" in call else where
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise RowError(where, f"expected a call with function.name, got {shortened(call)}")
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = parse_json_string(arguments or {}, f"{inside}.arguments")
-        if not isinstance(arguments, dict):
-            raise RowError(f"{inside}.arguments", f"expected an object, got {shortened(arguments)}")
-        known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        made.append({**known, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
-    return tuple(made)
+def _calls(given: Any, field: str) -> tuple[dict[str, Any], ...]:
+    from posttrain.data import tools
 
-
-def parse_json_string(value: Any, field: str) -> Any:
-    """JSON inside a string, as an object; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_json(value)
-    except RowError as row_error:
-        raise RowError(field, f"{row_error.reason}, got {shortened(value)}") from None
-
-
-def tools(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
-    """Schemas of tools, as a list or as JSON of one; functions alone get OpenAI's wrapping."""
-    given = parse_json_string(value, field) if value != "" else None
-    if not given:
-        return None
-    if not isinstance(given, list):
-        raise RowError(field, f"expected a list of tools, got {shortened(given)}")
-    made = []
-    for index, one in enumerate(given):
-        one = parse_json_string(one, f"{field}[{index}]")
-        function = one.get("function", one) if isinstance(one, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise RowError(f"{field}[{index}]", f"expected a tool with function.name, got {shortened(one)}")
-        made.append(dict(one) if "function" in one else {"type": "function", "function": dict(one)})
-    return made
+    return tools.calls(given, field)
 
 
 def template_options(value: Any) -> dict[str, Any] | None:
@@ -282,16 +224,6 @@ def system_turn(value: Any) -> Turns:
     return [Message("system", value)] if value and text(value, "system", empty=True).strip() else []
 
 
-def parse_dialogue(value: Any, field: str) -> Turns:
-    """A dialogue in one string, as in Anthropic's HH: turns opened by two newlines and `Human:` or `Assistant:`."""
-    pieces = _TURN.split("\n\n" + text(value, field).lstrip())
-    if len(pieces) < 3 or pieces[0].strip():
-        raise RowError(field, f"expected turns opened by '\\n\\nHuman:' and '\\n\\nAssistant:', got {shortened(value)}")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(pieces[1::2], pieces[2::2], strict=True)
-    return [Message(roles[name], said.strip()) for name, said in turns]
-
-
 def with_row_settings(example: Example, row: Mapping[str, Any]) -> Example:
     """`example` with the other columns of its row that belong to a conversation: system prompt, tools, options.
 
@@ -302,8 +234,10 @@ def with_row_settings(example: Example, row: Mapping[str, Any]) -> Example:
     name = next((name for name in TOOLS if row.get(name)), "tools")
     used = (*example.used, *ROW_SETTINGS)
     found = replace(example, used=used, template_options=template_options(row.get("chat_template_kwargs")))
-    if example.tools is None:
-        found = replace(found, tools=tools(row.get(name), name))
+    if example.tools is None and (given := row.get(name)):
+        from posttrain.data import tools
+
+        found = replace(found, tools=tools.schemas(given, name))
     if not (opening := system_turn(row.get("system"))):
         return found
     if turns[0].role == "system":

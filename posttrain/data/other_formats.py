@@ -3,17 +3,20 @@
 Sources: the data sets' cards and the documentation named in docs/data.md.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from posttrain.data.example import Example, Message, TextOrTurns, Turns, as_turns
 from posttrain.data.formats import ANSWER_COLUMNS, PAIRS, QUESTION_COLUMNS, RATING_COLUMNS
 from posttrain.data.labels import number, rating
-from posttrain.data.messages import conversation, message, parse_dialogue, text_or_turns, tools
+from posttrain.data.messages import conversation, message, text_or_turns
 from posttrain.data.prompts import check_last_is_answer, check_whole_answer, split_prompt, without_learn_marks
 from posttrain.data.row import RowError, shortened, text
+from posttrain.data.tools import schemas
 
 Row = Mapping[str, Any]
+_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def alpaca(row: Row) -> Example:
@@ -114,7 +117,7 @@ def openai_preference(row: Row) -> Example:
     theirs = {"chosen": "preferred_output", "rejected": "non_preferred_output"}
     answers = {ours: check_last_is_answer(conversation(row.get(name), name), name) for ours, name in theirs.items()}
     prompt, split = split_prompt(asked, dict(answers))
-    return Example(prompt=prompt, tools=tools(given.get("tools")), used=("input", *theirs.values()), **split)
+    return Example(prompt=prompt, tools=schemas(given.get("tools")), used=("input", *theirs.values()), **split)
 
 
 def openai_rft(row: Row) -> Example:
@@ -125,10 +128,20 @@ def openai_rft(row: Row) -> Example:
     return Example(prompt=turns, used=("messages",))
 
 
+def _dialogue(value: Any, field: str) -> Turns:
+    """A dialogue in one string, as in Anthropic's HH: turns opened by two newlines and `Human:` or `Assistant:`."""
+    pieces = _TURN.split("\n\n" + text(value, field).lstrip())
+    if len(pieces) < 3 or pieces[0].strip():
+        raise RowError(field, f"expected turns opened by '\\n\\nHuman:' and '\\n\\nAssistant:', got {shortened(value)}")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(pieces[1::2], pieces[2::2], strict=True)
+    return [Message(roles[name], said.strip()) for name, said in turns]
+
+
 def hh(row: Row) -> Example:
     """Anthropic's HH: `chosen` and `rejected` are whole dialogues, equal up to where they part."""
     prompt, answers = split_prompt(
-        None, {side: check_last_is_answer(parse_dialogue(row.get(side), side), side) for side in PAIRS}
+        None, {side: check_last_is_answer(_dialogue(row.get(side), side), side) for side in PAIRS}
     )
     return Example(prompt=prompt, used=PAIRS, **answers)
 
@@ -193,7 +206,7 @@ def ratings(row: Row) -> Example:
 
 def _asked(prompt: Any) -> TextOrTurns:
     if isinstance(prompt, str) and prompt.lstrip().startswith("Human:"):
-        turns = parse_dialogue(prompt, "prompt")
+        turns = _dialogue(prompt, "prompt")
         return turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns
     given = text_or_turns(prompt, "prompt")
     return without_learn_marks(given) if isinstance(given, list) else given

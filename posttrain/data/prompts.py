@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from posttrain.data.example import Example, TextOrTurns, Turns, as_turns
+from posttrain.data.example import TextOrTurns, Turns, as_turns
 from posttrain.data.row import RowError, text
 
 
@@ -31,19 +31,6 @@ def check_whole_answer(messages: Turns, field: str) -> Turns:
 
 def without_learn_marks(messages: Turns) -> Turns:
     return [replace(one, learn=None) for one in messages]
-
-
-def with_label(example: Example, good: Any) -> Example:
-    """`example` with the label of its answer; of a conversation that is the last one, as in LLaMA-Factory's KTO."""
-    from posttrain.data.labels import label
-
-    if example.messages is not None:
-        turns = check_last_is_answer(example.messages, example.used[0])
-        asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
-        example = replace(example, messages=None, prompt=asked, **answers)
-    if example.completion is None:
-        return example
-    return replace(example, label=label(good), used=(*example.used, "label"))
 
 
 def split_prompt(

@@ -16,10 +16,9 @@ from posttrain.config.schema import DataConfig
 from posttrain.data import columns as col
 from posttrain.data import files as f
 from posttrain.data.example import Example
-from posttrain.data.formats import PAIRS, ROW_SETTINGS, detect, is_scored
-from posttrain.data.prompts import with_label
-from posttrain.data.row import Row, RowError, display_path
-from posttrain.data.store import INDEX_COLUMN, Skipped, store
+from posttrain.data.formats import ACCEPTS, DETECTION_ROWS, PAIRS, ROW_SETTINGS, detect, is_scored
+from posttrain.data.row import INDEX_COLUMN, Row, RowError, display_path
+from posttrain.data.store import store
 from posttrain.data.trl_format import trl
 from posttrain.errors import PosttrainError
 
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from posttrain.data.rendering import Rendering
-
-# So many rows tell the format.
-DETECTION_ROWS = 200
+    from posttrain.data.skipped import Skipped
 
 
 @dataclass
@@ -48,7 +45,11 @@ class Converter:
 
     def example(self, row: Mapping[str, Any]) -> Example:
         made = self.make(row)
-        return with_label(made, row.get("label")) if self.labelled else made
+        if not self.labelled:
+            return made
+        from posttrain.data.labels import with_label
+
+        return with_label(made, row.get("label"))
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What the row's `Example` makes; raises `RowError`."""
@@ -69,7 +70,7 @@ class Converter:
             for name in ("text", "prompt"):
                 if isinstance(made.get(name), str):
                     made[name] = self.template.without_bos(made[name])
-        if self.kind and trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) and made.keys() >= {*PAIRS}:
+        if self.kind and trainers.of(self.kind).weights_pairs and made.keys() >= {*PAIRS}:
             col.check_weight(row)
         if missing := [name for name in self.needed if name not in made]:
             raise RowError(missing[0], "is missing, and other rows have it")
@@ -85,8 +86,8 @@ class Converter:
         if self.keep or self.kind is None or trainers.of(self.kind).samples_completions:
             read = {*self.extra_columns(rest, self.used)} - ROW_SETTINGS
         else:
-            read = {name for columns in col.ACCEPTS[trainers.of(self.kind).reads] for name in columns} - col.TRL_COLUMNS
-            read |= col.PAIR_FACTS if trainers.of(self.kind).is_a(*col.WEIGHTED_TRAINERS) else set()
+            read = {name for columns in ACCEPTS[trainers.of(self.kind).reads] for name in columns} - col.TRL_COLUMNS
+            read |= col.PAIR_FACTS if trainers.of(self.kind).weights_pairs else set()
         return [name for name in rest if name not in read] + [f"messages[].{key}" for key in sorted(self.unread_keys)]
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +141,11 @@ def read(
         return _store_rows(source, config, named)
     from posttrain.data.arrow_rows import arrow_rows, load_arrow
 
-    dataset = rename(load_arrow(config, path, local, split, key), config.columns)
+    dataset = load_arrow(config, path, local, split, key)
+    if config.columns:
+        from posttrain.data.renaming import rename_dataset
+
+        dataset = rename_dataset(dataset, config.columns)
     if not len(dataset):
         raise PosttrainError(f"{named}: no rows")
     source = open_rows(functools.partial(arrow_rows, dataset, path, local), config, kind, needed, template)
@@ -158,46 +163,17 @@ def open_files(
     """The rows of text files, their columns renamed."""
 
     def rows() -> Iterator[Row]:
-        for path in paths:
-            for place, row in f.rows(path, config.columns):
-                yield place, row if isinstance(row, RowError) else _renamed(row, config.columns)
+        return itertools.chain.from_iterable(f.rows(path, config.columns) for path in paths)
 
     try:
         if config.columns:
-            _check_columns(paths, config.columns)
+            from posttrain.data.renaming import rename_rows
+
+            return open_rows(rename_rows(rows, config.columns), config, kind, needed, template)
         return open_rows(rows, config, kind, needed, template)
     except PosttrainError as error:
         message = str(error)
         raise PosttrainError(message if message.startswith(("data.", "trainer.")) else f"{named}: {message}") from error
-
-
-def _check_columns(paths: list[Path], columns: dict[str, str]) -> None:
-    first = itertools.islice((row for path in paths for _, row in f.rows(path, columns)), DETECTION_ROWS)
-    if have := list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)):
-        check_names(columns, have)
-
-
-def check_names(columns: dict[str, str], have: list[str]) -> None:
-    """Raise `PosttrainError` for a name of theirs, in `data.columns`, that the data does not have."""
-    for ours, theirs in columns.items():
-        if theirs not in have:
-            raise PosttrainError(f"data.columns.{ours}={theirs}: no such column; the data has {', '.join(have)}")
-
-
-def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    if not columns:
-        return row
-    gone = {*columns, *columns.values()}
-    moved = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-    return {**{name: value for name, value in row.items() if name not in gone}, **moved}
-
-
-def rename(dataset: Dataset, columns: dict[str, str]) -> Dataset:
-    """Rename columns from `{ours: theirs}`; a column of ours that is in the way is dropped."""
-    check_names(columns, dataset.column_names)
-    in_the_way = [ours for ours, theirs in columns.items() if ours != theirs and ours in dataset.column_names]
-    dataset = dataset.remove_columns([c for c in in_the_way if c not in columns.values()])
-    return dataset.rename_columns({theirs: ours for ours, theirs in columns.items() if ours != theirs})
 
 
 def open_rows(
@@ -264,7 +240,7 @@ def _needed(first: list[dict[str, Any]], convert: Converter, name: str, kind: st
         return ()
     if kind is None:
         return next(one for one in (("messages",), ("prompt",)) if one[0] in made[0])
-    accepted = col.ACCEPTS[trainers.of(kind).reads]
+    accepted = ACCEPTS[trainers.of(kind).reads]
     found = next((needed for needed in accepted if any({*needed} <= {*columns} for columns in made)), None)
     return found or col.choose_columns(made[0], kind, name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +38,17 @@ class Rendering:
         only_assistant = config.args.get("assistant_only_loss")
         self.template: str | None = None
         if self.trainer.reads == "text" and tokenizer.chat_template:
-            self.template = chat_text.training_template(tokenizer, only_assistant)
+            from posttrain.data.loss_mask import training_template
+
+            self.template = training_template(tokenizer, only_assistant)
         written = self.template or tokenizer.chat_template or ""
         self.reasoning = next((name for name in REASONING_KEYS if name in str(written)), "inline")
         self.every_turn = only_assistant is False
         self.options = config.args.get("chat_template_kwargs")
         self.bos = _own_bos(tokenizer)
-        self.rows = self.without_thoughts = self.without_tools = self.others_learnt = self.without_options = 0
-        self.reopened = 0
+        self.rows = 0
+        # Rows of each kind that the plan has a note on (`rendering_notes`).
+        self.found: Counter[str] = Counter()
         self.known: set[str] = set()
 
     def check(self, row: Mapping[str, Any]) -> None:
@@ -59,7 +63,7 @@ class Rendering:
         render = chat_text.renderer(self.tokenizer, tools, row.get("chat_template_kwargs"), self.template)
         answers = [(name, row[name]) for name in ANSWER_COLUMNS if name in row]
         answers += [(f"completions[{n}]", said) for n, said in enumerate(row.get("completions") or [])]
-        self.reopened += any(map(_reopens, [row["prompt"] + said for _, said in answers] or [row["messages"]]))
+        self.found["reopened"] += any(map(_reopens, [row["prompt"] + said for _, said in answers] or [row["messages"]]))
         if "messages" in row:
             whole = render(row["messages"], False)
             self._check_content(row, "messages", row["messages"], whole, render)
@@ -75,7 +79,7 @@ class Rendering:
             if not self.trainer.scores:
                 self._check_boundary(name, row["prompt"], opened, whole, render)
         if not self.trainer.scores:
-            self.others_learnt += any(turn["role"] != "assistant" for _, said in answers for turn in said)
+            self.found["others_learnt"] += any(turn["role"] != "assistant" for _, said in answers for turn in said)
 
     @staticmethod
     def _check_boundary(
@@ -100,8 +104,9 @@ class Rendering:
         opened = self._check_field("prompt", lambda: render(turns, True))
         self._check_written("messages" if "messages" in row else "prompt", turns, 0, opened, render, True)
         if row.get("tools"):
-            self.without_tools += self._same(opened, chat_text.renderer(self.tokenizer, None, options), turns, True)
-        self.without_options += not self.shows_row_tools and bool(row.get("chat_template_kwargs"))
+            bare = chat_text.renderer(self.tokenizer, None, options)
+            self.found["without_tools"] += self._same(opened, bare, turns, True)
+        self.found["without_options"] += not self.shows_row_tools and bool(row.get("chat_template_kwargs"))
 
     def _check_field(self, field: str, render: Any) -> str:
         try:
@@ -127,10 +132,10 @@ class Rendering:
                     )
                 given = turn.get(self.reasoning) or next(iter(_THINK_BLOCK.findall(turn["content"])), "")
                 missing = missing or given.strip() not in whole
-        self.without_thoughts += missing
+        self.found["without_thoughts"] += missing
         if row.get("tools"):
             bare = chat_text.renderer(self.tokenizer, None, row.get("chat_template_kwargs"), self.template)
-            self.without_tools += self._same(whole, bare, turns)
+            self.found["without_tools"] += self._same(whole, bare, turns)
 
     def _check_written(
         self,
@@ -179,43 +184,12 @@ class Rendering:
 
     def notes(self) -> dict[str, str]:
         """What a plan says of the rows that were read."""
-        found = {}
-        if self.without_thoughts:
-            keeps = self.trainer.reads == "text" and not self.template
-            option = (
-                "trainer.args.assistant_only_loss=true trains with TRL's template, which keeps it"
-                if keeps and chat_text.training_template(self.tokenizer, True)
-                else "model.chat_template=FILE.jinja sets one that keeps it"
-            )
-            found["thinking"] = (
-                f"{self.without_thoughts} of {self.rows} rows have reasoning in earlier turns, which the chat template "
-                f"leaves out, so it is not learnt; {option}"
-            )
-        if self.others_learnt:
-            found["answers"] = (
-                f"{self.others_learnt} of {self.rows} rows have turns of others in what answers the prompt, which are "
-                "learnt with it" + ("; rows of messages learn the assistant's alone" * (self.trainer.reads == "text"))
-            )
-        if self.reopened:
-            found["turns"] = (
-                f"{self.reopened} of {self.rows} rows have two assistant turns in a row, and the chat template ends "
-                "the first before it opens the second; join those that are one answer"
-            )
-        if self.without_tools:
-            found["tools"] = f"{self.without_tools} of {self.rows} rows have tools, which "
-            found["tools"] += (
-                f"{self.kind} does not show the policy"
-                if self.hides_tools
-                else "the chat template does not show; model.chat_template=FILE.jinja sets one that does"
-            )
-            if self.hides_tools and "tools" in self.trainer.parameters:
-                found["tools"] += ": those are the functions of trainer.tools"
-        if self.without_options:
-            found["template"] = (
-                f"{self.without_options} of {self.rows} rows have chat_template_kwargs, which {self.kind} does not "
-                "read: set trainer.args.chat_template_kwargs"
-            )
-        return found
+        if not self.found.total():
+            return {}
+        from posttrain.data import rendering_notes
+
+        may_mask = self.trainer.reads == "text" and not self.template
+        return rendering_notes.describe(self.found, self.rows, self.tokenizer, self.kind, may_mask, self.hides_tools)
 
 
 def _own_bos(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -19,6 +19,8 @@ class Place(NamedTuple):
     number: int
 
 
+# The row's number in its data set, on its way through the store.
+INDEX_COLUMN = "__index__"
 Row = tuple[Place, "dict[str, Any] | RowError"]
 
 

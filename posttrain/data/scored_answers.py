@@ -1,4 +1,4 @@
-"""Scored, ranked or rated answers to a prompt, as pairs, labels, demonstrations or prompts."""
+"""Scored, ranked or rated answers to a prompt, as pairs, labels, demonstrations or prompts; rows by their score."""
 
 from __future__ import annotations
 
@@ -122,3 +122,23 @@ def _each_prompt_once(rows: Dataset) -> Dataset:
     for index, prompt in enumerate(rows["prompt"]):
         first.setdefault(hash(repr(prompt)), index)
     return rows.select(list(first.values()))
+
+
+def rows_from_score(rows: Dataset, least: float, name: str) -> Dataset:
+    """The rows whose `score` is at least `data.min_score`; rows without a score are none of them."""
+    key = f"data.min_score={least:g}"
+    if "score" not in rows.column_names:
+        raise PosttrainError(
+            f"{key}: the data has no column score, but {', '.join(rows.column_names)}; job=sample with a reward and "
+            "sample.select=all, best, top or threshold writes one"
+        )
+    scores = rows["score"]
+    if not all(score is None or isinstance(score, (int, float)) for score in scores):
+        raise PosttrainError(f"{key}: the column score holds other things than numbers")
+    kept = [index for index, score in enumerate(scores) if score is not None and score >= least]
+    if not kept:
+        best = max((score for score in scores if score is not None and score == score), default=None)
+        highest = "none has a score" if best is None else f"the highest score is {best:g}"
+        fix = "" if name == "train" else ", or hold out more (data.eval_size, data.eval_path)"
+        raise PosttrainError(f"{key}: none of the {len(rows)} rows for {name} is left, {highest}; lower it{fix}")
+    return rows.select(kept)

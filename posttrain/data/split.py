@@ -12,13 +12,13 @@ from posttrain.config.schema import DataConfig
 from posttrain.data.columns import PROMPT_COLUMNS, TRL_COLUMNS, prompt_of
 from posttrain.data.reading import Rows, display_path, has_splits, held_out_split, read
 from posttrain.data.sampled import data_file
-from posttrain.data.store import Skipped
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from posttrain.data.rendering import Rendering
+    from posttrain.data.skipped import Skipped
 
 # A data set without a held-out split is divided with this seed, whatever the training seed is.
 SPLIT_SEED = 0
@@ -64,9 +64,11 @@ def split_rows(
         how = "none"
     if config.min_score is not None:
         # After the split: rows held out at one threshold are not trained on at another.
-        train = replace(train, rows=_rows_with_score(train.rows, config, "train"))
+        from posttrain.data.scored_answers import rows_from_score
+
+        train = replace(train, rows=rows_from_score(train.rows, config.min_score, "train"))
         if held_out is not None and not config.eval_path:
-            held_out = replace(held_out, rows=_rows_with_score(held_out.rows, config, "held-out"))
+            held_out = replace(held_out, rows=rows_from_score(held_out.rows, config.min_score, "held-out"))
     train = first_rows(train, config.max_train_rows, config, "train")
     return Split(config, train, held_out and first_rows(held_out, config.max_eval_rows, config, "held-out"), how)
 
@@ -142,24 +144,3 @@ def overlap(train: Dataset, held_out: Dataset) -> dict[str, int]:
 
     seen, asked = set(whole(train)), set(_prompts(train)) - {None}
     return {"rows": sum(row in seen for row in whole(held_out)), "prompts": sum(p in asked for p in _prompts(held_out))}
-
-
-def _rows_with_score(rows: Dataset, config: DataConfig, name: str) -> Dataset:
-    """The rows whose `score` is at least `data.min_score`; rows without a score are none of them."""
-    least, key = config.min_score, f"data.min_score={config.min_score:g}"
-    assert least is not None
-    if "score" not in rows.column_names:
-        raise PosttrainError(
-            f"{key}: the data has no column score, but {', '.join(rows.column_names)}; job=sample with a reward and "
-            "sample.select=all, best, top or threshold writes one"
-        )
-    scores = rows["score"]
-    if not all(score is None or isinstance(score, (int, float)) for score in scores):
-        raise PosttrainError(f"{key}: the column score holds other things than numbers")
-    kept = [index for index, score in enumerate(scores) if score is not None and score >= least]
-    if not kept:
-        best = max((score for score in scores if score is not None and score == score), default=None)
-        highest = "none has a score" if best is None else f"the highest score is {best:g}"
-        fix = "" if name == "train" else ", or hold out more (data.eval_size, data.eval_path)"
-        raise PosttrainError(f"{key}: none of the {len(rows)} rows for {name} is left, {highest}; lower it{fix}")
-    return rows.select(kept)

@@ -12,15 +12,16 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from posttrain.data.row import Place, Row, RowError
+from posttrain.data.row import Row, RowError
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+
+    from posttrain.data.skipped import Skipped
 
 Stored: TypeAlias = "tuple[Dataset, Skipped | None]"
 MAX_SHOWN = 5
@@ -29,47 +30,10 @@ SAME_TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "
 # bool before int, which it is a kind of.
 SCALAR_TYPES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
 ITEM_TYPES: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
-# The row's number in its data set, on its way through the store.
-INDEX_COLUMN = "__index__"
+
+
 _files = itertools.count()
 _passing: list[str] = []
-
-
-@dataclass
-class Skipped:
-    """Rows left out: how many, and a JSON-lines file with file, line (Parquet: number), field, reason and the row."""
-
-    path: Path
-    count: int = 0
-
-    def clear(self) -> None:
-        """Begin anew: a stream that is read again finds the same rows again."""
-        self.count = 0
-        self.path.unlink(missing_ok=True)
-
-    def add(self, place: Place, row_error: RowError, row: Any) -> None:
-        self.count += 1
-        where = "line" if place.unit == "line" else "number"  # `row` is the row itself
-        entry = {"file": place.file, where: place.number, "field": row_error.field or None, "reason": row_error.reason}
-        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            if isinstance(row, dict):
-                row = {name: value for name, value in row.items() if name != INDEX_COLUMN}
-            file.write(json.dumps({**entry, "row": row}, ensure_ascii=False, default=str) + "\n")
-
-    def first(self, most: int) -> list[tuple[str, int, str]]:
-        """(file, line or row in it, what is wrong) of the first rows."""
-        with self.path.open(encoding="utf-8") as file:
-            entries = [json.loads(line) for line in itertools.islice(file, most)]
-        return [
-            (entry["file"], entry.get("line", entry.get("number")), f"{entry['field'] or 'row'}: {entry['reason']}")
-            for entry in entries
-        ]
-
-
-def message(place: Place, row_error: RowError) -> str:
-    """`file, line 3, messages[1].role: what is wrong`."""
-    field = f", {row_error.field}" if row_error.field else ""
-    return f"{place.file}, {place.unit} {place.number}{field}: {row_error.reason}"
 
 
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
@@ -116,8 +80,9 @@ def check_rows(
 
     Raises `PosttrainError` as `store` does.
     """
-    skipped, count = Skipped(temporary_file("skipped.jsonl")), 0
+    skipped: Skipped | None = None
     first: list[str] = []
+    count = 0
     for place, row in rows:
         try:
             if isinstance(row, RowError):
@@ -125,26 +90,20 @@ def check_rows(
             check(row)
             count += 1
         except RowError as row_error:
+            from posttrain.data import skipped as skipped_rows
+
+            skipped = skipped or skipped_rows.Skipped(temporary_file("skipped.jsonl"))
             if skip:
                 skipped.add(place, row_error, None if isinstance(row, RowError) else row)
             else:
                 skipped.count += 1
             if len(first) < MAX_SHOWN:
-                first.append(message(place, row_error))
-    if first and not (skip and count):
-        raise PosttrainError(_report(key, first, skipped.count))
+                first.append(skipped_rows.message(place, row_error))
+    if skipped and not (skip and count):
+        raise PosttrainError(skipped_rows.report(key, first, skipped.count))
     if not count:
         raise PosttrainError(f"{key}: no rows")
-    return skipped if skipped.count else None
-
-
-def _report(key: str, first: list[str], count: int) -> str:
-    what, them = ("1 row does not fit", "it") if count == 1 else (f"{count} rows do not fit", "them")
-    more = [f"  and {count - len(first)} more"] if count > len(first) else []
-    fix = f"fix {them}"
-    if key.startswith("data."):
-        fix += f", or leave {them} out with data.on_error=skip"
-    return "\n".join([f"{key}: {what}; {fix}", *(f"  {line}" for line in first), *more])
+    return skipped
 
 
 def _write(rows: Iterable[dict[str, Any]], kinds: ColumnTypes, key: str) -> Dataset:

@@ -17,10 +17,12 @@ from posttrain.config.schema import DataConfig
 from posttrain.data import files as f
 from posttrain.data.arrow_rows import arrow_rows, is_saved_dataset, load_arrow
 from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template_options
-from posttrain.data.reading import Rows, RowSource, display_path, held_out_split, open_files, open_rows, read, rename
-from posttrain.data.row import Place, RowError
+from posttrain.data.reading import Rows, RowSource, display_path, held_out_split, open_files, open_rows, read
+from posttrain.data.renaming import rename_dataset
+from posttrain.data.row import INDEX_COLUMN, Place, RowError
+from posttrain.data.skipped import Skipped, message
 from posttrain.data.split import Split, config_for_path, first_rows
-from posttrain.data.store import INDEX_COLUMN, Skipped, message, store, temporary_file, temporary_files
+from posttrain.data.store import store, temporary_file, temporary_files
 from posttrain.data.trainer_rows import TrainerRows, for_trainer, to_trainer
 from posttrain.errors import PosttrainError
 
@@ -151,7 +153,7 @@ def _source(config: DataConfig, kind: str, template: Rendering | None) -> RowSou
         return open_files(config, local, kind, named, None, template)
     found = load_arrow(config, config.path, local, config.split, "data.path", streaming=True)
     if config.columns:
-        found = rename(found, config.columns)
+        found = rename_dataset(found, config.columns)
     return open_rows(lambda: arrow_rows(found, config.path, []), config, kind, None, template)
 
 

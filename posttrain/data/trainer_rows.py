@@ -44,15 +44,6 @@ def for_trainer(divided: Split, kind: str) -> TrainerRows:
     )
 
 
-def load_all_rows(config: DataConfig, name: str = "trl") -> Dataset:
-    """All rows of `config.path` as they are stored, under our column names, or converted from the format `name`.
-
-    Of those that are not converted only the prompts are checked: the caller knows what else he takes.
-    """
-    whole = replace(config, format=name, eval_size=0, eval_path=None, eval_split=None)
-    return split_rows(whole, None, needed=("prompt",)).train.rows
-
-
 def to_trainer(found: Rows, config: DataConfig, kind: str) -> Dataset:
     """Rows as the trainer `kind` takes them."""
     made = to_trainer_columns(_answers_apart(found, config, kind), kind, found.format)

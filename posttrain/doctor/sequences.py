@@ -74,10 +74,10 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
         found = [token_ids(tokenizer, prompt, True, row, options) for prompt, row in rows_of]
         return [[Sequence(i, "prompt", one, [False] * len(one))] for i, one in zip(indices, found, strict=True)]
     if kind.reads == "text" and "messages" in chosen.column_names:
-        from posttrain.data import chat_text, loss_mask
+        from posttrain.data import loss_mask
 
         only = run.trainer.args.get("assistant_only_loss")
-        chosen = loss_mask.tokenize_rows(chosen, tokenizer, chat_text.training_template(tokenizer, only), only is False)
+        chosen = loss_mask.tokenize_rows(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
     if kind.reads == "messages":  # they learn the last turn alone
         chosen = chosen.map(lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]})
         chosen = chosen.remove_columns("messages")

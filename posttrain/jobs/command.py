@@ -7,7 +7,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -121,7 +120,6 @@ def plain_errors(errors: tuple[str, ...] = ()):
         JobReturn.return_value = frames  # type: ignore[method-assign]
 
 
-LAUNCHERS = ("submitit", "ray", "joblib")  # whose errors say what became of a job
 RUN_AND_REPORT, GET_MODE = hydra_utils.run_and_report, Hydra.get_mode
 
 
@@ -132,22 +130,11 @@ def _report(errors: tuple[str, ...], work: Callable[[], Any]) -> Any:
         from posttrain.config import composition_errors
 
         message = str(error) if isinstance(error, PosttrainError) else composition_errors.explain_hydra_error(error)
-        message = message or _broken_launcher(error)
         if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") or message is None:
             traceback.print_exc()
         else:
             print_error("\n".join(dict.fromkeys([*errors, *message.splitlines()])))
         sys.exit(1)
-
-
-def _broken_launcher(error: Exception) -> str | None:
-    """The message for an error of the launcher's own, such as a job that was killed; `None` for one of a job."""
-    if not isinstance(error, BrokenExecutor) and type(error).__module__.partition(".")[0] not in LAUNCHERS:
-        return None
-    why = "a job's process was killed (too little memory, most likely)" if isinstance(error, BrokenExecutor) else ""
-    return (
-        f"hydra/launcher: {why or str(error).strip().splitlines()[0]}; the launcher ended, and the jobs it ran with it"
-    )
 
 
 def _value(self: JobReturn) -> Any:

@@ -63,14 +63,14 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
 def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
     """Everything that needs the model; it is out of memory again afterwards."""
     from posttrain.jobs import benchmarks
-    from posttrain.models import hardware, weights
+    from posttrain.models import weights
     from posttrain.probe import heldout
     from posttrain.training.counters import Counter
 
     measured = Measurements()
     if trainers.of(run.trainer.kind).scores:
         measured.scores, measured.lengths = _reward_scores(candidate, plan.rows)
-        hardware.free_memory()
+        weights.free_memory()
         return measured
     with show_status("Loading the model"):
         model = weights.load(candidate.source)
@@ -82,11 +82,11 @@ def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
     if plan.prompts:
         if run.engine == "vllm":  # which takes the memory of the GPU for itself
             del model
-            hardware.free_memory()
+            weights.free_memory()
             model = None
         measured.drawn = _draw(run, plan, candidate, model)
     del model
-    hardware.free_memory()
+    weights.free_memory()
     if isinstance(candidate.reference, Source) and plan.rows:
         model = weights.load(candidate.reference)
         with Counter("reference", sum(map(len, measured.answers))) as bar:
@@ -94,7 +94,7 @@ def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
                 model, candidate.tokenizer, plan.rows, candidate.max_length, bar.advance
             )
         del model
-        hardware.free_memory()
+        weights.free_memory()
     return measured
 
 

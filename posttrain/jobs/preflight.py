@@ -7,24 +7,16 @@ from typing import Any
 
 from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
 from posttrain.config.reserved_options import reserved_options
-from posttrain.config.schema import Run, TrackingConfig
-from posttrain.config.trainers import Kind
+from posttrain.config.schema import Run
 from posttrain.data import files
 from posttrain.data.formats import NAMES
 from posttrain.data.sampled import data_file
 from posttrain.errors import PosttrainError, near_path
 
-RESERVED_LORA = {
-    "task_type": "it follows the trainer",
-    "inference_mode": "it would train nothing",
-    "runtime_config": "it is for loading, and no training reads it",
-    "arrow_config": "it routes between adapters that are trained already",
-}
 EMBEDDED_DATA = ("embedded:squad", "embedded:imdb", "embedded:arithmetic")
-ENGINES = ("transformers", "continuous", "vllm")
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
 CHOICES = {
-    "engine": ENGINES,
+    "engine": ("transformers", "continuous", "vllm"),
     "peft.method": ("none", "lora"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "tracking.backend": ("wandb", "trackio", "tensorboard", "mlflow", "comet", "none"),
@@ -42,22 +34,14 @@ def check(run: Run) -> None:
         raise PosttrainError(wrong)
     if long := paths_and_secrets.long_names({k: v for k, v in asdict(run).items() if k not in ("stages", "common")}):
         raise PosttrainError("\n".join(long))
-    if errors := _pipeline(run) if run.job == "pipeline" else [*_settings(run), *_parts(run)]:
+    if run.job == "pipeline":
+        from posttrain.pipeline import plan
+
+        errors = plan.errors(run, check)
+    else:
+        errors = [*_settings(run), *_parts(run)]
+    if errors:
         raise PosttrainError("\n".join(errors))
-
-
-def _pipeline(run: Run) -> list[str]:
-    from posttrain.pipeline import plan
-
-    errors = list(dict.fromkeys(paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run))))
-    try:
-        plan.check(run, check)
-    except PosttrainError as error:
-        # The settings that stages take over from the pipeline have one message, the pipeline's.
-        own = tuple(f".{line}" for line in errors)
-        lines = str(error).splitlines()
-        errors += [line for line in lines if line not in errors and not line.endswith(own or ("\n",))]
-    return errors
 
 
 def _settings(run: Run) -> Iterator[str]:
@@ -75,21 +59,21 @@ def _settings(run: Run) -> Iterator[str]:
             "set at least 2, and fewer gradient_accumulation_steps"
         )
     yield from options.check_smoothing(kind.name, kind.lineage, run.trainer.args)
-    yield from options.check(options.LORA, run.peft.lora, "peft.lora", RESERVED_LORA)
-    yield from options.check(options.LORA, run.peft.value, "peft.value", RESERVED_LORA)
     yield from combinations.check(run)
-    yield from _engine(run, kind)
-    yield from _initialisation(run)
-    if run.peft.value and not trainers.value_adapter(run):
-        yield "peft.value: options of PPO's value adapter, for trainer=ppo with value_mode=adapter"
-    yield from options.check(options.QUANTIZATION, run.peft.quantization, "peft.quantization")
     if run.peft.quantization and run.peft.method == "none":
         yield "peft.quantization: a quantized model cannot be trained in full; choose peft=qlora"
+    if run.engine != "transformers" or run.tracking.backend != "none":
+        from posttrain.config import backends
+
+        yield from backends.check(run)
     yield from _paths(run)
     yield from paths_and_secrets.check(run)
     yield from paths_and_secrets.secrets(asdict(run))
-    yield from _tracker(run.tracking)
     yield from checks.models(run)
+    if run.model.kwargs:
+        from posttrain.models import model_kwargs
+
+        yield from model_kwargs.set_elsewhere(run.model)
     yield from checks.probe(run)
     settings = asdict(run)
     if run.data.mix:
@@ -135,51 +119,6 @@ def _parts(run: Run) -> Iterator[str]:
         yield from stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
 
 
-def _engine(run: Run, kind: Kind) -> Iterator[str]:
-    """Errors of `engine=vllm`: the package, or a training whose vLLM the probe cannot use."""
-    if run.engine != "vllm" or run.job == "doctor":
-        return
-    other = "engine=continuous"
-    if not run.trainer.args.get("use_vllm"):
-        yield from combinations.packages({"use_vllm": True}, "engine=vllm")
-    if run.job == "train" and not (kind.has("use_vllm") and run.trainer.args.get("use_vllm")):
-        able = f"set trainer.args.use_vllm=true, or {other}" if kind.has("use_vllm") else f"set {other}"
-        yield (
-            "engine=vllm: the probe measures the weights in training, and only a trainer that samples with vLLM gives "
-            f"them to it; {able}"
-        )
-    elif run.job == "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        yield f"engine=vllm: with several processes the probe does not reach the trainer's vLLM; set {other}"
-
-
-def _initialisation(run: Run) -> list[str]:
-    """PiSSA, OLoRA and the like change the base weights, so a base without the adapter is no reference."""
-    start = run.peft.lora.get("init_lora_weights", True)
-    if run.peft.method == "none" or isinstance(start, bool) or start == "gaussian":
-        return []
-    if not trainers.of(run.trainer.kind).reference and not run.model.init_from:
-        return []
-    return [
-        f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "
-        f"{run.trainer.kind} and of the runs that start from it; leave it out, or choose gaussian"
-    ]
-
-
-def _tracker(settings: TrackingConfig) -> list[str]:
-    """Trackers that are extras and not installed, and names that one does not take."""
-    backend = settings.backend
-    module = {"trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml"}.get(backend)
-    if backend == "wandb" and (refused := set(settings.project) & set("/\\#?%:")):
-        # W&B says so when the run begins, and training goes on without it.
-        return [f"tracking.project={settings.project}: W&B takes no {' '.join(sorted(refused))} in it"]
-    if module is None:
-        return []
-    from posttrain import extras
-
-    missing = extras.missing_modules(module)
-    return [f"tracking.backend={backend}: not installed; {extras.install_command(backend)}"] if missing else []
-
-
 def _value(run: Run, key: str) -> Any:
     group, _, name = key.partition(".")
     return getattr(getattr(run, group), name) if name else getattr(run, group)
@@ -211,20 +150,11 @@ def _paths(run: Run) -> Iterator[str]:
         yield f"model.init_from={run.model.init_from}: no such run directory{near_path(run.model.init_from)}"
     template = run.model.chat_template
     if template and template.startswith("trl:"):
-        yield from _template(template)
+        from posttrain.models import chat_templates
+
+        yield from chat_templates.unknown_template(template)
     elif template and not _exists(template):
         yield f"model.chat_template={template}: no such file{near_path(template)}"
-
-
-def _template(value: str) -> list[str]:
-    from posttrain.models import chat_templates
-
-    known = chat_templates.templates()
-    if value[len("trl:") :] in known:
-        return []
-    from posttrain.config import hints
-
-    return [f"model.chat_template={value}: TRL brings no such template; {hints.nearest(value[len('trl:') :], known)}"]
 
 
 def _exists(path: str) -> bool:

@@ -31,7 +31,7 @@ def sample(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> None:
     from posttrain.jobs import common, sample_data
-    from posttrain.models import hardware
+    from posttrain.models import weights
     from posttrain.training import out_of_memory
 
     common.write_start(run, origin, directory, [plan.source], plan.data)
@@ -39,7 +39,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     _draw(run, origin, plan, drawn)
     _check_ended(run, drawn, least=1)
     # The policy's memory is free by now: a reward model may take it.
-    hardware.free_memory()
+    weights.free_memory()
     scored = Journal(directory.path / "rewards.jsonl")
     with out_of_memory.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
         _score(run, plan, drawn, scored)

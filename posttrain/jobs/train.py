@@ -186,6 +186,11 @@ def _build(
         from posttrain.training import trainer_arguments
 
         extra_arguments = trainer_arguments.constructor_arguments(run, plan.precision.dtype)
+    adapters: dict[str, Any] = {"lora": None, "quantization": None}
+    if run.peft.method != "none":
+        from posttrain.models import adapter
+
+        adapters = adapter.trainer_parts(run.peft, run.trainer.kind, architecture.keeps_senses(known))
     parts = Parts(
         model=plan.start.base,
         args=trainer_args(run, plan, directory, tracker.report_to),
@@ -202,7 +207,7 @@ def _build(
         adapter=plan.start.adapter,
         reward_adapter=shared,
         reward_adjustment=adjust,
-        **_adapters(run, architecture.keeps_senses(known)),
+        **adapters,
     )
     try:
         trainer = build.build(run.trainer.kind, parts)
@@ -212,17 +217,6 @@ def _build(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _adapters(run: Run, sees: bool) -> dict[str, Any]:
-    """The settings of the adapter, of PPO's value adapter, and of quantization, as fields of `Parts`."""
-    if run.peft.method == "none":
-        return {"lora": None, "quantization": None}
-    from posttrain.models import adapter
-
-    value = adapter.lora_config(run.peft, run.trainer.kind, value=True) if run.peft.value else None
-    lora = adapter.lora_config(run.peft, run.trainer.kind, sees=sees)
-    return {"lora": lora, "quantization": adapter.quantization_config(run.peft), "value_lora": value}
 
 
 def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:

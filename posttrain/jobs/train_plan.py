@@ -14,6 +14,7 @@ from posttrain.console import print_facts
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 from posttrain.training.lengths import Lengths, check_lengths, measure
+from posttrain.training.memory import format_bytes
 from posttrain.training.schedule import schedule
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
     if run.peft.quantization:
         how += f" on {run.peft.quantization.get('bnb_4bit_quant_type', '8-bit')} weights"
     checkpoint = directory.last_checkpoint() if directory.record() else None
+    if kind.takes_rewards:
+        from posttrain.training import online
+    if run.trainer.teacher.model:
+        from posttrain.training import trainer_arguments
     lines = plan.data.describe()
     if "unused" in lines and run.probe.judges:
         lines["unused"] += "; the probe's rewards may read them"
@@ -55,9 +60,9 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
         **plan.lengths.describe(run, plan.data.rows),
         **plan.notes,
         **({"note": note} if (note := _note(run, plan)) else {}),
-        **({"rewards": ", ".join(_reward(name, run) for name in run.reward)} if kind.takes_rewards else {}),
+        **({"rewards": ", ".join(online.reward_line(name, run) for name in run.reward)} if kind.takes_rewards else {}),
         "steps": _steps(run, plan),
-        **({"teacher": _teacher(run)} if run.trainer.teacher.model else {}),
+        **({"teacher": trainer_arguments.teacher_line(run)} if run.trainer.teacher.model else {}),
         **({"prompts": plan.prompts} if plan.prompts else {}),
         **({"time": format_estimate(plan.seconds)} if plan.seconds else {}),
         "device": str(plan.precision),
@@ -85,27 +90,6 @@ def format_estimate(seconds: float) -> str:
     limits = ((1, "seconds"), (60, "minutes"), (3600, "hours"), (86400, "days"))
     size, unit = next((one for one in reversed(limits) if low >= one[0]), limits[0])
     return f"about {low / size:.0f} to {high / size:.0f} {unit}, without evaluations and probe"
-
-
-def _reward(name: str, run: Run) -> str:
-    """A reward of the plan: its weight, and whether its model is a second one in memory."""
-    from posttrain.training.online import shared_reward
-
-    entry, shared = run.reward[name], shared_reward(run)
-    where = ""
-    if entry.model is not None:
-        where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a separate model)"
-    return name + where + (f" x {entry.weight:g}" if entry.weight != 1 else "")
-
-
-def _teacher(run: Run) -> str:
-    from posttrain.training import trainer_arguments
-
-    source = trainer_arguments.teacher_source(run)
-    student = (run.model.path, run.model.revision, run.model.init_from, run.peft.quantization)
-    if student == (source.name, source.revision, None, source.quantization):
-        return f"{source.name}: the model that is trained, so nothing will change; set trainer.teacher.model=RUN"
-    return source.name + (" in 4-bit" if source.quantization.get("load_in_4bit") else "")
 
 
 def _learnt(run: Run, plan: Plan) -> str | None:
@@ -164,7 +148,10 @@ def inputs(run: Run) -> tuple[Start, PreTrainedTokenizerBase, Any, Rendering, Da
 
     start = starting_point.start(run)
     tokenizer = tokenizers.load_tokenizer(run.model, start.tokenizer)
-    starting_point.check_tokenizer(run, start, tokenizer)
+    if start.parent is not None:
+        from posttrain.models import inherit
+
+        inherit.check_tokenizer(run, start, tokenizer)
     known = architecture.load_config(run.model, start.config, start.revision)
     tokenizers.check_size(tokenizer, run.model, known)
     rendering = Rendering(tokenizer, run.trainer)
@@ -186,7 +173,10 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     start, tokenizer, known, rendering, data = inputs(run)
     if run.trainer.tools or run.trainer.environment:
         trainer_arguments.check_template(run, tokenizer)
-    _check_rewards(run, data)
+    if any(run.rewards.values()):
+        from posttrain import rewards
+
+        rewards.check_columns(run, data.first, data.prompts)
     if run.trainer.teacher.model:
         trainer_arguments.check_teacher(run, tokenizer)
     check_learnable(run.trainer.kind, data)
@@ -202,7 +192,8 @@ def prepare(run: Run, output_dir: Path) -> Plan:
         online.check_ppo(run, data, tokenizer, precision, known, start.base)
     library_checks.check_with_libraries(run.trainer.kind, _options(run, data, precision))
     _check_router(run, known)
-    _check_rewards(run)
+    if any(run.rewards.values()):
+        rewards.check_all_reachable(run)
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = measure(run, tokenizer, data.first)
     check_lengths(run, lengths, context)
@@ -248,45 +239,24 @@ def _check_router(run: Run, known: Any) -> None:
         )
 
 
-def _check_rewards(run: Run, data: Data | None = None) -> None:
-    """Raise `PosttrainError` for rewards that read columns `data` lacks, or, without it, that do not answer."""
-    if not any(run.rewards.values()):
-        return
-    from posttrain import rewards
-
-    errors: list[str] = []
-    for path, entries in run.rewards.items():
-        if data is None:
-            errors += rewards.check_reachable(entries, path)
-        else:
-            rows = data.first if path == "reward" or not data.prompts else data.prompts
-            errors += rewards.missing_columns(entries, path, rows.features)
-    if errors:
-        raise PosttrainError("\n".join(errors))
-
-
 def _check_memory(run: Run, precision: Precision, needed: Footprint) -> int:
     """Refuse what cannot fit whatever the batch: weights, gradients, optimizer and reference; returns what there is."""
     import torch
 
-    from posttrain.training import memory
+    from posttrain.training.memory import machine_memory
 
-    there = (
-        memory.machine_memory()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
-    )
+    there = machine_memory()[1] if precision.device == "CPU" else torch.cuda.get_device_properties(0).total_memory
     if needed.least > there:
         fix = "take a smaller model" if run.peft.quantization else "choose peft=qlora, or a smaller model"
         raise PosttrainError(
-            f"model.path={run.model.path}: weights, gradients and optimizer take {memory.format_bytes(needed.least)}, "
-            f"and {precision.device} has {memory.format_bytes(there)}; {fix}"
+            f"model.path={run.model.path}: weights, gradients and optimizer take {format_bytes(needed.least)}, "
+            f"and {precision.device} has {format_bytes(there)}; {fix}"
         )
     return there
 
 
 def _memory(plan: Plan) -> str:
-    from posttrain.training import memory
-
-    there = memory.format_bytes(plan.device_memory)
+    there = format_bytes(plan.device_memory)
     if plan.memory.peak > plan.device_memory:
         return f"{plan.memory}; more than the {there} of {plan.precision.device}: lower the batch size or the length"
     return f"{plan.memory}; of {there}"
@@ -299,10 +269,6 @@ def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> Non
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise PosttrainError(
-            f"output_dir={run.output_dir}: {_size(free)} free, and checkpoints need {_size(needed)}; "
+            f"output_dir={run.output_dir}: {format_bytes(free)} free, and checkpoints need {format_bytes(needed)}; "
             "free some space, or train an adapter (peft=lora)"
         )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -111,3 +111,9 @@ def _matches(pattern: str, names: list[str]) -> bool:
         return any(re.match(rf"(?:.*\.)?(?:{pattern})$", name) for name in names)
     except re.error:
         return False
+
+
+def trainer_parts(peft: PeftConfig, kind: str, sees: bool) -> dict[str, Any]:
+    """The settings of the adapter, of PPO's value adapter, and of quantization, as fields of `Parts`."""
+    value = lora_config(peft, kind, value=True) if peft.value else None
+    return {"lora": lora_config(peft, kind, sees=sees), "quantization": quantization_config(peft), "value_lora": value}

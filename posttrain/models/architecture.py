@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import ModelConfig, Run
-from posttrain.errors import PosttrainError, did_you_mean
+from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -76,11 +74,14 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
     auto: Any = AutoModelForCausalLM
     if trainers.of(run.trainer.kind).scores:
         auto, known.num_labels = AutoModelForSequenceClassification, 1
-    if errors := _unknown_kwargs(run.model.kwargs, known):
-        raise PosttrainError("\n".join(errors))
+    if run.model.kwargs:
+        from posttrain.models import model_kwargs
+
+        model_kwargs.check_names(run.model, known)
     with torch.device("meta"):
         model = _without_weights(auto, known, run.model)
-        _check_kwargs(auto, known, run.model, model)
+        if run.model.kwargs:
+            model_kwargs.check_shapes(run.model, known, model, lambda other: _without_weights(auto, other, run.model))
         if run.peft.method != "none":
             from posttrain.models.adapter import add_without_weights
 
@@ -105,39 +106,3 @@ def _without_weights(auto: Any, known: PretrainedConfig, model: ModelConfig) -> 
         if not options:
             raise
         raise PosttrainError(f"model.attn_implementation={asked}: {str(error).splitlines()[0]}") from error
-
-
-def _check_kwargs(auto: Any, known: PretrainedConfig, model: ModelConfig, as_saved: Any) -> None:
-    """Raise `PosttrainError` where settings of the model's config make no model, or other shapes than `as_saved` has.
-
-    Weights of other shapes would be drawn at random, or left out.
-    """
-    given = {name: value for name, value in model.kwargs.items() if hasattr(known, name)}
-    if not given:
-        return
-    said = ", ".join(f"model.kwargs.{name}={value}" for name, value in given.items())
-    try:
-        made = _without_weights(auto, type(known).from_dict({**known.to_dict(), **given}), model)
-    except Exception as error:  # whatever the model's code meets
-        raise PosttrainError(
-            f"{said}: {type(error).__name__}: {str(error).strip().splitlines()[-1].strip()}"
-        ) from error
-    one, other = ({name: p.shape for name, p in m.named_parameters()} for m in (as_saved, made))
-    if one != other:
-        changed = min(name for name in {**one, **other} if one.get(name) != other.get(name))
-        raise PosttrainError(f"{said}: the weights of {model.path} have another shape ({changed}); leave it out")
-
-
-def _unknown_kwargs(kwargs: dict[str, Any], known: PretrainedConfig) -> list[str]:
-    """Errors for `model.kwargs` that neither `from_pretrained` nor the model's config has."""
-    from transformers import PreTrainedModel
-
-    # It takes many out of its kwargs by name.
-    source = inspect.getsource(PreTrainedModel.from_pretrained)
-    own = {*re.findall(r'"(\w+)"', source), *inspect.signature(PreTrainedModel.from_pretrained).parameters}
-    errors = []
-    for name in kwargs:
-        if name not in own and not hasattr(known, name):
-            hint = f"; {did_you_mean(name, [*own, *known.to_dict()])}".rstrip("; ")
-            errors.append(f"model.kwargs.{name}: neither from_pretrained nor the model's config has it{hint}")
-    return errors

@@ -1,4 +1,4 @@
-"""Chat templates: those that there are, and whether one ends a turn with EOS."""
+"""Chat templates: those that there are, and the token that ends a turn of one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.config.classes import package_folder
-from posttrain.config.schema import ModelConfig
-from posttrain.errors import PosttrainError
 from posttrain.models.tokens import token_ids
 
 if TYPE_CHECKING:
@@ -38,21 +36,11 @@ def end_of_turn(tok: PreTrainedTokenizerBase) -> str | None:
     return str(tok.decode(special[-1:])) if special else None
 
 
-def check(tok: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-    """Raise `PosttrainError` unless a conversation can be rendered and its assistant turn ends with EOS.
+def unknown_template(value: str) -> list[str]:
+    """Errors of `model.chat_template`, which is `trl:NAME`."""
+    known = templates()
+    if value[len("trl:") :] in known:
+        return []
+    from posttrain.config import hints
 
-    Generation stops at EOS; a model trained on turns that end otherwise never stops.
-    """
-    if not tok.chat_template:
-        raise PosttrainError(
-            f"model.path={config.path}: no chat template, and the data is conversational; "
-            "set model.chat_template=FILE.jinja, or take an instruct model"
-        )
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    whole, prompt = token_ids(tok, turns), token_ids(tok, turns[:1])
-    if tok.eos_token_id not in whole[len(prompt) :]:
-        end = tok.decode([i for i in whole if i in tok.added_tokens_decoder][-1:]) or repr(tok.decode(whole[-3:]))
-        raise PosttrainError(
-            f"model.path={config.path}: the chat template ends an assistant turn with {end}, and EOS is "
-            f"{tok.eos_token}: the model would not learn to stop; set model.eos_token={end}, or another template"
-        )
+    return [f"model.chat_template={value}: TRL brings no such template; {hints.nearest(value[len('trl:') :], known)}"]

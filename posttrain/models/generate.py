@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from posttrain.data.prompts import common_prefix_length
-from posttrain.models.shared_prompt import prefilling_once, shared_within
+from posttrain.models.shared_within import prefilling_once, shared_within
 from posttrain.models.tokens import token_ids as token_ids
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any], known:
     adapter are loaded in the half type.
     """
     import torch
+    from transformers.utils import is_flash_attn_2_available
 
     cuda = torch.cuda.is_available() and not args.get("use_cpu")
     if cuda:
@@ -45,26 +46,10 @@ def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any], known:
     dtype = model.dtype if model.dtype != "auto" else known or (half if peft.method == "lora" else "float32")
     attention = model.attn_implementation
     if attention == "auto":
-        attention = "flash_attention_2" if _flash_attention(cuda, half) else "sdpa"
+        fast = cuda and half != "float32" and is_flash_attn_2_available()
+        attention = "flash_attention_2" if fast else "sdpa"
     name = torch.cuda.get_device_name() if cuda else "CPU"
     return Precision(name, dtype, bool(bf16), bool(fp16), attention)
-
-
-def _flash_attention(cuda: bool, half: str) -> bool:
-    from transformers.utils import is_flash_attn_2_available
-
-    return cuda and half != "float32" and is_flash_attn_2_available()
-
-
-def free_memory() -> None:
-    """Return the memory of models that nothing refers to any more to the device."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def init_kwargs(model: ModelConfig, chosen: Precision, revision: str | None) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from typing import Any
 from posttrain.console import console
 from posttrain.errors import PosttrainError
 from posttrain.models.drift import Drift, ReferenceOutputs, held_out
-from posttrain.models.hardware import free_memory
-from posttrain.models.weights import load, load_base
-from posttrain.runs import card
-from posttrain.runs.durable import atomic_folder, folder_lock
+from posttrain.models.weights import free_memory, load, load_base
+from posttrain.runs import export_card
+from posttrain.runs.atomic_folder import atomic_folder, folder_lock
 from posttrain.runs.identity import content, files_digest
 from posttrain.runs.lineage import Source
 
@@ -57,7 +56,7 @@ def merge(
         with atomic_folder(folder) as temporary:
             drift = _merge(source, temporary, dtype, prompts or held_out(source), into, limit)
             write_marker(temporary, wanted, drift)
-            card.describe(temporary, source, drift.describe())
+            export_card.describe(temporary, source, drift.describe())
     return drift
 
 

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from posttrain.models.prompt_tree import Layout, Row, arrange
 
@@ -80,47 +77,12 @@ def share_prompts(model: Any) -> str | None:
     shared = SharedPrompts(backbone)
     if reason := shared.differs():
         return reason
-    _wrap(shared)
+    backbone.forward = shared.forward
     return None
 
 
 def is_shared(model: Any) -> bool:
     return isinstance(getattr(model.base_model.forward, "__self__", None), SharedPrompts)
-
-
-def stop_sharing(model: Any) -> None:
-    """Undo `share_prompts`."""
-    if is_shared(model):
-        model.base_model.forward = model.base_model.forward.__self__.inner
-
-
-def _wrap(shared: SharedPrompts) -> None:
-    shared.backbone.forward = shared.forward
-
-
-@contextmanager
-def shared_within(model: Any, share: Callable[[Any], object] = share_prompts) -> Iterator[None]:
-    """`share` for as long as the block lasts, where it was not done before; `model` may be PEFT's.
-
-    What only looks like a model from outside is called as it is.
-    """
-    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(inside, PreTrainedModel):
-        yield
-        return
-    before = is_shared(inside)
-    if not before:
-        share(inside)
-    try:
-        yield
-    finally:
-        if not before:
-            stop_sharing(inside)
-
-
-def prefilling_once(model: Any) -> AbstractContextManager[None]:
-    """Within, prompts that are in a batch several times are read once before generation, whatever the attention."""
-    return shared_within(model, lambda inside: _wrap(SharedPrompts(inside.base_model)))
 
 
 class SharedPrompts:

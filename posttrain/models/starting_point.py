@@ -1,17 +1,11 @@
 """The model that training begins with, from `model.path` or the run at `model.init_from`."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError
 from posttrain.models.start import Start
 from posttrain.runs.pretrained import pretrained_path
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def start(run: Run) -> Start:
@@ -27,11 +21,3 @@ def start(run: Run) -> Start:
             "start from that run, and leave model.path as it was there"
         )
     return Start(where, where, where, run.model.revision)
-
-
-def check_tokenizer(run: Run, begin: Start, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `PosttrainError` where template or special tokens differ from those that the parent was trained with."""
-    if begin.parent is not None:
-        from posttrain.models import inherit
-
-        inherit.check_tokenizer(run, begin, tokenizer)

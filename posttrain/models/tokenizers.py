@@ -78,11 +78,25 @@ def check_size(tok: PreTrainedTokenizerBase, config: ModelConfig, known: Any) ->
 
 
 def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: ModelConfig) -> None:
-    """Raise `PosttrainError` where `row` is a conversation and the chat template does not fit (`chat_templates`)."""
+    """Raise `PosttrainError` where `row` is a conversation, unless one can be rendered and ends its answer with EOS.
+
+    Generation stops at EOS; a model trained on turns that end otherwise never stops.
+    """
     from trl.data_utils import is_conversational
 
     if not is_conversational(row):
         return
-    from posttrain.models import chat_templates
-
-    chat_templates.check(tok, config)
+    if not tok.chat_template:
+        raise PosttrainError(
+            f"model.path={config.path}: no chat template, and the data is conversational; "
+            "set model.chat_template=FILE.jinja, or take an instruct model"
+        )
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rendered: Any = [tok.apply_chat_template(some, tokenize=True, return_dict=True) for some in (turns, turns[:1])]
+    whole, prompt = (one["input_ids"] for one in rendered)
+    if tok.eos_token_id not in whole[len(prompt) :]:
+        end = tok.decode([i for i in whole if i in tok.added_tokens_decoder][-1:]) or repr(tok.decode(whole[-3:]))
+        raise PosttrainError(
+            f"model.path={config.path}: the chat template ends an assistant turn with {end}, and EOS is "
+            f"{tok.eos_token}: the model would not learn to stop; set model.eos_token={end}, or another template"
+        )

@@ -95,3 +95,14 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
         of = "" if Path(origin.name).is_dir() and not origin.adapter else f"{of}: "
         raise PosttrainError(f"RUN={origin.name}: {of}{hub.cannot_load(error, origin.base)}") from error
     return model.eval() if origin.quantization else model.to(where).eval()
+
+
+def free_memory() -> None:
+    """Return the memory of models that nothing refers to any more to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from posttrain import __version__
+from posttrain.config import paths_and_secrets
 from posttrain.config.schema import Origin, Run, TrackingConfig
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import overrides
@@ -233,6 +234,19 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
     if errors:
         raise PosttrainError("\n".join(dict.fromkeys(errors)))
     return stages
+
+
+def errors(run: Run, check_stage: Callable[[Run], None]) -> list[str]:
+    """Everything wrong with the pipeline itself and with its stages, each checked by `check_stage`."""
+    found = list(dict.fromkeys(paths_and_secrets.check(run) + paths_and_secrets.secrets(asdict(run))))
+    try:
+        check(run, check_stage)
+    except PosttrainError as error:
+        # The settings that stages take over from the pipeline have one message, the pipeline's.
+        own = tuple(f".{line}" for line in found)
+        lines = str(error).splitlines()
+        found += [line for line in lines if line not in found and not line.endswith(own or ("\n",))]
+    return found
 
 
 def of_stage(stages: Stages, metric: str) -> tuple[str, str]:

@@ -17,6 +17,8 @@ from posttrain.config.schema import RewardConfig
 from posttrain.errors import PosttrainError
 from posttrain.rewards import user_function
 from posttrain.rewards.checks import check as check
+from posttrain.rewards.checks import check_all_reachable as check_all_reachable
+from posttrain.rewards.checks import check_columns as check_columns
 from posttrain.rewards.checks import check_reachable as check_reachable
 from posttrain.rewards.checks import check_run as check_run
 from posttrain.rewards.checks import default_column as default_column

@@ -1,12 +1,17 @@
 """Errors in the entries of `reward` and `probe.rewards`: in the config alone, with the data, and of models' answers."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.config import code, trainers
 from posttrain.config.schema import RewardConfig, Run
 from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Functions that load nothing where there is nothing to score.
 CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
@@ -203,3 +208,23 @@ def default_column(entry: RewardConfig) -> str | None:
         return None
     column = inspect.signature(code.load(entry.function)).parameters.get("column")
     return column.default if column is not None and isinstance(column.default, str) else None
+
+
+def check_columns(run: Run, first: Dataset, prompts: Dataset | None) -> None:
+    """Raise `PosttrainError` for rewards that read columns which the data lacks.
+
+    `first` are rows of training, `prompts` the held-out ones that the probe samples on.
+    """
+    errors: list[str] = []
+    for path, entries in run.rewards.items():
+        rows = first if path == "reward" or not prompts else prompts
+        errors += missing_columns(entries, path, rows.features)
+    if errors:
+        raise PosttrainError("\n".join(errors))
+
+
+def check_all_reachable(run: Run) -> None:
+    """Raise `PosttrainError` for models and endpoints of rewards that do not answer."""
+    errors = [error for path, entries in run.rewards.items() for error in check_reachable(entries, path)]
+    if errors:
+        raise PosttrainError("\n".join(errors))

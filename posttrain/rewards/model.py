@@ -10,7 +10,7 @@ import torch
 
 from posttrain.errors import PosttrainError
 from posttrain.models import weights
-from posttrain.models.shared_prompt import shared_within
+from posttrain.models.shared_within import shared_within
 from posttrain.models.tokens import token_ids as token_ids
 from posttrain.rewards import calibration as calibrations
 from posttrain.rewards.text import Completion

@@ -1,17 +1,12 @@
-"""The model card of a finished run, and of what is exported from one."""
-
-from __future__ import annotations
+"""The model card of a finished run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import Run
 from posttrain.data.files import built_in, resolve
 from posttrain.runs import metrics
-
-if TYPE_CHECKING:
-    from posttrain.runs.lineage import Source
 
 # Licences of the models in conf/model, as the hub names them; another base's stands on its page.
 LICENCES = {
@@ -43,39 +38,17 @@ def base_note(base: str) -> str | None:
     return None
 
 
-def write_card(folder: Path, run: Run, record: dict[str, Any], logged: Path) -> None:
+def write_card(
+    folder: Path, run: Run, record: dict[str, Any], logged: Path, form: str = "", drift: list[str] | None = None
+) -> None:
     """`README.md`: base, data, method, hyperparameters, held-out metrics before and after, and usage that generates.
 
-    `logged` is the run's `metrics.jsonl`.
+    `logged` is the run's `metrics.jsonl`. `form` is adapter, full or merged, by default what was trained; `drift` has
+    the figures of a merge, a line each.
     """
-    _save(folder, run, record, "adapter" if run.peft.method == "lora" else "full", logged)
-
-
-def describe(folder: Path, source: Source, drift: list[str] | None = None) -> None:
-    """`README.md` of an export of `source`; `drift` has the figures of a merge, a line each."""
-    form = "merged" if drift else "adapter" if source.adapter else "full"
-    if source.run is None:
-        from huggingface_hub import ModelCard
-
-        made = {"merged": "An adapter merged into", "adapter": "A LoRA adapter on", "full": "A copy of"}[form]
-        text = f"{made} `{source.base}`.\n{_drift(drift)}\n## Use\n\n{_usage(source.scores, form, folder, {})}\n"
-        ModelCard(f"---\ntags: [posttrain]\n---\n\n{text}").save(folder / "README.md")
-        return
-    from omegaconf import DictConfig, OmegaConf
-
-    from posttrain.config.parse import parse
-
-    composed = OmegaConf.load(source.run.path / "config.yaml")
-    assert isinstance(composed, DictConfig)
-    run = parse(composed)
-    _save(folder, run, source.record, form, source.run.metrics, drift)
-
-
-def _save(
-    folder: Path, run: Run, record: dict[str, Any], form: str, logged: Path, drift: list[str] | None = None
-) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
+    form = form or ("adapter" if run.peft.method == "lora" else "full")
     base = record.get("base", {}).get("path", run.model.path)
     data = record["data"]["path"]
     local = bool(run.data.mix) or not isinstance(run.data.path, str) or bool(resolve(data)) or Path(data).exists()
@@ -118,10 +91,10 @@ Other options that decide the result have the defaults of TRL {record["versions"
 ## Held out, before and after
 
 {_before_after(logged)}
-{_drift(drift)}
+{drift_section(drift)}
 ## Use
 
-{_usage(trainers.of(run.trainer.kind).scores, form, folder, record.get("quantization") or {})}
+{usage(trainers.of(run.trainer.kind).scores, form, folder, record.get("quantization") or {})}
 """
     ModelCard(text).save(folder / "README.md")
 
@@ -141,14 +114,14 @@ def _before_after(logged: Path) -> str:
     return "\n".join(["| metric | before | after |", "|---|---|---|", *rows]) if rows else "No rows were held out."
 
 
-def _drift(drift: list[str] | None) -> str:
+def drift_section(drift: list[str] | None) -> str:
     if drift is None:
         return ""
     lines = "\n".join(f"- {line[0].upper()}{line[1:]}." for line in drift)
     return f"\n## The merge\n\nThe saved weights against the adapter on the base that it was trained on:\n\n{lines}\n"
 
 
-def _usage(scores: bool, form: str, folder: Path, quantization: dict[str, Any]) -> str:
+def usage(scores: bool, form: str, folder: Path, quantization: dict[str, Any]) -> str:
     kind = "SequenceClassification" if scores else "CausalLM"
     auto = f"AutoPeftModelFor{kind}" if form == "adapter" else f"AutoModelFor{kind}"
     module = "peft" if form == "adapter" else "transformers"

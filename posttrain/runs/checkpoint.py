@@ -3,10 +3,8 @@
 `posttrain.runs.damage` compares a checkpoint with that list.
 """
 
-import json
 import zlib
 from pathlib import Path
-from typing import Any
 
 from posttrain.runs import durable
 
@@ -35,12 +33,6 @@ def seal(folder: Path) -> None:
 
 def progress_file(process: int) -> str:
     return PROGRESS if process == 0 else f"progress_{process}.json"
-
-
-def progress(folder: Path) -> dict[str, Any]:
-    """The progress of the main process's trainer at the checkpoint; empty in checkpoints of earlier versions."""
-    path = folder / PROGRESS
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def crc32_of(path: Path) -> int | None:

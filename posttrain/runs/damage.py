@@ -5,6 +5,7 @@ version or of a process that was killed before it was written, is judged by the 
 """
 
 import json
+import shutil
 from pathlib import Path
 
 from posttrain.runs.checkpoint import MANIFEST, crc32_of, step
@@ -21,6 +22,16 @@ def damage(folder: Path) -> str | None:
         return _structure(folder) or _state(folder) or _loadable(folder)
     except OSError as error:
         return f"{error.strerror or error}"
+
+
+def remove_damaged(folders: list[Path]) -> list[str]:
+    """Remove checkpoints that are not whole, and say why."""
+    messages = []
+    for folder in folders:
+        if why := damage(folder):
+            shutil.rmtree(folder)
+            messages.append(f"{folder.name} is not whole and is removed: {why}")
+    return messages
 
 
 def _against_manifest(folder: Path) -> str | None:

@@ -158,8 +158,7 @@ class RunDirectory:
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
-        found = self._checkpoints()
-        if not found:
+        if not (found := self._checkpoints()):
             return None
         from posttrain.runs.damage import damage
 
@@ -167,16 +166,11 @@ class RunDirectory:
 
     def remove_damaged_checkpoints(self) -> list[str]:
         """Remove checkpoints that are not whole, and say why; only for who has claimed the directory."""
-        found, messages = self._checkpoints(), []
-        if not found:
+        if not (found := self._checkpoints()):
             return []
-        from posttrain.runs.damage import damage
+        from posttrain.runs.damage import remove_damaged
 
-        for path in found:
-            if why := damage(path):
-                shutil.rmtree(path)
-                messages.append(f"{path.name} is not whole and is removed: {why}")
-        return messages
+        return remove_damaged(found)
 
     def _checkpoints(self) -> list[Path]:
         """The newest first."""

@@ -1,14 +1,9 @@
-"""Files and folders that a crash leaves whole: as they were, or as they were to become."""
+"""Files that a crash leaves whole: as they were, or as they were to become."""
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -24,28 +19,6 @@ def write_atomic(path: Path, text: str) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(record, indent=2, default=str) + "\n")
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder next to `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
-
-    Only under `folder_lock(folder)`: what lies at the side is then a killed process's.
-    """
-    temporary = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def folder_lock(folder: Path) -> FileLock:
-    """The lock for making `folder`; a second process waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def sync(folder: Path) -> None:

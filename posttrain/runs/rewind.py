@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain.runs import checkpoint as checkpoints
@@ -10,7 +11,7 @@ from posttrain.runs.durable import write_atomic
 
 def rewind(records: tuple[Path, ...], checkpoint: Path | None) -> None:
     """Take the JSON-lines files `records` back to `checkpoint`: a continued run writes what came after it again."""
-    lengths = checkpoints.progress(checkpoint).get("records", {}) if checkpoint else {}
+    lengths = _progress(checkpoint).get("records", {}) if checkpoint else {}
     step = checkpoints.step(checkpoint) if checkpoint else -1
     for path in records:
         if path.is_file() or lengths.get(path.name):
@@ -38,3 +39,9 @@ def _rows_until(path: Path, step: int, length: int | None) -> str:
                 f"{path}:{number}: is damaged; restore the file, or remove {path.parent} and train again"
             ) from None
     return "".join(kept)
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """The progress of the main process's trainer at the checkpoint; empty in checkpoints of earlier versions."""
+    path = folder / checkpoints.PROGRESS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

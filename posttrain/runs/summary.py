@@ -6,13 +6,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from posttrain.console import console, print_plain
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.metrics import before_and_after, read
-from posttrain.runs.next_command import FAMILIES, training_command
+from posttrain.runs.metrics import before_and_after
 
 
 def show(directory: RunDirectory) -> None:
@@ -21,8 +19,11 @@ def show(directory: RunDirectory) -> None:
     table = before_after(directory)
     if table.row_count:
         console.print(table)
-    if (samples := side_by_side(directory)) is not None:
-        console.print(samples)
+    if directory.samples.is_file():
+        from posttrain.runs.samples_table import side_by_side
+
+        if (samples := side_by_side(directory)) is not None:
+            console.print(samples)
     print_plain(f"curves   {shlex.quote(_short_path(directory.curves))}")
     print_plain(f"model    {shlex.quote(_short_path(directory.model))}")
     if record.get("tracking"):
@@ -42,6 +43,8 @@ def next_steps(directory: RunDirectory, record: dict[str, Any]) -> list[str]:
     lines.append(f"use      posttrain export {shlex.quote(run)}{merge}")
     follower, rows = {"sft": ("dpo", "PAIRS"), "reward": ("ppo", "PROMPTS")}.get(str(kind), ("", ""))
     if follower:
+        from posttrain.runs.next_command import FAMILIES, training_command
+
         given = shlex.split(record.get("command", ""))
         # Of the recipe as it stands: its counterpart has data of the same kind.
         plain = recipe in {f"{kind}_{family}" for family in FAMILIES} and not any(
@@ -65,26 +68,3 @@ def before_after(directory: RunDirectory) -> Table:
     for row in before_and_after(directory.metrics):
         table.add_row(*row)
     return table
-
-
-def side_by_side(directory: RunDirectory, count: int = 4) -> Table | None:
-    """The first prompts whose completion changed, with both completions; `None` without samples."""
-    rows = read(directory.samples)
-    steps = sorted({row["step"] for row in rows})
-    if len(steps) < 2:
-        return None
-    start = [row for row in rows if row["step"] == steps[0]]
-    end = [row for row in rows if row["step"] == steps[-1]]
-    table = Table(title="completions", title_justify="left", show_lines=True)
-    for name in ("prompt", "before", "after"):
-        table.add_column(name, overflow="fold", ratio=3 if name == "prompt" else 2)
-    changed = [(a, b) for a, b in zip(start, end, strict=False) if a["completion"] != b["completion"]]
-    for one, other in changed[:count]:
-        table.add_row(*(escape(_short(t)) for t in (one["prompt"], one["completion"], other["completion"])))
-    return table if changed else None
-
-
-def _short(text: str, limit: int = 400) -> str:
-    """The end of a long text: a question is at the end of its prompt."""
-    text = text.strip()
-    return text if len(text) <= limit else "… " + text[-limit:]

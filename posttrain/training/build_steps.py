@@ -110,10 +110,10 @@ def drop_single_row_batch(trainer: Any) -> None:
 
 def tokenize_with_labels(parts: Parts) -> Parts:
     """The rows tokenized, with the loss on assistant messages, or on all turns where `assistant_only_loss=false`."""
-    from posttrain.data import chat_text, loss_mask
+    from posttrain.data import loss_mask
 
     only = parts.args.get("assistant_only_loss")
-    how = (parts.tokenizer, chat_text.training_template(parts.tokenizer, only), only is False)
+    how = (parts.tokenizer, loss_mask.training_template(parts.tokenizer, only), only is False)
     held_out = loss_mask.tokenize_rows(parts.eval, *how) if parts.eval is not None else None
     # The labels are made, so TRL need not look for marks in a template.
     args = {**parts.args, "assistant_only_loss": False}

@@ -89,13 +89,14 @@ def measure(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Leng
     sequence, prompt = [], []
     only = run.trainer.args.get("assistant_only_loss")
     masked = trainers.of(run.trainer.kind).reads == "text" and "messages" in rows.column_names
-    template = chat_text.training_template(tokenizer, only) if masked else None
+    if masked:
+        from posttrain.data import loss_mask
+
+        template = loss_mask.training_template(tokenizer, only)
     for row in rows:
         if masked:
             more = (row.get("tools"), template, row.get("chat_template_kwargs"), only is False)
-            from posttrain.data.loss_mask import tokenize_conversation
-
-            labels = tokenize_conversation(tokenizer, row["messages"], *more)["labels"]
+            labels = loss_mask.tokenize_conversation(tokenizer, row["messages"], *more)["labels"]
             sequence.append(len(labels))
             prompt.append(next((n for n, label in enumerate(labels) if label != -100), len(labels)))
             continue

@@ -34,7 +34,9 @@ def _build(kind: str, args: dict[str, Any], folder: str) -> None:
     _optimizer(config)
     _compiler(config)
     if trainers.of(kind).has("cache_implementation"):
-        _generation(config)
+        from posttrain.training import online
+
+        online.check_generation(config)
 
 
 def _optimizer(config: Any) -> None:
@@ -67,18 +69,3 @@ def _compiler(config: Any) -> None:
 
     if (backend := str(config.torch_compile_backend)) not in (known := list_backends(exclude_tags=())):
         raise PosttrainError(f"trainer.args.torch_compile_backend={backend}: choose from {', '.join(known)}")
-
-
-def _generation(config: Any) -> None:
-    from transformers import GenerationConfig
-
-    if config.use_vllm:
-        return
-    asked = {"max_new_tokens": getattr(config, "max_completion_length", None) or config.max_new_tokens}
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
-    asked |= {name: getattr(config, name) for name in names if hasattr(config, name)}
-    made = GenerationConfig(do_sample=True, **asked)
-    unknown = made.update(**(config.generation_kwargs or {}))
-    if unknown:
-        raise PosttrainError(f"trainer.args.generation_kwargs.{next(iter(unknown))}: not an option of GenerationConfig")
-    made.validate(strict=False)

@@ -197,3 +197,28 @@ def _at_option(line: str) -> str:
     """A message of PPOConfig, which begins with an option's name, under the key of that option."""
     first = line.split("=")[0].split()[0] if line.strip() else ""
     return f"trainer.args.{line}" if first in options.options_of(trainers.of("ppo").config) else f"trainer=ppo: {line}"
+
+
+def reward_line(name: str, run: Run) -> str:
+    """A reward of the plan: its weight, and whether its model is a second one in memory."""
+    entry, shared = run.reward[name], shared_reward(run)
+    where = ""
+    if entry.model is not None:
+        where = " (an adapter on the policy's base)" if shared and shared[0] == name else " (a separate model)"
+    return name + where + (f" x {entry.weight:g}" if entry.weight != 1 else "")
+
+
+def check_generation(config: Any) -> None:
+    """Raise what Transformers says of the generation that a trainer with `config` would ask for."""
+    from transformers import GenerationConfig
+
+    if config.use_vllm:
+        return
+    asked = {"max_new_tokens": getattr(config, "max_completion_length", None) or config.max_new_tokens}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+    asked |= {name: getattr(config, name) for name in names if hasattr(config, name)}
+    made = GenerationConfig(do_sample=True, **asked)
+    unknown = made.update(**(config.generation_kwargs or {}))
+    if unknown:
+        raise PosttrainError(f"trainer.args.generation_kwargs.{next(iter(unknown))}: not an option of GenerationConfig")
+    made.validate(strict=False)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import classes, code, options, trainers
+from posttrain.config import classes, code, options, trainer_names, trainers
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError, RewardError
 
@@ -33,7 +33,7 @@ def check(run: Run) -> Iterator[str]:
     for setting, parameter in PARAMETERS.items():
         given = getattr(run.trainer, setting)
         if given and parameter not in kind.parameters:
-            able = [name for name in trainers.names() if parameter in trainers.of(name).parameters]
+            able = [name for name in trainer_names.names() if parameter in trainers.of(name).parameters]
             yield f"trainer.{setting}: {kind.name} takes none; choose trainer={' or '.join(able)}"
         for path in given if isinstance(given, list) else [given] if given else []:
             try:
@@ -50,7 +50,7 @@ def check(run: Run) -> Iterator[str]:
     if kind.has_teacher and not teacher.model:
         yield f"trainer.teacher.model: {kind.name} learns from a teacher; set it to a hub id, a folder or a RUN"
     if teacher.model and not kind.has_teacher:
-        able = [name for name in trainers.names() if trainers.of(name).has_teacher]
+        able = [name for name in trainer_names.names() if trainers.of(name).has_teacher]
         yield f"trainer.teacher.model: {kind.name} has no teacher; choose trainer={' or '.join(able)}"
     yield from [wrong for entry in run.trainer.callbacks if (wrong := _check_callback(entry, run))]
 
@@ -250,3 +250,12 @@ def _teacher(run: Run, dtype: str) -> Any:
     if isinstance(model, PeftModel) and not source.quantization:
         model = model.merge_and_unload()
     return model.requires_grad_(False)
+
+
+def teacher_line(run: Run) -> str:
+    """What the plan says of the teacher."""
+    source = teacher_source(run)
+    student = (run.model.path, run.model.revision, run.model.init_from, run.peft.quantization)
+    if student == (source.name, source.revision, None, source.quantization):
+        return f"{source.name}: the model that is trained, so nothing will change; set trainer.teacher.model=RUN"
+    return source.name + (" in 4-bit" if source.quantization.get("load_in_4bit") else "")

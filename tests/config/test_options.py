@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from posttrain.config import options, trainers
+from posttrain.config import options, trainer_names, trainers
 
 # Some trainers need packages or machines to be imported that are not here.
-HERE = [name for name in trainers.names() if not name.startswith("async_")]
+HERE = [name for name in trainer_names.names() if not name.startswith("async_")]
 
 
 def real(path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config import combinations, optimizers, options, ranges, trainers
+from posttrain.config import combinations, nested_options, optimizers, options, ranges, trainers
 from posttrain.config.reserved_options import RESERVED_OPTIONS
 from posttrain.config.schema import RewardConfig, Run
 from posttrain.errors import PosttrainError
@@ -243,7 +243,7 @@ def test_what_checkpointing_reads_is_what_torch_takes():
     from torch.utils.checkpoint import checkpoint
 
     taken = set(inspect.signature(checkpoint).parameters) - {"function", "args", "kwargs", "context_fn"}
-    assert set(combinations.CHECKPOINTING) == taken | {"preserve_rng_state", "selective"}
+    assert set(nested_options.CHECKPOINTING) == taken | {"preserve_rng_state", "selective"}
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_the_mask_is_that_of_trl_where_it_has_one(family: str, row: dict[str, An
     """With TRL's training templates, the tokens and labels of `assistant_only_loss=true`."""
     from datasets import Dataset
 
-    from posttrain.data import chat_text, loss_mask
+    from posttrain.data import loss_mask
     from posttrain.doctor import sequences
 
     tokenizer = template_models.tokenizer(family)
@@ -211,7 +211,7 @@ def test_the_mask_is_that_of_trl_where_it_has_one(family: str, row: dict[str, An
     run.trainer.args = {"assistant_only_loss": True}
     theirs = sequences.prepare(run, tokenizer, Dataset.from_list([row]), None)[0]
     ours = loss_mask.tokenize_conversation(
-        tokenizer, row["messages"], None, chat_text.training_template(tokenizer, True)
+        tokenizer, row["messages"], None, loss_mask.training_template(tokenizer, True)
     )
     assert ours["input_ids"] == theirs["input_ids"]
     assert ours["labels"] == theirs["labels"]

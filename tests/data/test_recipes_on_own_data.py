@@ -9,8 +9,7 @@ import pytest
 
 from posttrain.config import trainers
 from posttrain.config.recipes import ROOT
-from posttrain.data.columns import ACCEPTS
-from posttrain.data.formats import NAMES
+from posttrain.data.formats import ACCEPTS, NAMES
 from posttrain.data.loading import load
 from tests.helpers.runs import compose
 

@@ -29,7 +29,7 @@ UNUSED_DATA = (
     "embedded.smollm2",
 )
 # Lines of our code, comments and docstrings included: a ceiling, to be lowered.
-MOST_LINES = 10850
+MOST_LINES = 10000
 
 CODE = """
 import json, sys

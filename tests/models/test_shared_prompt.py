@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posttrain.models import prompt_tree, shared_prompt
+from posttrain.models import prompt_tree, shared_prompt, shared_within
 from posttrain.models.prompt_tree import Row
 from tests.helpers.tiny_models import VOCABULARY, tiny
 
@@ -173,7 +173,7 @@ def test_answers_to_one_prompt_read_it_once_before_generation(family):
     prompts = {"input_ids": ids[[0, 1, 0, 0, 1], :15], "attention_mask": mask[[0, 1, 0, 0, 1], :15]}
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     wanted = model.generate(**prompts, **options)
-    with shared_prompt.prefilling_once(model):
+    with shared_within.prefilling_once(model):
         shapes = computed(model)
         found = model.generate(**prompts, **options)
     assert shapes[:2] == [(2, 15), (5, 1)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.config import recipes, trainers
+from posttrain.config import recipes, trainer_names, trainers
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.jobs.train import train as job
@@ -23,7 +23,7 @@ from tests.helpers.runs import SMALL, compose, rows, weights, write_pairs
 SERVED = ("async_distillation", "async_grpo", "server_distillation")
 # These have tests of their own: test_train.py, test_continue.py, tests/ppo.
 ELSEWHERE = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
-KINDS = [name for name in trainers.names() if name not in (*SERVED, *ELSEWHERE)]
+KINDS = [name for name in trainer_names.names() if name not in (*SERVED, *ELSEWHERE)]
 # They learn from pairs, from a teacher, and from completions they draw: that the others continue exactly is told by
 # `make test-slow`.
 EXAMPLES = ("orpo", "distillation", "online_dpo")
@@ -258,7 +258,7 @@ def test_the_page_lists_every_trainer_of_the_installed_trl():
     from importlib.metadata import version
 
     said = table_of_the_docs()
-    assert set(trainers.names()) == set(said) - {"simpo"}
+    assert set(trainer_names.names()) == set(said) - {"simpo"}
     for name, (path, row) in said.items():
         kind = trainers.of("cpo" if name == "simpo" else name)
         assert kind.path == path
@@ -437,7 +437,7 @@ def test_an_attention_is_left_to_the_trainers_that_have_their_own(monkeypatch):
     from posttrain.jobs import train
     from posttrain.models import hardware
 
-    assert {name for name in trainers.names() if trainers.of(name).own_attention} == {
+    assert {name for name in trainer_names.names() if trainers.of(name).own_attention} == {
         "async_grpo",
         "async_distillation",
     }

@@ -1,0 +1,39 @@
+"""Prompts shared (`posttrain.models.shared_prompt`) for as long as a block lasts."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from posttrain.models.shared_prompt import SharedPrompts, is_shared, share_prompts
+
+
+@contextmanager
+def shared_within(model: Any, share: Callable[[Any], object] = share_prompts) -> Iterator[None]:
+    """`share` for as long as the block lasts, where it was not done before; `model` may be PEFT's.
+
+    What only looks like a model from outside is called as it is.
+    """
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inside, PreTrainedModel):
+        yield
+        return
+    backbone: Any = inside.base_model
+    before = is_shared(inside)
+    if not before:
+        share(inside)
+    try:
+        yield
+    finally:
+        if not before and is_shared(inside):
+            backbone.forward = backbone.forward.__self__.inner
+
+
+def prefilling_once(model: Any) -> AbstractContextManager[None]:
+    """Within, prompts that are in a batch several times are read once before generation, whatever the attention."""
+    return shared_within(model, _share_before_generation)
+
+
+def _share_before_generation(model: Any) -> None:
+    model.base_model.forward = SharedPrompts(model.base_model).forward

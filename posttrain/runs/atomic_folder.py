@@ -1,0 +1,31 @@
+"""Folders that are complete or absent."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder next to `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
+
+    Only under `folder_lock(folder)`: what lies at the side is then a killed process's.
+    """
+    temporary = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def folder_lock(folder: Path) -> FileLock:
+    """The lock for making `folder`; a second process waits."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))

@@ -1,0 +1,27 @@
+"""The model card of what is exported from a run."""
+
+from pathlib import Path
+
+from posttrain.runs import card
+from posttrain.runs.lineage import Source
+
+
+def describe(folder: Path, source: Source, drift: list[str] | None = None) -> None:
+    """`README.md` of an export of `source`; `drift` has the figures of a merge, a line each."""
+    form = "merged" if drift else "adapter" if source.adapter else "full"
+    if source.run is None:
+        from huggingface_hub import ModelCard
+
+        made = {"merged": "An adapter merged into", "adapter": "A LoRA adapter on", "full": "A copy of"}[form]
+        use = card.usage(source.scores, form, folder, {})
+        text = f"{made} `{source.base}`.\n{card.drift_section(drift)}\n## Use\n\n{use}\n"
+        ModelCard(f"---\ntags: [posttrain]\n---\n\n{text}").save(folder / "README.md")
+        return
+    from omegaconf import DictConfig, OmegaConf
+
+    from posttrain.config.parse import parse
+
+    composed = OmegaConf.load(source.run.path / "config.yaml")
+    assert isinstance(composed, DictConfig)
+    run = parse(composed)
+    card.write_card(folder, run, source.record, source.run.metrics, form, drift)
