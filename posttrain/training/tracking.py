@@ -87,24 +87,23 @@ class Tracker(NoTracker):
             "dir": self._run_dir,
             "config": run_config,
             "resume": "allow",
-            # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
-            "settings": wandb.Settings(
-                init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, silent=True, console="wrap"
-            ),
         }
+        settings: dict[str, Any] = {"init_timeout": INIT_TIMEOUT, "silent": True, "console": "wrap"}
         self._send = lambda metrics, step: wandb.log({**metrics, "train/global_step": step})
         self._end = lambda: wandb.finish()
         # Transformers' callback would otherwise ask for another project when W&B is restarted.
         os.environ["WANDB_PROJECT"] = config.project
         try:
-            wandb.init(mode=mode, **options)
+            # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
+            online = {"finish_timeout": FINISH_TIMEOUT} if mode == "online" else {}
+            wandb.init(mode=mode, settings=wandb.Settings(**settings, **online), **options)
         except Exception as error:
             if mode != "online":
                 raise
             logger.warning("W&B cannot be reached (%s); logging offline", error)
             mode = "offline"
             wandb.teardown()  # its service would keep the run's id in use
-            wandb.init(mode=mode, **options)
+            wandb.init(mode=mode, settings=wandb.Settings(**settings), **options)
         assert wandb.run is not None
         if mode == "online" and wandb.run.url:
             print_plain(f"tracking {wandb.run.url}")
