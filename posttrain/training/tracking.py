@@ -95,7 +95,7 @@ class Tracker(NoTracker):
         os.environ["WANDB_PROJECT"] = config.project
         try:
             # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
-            online = {"finish_timeout": FINISH_TIMEOUT} if mode == "online" else {}
+            online: dict[str, Any] = {"finish_timeout": FINISH_TIMEOUT} if mode == "online" else {}
             wandb.init(mode=mode, settings=wandb.Settings(**settings, **online), **options)
         except Exception as error:
             if mode != "online":
