@@ -1,9 +1,9 @@
-"""The user's data on a recipe: settings of the recipe's own data set are dropped."""
+"""The user's data and rewards on a recipe: what belongs to the recipe's own is dropped."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.config.schema import DataConfig
+from posttrain.config.schema import DataConfig, Run
 
 # What says where a data set's rows are and how they are written; sizes, `on_error` and the like hold for any.
 BELONGING = (
@@ -14,13 +14,18 @@ BELONGING = (
 BUILT_IN = ("embedded:", "reasoning_gym:")
 
 
-def reset_settings(data: DataConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def reset_settings(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
     """Put back to its default what belongs to another data set than `data.path`; returns what it was.
+
+    `~reward` drops all rewards that the command does not name: Hydra drops those of a group alone.
 
     That is where the command names a path itself, of all that it does not name as well. Where `data.eval_path` is data
     that is no file, such as the recipe's own, the split and the arguments are those of that.
     """
-    given = {override.lstrip("+~").split("=")[0] for override in overrides}
+    data, given = run.data, {override.lstrip("+~").split("=")[0] for override in overrides}
+    if "~reward" in overrides:
+        named = {key.split(".")[1] for key in given if key.startswith("reward.")}
+        run.reward = {name: entry for name, entry in run.reward.items() if name in named}
     if "data.path" not in given or not data.path or str(data.path).startswith(BUILT_IN):
         return {}
     default, dropped = DataConfig(), {}
@@ -29,8 +34,8 @@ def reset_settings(data: DataConfig, overrides: Sequence[str]) -> dict[str, Any]
         if name in kept:
             continue
         value = getattr(data, name)
-        named = any(key == f"data.{name}" or key.startswith(f"data.{name}.") for key in given)
-        if value != getattr(default, name) and not named:
+        chosen = any(key == f"data.{name}" or key.startswith(f"data.{name}.") for key in given)
+        if value != getattr(default, name) and not chosen:
             dropped[name] = value
             setattr(data, name, getattr(default, name))
     return dropped

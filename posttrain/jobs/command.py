@@ -32,7 +32,7 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
     quiet_imports()  # checks import some
     run, wrong = parse.read(cfg)
     origin = parse.origin(HydraConfig.get())
-    dropped = data_override.reset_settings(run.data, origin.overrides) if run is not None else {}
+    dropped = data_override.reset_settings(run, origin.overrides) if run is not None else {}
     found = [*errors, *wrong]
     try:
         if run is not None:

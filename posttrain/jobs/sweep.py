@@ -65,7 +65,7 @@ def _first_line(error: object) -> str:
 def _directory(cfg: Any, job: Origin) -> str:
     """Where the job's run is: a sweep's folder holds no runs, only this record."""
     run = parse(cfg)
-    data_override.reset_settings(run.data, job.overrides)
+    data_override.reset_settings(run, job.overrides)
     return str(RunDirectory.of(run, job).path)
 
 

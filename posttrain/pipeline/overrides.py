@@ -78,7 +78,7 @@ def run_of(overrides: tuple[str, ...]) -> Run:
     with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
         try:
             run = parse.parse(compose("config", overrides=list(overrides)))
-            data_override.reset_settings(run.data, overrides)
+            data_override.reset_settings(run, overrides)
             if unread := parse.unread_settings(run, overrides):
                 raise PosttrainError("\n".join(unread))
             return run

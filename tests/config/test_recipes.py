@@ -70,6 +70,13 @@ def test_an_adapter_goes_on_through_all_stages_of_a_pipeline(name: str, model: s
     assert len({str(run.peft.lora) for run in trained if run.job == "train"}) == 1
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo", "ppo"])
+@pytest.mark.parametrize("model", ["llama", "smollm2"])
+def test_nothing_of_a_recipe_stays_beside_a_reward_of_ones_own(name: str, model: str):
+    own = compose(f"+recipe={name}_{model}", "~reward", "+reward.mine.function=my_rewards.brevity")[0]
+    assert set(own.reward) == {"mine"}
+
+
 @pytest.mark.parametrize("name", ["online_dpo_smollm2", "rest_smollm2", "rft_smollm2"])
 def test_stages_on_sampled_data_are_measured_on_the_held_out_rows_of_their_recipe(name: str):
     """Or a round would be compared with its start on other questions."""

@@ -52,7 +52,7 @@ def compose(*overrides: str) -> tuple[Any, Any]:
 
     recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
     run = parse.parse(composed(overrides))
-    data_override.reset_settings(run.data, overrides)
+    data_override.reset_settings(run, overrides)
     return run, schema.Origin(recipe, tuple(overrides), None)
 
 

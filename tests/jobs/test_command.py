@@ -115,7 +115,7 @@ def test_cfg_job_shows_the_composed_config(cli):
         ),
         (["+recipe=dpo_smollm2", "model.kwargs.token=hf_x"], ["model.kwargs.token: a secret does not belong"]),
         (["+recipe=kto_smollm2", "trainer.args.per_device_train_batch_size=1"], ["set at least 2"]),
-        (["+recipe=grpo_smollm2", "~reward", "reward.withheld=null"], ["reward: grpo needs one"]),
+        (["+recipe=grpo_smollm2", "~reward"], ["reward: grpo needs one"]),
         (["+recipe=grpo_smollm2", "trainer.args.num_generations=7"], ["num_generations=7: does not divide"]),
         (["+recipe=ppo_smollm2", "~reward"], ["reward: ppo needs one"]),
         (["+recipe=ppo_smollm2", "trainer.args.num_generations=3"], ["num_generations=3: does not divide the 16"]),
