@@ -90,7 +90,7 @@ def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
         asked = parse.parse(compose("config", overrides=list(overrides)))
     recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
     origin = schema.Origin(recipe, tuple(overrides), None)
-    data_override.reset_settings(asked.data, origin.overrides)
+    data_override.reset_settings(asked, origin.overrides)
     preflight.check(asked)
     build.build = watched
     try:

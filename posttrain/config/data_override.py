@@ -31,11 +31,9 @@ def reset_settings(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
     default, dropped = DataConfig(), {}
     kept = ("eval_split", "args") if str(data.eval_path).startswith(BUILT_IN) and "data.eval_path" in given else ()
     for name in BELONGING:
-        if name in kept:
-            continue
         value = getattr(data, name)
         chosen = any(key == f"data.{name}" or key.startswith(f"data.{name}.") for key in given)
-        if value != getattr(default, name) and not chosen:
+        if value != getattr(default, name) and not chosen and name not in kept:
             dropped[name] = value
             setattr(data, name, getattr(default, name))
     return dropped
