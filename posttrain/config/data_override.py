@@ -17,10 +17,10 @@ BUILT_IN = ("embedded:", "reasoning_gym:")
 def reset_settings(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
     """Put back to its default what belongs to another data set than `data.path`; returns what it was.
 
-    `~reward` drops all rewards that the command does not name: Hydra drops those of a group alone.
-
     That is where the command names a path itself, of all that it does not name as well. Where `data.eval_path` is data
     that is no file, such as the recipe's own, the split and the arguments are those of that.
+
+    `~reward` drops all rewards that the command does not name: Hydra drops those of a group alone.
     """
     data, given = run.data, {override.lstrip("+~").split("=")[0] for override in overrides}
     if "~reward" in overrides:
