@@ -135,7 +135,7 @@ def plain(source: Source, folder: Path) -> None:
 
     from posttrain.models.merge import find_existing, identity, write_marker
     from posttrain.runs import export_card
-    from posttrain.runs.atomic_folder import atomic_folder, folder_lock
+    from posttrain.atomic_folder import atomic_folder, folder_lock
 
     wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
     with folder_lock(folder):

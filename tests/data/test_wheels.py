@@ -244,7 +244,7 @@ def build(folder):
 cache.cached("thing", build)
 """
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -9
-    assert left(tmp_path) == [".thing.partial"]
+    assert left(tmp_path) == [".thing.incomplete"]
     code = """
 from posttrain.data.embedded import cache
 print(sorted(path.name for path in cache.cached("thing", lambda folder: (folder / "whole").write_text("")).iterdir()))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from posttrain.data.embedded.tiny import tiny_model
 from tests.helpers.runs import ENVIRONMENT
 
 PLAIN = (
@@ -29,7 +30,7 @@ UNUSED_DATA = (
     "embedded.smollm2",
 )
 # Lines of our code, comments and docstrings included: a ceiling, to be lowered.
-MOST_LINES = 10000
+MOST_LINES = 9987
 
 CODE = """
 import json, sys
@@ -45,6 +46,7 @@ print(json.dumps(files))
 
 
 def test_a_plain_run_loads_no_room_it_does_not_use(pairs, tmp_path, record_property):
+    tiny_model()  # a first run builds it
     done = subprocess.run(
         [sys.executable, "-c", CODE, *PLAIN],
         cwd=tmp_path,

@@ -1,11 +1,6 @@
-"""The cache of embedded models and data: each folder is built once, and is complete or absent.
-
-A folder is built next to its final place and moved there when it is whole, under a lock. Two processes build it once,
-and a killed process leaves nothing that is taken for whole.
-"""
+"""The cache of embedded models and data: each folder is built once, and is complete or absent."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,24 +20,16 @@ def cached(name: str, build: Callable[[Path], object]) -> Path:
     The name carries a version: a changed `build` needs a new name. Raises `PosttrainError` where the cache cannot be
     written; whatever `build` raises passes through, and nothing of its work stays.
     """
-    from filelock import FileLock
-
     final = cache_dir() / name
     if final.is_dir():
         return final
-    partial = final.with_name(f".{name}.partial")
+    from posttrain.atomic_folder import atomic_folder, folder_lock
+
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(f".{name}.lock")):
-            if final.is_dir():  # another process built it while this one waited
-                return final
-            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process: we hold the lock, so it is nobody's
-            partial.mkdir()
-            try:
-                build(partial)
-                os.replace(partial, final)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        with folder_lock(final):
+            if not final.is_dir():  # another process may have built it while this one waited
+                with atomic_folder(final) as partial:
+                    build(partial)
     except OSError as error:
         if error.errno is None:  # not the file system's: libraries raise OSError for much else
             raise

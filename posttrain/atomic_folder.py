@@ -1,4 +1,8 @@
-"""Folders that are complete or absent."""
+"""Folders that are complete or absent.
+
+A folder is filled next to its final place and moved there when it is whole. A killed process leaves nothing that is
+taken for whole.
+"""
 
 import os
 import shutil
