@@ -44,11 +44,6 @@ def entropy_and_kl(
     return (entropy * shown).sum(-1), ((p * log_p).sum(-1) * shown).sum(-1)
 
 
-def sequence_kl(policy: Logits, reference: Logits, ids: torch.Tensor, mask: torch.Tensor, completion: int) -> Any:
-    """KL(policy || reference) of each sequence (batch,) in nats, from samples of the policy at temperature 1."""
-    return entropy_and_kl(policy, reference, ids, mask, completion)[1]
-
-
 def measure_samples(
     trainer: Any, model: Any, drawn: list[Generated], pad: int, progress: Callable[[int], None] | None = None
 ) -> tuple[float, list[float]]:

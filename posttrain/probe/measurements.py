@@ -39,7 +39,8 @@ def callbacks(
     if checks_pairs:
         from posttrain.probe.shift import ShiftCheck
 
-        pairs = data.eval if data.eval is not None else data.train
+        # Held-out pairs of another path say nothing of those that are learnt from.
+        pairs = data.eval if data.eval is not None and run.data.eval_path is None else data.first
         places = (tracker, directory.metrics, measures[0] if measures else None, run.engine)
         measures.append(ShiftCheck(run.probe, pairs, tokenizer, *places))
     return measures

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from posttrain.probe.distance import sequence_kl
+from posttrain.probe.distance import entropy_and_kl
 from tests.helpers.runs import rows, weights
 
 
@@ -34,14 +34,14 @@ def exact_kl(p, q, start, length):
     return total
 
 
-def test_sequence_kl_estimates_the_exact_kl():
+def test_the_kl_of_a_sequence_estimates_the_exact_kl():
     torch.manual_seed(0)
     p, q = torch.randn(4, 4), torch.randn(4, 4)
     probabilities = p.softmax(-1)
     samples = torch.zeros(20_000, 3, dtype=torch.long)
     for t in (1, 2):
         samples[:, t] = torch.multinomial(probabilities[samples[:, t - 1]], 1)[:, 0]
-    kl = sequence_kl(table_model(p), table_model(q), samples, torch.ones_like(samples), 2)
+    kl = entropy_and_kl(table_model(p), table_model(q), samples, torch.ones_like(samples), 2)[1]
     stderr = (kl.std() / len(kl) ** 0.5).item()
     assert abs(kl.mean().item() - exact_kl(p, q, 0, 2)) < 4 * stderr
     log_ratio = (p.log_softmax(-1) - q.log_softmax(-1))[samples[:, :-1], samples[:, 1:]].sum(-1)
@@ -51,10 +51,10 @@ def test_sequence_kl_estimates_the_exact_kl():
 def test_padding_does_not_count():
     p, q = torch.randn(4, 4), torch.randn(4, 4)
     ids = torch.tensor([[0, 1, 2]])
-    whole = sequence_kl(table_model(p), table_model(q), ids, torch.tensor([[1, 1, 1]]), 2)
-    part = sequence_kl(table_model(p), table_model(q), ids, torch.tensor([[1, 1, 0]]), 2)
+    whole = entropy_and_kl(table_model(p), table_model(q), ids, torch.tensor([[1, 1, 1]]), 2)[1]
+    part = entropy_and_kl(table_model(p), table_model(q), ids, torch.tensor([[1, 1, 0]]), 2)[1]
     assert 0 < part.item() < whole.item()
-    assert sequence_kl(table_model(p), table_model(p), ids, torch.ones_like(ids), 2).item() == 0
+    assert entropy_and_kl(table_model(p), table_model(p), ids, torch.ones_like(ids), 2)[1].item() == 0
 
 
 def test_the_probe_leaves_training_untouched(train):

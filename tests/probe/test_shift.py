@@ -1,5 +1,8 @@
 """Are DPO's pairs what the policy would say? The measurement by hand, the warning, and that training is the same."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -57,6 +60,9 @@ def test_a_policy_that_never_says_such_things_is_warned_of(train, capsys):
         "trainer.args.lr_scheduler_type=constant",
     )
     capsys.readouterr()
+    with Path("others.jsonl").open("w") as others:
+        for row in map(json.loads, Path("pairs.jsonl").open()):
+            others.write(json.dumps({**row, "chosen": row["rejected"], "rejected": row["chosen"]}) + "\n")
     options = ("+recipe=dpo_smollm2", f"model.path={sft.path}", "probe.shift_prompts=8")
     near = train(*options, "probe.max_new_tokens=8")
     assert "warning" not in capsys.readouterr().out
@@ -65,7 +71,9 @@ def test_a_policy_that_never_says_such_things_is_warned_of(train, capsys):
     out = capsys.readouterr().out
     assert "log-probability per token under the policy: chosen -" in out
     assert "Sample on-policy pairs (recipe online_dpo, or job=sample sample.select=pairs)" in out
-    for run, warned in ((near, False), (far, True)):
+    elsewhere = train(*options, "probe.max_new_tokens=8", "data.path=others.jsonl", "data.eval_path=pairs.jsonl")
+    assert "Sample on-policy pairs" in capsys.readouterr().out, "the pairs that are learnt from count"
+    for run, warned in ((near, False), (far, True), (elsewhere, True)):
         (point,) = [row for row in rows(run.metrics) if "shift/own" in row]
         assert point["step"] == 0
         assert (point["shift/own"] - point["shift/chosen"] > THRESHOLD) is warned
