@@ -89,7 +89,7 @@ report: install  ## compare the runs in outputs/: a table, pictures, report/inde
 overhead: install  ## time and memory against a plain TRL script
 	$(VENV)/bin/python benchmarks/overhead.py
 
-frontier: install  ## reward against KL for every method, several seeds (SIZE=tiny, small, medium or full; docs/studies/frontier.md)
+frontier: install  ## reward against KL for every method, several seeds (SIZE=tiny, small, overoptimization, medium or full; docs/studies/frontier.md)
 	$(VENV)/bin/python benchmarks/frontier.py --size $(patsubst smollm2,small,$(SIZE)) $(ARGS)
 
 gpu: install  ## what only a GPU can show, for 8 minutes; the same command goes on (docs/performance.md)

@@ -1,8 +1,9 @@
 """Reward against KL for every method, on one picture: the study in docs/studies/frontier.md, two runs at a time.
 
     python benchmarks/frontier.py --size small --dry-run       # what would run, and how long each takes
-    python benchmarks/frontier.py --size small                 # within 90 minutes on 2 CPU cores
-    python benchmarks/frontier.py --size medium                # more seeds, prompts and betas: a night
+    python benchmarks/frontier.py --size small                 # three seeds, within 90 minutes on 2 CPU cores
+    python benchmarks/frontier.py --size overoptimization      # PPO against a poor reward model, two seeds
+    python benchmarks/frontier.py --size medium                # all of it with more betas: a night
     python benchmarks/frontier.py --size full                  # more data, more points, three seeds: for a GPU
     python benchmarks/frontier.py --size tiny                  # the random model: the chain, end to end, no result
 
@@ -44,7 +45,8 @@ SEED, BETA = "trainer.args.seed", "trainer.args.beta"
 class Size:
     """Settings over those of the recipe, flat; `grid` gives a stage values of beta (none: the recipe's own).
 
-    Each point of the grid runs with every seed, `jobs` runs at a time; `minutes` is what it has to end within.
+    Each point of the grid runs with every seed, `jobs` runs at a time; `minutes` is what it has to end within. Stages
+    in `without` are left out.
     """
 
     grid: Mapping[str, tuple[float, ...]]
@@ -54,6 +56,7 @@ class Size:
     minutes: int | None = None
     common: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
 
 
 ROWS, STEPS = "data.max_train_rows", "trainer.args.max_steps"
@@ -86,31 +89,41 @@ def _tiny() -> Size:
     )
 
 
+MANY_PROMPTS: dict[str, Any] = {
+    "common": {"data.max_eval_rows": 256, "probe.prompts": 256},
+    "stages": {"held_out": {"sample.prompts": 288}, "overoptimize": {"probe.prompts": 64}},
+}
+POOR_REWARD = frozenset({"reward_few", "overoptimize", "best_of_n_few"})
+# 256 held-out prompts and three seeds; each method at the beta that ends about 1.5 nats from the start.
 SMALL = Size(
-    grid={
-        **{"chosen": (), "dpo": (0.05, 0.2, 1.0), "kto": (0.1,), "grpo": (0.1,)},
-        **{"ppo": (0.05, 0.3), "ppo_gold": (0.05, 0.3), "overoptimize": ()},
-    },
-    seeds=(1, 2),
+    grid={"chosen": (), "dpo": (0.2,), "kto": (0.1,), "grpo": (0.05,), "ppo": (0.05,), "ppo_gold": (0.05,)},
+    seeds=(1, 2, 3),
     jobs=2,
     rates=CORE,
     minutes=90,
+    without=POOR_REWARD,
+    **MANY_PROMPTS,
 )
-# The small study with four times the held-out prompts, three seeds and more values of beta.
+OVEROPTIMIZATION = Size(
+    grid={"overoptimize": ()},
+    seeds=(1, 2),
+    jobs=2,
+    rates=CORE,
+    minutes=60,
+    without=frozenset({*SMALL.grid, "reward_pairs", "reward", "best_of_n"}),
+    **MANY_PROMPTS,
+)
+# All stages, with several values of beta.
 MEDIUM = Size(
     grid={
-        **{"chosen": (), "dpo": (0.03, 0.1, 0.3, 1.0), "kto": (0.03, 0.1, 0.3), "grpo": (0.03, 0.1)},
-        **{"ppo": (0.05, 0.15, 0.5), "ppo_gold": (0.05, 0.15, 0.5), "overoptimize": ()},
+        **{"chosen": (), "dpo": (0.03, 0.1, 0.2, 1.0), "kto": (0.03, 0.1, 0.3), "grpo": (0.02, 0.05, 0.1)},
+        **{"ppo": (0.02, 0.05, 0.15), "ppo_gold": (0.02, 0.05, 0.15), "overoptimize": ()},
     },
     seeds=(1, 2, 3),
     jobs=2,
     rates=CORE,
     minutes=600,
-    common={"data.max_eval_rows": 256, "probe.prompts": 256},
-    stages={
-        "held_out": {"sample.prompts": 288},
-        "overoptimize": {STEPS: 100, "trainer.args.learning_rate": 6e-4, "probe.prompts": 128},
-    },
+    **MANY_PROMPTS,
 )
 FULL = Size(
     grid={
@@ -130,7 +143,7 @@ FULL = Size(
         "overoptimize": {ROWS: 8192, STEPS: 400, "probe.every": 40},
     },
 )
-SIZES = {"tiny": _tiny(), "small": SMALL, "medium": MEDIUM, "full": FULL}
+SIZES = {"tiny": _tiny(), "small": SMALL, "overoptimization": OVEROPTIMIZATION, "medium": MEDIUM, "full": FULL}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -174,7 +187,9 @@ def composed(size: Size, output: Path) -> Run:
     """The pipeline with its stages multiplied by grid and seeds."""
     recipes.register()
     run = run_of((f"+recipe={RECIPE}", "tracking=none", f"output_dir={quote(str(output))}"))
-    stages = {name: {**entry, **size.stages.get(name, {})} for name, entry in run.stages.items()}
+    stages = {
+        name: {**entry, **size.stages.get(name, {})} for name, entry in run.stages.items() if name not in size.without
+    }
     return replace(run, stages=expand(stages, size.grid, size.seeds), common={**run.common, **size.common})
 
 

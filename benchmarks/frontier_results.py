@@ -1,5 +1,7 @@
 """What the study found, as Markdown: on what, how good the judges are, each method's reward and KL, what it took."""
 
+import itertools
+import json
 import os
 import platform
 import statistics
@@ -46,12 +48,14 @@ def results(
     lines.append(f"| sft, the start of all | | 0 | {_spread(starts[:1])} | |")
     for point, names in points.items():
         kls = [records[n]["metrics"][KL] for n in names]
-        golds = [records[n]["metrics"].get(metric) for n in names for metric in GOLD]
+        golds = _golds(names, records)
         took = statistics.mean(records[n]["seconds"] for n in names)
         guess = statistics.mean(expected[n] for n in names)
         lines.append(f"| {point} | {len(names)} | {_spread(kls)} | {_spread(golds)} | {took:.0f} ({guess:.0f}) |")
     lines += [line for name in ("best_of_n", "best_of_n_few") if name in finished for line in _best(finished[name])]
     lines += ["", "± is the standard deviation between seeds; of best of n the standard error over prompts."]
+    if "held_out" in finished:
+        lines += _pairs({point: _golds(names, records) for point, names in points.items()}, finished["held_out"])
     lost = [name for name, end in ended.items() if name not in finished]
     return "\n".join([*lines, *([f"\nNot there: {', '.join(lost)}."] if lost else []), ""])
 
@@ -63,6 +67,37 @@ def _points(records: Mapping[str, Mapping[str, Any]], order: list[str]) -> dict[
         if KL in records.get(name, {}).get("metrics", {}):
             points.setdefault(name.partition("_seed")[0], []).append(name)
     return points
+
+
+def _golds(names: Sequence[str], records: Mapping[str, Mapping[str, Any]]) -> list[float]:
+    """The gold reward of each run after training."""
+    measured = (records[name]["metrics"].get(metric) for name in names for metric in GOLD)
+    return [value for value in measured if value is not None]
+
+
+def _pairs(golds: Mapping[str, Sequence[float]], held_out: RunDirectory) -> list[str]:
+    """Each two methods: the difference in gold, its interval, and what it says.
+
+    The intervals are Tukey's for all pairs together, from the spread between seeds. Two methods are equal where the
+    interval lies within a tenth of gold's range: from the 5th to the 95th percentile of the start's own completions.
+    """
+    from numpy import percentile
+    from scipy.stats import tukey_hsd
+
+    compared = {name: values for name, values in golds.items() if len(values) > 1 and name != "overoptimize"}
+    if len(compared) < 2:
+        return []
+    drawn = [json.loads(line)["rewards"]["positive"] for line in (held_out.path / "rewards.jsonl").open()]
+    low, high = percentile([value for batch in drawn for value in batch], (5, 95))
+    tenth = (high - low) / 10
+    found = tukey_hsd(*compared.values())
+    interval = found.confidence_interval(0.95)
+    lines = ["", "| two methods | difference in gold, 95% interval | |", "|---|---|---|"]
+    for (i, first), (j, second) in itertools.combinations(enumerate(compared), 2):
+        least, most = interval.low[i, j], interval.high[i, j]
+        said = "apart" if least > 0 or most < 0 else "equal" if max(-least, most) < tenth else "open"
+        lines.append(f"| {first}, {second} | {found.statistic[i, j]:.2f} [{least:.2f}, {most:.2f}] | {said} |")
+    return [*lines, "", f"Equal: within {tenth:.2f}, a tenth of the range from {low:.2f} to {high:.2f}."]
 
 
 def _start(directory: RunDirectory) -> float | None:

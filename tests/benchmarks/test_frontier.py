@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import shutil
 import signal
 import sys
@@ -94,27 +95,39 @@ def test_the_budget_follows_the_settings():
 def small() -> tuple[Any, dict[str, Run]]:
     run = frontier.composed(frontier.SMALL, Path("outputs"))
     stages = plan.read(run.stages, run.common)
-    once = {name: stage for name, stage in stages.stages.items() if not name.endswith("_seed2")}
+    once = {name: stage for name, stage in stages.stages.items() if not name.endswith(("_seed2", "_seed3"))}
     return stages, frontier.settings(Stages(once, {}), run)
 
 
 def test_the_small_study_fits_into_its_90_minutes_with_a_tenth_to_spare(small):
     stages, runs = small
     once = {name: frontier_budget.seconds(run, frontier.SMALL.rates) for name, run in runs.items()}
-    costs = {name: once[name.replace("_seed2", "_seed1")] for name in stages.stages}
+    costs = {name: once[re.sub("_seed[23]$", "_seed1", name)] for name in stages.stages}
     assert all(second > frontier.SMALL.rates.start for second in costs.values())
     assert frontier_runner.makespan(stages.stages, costs, 2) < 0.9 * 90 * 60
     assert frontier_runner.makespan(stages.stages, costs, 1) == pytest.approx(sum(costs.values()))
 
 
-def test_the_small_study_compares_the_methods_on_the_same_prompts_with_two_seeds(small):
-    stages, _ = small
+def test_the_small_study_compares_the_methods_on_the_same_256_prompts_with_three_seeds(small):
+    stages, runs = small
+    assert {run.probe.prompts for name, run in runs.items() if name.endswith("_seed1")} == {256}
+    assert runs["held_out"].sample.prompts > 256, "some have no two completions that end"
     names = list(stages.stages)
     for method, points in frontier.SMALL.grid.items():
-        runs = [n for n in names if n.startswith(f"{method}_") and n.rpartition("_seed")[0].split("_beta")[0] == method]
-        assert len(runs) == 2 * max(len(points), 1)
-        assert all(stages.stages[n].parents["data.eval_path"] == "held_out" for n in runs)
-        assert all(stages.stages[n].parents["model.init_from"] == "sft" for n in runs)
+        found = [n for n in names if n.rpartition("_seed")[0].split("_beta")[0] == method]
+        assert len(found) == 3 * max(len(points), 1)
+        assert all(stages.stages[n].parents["data.eval_path"] == "held_out" for n in found)
+        assert all(stages.stages[n].parents["model.init_from"] == "sft" for n in found)
+
+
+def test_the_study_of_over_optimisation_has_the_stages_that_the_small_one_leaves_out():
+    stages = {name: frontier.composed(frontier.SIZES[name], Path("outputs")).stages for name in frontier.SIZES}
+    shared = {"sft", "held_out", "pairs"}
+    few = {"reward_few", "best_of_n_few", *(f"overoptimize_seed{n}" for n in (1, 2))}
+    assert set(stages["overoptimization"]) == {*shared, *few}
+    assert set(stages["overoptimization"]) & set(stages["small"]) == shared
+    medium = {name.split("_beta")[0].split("_seed")[0] for name in stages["medium"]}
+    assert medium == {name.split("_beta")[0].split("_seed")[0] for name in [*stages["small"], *few]}
 
 
 def test_gold_is_measured_in_every_run_and_trained_on_in_one_method_only(small):
@@ -222,6 +235,23 @@ def test_the_chain_goes_on_where_it_was_killed_and_trains_nothing_twice(monkeypa
     with pytest.raises(PosttrainError):
         frontier.study(options(out), Here(fail="overoptimize_seed1"))
     assert "; 6 of 6 stages, about 0 s left" in capsys.readouterr().out, "what is there already is not waited for"
+
+
+def test_two_methods_are_apart_equal_or_open(tmp_path):
+    """Against a tenth of gold's range, 1 here; the last method's seeds lie too far apart to tell."""
+    (tmp_path / "rewards.jsonl").write_text(json.dumps({"rewards": {"positive": [0.0] * 10 + [10.0] * 10}}))
+    held_out: Any = SimpleNamespace(path=tmp_path)
+    golds = {"dpo": [3.0, 3.1, 2.9], "kto": [1.0, 1.1, 0.9], "grpo": [1.1, 1.0, 1.2]}
+    said = {row.split(" | ")[0].strip("| "): row.split(" | ")[-1].strip("| ") for row in pairs_of(golds, held_out)}
+    assert said == {"dpo, kto": "apart", "dpo, grpo": "apart", "kto, grpo": "equal"}
+    said = pairs_of({"dpo": [3.0, 0.0, 6.0], "kto": [1.0, 4.0, -2.0], "overoptimize": [9.0, 9.0]}, held_out)
+    assert len(said) == 1
+    assert said[0].endswith(" | open |")
+    assert frontier_results._pairs({"dpo": [1.0], "kto": [2.0, 3.0]}, held_out) == []
+
+
+def pairs_of(golds: dict[str, list[float]], held_out: Any) -> list[str]:
+    return [line for line in frontier_results._pairs(golds, held_out)[3:] if line.startswith("| ")]
 
 
 def test_stop_goes_to_every_process_that_runs(tmp_path):

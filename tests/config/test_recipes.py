@@ -18,7 +18,7 @@ KIND_OF = {
     **dict.fromkeys(("simpo",), "cpo"),
     **dict.fromkeys(("distill",), "distillation"),
 }
-OTHER_PIPELINES = ("frontier", "sft_distill", "tools")
+OTHER_PIPELINES = ("frontier", "sft_distill", "shift", "tools")
 PIPELINES = ("rlhf", "sft_dpo", "online_dpo", "rest", "rft")
 
 
