@@ -87,7 +87,8 @@ def _pairs(golds: Mapping[str, Sequence[float]], held_out: RunDirectory) -> list
     compared = {name: values for name, values in golds.items() if len(values) > 1 and name != "overoptimize"}
     if len(compared) < 2:
         return []
-    drawn = [json.loads(line)["rewards"]["positive"] for line in (held_out.path / "rewards.jsonl").open()]
+    lines_of = (held_out.path / "rewards.jsonl").read_text(encoding="utf-8").splitlines()
+    drawn = [json.loads(line)["rewards"]["positive"] for line in lines_of]
     low, high = percentile([value for batch in drawn for value in batch], (5, 95))
     tenth = (high - low) / 10
     found = tukey_hsd(*compared.values())

@@ -133,9 +133,9 @@ def plain(source: Source, folder: Path) -> None:
     """Adapter or full weights with everything to use them; a folder that holds just that stays as it is."""
     from transformers import AutoTokenizer
 
+    from posttrain.atomic_folder import atomic_folder, folder_lock
     from posttrain.models.merge import find_existing, identity, write_marker
     from posttrain.runs import export_card
-    from posttrain.atomic_folder import atomic_folder, folder_lock
 
     wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
     with folder_lock(folder):

@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.atomic_folder import atomic_folder, folder_lock
 from posttrain.console import console
 from posttrain.errors import PosttrainError
 from posttrain.models.drift import Drift, ReferenceOutputs, held_out
 from posttrain.models.weights import free_memory, load, load_base
 from posttrain.runs import export_card
-from posttrain.atomic_folder import atomic_folder, folder_lock
 from posttrain.runs.identity import content, files_digest
 from posttrain.runs.lineage import Source
 

@@ -61,7 +61,7 @@ def test_a_policy_that_never_says_such_things_is_warned_of(train, capsys):
     )
     capsys.readouterr()
     with Path("others.jsonl").open("w") as others:
-        for row in map(json.loads, Path("pairs.jsonl").open()):
+        for row in rows(Path("pairs.jsonl")):
             others.write(json.dumps({**row, "chosen": row["rejected"], "rejected": row["chosen"]}) + "\n")
     options = ("+recipe=dpo_smollm2", f"model.path={sft.path}", "probe.shift_prompts=8")
     near = train(*options, "probe.max_new_tokens=8")
