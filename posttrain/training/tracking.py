@@ -170,6 +170,7 @@ def _wandb_mode() -> str:
     import wandb
 
     try:
+        wandb.setup(wandb.Settings(silent=True))  # or it asks the server who is logged in, to print it
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
     except Exception:  # a malformed key
         return "offline"
