@@ -21,14 +21,14 @@ class Stopped(SystemExit):
 
 
 def near_path(path: str) -> str:
-    """`; did you mean X?`, X being the nearest name in the folder where a `path` that is not there ends; else ""."""
+    """What is near a `path` that is not there, in the folder where it ends; else what that folder has not, or ""."""
     whole = Path(os.path.expanduser(path))
     folder = next((one for one in whole.parents if one.is_dir()), None)
     if folder is None or whole.exists() or not os.access(folder, os.R_OK):
         return ""
     missing, *rest = whole.relative_to(folder).parts
     near = difflib.get_close_matches(missing, [one.name for one in folder.iterdir()], n=1)
-    return f"; did you mean {folder.joinpath(near[0], *rest)}?" if near else ""
+    return f"; did you mean {folder.joinpath(near[0], *rest)}?" if near else f"; {folder.absolute()} has no {missing}"
 
 
 def did_you_mean(given: object, known: Iterable[object], most: int = 1, otherwise: str = "") -> str:

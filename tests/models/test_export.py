@@ -327,7 +327,7 @@ def test_bad_input_is_said_in_a_line(run, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "none")
     assert main(["nowhere"]) == 1
-    assert capsys.readouterr().err == "RUN=nowhere: no such run directory or folder\n"
+    assert capsys.readouterr().err == f"RUN=nowhere: no such run directory or folder; {Path.cwd()} has no nowhere\n"
     path = run("lora")
     assert main([str(path), "--dtype", "float32", "--into", "original", "--private"]) == 1
     assert capsys.readouterr().err.splitlines() == [

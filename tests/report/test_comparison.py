@@ -483,7 +483,7 @@ def test_a_run_without_a_probe_is_listed_and_why_there_is_no_frontier(tmp_path, 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere", "gone"], "PATH=nowhere: no such folder\nPATH=gone: no such folder"),
+        (["nowhere", "gone"], "PATH=nowhere: no such folder; {here} has no nowhere\nPATH=gone: no such folder; {here} has no gone\n"),
         (["empty"], "PATH=empty: no run in there; a run is a folder with a run.json"),
         (["outputs", "--metric", "gold/mod"], "--metric=gold/mod: not probed; there are probe/gold/mood, probe/kl"),
     ],
@@ -492,7 +492,7 @@ def test_mistakes_are_said_in_one_message(tmp_path, capsys, args, message):
     Path("empty").mkdir()
     write_run(tmp_path / "outputs" / "dpo-1", "dpo", [(0, 0, 0.1), (9, 1.0, 0.2)])
     assert main(args) == 1
-    assert message in capsys.readouterr().err
+    assert message.format(here=tmp_path) in capsys.readouterr().err
     assert not Path("report").exists()
 
 
