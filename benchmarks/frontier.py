@@ -1,7 +1,7 @@
 """Reward against KL for every method, on one picture: the study in docs/studies/frontier.md, two runs at a time.
 
     python benchmarks/frontier.py --size small --dry-run       # what would run, and how long each takes
-    python benchmarks/frontier.py --size small                 # three seeds, within 90 minutes on 2 CPU cores
+    python benchmarks/frontier.py --size small                 # three seeds; should take 80 minutes on 2 CPU cores
     python benchmarks/frontier.py --size overoptimization      # PPO against a poor reward model, two seeds
     python benchmarks/frontier.py --size medium                # all of it with more betas: a night
     python benchmarks/frontier.py --size full                  # more data, more points, three seeds: for a GPU
@@ -94,7 +94,7 @@ MANY_PROMPTS: dict[str, Any] = {
     "stages": {"held_out": {"sample.prompts": 288}, "overoptimize": {"probe.prompts": 64}},
 }
 POOR_REWARD = frozenset({"reward_few", "overoptimize", "best_of_n_few"})
-# 256 held-out prompts and three seeds; each method at the beta that ends about 1.5 nats from the start.
+# 256 held-out prompts and three seeds; each method at a beta that should end about 1.5 nats from the start.
 SMALL = Size(
     grid={"chosen": (), "dpo": (0.2,), "kto": (0.1,), "grpo": (0.05,), "ppo": (0.05,), "ppo_gold": (0.05,)},
     seeds=(1, 2, 3),
