@@ -483,7 +483,10 @@ def test_a_run_without_a_probe_is_listed_and_why_there_is_no_frontier(tmp_path, 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere", "gone"], "PATH=nowhere: no such folder; {here} has no nowhere\nPATH=gone: no such folder; {here} has no gone\n"),
+        (
+            ["nowhere", "gone"],
+            "PATH=nowhere: no such folder; {here} has no nowhere\nPATH=gone: no such folder; {here} has no gone\n",
+        ),
         (["empty"], "PATH=empty: no run in there; a run is a folder with a run.json"),
         (["outputs", "--metric", "gold/mod"], "--metric=gold/mod: not probed; there are probe/gold/mood, probe/kl"),
     ],
