@@ -153,7 +153,7 @@ def test_models_are_looked_at_before_weights_load(monkeypatch, tmp_path):
         )
 
     assert reached(["./a", "embedded:tiny"]) == [
-        "reward.e.args.models=./a: no such run or folder",
+        f"reward.e.args.models=./a: no such run or folder; {tmp_path} has no a",
         "reward.e.args.models=embedded:tiny: not a reward model; train one with trainer=reward",
     ]
     monkeypatch.setattr(model_weights, "check_model", lambda *args, **kwargs: None)

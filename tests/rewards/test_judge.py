@@ -158,7 +158,9 @@ def test_where_nothing_answers_is_said_before_weights_load():
     [error] = rewards.check_reachable(run.reward, "reward")
     assert error.startswith("reward.judge.args.endpoint=http://127.0.0.1:9/v1: cannot be reached")
     run.reward["judge"].args.update(endpoint=None, model="./nowhere")
-    assert rewards.check_reachable(run.reward, "reward") == ["reward.judge.args.model=./nowhere: no such run or folder"]
+    assert rewards.check_reachable(run.reward, "reward") == [
+        f"reward.judge.args.model=./nowhere: no such run or folder; {Path.cwd()} has no nowhere"
+    ]
     with endpoint.serve(longer) as server:
         server.statuses = [401]
         run.reward["judge"].args.update(endpoint=server.url, key_env="JUDGE_KEY")
