@@ -88,15 +88,17 @@ class Tracker(NoTracker):
             "config": run_config,
             "resume": "allow",
         }
-        settings: dict[str, Any] = {"init_timeout": INIT_TIMEOUT, "silent": True, "console": "wrap"}
+        settings: dict[str, Any] = {"silent": True, "console": "wrap"}
         self._send = lambda metrics, step: wandb.log({**metrics, "train/global_step": step})
         self._end = lambda: wandb.finish()
         # Transformers' callback would otherwise ask for another project when W&B is restarted.
         os.environ["WANDB_PROJECT"] = config.project
         try:
-            # The finish timeout keeps a dead network from hanging the end; what is unsent stays for `wandb sync`.
-            online: dict[str, Any] = {"finish_timeout": FINISH_TIMEOUT} if mode == "online" else {}
-            wandb.init(mode=mode, settings=wandb.Settings(**settings, **online), **options)
+            # Offline there is nothing to wait for but this machine. What is unsent at the end stays for `wandb sync`.
+            limits: dict[str, Any] = {}
+            if mode == "online":
+                limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
+            wandb.init(mode=mode, settings=wandb.Settings(**settings, **limits), **options)
         except Exception as error:
             if mode != "online":
                 raise

@@ -109,7 +109,6 @@ def test_wandb_is_online_where_there_is_a_key(key, mode, tmp_path, monkeypatch, 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
     wandb.teardown()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
