@@ -233,7 +233,7 @@ def report(output: Path, finished: Mapping[str, RunDirectory]) -> None:
     """`posttrain.report` over the methods, and over what pursues the reward model of few comparisons."""
     few = {name: run for name, run in finished.items() if name.startswith(("overoptimize", "best_of_n_few"))}
     # SFT and the reward models have no KL; the pairs are samples of the start, too, but chosen by gold.
-    shared = {"sft", "held_out", "pairs", "reward", "reward_few"}
+    shared = {"sft", "held_out", "pairs", "reward_pairs", "reward", "reward_few"}
     methods = {name: run for name, run in finished.items() if name not in {*few, *shared}}
     for folder, runs in (("report", methods), ("report-overoptimization", few)):
         if not (paths := [str(run.path) for run in runs.values()]):

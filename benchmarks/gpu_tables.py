@@ -6,9 +6,9 @@ A table stands between `<!-- gpu: NAME -->` and `<!-- /gpu -->`; what stands the
 have is shown as not measured.
 """
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,24 +86,21 @@ def estimated(found: Found, name: str) -> float | None:
     if name == "ppo_separate" or not found(name):
         return None
     from gpu_model import REAL
-    from hydra import compose, initialize_config_dir
     from transformers import LlamaConfig
 
-    from posttrain.config import parse, recipes
+    from posttrain.config import composition, parse
     from posttrain.models.hardware import Precision
     from posttrain.training import footprint
 
-    recipes.register()
-    with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
-        rows = found(name, "microbatch")
-        accumulated = (found(name, "answers") or rows) // rows
-        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
-        if answer := found(name, "answer_tokens"):
-            batch["max_completion_length"] = answer
-        if name == "ppo":
-            batch |= {"num_ppo_epochs": 1, "num_mini_batches": 1}
-        given = [f"trainer.args.{key}={value}" for key, value in batch.items()]
-        run = parse.parse(compose("config", overrides=[f"+recipe={name}_llama", "data.eval_size=0", *given]))
+    rows = found(name, "microbatch")
+    accumulated = (found(name, "answers") or rows) // rows
+    batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated}
+    if answer := found(name, "answer_tokens"):
+        batch["max_completion_length"] = answer
+    if name == "ppo":
+        batch |= {"num_ppo_epochs": 1, "num_mini_batches": 1}
+    given = [f"trainer.args.{key}={value}" for key, value in batch.items()]
+    run = parse.parse(composition.compose([f"+recipe={name}_llama", "data.eval_size=0", *given]))
     trained = run.peft.lora["r"] * A_RANK
     sizes = footprint.of_config(LlamaConfig(**REAL.llama), (WEIGHTS + trained, trained))
     length = REAL.lengths[name]
@@ -218,7 +215,11 @@ def filled(page: str, results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS, help="default: docs/gpu.json")
+    path = parser.parse_args().results
+    if not path.is_file() and path != RESULTS:
+        parser.error(f"{path}: no such file")
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if results.get("rehearsal"):
         raise SystemExit(f"{path}: a rehearsal on a CPU; its figures say nothing of a GPU")

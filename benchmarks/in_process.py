@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import recipes
-
 
 @contextmanager
 def empty_folder() -> Iterator[Path]:
@@ -71,9 +69,7 @@ def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
     """What `python -m posttrain` does with `overrides`; returns the run directory, and of training what was watched."""
     import importlib
 
-    from hydra import compose, initialize_config_dir
-
-    from posttrain.config import data_override, parse, schema
+    from posttrain.config import composition, data_override, parse, schema
     from posttrain.jobs import preflight
     from posttrain.runs.directory import RunDirectory
     from posttrain.training import build
@@ -85,9 +81,7 @@ def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
         watch.trainer = original(kind, parts)
         return watch.trainer
 
-    recipes.register()
-    with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
-        asked = parse.parse(compose("config", overrides=list(overrides)))
+    asked = parse.parse(composition.compose(overrides))
     recipe = next((o.split("=")[1] for o in overrides if o.startswith("+recipe=")), None)
     origin = schema.Origin(recipe, tuple(overrides), None)
     data_override.reset_settings(asked, origin.overrides)

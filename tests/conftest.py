@@ -48,7 +48,7 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(autouse=True)
 def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages of pipelines, too, are composed by `tests.helpers.runs.composed`."""
-    monkeypatch.setattr("posttrain.pipeline.overrides.compose", lambda _, overrides: composed(tuple(overrides)))
+    monkeypatch.setattr("posttrain.config.composition.composed", lambda overrides: composed(tuple(overrides)))
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,10 @@ def reset_settings(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
 
     `~reward` drops all rewards that the command does not name: Hydra drops those of a group alone.
     """
+    if run.job == "pipeline":
+        from posttrain.config import stage_override
+
+        stage_override.restore(run, overrides)
     data, given = run.data, {override.lstrip("+~").split("=")[0] for override in overrides}
     if "~reward" in overrides:
         named = {key.split(".")[1] for key in given if key.startswith("reward.")}

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from posttrain.config import recipes
+from posttrain.config import composition, recipes
 from posttrain.config.commands import COMMANDS
 
 EXAMPLES = """\
@@ -111,7 +111,7 @@ def trainer_options(words: list[str]) -> str:
     from posttrain.config.reserved_options import reserved_options
 
     try:
-        config = recipes.compose(words)
+        config = composition.compose(words)
     except HydraException as error:
         return str(error)
     name = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)

@@ -6,7 +6,8 @@ import sys
 import textwrap
 from typing import Any
 
-from posttrain.config.recipes import compose, purposes
+from posttrain.config.composition import compose
+from posttrain.config.recipes import purposes
 from posttrain.errors import did_you_mean
 
 

@@ -66,12 +66,3 @@ def groups() -> dict[str, list[str]]:
     """Group -> the options to choose from: the folders of conf/ and the files in them."""
     folders = sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir())
     return {folder.name: sorted(p.stem for p in folder.glob("*.yaml")) for folder in folders}
-
-
-def compose(overrides: list[str]) -> Any:
-    """The config that the command line `overrides` gives, as Hydra composes it; nothing is checked."""
-    from hydra import compose, initialize_config_dir
-
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=overrides)

@@ -1,51 +1,21 @@
 """A stage's settings as overrides of the command line, and the `Run` that these overrides give."""
 
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from posttrain.config import composition_errors, data_override, parse, recipes
+from posttrain.config import composition, composition_errors, data_override, parse
+from posttrain.config.flat_settings import groups
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError, choose
 
 # Text that Hydra reads as text without quotes.
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
 KEY = re.compile(r"[\w./-]+")
-
-
-@cache
-def groups() -> frozenset[str]:
-    """The config groups: `peft` of `peft=qlora`."""
-    return frozenset(p.name for p in (recipes.ROOT / "conf").iterdir() if p.is_dir())
-
-
-def flatten(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings as `a.b.c` -> value, later layers over earlier ones.
-
-    A choice of a group (`peft: qlora`) replaces what earlier layers set in that group.
-    """
-    result: dict[str, Any] = {}
-    for layer in layers:
-        # Choices first: within a layer they go together with values of their group.
-        for key, value in sorted(_leaves(layer), key=lambda item: item[0] not in groups()):
-            result = {k: v for k, v in result.items() if k != key and not k.startswith(f"{key}.")}
-            result[key] = value
-    return result
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def to_overrides(settings: Mapping[str, Any]) -> list[str]:
@@ -74,18 +44,16 @@ def quote(value: Any) -> str:
 @lru_cache(maxsize=256)
 def run_of(overrides: tuple[str, ...]) -> Run:
     """The `Run` of `posttrain OVERRIDES`; raises `PosttrainError` as that command would."""
-    ready = GlobalHydra.instance().is_initialized()  # as it is inside the command
-    with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
-        try:
-            run = parse.parse(compose("config", overrides=list(overrides)))
-            data_override.reset_settings(run, overrides)
-            if unread := parse.unread_settings(run, overrides):
-                raise PosttrainError("\n".join(unread))
-            return run
-        except PosttrainError:
-            raise
-        except (HydraException, ValueError) as error:
-            raise PosttrainError(composition_errors.explain_hydra_error(error) or str(error).splitlines()[0]) from None
+    try:
+        run = parse.parse(composition.composed(overrides))
+        data_override.reset_settings(run, overrides)
+        if unread := parse.unread_settings(run, overrides):
+            raise PosttrainError("\n".join(unread))
+        return run
+    except PosttrainError:
+        raise
+    except (HydraException, ValueError) as error:
+        raise PosttrainError(composition_errors.explain_hydra_error(error) or str(error).splitlines()[0]) from None
 
 
 def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
@@ -104,9 +72,8 @@ def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
 @cache
 def _options(group: str) -> tuple[str, ...]:
     """The options of a group, recipes that are registered among them; Hydra copies all of its configs to tell."""
-    ready = GlobalHydra.instance().is_initialized()
-    with nullcontext() if ready else initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
-        return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
+    with composition.config_loader() as loader:
+        return tuple(loader.get_group_options(group))
 
 
 def _choice(group: str, option: Any) -> str:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from posttrain import __version__
 from posttrain.config import paths_and_secrets
+from posttrain.config.flat_settings import flatten
 from posttrain.config.schema import Origin, Run, TrackingConfig
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import overrides
@@ -152,7 +153,7 @@ def arguments(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: 
     """The overrides of a stage's command; `parents` maps config keys to run directories."""
     words = [f"+recipe={stage.recipe}"] if stage.recipe else []
     own = {"name": stage.name, **({"output_dir": output_dir} if output_dir != "outputs" else {})}
-    return words + overrides.to_overrides(overrides.flatten(own, below, stage.settings, parents))
+    return words + overrides.to_overrides(flatten(own, below, stage.settings, parents))
 
 
 def run_of(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> Run:
@@ -183,8 +184,8 @@ def newest(output_dir: Path, name: str) -> RunDirectory | None:
 
 def differences(file: Path, run: Run, without: Mapping[str, str]) -> list[str]:
     """The settings in which `run` is another than the one of that `config.yaml`, as `key old -> new`."""
-    old = overrides.flatten(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
-    new = overrides.flatten(asdict(run))
+    old = flatten(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+    new = flatten(asdict(run))
     keys = [k for k in dict.fromkeys([*new, *old]) if k.partition(".")[0] not in NOT_IN_DIGEST and k not in without]
     pairs = [(key, old.get(key, UNSET), new.get(key, UNSET)) for key in keys]
     return [f"{key} {_figure(a)} -> {_figure(b)}" for key, a, b in pairs if a != b and {} not in (a, b)]
@@ -260,7 +261,7 @@ def of_stage(stages: Stages, metric: str) -> tuple[str, str]:
 
 def _unread(run: Run) -> list[str]:
     """Settings outside the stages that none of them gets."""
-    given, plain = (overrides.flatten(asdict(one)) for one in (run, overrides.run_of(("job=pipeline",))))
+    given, plain = (flatten(asdict(one)) for one in (run, overrides.run_of(("job=pipeline",))))
     own = ("trainer", "model", "peft", "data", "reward", "probe", "alarms", "sample", "evaluate")
     changed = [key for key, value in given.items() if key.partition(".")[0] in own and plain.get(key) != value]
     return [

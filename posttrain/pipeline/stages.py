@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.flat_settings import flatten, groups
 from posttrain.errors import PosttrainError, did_you_mean
 from posttrain.pipeline.gates import Gate
-from posttrain.pipeline.overrides import flatten, groups
 
 # The keys of a stage that are the pipeline's; all others are settings of the stage's run.
 # What the whole pipeline has, and no stage.
@@ -137,15 +137,15 @@ def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any
         errors.append(f"{path}.job=pipeline: a stage is one run; write its stages here")
     parents = own.get("from") or {}
     if isinstance(parents, dict):  # on a command line, null takes away what the recipe has
-        parents = {key: value for key, value in parents.items() if value is not None}
-    if not isinstance(parents, dict) or not all(isinstance(v, str) for v in flatten(parents).values()):
+        parents = {key: value for key, value in flatten(parents).items() if value is not None}
+    if not isinstance(parents, dict) or not all(isinstance(value, str) for value in parents.values()):
         errors.append(f"{path}.from={parents!r}: expected config keys and stages, {{model.init_from: STAGE}}")
         parents = {}
     return Stage(
         name,
         own.get("recipe"),
         settings,
-        flatten(parents),
+        parents,
         _gates(own.get("gate"), path, name, errors),
         _launch(own.get("launch"), path, errors),
     )

@@ -160,7 +160,7 @@ def check(argv: list[str]) -> None:
 
         importlib.import_module(where).parser().parse_intermixed_args(argv[1:])
         return
-    from posttrain.config import objective, options, parse, recipes, trainers
+    from posttrain.config import composition, objective, options, parse, trainers
 
     job = where.removeprefix("job:")
     given = [word for word in argv[1 if name else 0 :] if word not in ("-m", "--multirun", "--cfg", "job")]
@@ -171,7 +171,7 @@ def check(argv: list[str]) -> None:
     if not any(word.startswith(("+recipe=", "trainer=", "job=pipeline")) for word in given):
         given = ["trainer=dpo", "model=tiny", "data.path=pairs.jsonl", *given]
     given = [word.replace("+recipe=mine", "+recipe=rlhf_smollm2") for word in given]
-    run = parse.parse(recipes.compose([*given, *([f"job={job}"] if job else [])]))
+    run = parse.parse(composition.compose([*given, *([f"job={job}"] if job else [])]))
     if run.job != "pipeline":
         assert objective.unmeasured(run) == []
         assert options.check(trainers.of(run.trainer.kind).config, run.trainer.args, "trainer.args") == []

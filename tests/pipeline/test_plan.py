@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from posttrain.config import help_pages, recipes
+from posttrain.config.flat_settings import flatten
 from posttrain.config.schema import Origin
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
@@ -132,7 +133,7 @@ def test_a_value_is_read_back_from_its_override(value):
 def test_settings_become_overrides_choices_first_later_layers_over_earlier():
     common = {"tracking": {"tags": ["a"]}, "model": "qwen", "peft": "lora", "trainer": {"args": {"seed": 1}}}
     stage = {"tracking": "none", "model.dtype": "float32", "trainer": {"args": {"seed": 2}}, "reward": None}
-    assert overrides.to_overrides(overrides.flatten(common, stage)) == [
+    assert overrides.to_overrides(flatten(common, stage)) == [
         *("model=qwen", "peft=lora", "tracking=none", "~reward"),
         *("model.dtype=float32", "trainer.args.seed=2"),
     ]
@@ -140,9 +141,9 @@ def test_settings_become_overrides_choices_first_later_layers_over_earlier():
 
 def test_a_reward_in_place_of_the_recipes():
     mine = {"reward": {"mine": {"function": "a.b"}}}
-    beside = overrides.run_of(("+recipe=ppo_smollm2", *overrides.to_overrides(overrides.flatten(mine))))
+    beside = overrides.run_of(("+recipe=ppo_smollm2", *overrides.to_overrides(flatten(mine))))
     assert [*beside.reward] == ["abstention", "mine"]
-    instead = overrides.to_overrides(overrides.flatten({"reward": None}, mine))
+    instead = overrides.to_overrides(flatten({"reward": None}, mine))
     assert [*overrides.run_of(("+recipe=ppo_smollm2", *instead)).reward] == ["mine"]
 
 

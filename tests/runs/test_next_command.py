@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config import recipes
+from posttrain.config import composition, recipes
 from posttrain.config.recipe_list import purposes
 from posttrain.runs import card, summary
 from posttrain.runs.directory import RunDirectory
@@ -30,7 +30,7 @@ def following(directory: RunDirectory) -> str:
 @pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "ppo"])
 def test_a_family_trains_the_model_that_its_suggestions_count_on(kind, family):
     assert f"{kind}_{family}" in purposes()
-    assert recipes.compose([f"+recipe={kind}_{family}"]).model.path == FAMILIES[family]
+    assert composition.compose([f"+recipe={kind}_{family}"]).model.path == FAMILIES[family]
 
 
 @pytest.mark.parametrize(
@@ -83,5 +83,5 @@ def test_steps_of_a_run_quote_its_folder_once():
 
 def test_every_model_of_the_package_has_its_licence_in_the_card():
     for option in recipes.groups()["model"]:
-        path = recipes.compose([f"model={option}"]).model.path
+        path = composition.compose([f"model={option}"]).model.path
         assert path == "embedded:tiny" or path in card.LICENCES

@@ -1,0 +1,57 @@
+"""Settings of stages on a command line: they come last, in whichever form the recipe writes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.config import composition, parse
+from posttrain.config.flat_settings import flatten, leaves
+from posttrain.config.schema import Run
+
+# Keys of a stage that are no settings of its run, but dicts of their own.
+NOT_SETTINGS = ("from", "each")
+
+
+def restore(run: Run, overrides: Sequence[str]) -> None:
+    """Put the settings that `overrides` give to stages over all of the recipe's, in `run.stages` and `run.common`.
+
+    A recipe may write `probe: default` and `probe.prompts: 256`. Given `stages.NAME.probe.prompts=24`, Hydra replaces
+    the choice by `{prompts: 24}`, and leaves the flat key, which would win.
+    """
+    given = {word: path for word in overrides if (path := _path(word))}
+    if not given:
+        return
+    before, _ = parse.read(composition.composed([word for word in overrides if word not in given]))
+    if before is None:
+        return
+    written = {"stages": before.stages, "common": before.common}
+    changed: dict[tuple[str, ...], dict[str, Any]] = {}
+    for entry, key in given.values():
+        value = _value({"stages": run.stages, "common": run.common}, (*entry, *key.split(".")))
+        settings = changed.setdefault(entry, dict(_value(written, entry) or {}))
+        for name, leaf in leaves({key: value}):
+            settings.pop(name, None)
+            settings[name] = leaf
+    for entry, settings in changed.items():
+        parent = _value({"stages": run.stages, "common": run.common}, entry[:-1])
+        own = run.common if entry == ("common",) else parent[entry[-1]]
+        if flatten(own) != flatten(settings):
+            own.clear()
+            own.update(settings)
+
+
+def _path(word: str) -> tuple[tuple[str, ...], str] | None:
+    """The stage whose setting `word` is, and the setting; None where Hydra does with it what the user means."""
+    key, _, value = word.lstrip("+").partition("=")
+    parts = key.split(".")
+    size = 1 if parts[0] == "common" else 4 if parts[2:3] == ["stages"] else 2
+    entry, rest = tuple(parts[:size]), parts[size:]
+    if parts[0] not in ("stages", "common") or not rest or rest[0] in NOT_SETTINGS:
+        return None
+    return (entry, ".".join(rest)) if len(rest) > 1 or value.startswith("{") else None
+
+
+def _value(settings: Mapping[str, Any], path: Sequence[str]) -> Any:
+    value: Any = settings
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
