@@ -3,7 +3,7 @@
     python benchmarks/memory.py             # the table of the README: which size of Llama 3 trains on which GPU
     python benchmarks/memory.py --measure   # the tables of docs/memory.md: peaks on this machine's CPU
 
-The first is arithmetic, `posttrain.training.footprint`, with CUDA's own memory (1 GB); a GPU fits with 10% to spare.
+The first is arithmetic, `posttrain.training.footprint`, with CUDA's own memory (1 GB), and 10% to spare.
 The second trains random Llamas for two steps through `posttrain.jobs.train`, each in a process of its own. The peak is
 the process's highest resident memory less what it held when libraries, data and tokenizer were loaded.
 MALLOC_MMAP_THRESHOLD_ makes glibc give freed blocks of more than 1 MB back; by itself it keeps many below 32 MB.
@@ -12,6 +12,7 @@ MALLOC_MMAP_THRESHOLD_ makes glibc give freed blocks of more than 1 MB back; by 
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import subprocess
@@ -71,7 +72,7 @@ def gigabytes(name: str, peft: str, kind: str, rank: int = 16) -> float:
 
 
 def table() -> str:
-    """The table in Markdown: GB, and the smallest common GPU that has them."""
+    """The table in Markdown: GB with `HEADROOM`, and the smallest common GPU that has them."""
     lines = ["| Llama 3 | trained as | " + " | ".join(METHODS) + " |", "|---|---|" + "---|" * len(METHODS)]
     for name in LLAMA:
         for shown, peft in (("QLoRA", "qlora"), ("LoRA", "lora"), ("full", "none")):
@@ -81,8 +82,8 @@ def table() -> str:
 
 
 def _cell(used: float) -> str:
-    fits = next((f"{size} GB" for size in GPUS if used * HEADROOM <= size), "several GPUs")
-    return f"{used:.0f} GB: {fits}"
+    needed = math.ceil(used * HEADROOM)
+    return f"{needed} GB: {next((f'{size} GB' for size in GPUS if needed <= size), 'several GPUs')}"
 
 
 @dataclass(frozen=True)
