@@ -34,10 +34,9 @@ def test_a_choice_and_a_setting_below_it_hold_together():
     assert (given["probe"], given["probe.prompts"]) == ("default", 9)
 
 
-def test_a_flat_key_of_the_recipe_gives_way_wherever_it_stands():
-    given = settings("ppo", "stages.ppo.trainer.args.max_steps=3", recipe="rlhf_hacking_smollm2")
-    assert given["trainer.args.max_steps"] == 3
-    assert given["trainer.args.missing_eos_penalty"] == 1.0
+def test_a_flat_key_of_the_recipe_gives_way():
+    given = settings("sft", "stages.sft.data.max_train_rows=3", recipe="rest_smollm2")
+    assert given == {**settings("sft", recipe="rest_smollm2"), "data.max_train_rows": 3}
 
 
 def test_a_setting_for_all_stages_leaves_the_choice_for_all_stages():
