@@ -65,8 +65,11 @@ class Watch:
         return statistics.median(self.seconds[1:] or self.seconds)
 
 
-def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
-    """What `python -m posttrain` does with `overrides`; returns the run directory, and of training what was watched."""
+def run(overrides: Sequence[str], callbacks: Sequence[Any] = ()) -> tuple[Path, Watch]:
+    """What `python -m posttrain` does with `overrides`; returns the run directory, and of training what was watched.
+
+    The trainer also gets `callbacks`.
+    """
     import importlib
 
     from posttrain.config import composition, data_override, parse, schema
@@ -77,7 +80,7 @@ def run(overrides: Sequence[str]) -> tuple[Path, Watch]:
     watch, original = Watch(), build.build
 
     def watched(kind: str, parts: Any) -> Any:
-        parts.callbacks.append(watch.callback())
+        parts.callbacks += [watch.callback(), *callbacks]
         watch.trainer = original(kind, parts)
         return watch.trainer
 

@@ -1,10 +1,11 @@
-"""What the layer costs: the same SFT and DPO work by posttrain and by a plain TRL script, interleaved.
+"""What the layer costs: the same SFT and DPO work by posttrain and by a plain TRL script, step by step in turn.
 
-    python benchmarks/overhead.py [--rounds 3] [--steps 12] [--hidden 1024]
+    python benchmarks/overhead.py [--rounds 2] [--steps 30] [--hidden 512]
 
-Each round trains both ways in fresh processes, in turn. A process reports the median seconds of an optimizer step
-(the first two left out) and its peak resident memory. The printed figures are medians over rounds, and the ratio
-posttrain / plain of each round's pair, median over rounds. A random Llama (see `--hidden`), LoRA, CPU or GPU.
+Each round trains both ways in two processes that take their optimizer steps in turn, so that the two steps of a pair
+see the machine in the same state. The time of a step is that of the loop: batch, step, callbacks and logs. The ratio
+posttrain / plain is the median over all pairs (the first two of a round left out), with the quartiles; seconds are
+medians, memory is the peak resident memory of a process. A random Llama (see `--hidden`), LoRA, CPU or GPU.
 """
 
 import argparse
@@ -55,24 +56,48 @@ def make_data(path: Path, rows: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def stopwatch() -> Any:
-    """A Trainer callback that keeps the seconds of each optimizer step in `seconds`."""
+class Turns:
+    """Two processes that work in turn: each waits for a byte in its own pipe, and then writes one to the other's."""
+
+    def __init__(self, own: str, other: str) -> None:
+        self.own, self.other = (os.open(path, os.O_RDWR) for path in (own, other))
+
+    def wait(self) -> None:
+        os.read(self.own, 1)
+
+    def give(self) -> None:
+        os.write(self.other, b".")
+
+
+def stopwatch(turns: Turns | None = None) -> Any:
+    """A Trainer callback that keeps in `seconds` the time from each step's begin to the next one's."""
+    from in_process import now
     from transformers import TrainerCallback
 
     class Stopwatch(TrainerCallback):
         def __init__(self) -> None:
             self.seconds: list[float] = []
+            self.began: float | None = None
 
         def on_step_begin(self, *args: object, **kwargs: object) -> None:
-            self.began = time.perf_counter()
+            self._end()
+            if turns:
+                turns.wait()
+            self.began = now()
 
-        def on_step_end(self, *args: object, **kwargs: object) -> None:
-            self.seconds.append(time.perf_counter() - self.began)
+        def on_train_end(self, *args: object, **kwargs: object) -> None:
+            self._end()
+
+        def _end(self) -> None:
+            if self.began is not None:
+                self.seconds.append(now() - self.began)
+                if turns:
+                    turns.give()
 
     return Stopwatch()
 
 
-def plain(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
+def plain(kind: str, model: str, data: str, steps: int, clock: Any) -> None:
     """A hand-written TRL script."""
     import torch
     from datasets import load_dataset
@@ -84,7 +109,6 @@ def plain(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
     if kind == "sft":
         rows = rows.rename_column("chosen", "completion").remove_columns("rejected")
     cuda = torch.cuda.is_available()
-    clock = stopwatch()
     trainer = trainer_class(
         model=model,
         args=config_class(
@@ -97,10 +121,9 @@ def plain(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
     )  # fmt: skip
     trainer.train()
     trainer.save_model("plain/model")
-    return figures(clock)
 
 
-def layered(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
+def layered(kind: str, model: str, data: str, steps: int, clock: Any) -> None:
     """The same by posttrain, as the command line would."""
     import torch
     from in_process import run
@@ -113,65 +136,84 @@ def layered(kind: str, model: str, data: str, steps: int) -> dict[str, float]:
         options.append("trainer.share_prompts=false")  # the layer alone; benchmarks/sharing.py has what sharing gains
     if not torch.cuda.is_available():
         options.append("trainer.args.bf16=false")  # as the plain script, whatever the CPU could do
-    return figures(run(options)[1])
-
-
-def figures(clock: Any) -> dict[str, float]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"step": statistics.median(clock.seconds[2:]), "peak_mb": peak}
+    run(options, [clock])
 
 
 WAYS = {"plain": plain, "posttrain": layered}
 
 
-def inside(way: str, kind: str, model: Path, data: Path, steps: int) -> dict[str, float]:
-    """One way in this process, in a folder of its own."""
+def inside(way: str, kind: str, model: Path, data: Path, steps: int, turns: Turns | None = None) -> dict[str, Any]:
+    """One way in this process, in a folder of its own: the seconds of its steps but the first two, and peak memory."""
     from in_process import empty_folder
 
+    clock = stopwatch(turns)
     with empty_folder():
-        return WAYS[way](kind, str(model), str(data), steps)
+        WAYS[way](kind, str(model), str(data), steps, clock)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": clock.seconds[2:], "step": statistics.median(clock.seconds[2:]), "peak_mb": peak}
 
 
-def measure(way: str, kind: str, model: str, data: str, steps: int) -> dict[str, float]:
+def in_turn(kind: str, model: Path, data: Path, steps: int) -> dict[str, dict[str, Any]]:
+    """Both ways, each in a process, their steps in turn; what `inside` gives of each."""
+    environment = {**os.environ, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "CI": "true"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--run", way, kind, model, data, str(steps)]
-        environment = {**os.environ, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "CI": "true"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+        pipes = {way: str(Path(folder) / way) for way in WAYS}
+        for pipe in pipes.values():
+            os.mkfifo(pipe)
+        begin = Turns(pipes["posttrain"], pipes["plain"])
+        processes = {}
+        for way, other in (("plain", "posttrain"), ("posttrain", "plain")):
+            words = [way, kind, str(model), str(data), str(steps), pipes[way], pipes[other]]
+            with (Path(folder) / f"{way}.log").open("w") as log:
+                command = [sys.executable, __file__, "--run", *words]
+                processes[way] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        begin.give()
+        while any(process.poll() is None for process in processes.values()):
+            if any(process.poll() for process in processes.values()):  # the other one would wait for ever
+                for process in processes.values():
+                    process.kill()
+            time.sleep(0.5)
+        return {way: _result(Path(folder) / f"{way}.log", f"{way} {kind}") for way in processes}
+
+
+def _result(log: Path, name: str) -> dict[str, Any]:
+    text = log.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("RESULT")]
     if not lines:
-        raise SystemExit(f"{way} {kind} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{name} failed:\n{text[-2000:]}")
     return json.loads(lines[0].removeprefix("RESULT"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--run", nargs=7, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:
-        way, kind, model, data, steps = given.run
-        print("RESULT", json.dumps(WAYS[way](kind, model, data, int(steps))))
+        way, kind, model, data, steps, own, other = given.run
+        print("RESULT", json.dumps(inside(way, kind, model, data, int(steps), Turns(own, other))))
         return
     with tempfile.TemporaryDirectory() as folder:
         model, data = Path(folder) / "model", Path(folder) / "pairs.jsonl"
         make_model(model, given.hidden)
         make_data(data, 8 * given.steps)
-        print(f"{given.rounds} rounds of {given.steps} steps, hidden {given.hidden}; medians")
-        print(f"{'':5}{'plain s/step':>14}{'posttrain':>12}{'ratio':>8}{'plain MB':>11}{'posttrain':>12}{'ratio':>8}")
+        print(f"{given.rounds} rounds of {given.steps} steps, hidden {given.hidden}")
+        print(
+            f"{'':5}{'plain s/step':>14}{'posttrain':>12}{'ratio':>8}{'quartiles':>16}{'plain MB':>11}{'posttrain':>12}"
+        )
         for kind in ("sft", "dpo"):
-            results: dict[str, list[dict[str, float]]] = {"plain": [], "posttrain": []}
-            for _ in range(given.rounds):
-                for way in results:
-                    results[way].append(measure(way, kind, str(model), str(data), given.steps))
-            row = f"{kind:5}"
-            for key, width in (("step", 14), ("peak_mb", 11)):
-                a, b = ([r[key] for r in results[way]] for way in ("plain", "posttrain"))
-                ratio = statistics.median(y / x for x, y in zip(a, b, strict=True))
-                digits = 4 if key == "step" else 0
-                row += f"{statistics.median(a):>{width}.{digits}f}{statistics.median(b):>12.{digits}f}{ratio:>8.3f}"
-            print(row)
+            rounds = [in_turn(kind, model, data, given.steps) for _ in range(given.rounds)]
+            seconds = {way: [s for one in rounds for s in one[way]["seconds"]] for way in WAYS}
+            peaks = {way: statistics.median(one[way]["peak_mb"] for one in rounds) for way in WAYS}
+            ratios = [ours / plain for plain, ours in zip(seconds["plain"], seconds["posttrain"], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            row = "".join(
+                f"{statistics.median(seconds[way]):>{width}.4f}" for way, width in (("plain", 14), ("posttrain", 12))
+            )
+            between = f"{low:.3f} to {high:.3f}"
+            print(f"{kind:5}{row}{middle:>8.3f}{between:>16}{peaks['plain']:>11.0f}{peaks['posttrain']:>12.0f}")
 
 
 if __name__ == "__main__":
