@@ -9,6 +9,7 @@ from posttrain.config.schema import Run
 
 # Keys of a stage that are no settings of its run, but dicts of their own.
 NOT_SETTINGS = ("from", "each")
+MISSING = object()
 
 
 def restore(run: Run, overrides: Sequence[str]) -> None:
@@ -23,17 +24,19 @@ def restore(run: Run, overrides: Sequence[str]) -> None:
     before, _ = parse.read(composition.composed([word for word in overrides if word not in given]))
     if before is None:
         return
-    written = {"stages": before.stages, "common": before.common}
+    after = {"stages": run.stages, "common": run.common}
     changed: dict[tuple[str, ...], dict[str, Any]] = {}
     for entry, key in given.values():
-        value = _value({"stages": run.stages, "common": run.common}, (*entry, *key.split(".")))
-        settings = changed.setdefault(entry, dict(_value(written, entry) or {}))
+        value = _value(after, (*entry, *key.split(".")))
+        if value is MISSING:  # taken back by a later word
+            continue
+        written = _value({"stages": before.stages, "common": before.common}, entry)
+        settings = changed.setdefault(entry, dict(written) if isinstance(written, Mapping) else {})
         for name, leaf in leaves({key: value}):
             settings.pop(name, None)
             settings[name] = leaf
     for entry, settings in changed.items():
-        parent = _value({"stages": run.stages, "common": run.common}, entry[:-1])
-        own = run.common if entry == ("common",) else parent[entry[-1]]
+        own = _value(after, entry)
         if flatten(own) != flatten(settings):
             own.clear()
             own.update(settings)
@@ -50,8 +53,7 @@ def _path(word: str) -> tuple[tuple[str, ...], str] | None:
     return (entry, ".".join(rest)) if len(rest) > 1 or value.startswith("{") else None
 
 
-def _value(settings: Mapping[str, Any], path: Sequence[str]) -> Any:
-    value: Any = settings
+def _value(settings: Any, path: Sequence[str]) -> Any:
     for part in path:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+        settings = settings.get(part, MISSING) if isinstance(settings, Mapping) else MISSING
+    return settings

@@ -15,7 +15,7 @@ from posttrain import __version__
 from posttrain.config import paths_and_secrets
 from posttrain.config.flat_settings import flatten
 from posttrain.config.schema import Origin, Run, TrackingConfig
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, did_you_mean
 from posttrain.pipeline import overrides
 from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.runs.directory import RunDirectory
@@ -223,6 +223,10 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
                     check_stage(own)
             except PosttrainError as error:
                 wrong = str(error).replace(f"{folder}{os.sep}", "").splitlines()
+            if stage.recipe is None and any("required, and not set" in line for line in wrong):
+                others = [name for name in stages.stages if name != stage.name]
+                if hint := did_you_mean(stage.name, others):
+                    errors.append(f"{stage.path}: a stage without a recipe; {hint}")
             errors += [f"{stage.path}.{line}" for line in wrong]
     for one in objective.parse(run.objective) if not errors else []:
         name, metric = of_stage(stages, one.metric)

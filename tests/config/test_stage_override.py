@@ -67,3 +67,9 @@ def test_a_recipe_without_other_forms_is_left_as_hydra_composes_it():
     run, _ = compose("+recipe=rlhf_smollm2", "stages.ppo.trainer.args.beta=0.1")
     assert run.stages["ppo"]["trainer"]["args"]["beta"] == 0.1
     assert flatten(run.stages)["ppo.trainer.args.beta"] == 0.1
+
+
+def test_a_setting_that_a_later_word_takes_back():
+    given = settings("ppo", "stages.ppo.probe.prompts=9", "stages.ppo.probe=none")
+    assert given["probe"] == "none"
+    assert "probe.prompts" not in given

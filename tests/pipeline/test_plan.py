@@ -198,6 +198,7 @@ def test_a_gate_is_no_code(text):
         ({"a": "sft_smollm2"}, "stages.a='sft_smollm2': expected a recipe and settings"),
         ({"a": {**SFT, "model": {"kwargs": {"token": "hf_x"}}}}, "stages.a.model.kwargs.token: a secret does not"),
         ({"a": {}}, "stages.a.trainer.kind: required"),
+        ({"reward": REWARD, "rewrad": {}}, "stages.rewrad: a stage without a recipe; did you mean reward?"),
         ({"a": {"rounds": 0, "stages": {"b": SFT}}}, "stages.a.rounds=0: expected a number of rounds"),
         ({"a": {"rounds": 2}}, "stages.a.stages: a group of rounds needs its own stages"),
         ({"a": {"rounds": 2, "stop": "x", "stage": {}, "stages": {"b": SFT}}}, "stages.a.stage: unknown key"),
