@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.config.commands import COMMANDS
 
 HELP = {"--help", "-h"}
-# Where Ctrl-C is the way to end an answer, or the server.
+# Commands that handle Ctrl-C themselves: it ends an answer, or the server.
 INTERRUPTED_BY_HAND = ("chat", "annotate")
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stopped(number: int, _frame: object) -> None:
-    """One line and 130 or 143 while nothing has begun; a job has handlers of its own (`ExitOnSignal`)."""
+    """Print one line and exit with 130 or 143, before any work has begun; jobs install their own `ExitOnSignal`."""
     os.write(2, f"\n{signal.Signals(number).name}: stopped; nothing had begun\n".encode())
     os._exit(128 + number)
 
@@ -37,7 +37,7 @@ def _hand_over(before: dict[signal.Signals, Any]) -> None:
 
 
 def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -> int:
-    """As `main`, from the words of the command line alone; `before` are the handlers that commands without jobs get."""
+    """Run the command that `argv` names; commands that are no jobs get the signal handlers `before` back."""
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
         from posttrain.console import print_error

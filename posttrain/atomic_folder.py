@@ -15,9 +15,9 @@ from filelock import FileLock
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder next to `folder` to fill; it becomes `folder` when the block ends well, and else nothing stays.
+    """Yield an empty folder next to `folder`; it becomes `folder` if the block succeeds, and is deleted otherwise.
 
-    Only under `folder_lock(folder)`: what lies at the side is then a killed process's.
+    Needs `folder_lock(folder)`: a temporary folder that is already there is then the rest of a killed process.
     """
     temporary = folder.with_name(f".{folder.name}.incomplete")
     shutil.rmtree(temporary, ignore_errors=True)

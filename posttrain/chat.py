@@ -102,7 +102,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def answer_message(line: str, voices: list[Dialogue], settings: Settings, terminal: Terminal) -> None:
-    """One message, answered by each; a message that is too long is said to be, and the chat goes on."""
+    """Answer one message by every voice; a message that is too long gets a notice, and the chat goes on."""
     for voice in voices:
         terminal.heading(voice.name)
         try:
@@ -118,7 +118,7 @@ def answer_message(line: str, voices: list[Dialogue], settings: Settings, termin
 
 
 def command(line: str, voices: list[Dialogue], terminal: Terminal) -> None:
-    """/reset, /system, /help; others are named, not sent to the model."""
+    """Carry out /reset, /system or /help; another command gets a notice and is not sent to the model."""
     name, _, text = line.partition(" ")
     if name == "/reset":
         for voice in voices:
@@ -139,7 +139,6 @@ class Terminal:
     """Where a chat is read and written. In a pipe only answers go to stdout, and notices to stderr."""
 
     def __init__(self, interactive: bool, headings: bool):
-
         self.interactive = interactive
         self.headings = headings
         self.errors = SafeConsole(stderr=True, highlight=False)

@@ -21,7 +21,7 @@ from posttrain.progress_bars import counting
 
 
 def printable(text: str) -> str:
-    """Text without what steers a terminal: control characters, and marks that turn the direction of what follows."""
+    """`text` with the characters that control a terminal replaced: control characters and marks of text direction."""
     return text if text.isascii() and text.isprintable() else "".join(map(_replace_steering, text))
 
 
@@ -30,16 +30,16 @@ def _replace_steering(character: str) -> str:
     return REPLACEMENT if steers and character not in "\n\t" else character
 
 
-# Control characters, surrogates, which no terminal can be sent, and other ends of lines; joiners of emoji stay.
+# Control characters, surrogates (they cannot be encoded), line and paragraph separators; joiners of emoji stay.
 CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
 DIRECTION_MARKS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class SafeConsole(Console):
-    """A console that writes nothing of a text that would steer the terminal, wherever the text comes from.
+    """A console that replaces the characters that control a terminal, in all text.
 
-    Off a terminal no line ends in the blanks that fill a table's last column.
+    Outside a terminal it removes the blanks at the end of lines, such as those that pad a table's last column.
     """
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
@@ -60,7 +60,7 @@ def _unpadded(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 def print_error(text: object) -> None:
-    """Print an error to stderr, as it is but for what would steer the terminal."""
+    """Print an error to stderr; only the characters that control a terminal are replaced."""
     print(printable(str(text)), file=sys.stderr)
 
 
@@ -73,16 +73,16 @@ def main_process() -> bool:
 console = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 120, quiet=not main_process())
 
 
-# Seconds of silence after which a log file gets a line on what takes so long, and between two lines on a download.
+# A log file gets a line on a task that takes longer than SLOW_SECONDS, and then one every REPORT_SECONDS.
 SLOW_SECONDS = 3.0
 REPORT_SECONDS = 30.0
 
 
 @contextmanager
 def show_status(text: str, out: Console = console) -> Iterator[None]:
-    """Say what is being done, with the counts of the libraries' progress bars, which are not shown themselves.
+    """Show what the block does, with the counts of the libraries' progress bars in place of the bars.
 
-    One status line on a terminal; in a log file a line if it takes a while, and news every `REPORT_SECONDS` seconds.
+    A terminal shows one status line. A log file gets a line after `SLOW_SECONDS`, and more every `REPORT_SECONDS`.
     """
     with counting(text) as counted:
         if out.is_terminal:
@@ -127,7 +127,7 @@ def print_plain(text: str, out: Console | None = None) -> None:
 
 
 def print_facts(rows: Mapping[str, str]) -> None:
-    """Print a plan, a line per fact; no line ends between a number and its unit."""
+    """Print a plan, a line per fact; lines do not break between a number and its unit."""
     table = Table.grid(padding=(0, 2))
     width = max(console.width - max(map(len, rows)) - 2, 20)
     for name, text in rows.items():
@@ -141,7 +141,7 @@ def print_facts(rows: Mapping[str, str]) -> None:
 
 
 def _say_retries_once(record: logging.LogRecord, said: set[str] = set()) -> bool:  # noqa: B006 - of this process
-    """One line for each host that does not answer, in place of two for each of the hub's attempts."""
+    """Keep one line for each host that does not answer, instead of two for each attempt of the hub's client."""
     host = re.search(r"thrown while requesting \w+ https?://([^/]+)", record.getMessage())
     if host:
         record.msg, record.args = f"{host[1]} does not answer; trying again for up to a minute", ()
@@ -151,7 +151,7 @@ def _say_retries_once(record: logging.LogRecord, said: set[str] = set()) -> bool
 
 
 def quiet_imports() -> None:
-    """Set what libraries read while they are imported: no chatter, no progress bars of theirs, no repeated warnings."""
+    """Set what libraries read while they are imported: no log lines, no progress bars, no repeated warnings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -165,10 +165,10 @@ def quiet_imports() -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave only what a user can act on, of libraries that are imported already too."""
+    """As `quiet_imports`, also for libraries that are already imported."""
     quiet_imports()
     from transformers.utils.logging import disable_progress_bar, log_levels, set_verbosity
 
-    # The variable counts at the first import alone, which a check of rewards may have made before.
+    # Transformers reads the variable at its first import only, and a check of rewards may have imported it before.
     set_verbosity(log_levels.get(os.environ["TRANSFORMERS_VERBOSITY"], logging.ERROR))
     disable_progress_bar()

@@ -13,15 +13,15 @@ class PosttrainError(CompactHydraException):
 
 
 class RewardError(PosttrainError):
-    """A reward or a rollout of the user's failed; the state of the work before it can be saved."""
+    """The user's reward or rollout failed; the state of the training before it can still be saved."""
 
 
 class Stopped(SystemExit):
-    """A signal has ended the process; not an error of what was being done, and not to be caught as one."""
+    """A signal has ended the process. This is no error of the work, and must not be caught as one."""
 
 
 def near_path(path: str) -> str:
-    """What is near a `path` that is not there, in the folder where it ends; else what that folder has not, or ""."""
+    """The end of a message on a missing `path`: a similar name in its last folder that exists, or the missing name."""
     whole = Path(os.path.expanduser(path))
     folder = next((one for one in whole.parents if one.is_dir()), None)
     if folder is None or whole.exists() or not os.access(folder, os.R_OK):
@@ -32,7 +32,7 @@ def near_path(path: str) -> str:
 
 
 def did_you_mean(given: object, known: Iterable[object], most: int = 1, otherwise: str = "") -> str:
-    """`did you mean A or B?`, of what is `known` and like `given`; `otherwise` where nothing is."""
+    """`did you mean A or B?`, with at most `most` names of `known` that are like `given`; else `otherwise`."""
     near = difflib.get_close_matches(str(given), [str(one) for one in known], n=most)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 

@@ -130,7 +130,7 @@ def check(args: argparse.Namespace, source: Source) -> None:
 
 
 def plain(source: Source, folder: Path) -> None:
-    """Adapter or full weights with everything to use them; a folder that holds just that stays as it is."""
+    """Copy adapter or full weights into `folder`, with what is needed to use them; an equal export is left alone."""
     from transformers import AutoTokenizer
 
     from posttrain.atomic_folder import atomic_folder, folder_lock
@@ -157,7 +157,7 @@ def plain(source: Source, folder: Path) -> None:
 
 
 def _adapter_config(source: Source, temporary: Path) -> None:
-    """The adapter's config with a base that means something on another machine."""
+    """Write the adapter's config with a base that other machines can find."""
     from posttrain.runs.card import hub_id
 
     config = json.loads((Path(str(source.adapter)) / "adapter_config.json").read_text(encoding="utf-8"))

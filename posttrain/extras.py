@@ -15,10 +15,10 @@ PLUGINS = {
 
 
 def install_command(extra: str) -> str:
-    """The command that installs the optional dependencies `extra`, from a checkout as from a wheel.
+    """The command that installs the optional dependencies `extra`, from a checkout or a wheel.
 
-    A checkout names itself. A wheel has no index to be installed from again before a release, so there the libraries
-    themselves are named, as its metadata lists them.
+    In a checkout it installs the checkout with the extra. A wheel is on no index before a release, so there the
+    command names the libraries that the wheel's metadata lists.
     """
     from importlib.metadata import PackageNotFoundError, requires
 

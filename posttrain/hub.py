@@ -4,7 +4,7 @@ import sys
 import threading
 from pathlib import Path
 
-# For so long a hub that did not answer is not asked again, so that the jobs of a sweep do not wait a minute each.
+# A hub that did not answer is not asked again for this long, so that not every job of a sweep waits a minute.
 PAUSE_SECONDS = 300.0
 
 
@@ -19,7 +19,7 @@ def cached_commit(path: str, revision: str | None) -> str | None:
 
 
 def explain(error: BaseException, path: str, what: str) -> str | None:
-    """Say what went wrong between here and the hub for the `what` (model, data set) at `path`; `None` if not that."""
+    """Why the hub did not give the `what` ("model", "data set") at `path`; `None` for an error of another kind."""
     from huggingface_hub import errors
 
     chain: list[BaseException] = []
@@ -32,7 +32,7 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
     def any_of(*classes: type[BaseException]) -> bool:
         return any(isinstance(e, classes) for e in chain)
 
-    # Data sets hide the cause: a gated one is told from a missing one by its message alone.
+    # `datasets` hides the cause: only the message tells a gated data set from a missing one.
     if any_of(errors.GatedRepoError) or "is a gated dataset" in text:
         return f"gated on the hub; accept its terms on the page of {path}, then run `hf auth login`"
     if any_of(errors.RevisionNotFoundError):
@@ -55,7 +55,7 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
 
 
 def _pause() -> None:
-    """Take what is in the local cache, without asking the hub, for `PAUSE_SECONDS`."""
+    """Use the local cache only, without asking the hub, for `PAUSE_SECONDS`."""
     from huggingface_hub import constants
 
     def switch(offline: bool) -> None:

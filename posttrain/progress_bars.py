@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 class Counted:
-    """The bars that were begun in a block of `counting`: the hub's count bytes, those of `datasets` rows."""
+    """The progress bars that were started in a block of `counting`: the hub's count bytes, those of `datasets` rows."""
 
     def __init__(self, text: str):
         self.text = text
@@ -24,7 +24,7 @@ class Counted:
         self.bars.append(bar)
 
     def __str__(self) -> str:
-        """`text`, and how far it is, as far as a bar says."""
+        """`text`, followed by the counts of the bars."""
         files = [bar for bar in self.bars if bar.unit == "B" and bar.total]
         done, size = int(sum(bar.n for bar in files)), int(sum(bar.total for bar in files))
         if done < size:
@@ -41,7 +41,7 @@ class Counted:
 
 @contextmanager
 def counting(text: str) -> Iterator[Counted]:
-    """Count what the bars of tqdm begun in this block count, and show none of them."""
+    """Yield the counts of the tqdm bars that are started in the block, and show none of the bars."""
     from tqdm.std import tqdm
 
     counted, begin = Counted(text), tqdm.__init__
@@ -49,7 +49,7 @@ def counting(text: str) -> Iterator[Counted]:
 
     def silent(bar: Any, *args: Any, **kwargs: Any) -> None:
         begin(bar, *args, **{**kwargs, **hidden})
-        # The hub has two bars for the same bytes: that of the network has no place for a total.
+        # The hub has two bars for the same bytes; the one of the network shows no total, and is left out.
         if "total_fmt" in (kwargs.get("bar_format") or "total_fmt"):
             counted.add(bar)
 

@@ -121,7 +121,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Pairs from an answers file, also from one that a server is adding to."""
+    """Write pairs from an answers file, also while a server appends to it."""
     from posttrain.annotate.answers import Answers, read
 
     path = Path(args.source).expanduser()
@@ -134,7 +134,7 @@ def annotate(args: argparse.Namespace, command: str) -> None:
     from posttrain.annotate.session import Session
     from posttrain.console import quiet_libraries
 
-    # Before anything slow: a port that is taken is said at once.
+    # Bind first, so that a port that is in use is an error at once.
     with serve.exclusive_access(args.out), serve.bind(args.host, args.port) as listening:
         quiet_libraries()
         items = load_items(args)
@@ -154,7 +154,7 @@ def annotate(args: argparse.Namespace, command: str) -> None:
 
 
 def load_items(args: argparse.Namespace) -> list[Item]:
-    """The items of the data, the sampled run, or the run, which is sampled from first."""
+    """The items of the data or of a run of job=sample; another run is sampled from first."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -182,7 +182,7 @@ def load_items(args: argparse.Namespace) -> list[Item]:
 
 
 def _local(source: str) -> bool:
-    """Whether this is a path rather than a hub id or a pattern."""
+    """Whether this is a local path, not a hub id or a pattern."""
     named = source.startswith((".", "/", "~")) or Path(source).suffix in (".jsonl", ".json", ".csv", ".parquet")
     return named and not set(source) & set("*?[,")
 
@@ -217,13 +217,13 @@ def print_summary(session: Session, args: argparse.Namespace, command: str) -> N
     try:
         if answers.standing:
             report(answers, args)
-    except PosttrainError as error:  # all tied so far: no mistake
+    except PosttrainError as error:  # no pair yet, such as when all answers are ties
         print_plain(str(error))
     print_plain(f"resume   {command}")
 
 
 def report(answers: Answers, args: argparse.Namespace) -> None:
-    """Write pairs and votes, and say what was written and how to train on it."""
+    """Write pairs and votes, and print what was written and how to train on it."""
     from posttrain.annotate import export, sampling
     from posttrain.console import print_plain
 

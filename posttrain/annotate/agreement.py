@@ -1,7 +1,7 @@
-"""How far people agree, beyond chance: Cohen's kappa of two, Krippendorff's alpha of all.
+"""Agreement of annotators beyond chance: Cohen's kappa for two, Krippendorff's alpha for all.
 
-Categories are the completions, in an order that says nothing about them, and "tie". Items that someone skipped are
-missing values. A tie is a category like the others: no credit for half an agreement.
+Categories are the indices of completions, whose order is arbitrary, and "tie". Skipped items are missing values. A tie
+is a category like the others, without partial agreement.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from posttrain.annotate.answers import Answers
 
 RESAMPLES = 1000
-# Items below which a bootstrap over them says nothing.
+# Least number of items for a bootstrap.
 MIN_ITEMS = 10
 Votes = Mapping[str, Mapping[str, Hashable]]  # item -> annotator -> choice
 
 
 @dataclass(frozen=True)
 class Person:
-    """The figures of one annotator. `first` is the share of choices that fell on the first place of the page."""
+    """The figures of one annotator. `first` is the share of choices of the completion in first place on the page."""
 
     name: str
     answered: int
@@ -37,7 +37,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two annotators, the items both voted on, the share of equal votes, and kappa (`None`: not defined)."""
+    """Two annotators: the number of common items, the share of equal votes, and kappa (`None`: not defined)."""
 
     one: str
     other: str
@@ -47,7 +47,7 @@ class Pair:
 
 
 def kappa(votes: Sequence[tuple[Hashable, Hashable]]) -> float | None:
-    """Cohen's kappa, (observed - expected) / (1 - expected); `None` without votes, or where both always say one thing.
+    """Cohen's kappa, (observed - expected) / (1 - expected); `None` without votes, or if both always vote the same.
 
     Cohen 1960, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20(1).
     """
@@ -60,7 +60,7 @@ def kappa(votes: Sequence[tuple[Hashable, Hashable]]) -> float | None:
 
 
 def alpha(votes: Votes) -> float | None:
-    """Krippendorff's alpha for nominal data, items with one vote left out; `None` where no two votes could differ.
+    """Krippendorff's alpha for nominal data, without items with one vote; `None` if no votes can differ.
 
     Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
@@ -73,7 +73,7 @@ def alpha(votes: Votes) -> float | None:
 def alpha_interval(votes: Votes) -> tuple[float, float] | None:
     """The 95% interval of `alpha`, by a bootstrap (BCa) over items.
 
-    `None` with fewer than `MIN_ITEMS` items, and where all agree: resampling cannot show what it has never seen.
+    `None` with fewer than `MIN_ITEMS` items, and if all agree, since resampling then shows no variation.
     """
     import numpy as np
 
@@ -83,7 +83,7 @@ def alpha_interval(votes: Votes) -> tuple[float, float] | None:
     if len(counts) < MIN_ITEMS:
         return None
     given = counts.sum(1)
-    # Disagreement within items, of which alpha is a function together with how often each category was chosen.
+    # Alpha is a function of the disagreement within items and of the number of votes per category.
     within = (given**2 - (counts**2).sum(1)) / (given - 1)
     if not within.any():
         return None
@@ -101,14 +101,14 @@ def _alpha(sums: Any) -> Any:
 
 
 def _counts(votes: Votes) -> list[list[int]]:
-    """How often each category was chosen, for the items with two or more votes; [] where there is one category."""
+    """The number of votes per category, for items with two or more votes; [] if there is only one category."""
     several = [list(given.values()) for given in votes.values() if len(given) > 1]
     categories = sorted({choice for given in several for choice in given}, key=str)
     return [[given.count(category) for category in categories] for given in several] if len(categories) > 1 else []
 
 
 def votes(answers: Answers) -> dict[str, dict[str, Hashable]]:
-    """The choices that are no skip."""
+    """Item -> annotator -> choice, without skips."""
     return {
         item: {answer["annotator"]: answer["choice"] for answer in given if answer["choice"] != "skip"}
         for item, given in answers.by_item().items()

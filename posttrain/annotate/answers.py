@@ -2,12 +2,12 @@
 
     {"kind": "task", "seed": 0, "data": ...}                                    the first line
     {"kind": "item", "item": ID, "prompt": ..., "completions": [...], ...}      before the item is first shown
-    {"kind": "shown", "item": ID, "annotator": ..., "time": ...}                it is that person's for a while
+    {"kind": "shown", "item": ID, "annotator": ..., "time": ...}                reserved for the person for a while
     {"kind": "answer", "ticket": ..., "item": ID, "annotator": ..., "choice": ..., ...}
     {"kind": "undo", "ticket": ..., "item": ID, "annotator": ..., "time": ...}
 
-A choice is the index of a completion, "tie" or "skip". The file has each item whole, so that answers mean the same
-whatever becomes of the data.
+A choice is the index of a completion, "tie" or "skip". The file contains the items, so that answers do not depend on
+the data later.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LINE_TYPES = ("task", "item", "shown", "answer", "undo")
 
 
 def answers_path(out: Path) -> Path:
-    """Where the answers for `out` are kept."""
+    """The path of the answers file for `out`."""
     return out.with_name(out.stem + SUFFIX)
 
 
 class Answers:
-    """The state after the lines of an answers file: items, and the standing answers in the order they were given."""
+    """The state after the lines of an answers file: items, and the valid answers in the order they were given."""
 
     def __init__(self, lines: Iterable[dict[str, Any]] = ()):
         self.task: dict[str, Any] = {}
@@ -41,12 +41,12 @@ class Answers:
         self.undone: dict[str, list[dict[str, Any]]] = {}  # annotator -> answers to give again, next one last
         self.undos: Counter[tuple[str, str]] = Counter()
         self.votes: Counter[str] = Counter()  # item -> answers that are no skip
-        self.shown: dict[str, dict[str, float]] = {}  # item -> annotator -> when, where no answer followed yet
+        self.shown: dict[str, dict[str, float]] = {}  # item -> annotator -> time shown, until it is answered
         for line in lines:
             self.add(line)
 
     def add(self, line: dict[str, Any]) -> None:
-        """Take one line in; an answer that is there already changes nothing."""
+        """Apply one line; a repeated answer changes nothing."""
         kind = line["kind"]
         if kind == "task":
             self.task = line
@@ -62,7 +62,7 @@ class Answers:
             self._undo(line)
 
     def ticket(self, annotator: str, item: str) -> str:
-        """Names the answer this person may give to the item now; after an undo another one. None counts twice."""
+        """The id of this person's next answer to the item; an undo gives a new one, so no answer counts twice."""
         return f"{item}-{self.undos[annotator, item]}"
 
     def _answer(self, line: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Answers:
         self.votes[item] -= before["choice"] != "skip"
 
     def by_item(self) -> dict[str, list[dict[str, Any]]]:
-        """Items that someone answered or skipped, each with its standing answers."""
+        """Items that someone answered or skipped, each with its valid answers."""
         found: dict[str, list[dict[str, Any]]] = {}
         for (_, item), answer in self.standing.items():
             found.setdefault(item, []).append(answer)
@@ -99,13 +99,13 @@ class Answers:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of an answers file, also while a server adds to it; raises `PosttrainError` for another file."""
+    """The complete lines of an answers file, also while a server appends; raises `PosttrainError` for another file."""
     try:
         text = path.read_bytes()
     except OSError as error:
         raise PosttrainError(f"{path}: cannot be read: {error.strerror}") from error
     lines = []
-    # What follows the last line end was cut short by a kill.
+    # Text after the last line end is a line that a kill has cut.
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
         try:
             value = json.loads(line)

@@ -29,7 +29,7 @@ class Group:
 
 
 def choose(group: Group, indices: Sequence[int]) -> Group:
-    """The group with the candidates at `indices` alone."""
+    """The group with only the candidates at `indices`."""
     preferred = indices.index(group.preferred) if group.preferred in indices else None
     return replace(group, candidates=tuple(group.candidates[i] for i in indices), preferred=preferred)
 
@@ -40,7 +40,7 @@ def key(value: Any) -> str:
 
 
 def messages(value: Any) -> Iterable[tuple[str | None, str]]:
-    """(role, text) of each turn; plain text has no role. Parts that are no text are shown as JSON."""
+    """(role, text) of each turn; the role of plain text is None. Parts that are not text are shown as JSON."""
     if isinstance(value, str):
         yield None, value
         return
@@ -57,5 +57,5 @@ def messages(value: Any) -> Iterable[tuple[str | None, str]]:
 
 
 def as_text(value: Any) -> str:
-    """All that is said, as one text."""
+    """The texts of all turns, joined."""
     return "\n\n".join(text for _, text in messages(value))

@@ -21,7 +21,7 @@ FORMATS = (".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Written:
-    """The counts of an export: `pairs` rows from `items` decided ones; the others undecided, skipped, or flagged."""
+    """The counts of an export: `pairs` rows from `items` decided items; the other items by reason."""
 
     pairs: int
     items: int
@@ -33,8 +33,8 @@ class Written:
 def write(answers: Answers, out: Path, rule: str, drop_flagged: bool) -> Written:
     """Write pairs to `out` and every vote to `OUT.votes.jsonl`; raises `PosttrainError` where no item is decided.
 
-    A row has the prompt, `chosen` and `rejected` as they stood in the data, its other columns, and: `votes`, how many
-    there were; `score`, the lead of the chosen completion, above 0 and at most 1; `flags`.
+    A row has prompt, `chosen` and `rejected` as in the data, its other columns, `votes` (their number), `score` (the
+    lead of the chosen completion, in (0, 1]), and `flags`.
     """
     given, cast = answers.by_item(), votes(answers)
     weights = reliability(cast) if rule == "weighted" else {}
@@ -66,9 +66,9 @@ def votes_file(out: Path) -> Path:
 
 
 def majority(choices: Sequence[Hashable], count: int) -> dict[tuple[int, int], float]:
-    """(chosen, rejected) -> lead, where more than half of the votes name one of `count` completions; else nothing.
+    """(chosen, rejected) -> lead, if more than half of the votes are for one of `count` completions; else {}.
 
-    A tie is a vote for none of them. The lead is the difference of their shares of all votes.
+    A tie is a vote for none of them. The lead is the difference of the two completions' shares of all votes.
     """
     for index in range(count):
         if choices.count(index) * 2 > len(choices):
@@ -78,7 +78,7 @@ def majority(choices: Sequence[Hashable], count: int) -> dict[tuple[int, int], f
 
 
 def weighted(choices: Mapping[str, Hashable], count: int, weights: Mapping[str, float]) -> dict[tuple[int, int], float]:
-    """The same for the one completion with the largest weight of votes; a tie is divided among all."""
+    """As `majority`, for the completion with the largest total weight; a tie is divided among all completions."""
     total = sum(weights[name] for name in choices)
     shares = [0.0] * count
     for name, choice in choices.items():
@@ -90,9 +90,9 @@ def weighted(choices: Mapping[str, Hashable], count: int, weights: Mapping[str, 
 
 
 def reliability(cast: Votes) -> dict[str, float]:
-    """A person's weight: (equal + 1) / (compared + 2), over all votes of others on the items they voted on.
+    """Annotator -> weight: (equal + 1) / (compared + 2), over all votes of others on the same items.
 
-    One half for who was never compared: the estimate of a probability of agreement after Laplace.
+    This is Laplace's estimate of the probability of agreement; without a comparison it is one half.
     """
     equal: dict[str, int] = {}
     compared: dict[str, int] = {}

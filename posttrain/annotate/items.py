@@ -17,7 +17,7 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# As many as there are digit keys.
+# The most completions of an item: one per digit key.
 MAX_COMPLETIONS = 9
 OWN_COLUMNS = {"completions", "scores", *SCORE_COLUMNS, *TRL_COLUMNS}
 
@@ -26,9 +26,9 @@ OWN_COLUMNS = {"completions", "scores", *SCORE_COLUMNS, *TRL_COLUMNS}
 class Item:
     """A question: which of `completions` is best? `extra` are the other columns of its row.
 
-    `id` depends on prompt and completions alone, not on their order, and the order is by digest: the same question
-    is the same item wherever it stands, and its first completion is not the one that the data prefers. `preferred` is
-    the index of that one, where the data prefers one.
+    `id` depends on prompt and completions only, and completions are sorted by digest. So the same question is the same
+    item in any data, and the order does not show which completion the data prefers. `preferred` is the index of that
+    completion, or None.
     """
 
     id: str
@@ -41,8 +41,8 @@ class Item:
 def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list[Item]:
     """Items of a data file, hub id or finished run of job=sample, `show` completions each, in the order to ask them.
 
-    That is the order of the data, or `by_information` the most informative first. Raises `PosttrainError` where there
-    is nothing to compare.
+    This is the order of the data, or with `by_information` the most informative first. Raises `PosttrainError` where
+    there is nothing to compare.
     """
     from posttrain.data.loading import load
 
@@ -66,7 +66,7 @@ def read(config: DataConfig, show: int, seed: int, by_information: bool) -> list
         groups = selection.order(groups, show, config.path)
     else:
         groups = [_draw(group, show, seed) for group in groups]
-    # Rows that ask the same are one item.
+    # Rows with the same question are one item.
     return list({item.id: item for item in map(_item, groups)}.values())
 
 
@@ -82,7 +82,7 @@ def _pairs(rows: Dataset) -> list[Group]:
 
 
 def _lists(rows: Dataset, path: str) -> list[Group]:
-    """A prompt and its `completions` a row, with `scores` (numbers) and `rewards` (dicts) in the same order."""
+    """Groups from rows of a prompt and `completions`, with `scores` (numbers) and `rewards` (dicts) in their order."""
     if "prompt" not in rows.column_names:
         raise PosttrainError(
             f"data.path={path}: completions need a column prompt, and the data has {', '.join(rows.column_names)}; "
@@ -115,7 +115,7 @@ def _lists(rows: Dataset, path: str) -> list[Group]:
 
 
 def _rows(rows: Dataset, path: str) -> list[Group]:
-    """A prompt and one `completion` a row, as job=sample with `select=all` writes them."""
+    """Groups from rows of a prompt and one `completion`, as job=sample with `select=all` writes them."""
     found: dict[str, tuple[dict[str, Any], list[Candidate]]] = {}
     for index, row in enumerate(rows):
         for column in ("prompt", "completion"):
@@ -143,13 +143,13 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    # As JSON has it: dates as text, numbers that are none (NaN) as null.
+    # In JSON's types: dates as text, NaN as null.
     extra = {k: None if isinstance(v, float) and v != v else v for k, v in row.items() if k not in OWN_COLUMNS}
     return json.loads(json.dumps(extra, default=str))
 
 
 def _distinct(group: Group) -> Group:
-    """Each completion once, empty ones left out; what the data prefers by its scores, where it does not say."""
+    """The group with each completion once, and without empty ones."""
     first: dict[str, int] = {}
     for index, candidate in enumerate(group.candidates):
         if as_text(candidate.content).strip():
@@ -161,7 +161,7 @@ def _distinct(group: Group) -> Group:
 
 
 def _draw(group: Group, show: int, seed: int) -> Group:
-    """`show` of the candidates, drawn by `seed` and prompt; in order, or the first drawn would stand out."""
+    """`show` of the candidates, drawn by `seed` and prompt, in their original order."""
     count = len(group.candidates)
     lots = sorted(range(count), key=lambda i: key([seed, group.prompt, group.candidates[i].content]))
     return choose(group, sorted(lots[:show]))
@@ -187,7 +187,7 @@ def _item(group: Group) -> Item:
 def _all_rows(config: DataConfig, name: str = "trl") -> Dataset:
     """All rows of `config.path` as they are stored, under our column names, or converted from the format `name`.
 
-    Of those that are not converted only the prompts are checked: candidates are checked where they are taken.
+    Of rows that are not converted, only the prompts are checked here.
     """
     from posttrain.data.split import split_rows
 

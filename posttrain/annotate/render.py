@@ -6,7 +6,7 @@ import functools
 import html
 from typing import Any
 
-# Longer text is shown as it is: a page for reading needs no second longer to make.
+# Longer text is shown as plain text, since rendering it as Markdown would take too long.
 LONGEST = 50_000
 TAGS = set(
     "p br hr h1 h2 h3 h4 h5 h6 strong em s code pre blockquote ul ol li table thead tbody tr th td a".split()  # noqa: SIM905
@@ -16,8 +16,8 @@ TAGS = set(
 def to_html(text: str) -> str:
     """Safe HTML of Markdown `text`: no scripts, styles, images, forms or frames; links to http, https and mailto only.
 
-    Two locks on one door: the parser escapes HTML, and the sanitiser would remove it. The page's Content-Security-
-    Policy is the third.
+    The parser escapes HTML, the sanitiser removes any that is left, and the page's Content-Security-Policy blocks
+    scripts and foreign content.
     """
     if len(text) > LONGEST:
         return f"<pre>{html.escape(text)}</pre>"
@@ -37,5 +37,5 @@ def to_html(text: str) -> str:
 def _parser() -> Any:
     from markdown_it import MarkdownIt
 
-    # An image would be fetched from wherever the text says; it is left as a link.
+    # Images stay links, since the browser would fetch them from any address in the text.
     return MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"]).disable("image")

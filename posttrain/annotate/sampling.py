@@ -15,14 +15,14 @@ from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.next_command import training_command
 
-# Settings of the run's own command that say what became of it, not what it is made of.
+# Settings of the run's own command that do not belong to the sampling of its completions.
 LEFT_OUT = ("job", "name", "dry_run", "objective", "sample.", "evaluate.", "tracking", "hydra")
-# A first sitting: enough for some hours of reading, minutes of sampling.
+# The default number of prompts: minutes of sampling, some hours of reading.
 DEFAULTS = ("sample.prompts=64",)
 
 
 def generates(record: dict[str, Any] | None) -> bool:
-    """Whether this is the `run.json` of a run that has a model, rather than data."""
+    """Whether this is the `run.json` of a run with a model, not of one with data."""
     return bool(record) and record.get("job", "train") == "train"  # type: ignore[union-attr]
 
 
@@ -32,13 +32,13 @@ def command(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> list
     own = words[words.index("posttrain") + 1 :] if "posttrain" in words else []
     own = [word for word in own if not word.lstrip("+").startswith(LEFT_OUT)]
     given = {word.split("=", 1)[0].lstrip("+") for word in (*overrides, "model.init_from=")}
-    # Hydra takes a group once only; what is given here counts.
+    # Hydra accepts a group only once, so the group in `overrides` replaces the run's own.
     own = [word for word in own if word.split("=", 1)[0].lstrip("+") not in given]
     return [*own, "job=sample", f"model.init_from={run}", "sample.select=all", *DEFAULTS, *overrides]
 
 
 def next_command(source: str, out: Path) -> str:
-    """How to train on `out` by DPO: from the run that was sampled, or the model that the data came from."""
+    """The command that trains on `out` by DPO, from the sampled run, or from the model that the data came from."""
     folder = Path(source).expanduser()
     record = (RunDirectory(folder).record() if folder.is_dir() else None) or {}
     model = source if generates(record) else (record.get("model") or {}).get("path", "")
@@ -46,7 +46,7 @@ def next_command(source: str, out: Path) -> str:
 
 
 def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
-    """Sample, resume sampling, or find what was sampled; the run directory with the data. Raises `PosttrainError`."""
+    """Sample, resume sampling, or find earlier samples; returns the run directory. Raises `PosttrainError`."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -1,7 +1,7 @@
-"""Access to the page: allowed host names and origins, and a token where the page is open to others.
+"""Access to the page: allowed host names and origins, and a token if other machines can reach the page.
 
-Against other sites in the same browser: a Host that is not this machine's own is refused (DNS rebinding), and so is
-what does not come from the page itself, but for following a link to it (cross-site requests).
+It protects against other sites in the same browser. A Host header that does not name this server is refused (DNS
+rebinding), and so are requests from other sites (cross-site requests), except for links to the page.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADERS = {
 
 
 def loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Whether `host` can be reached only from this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -48,14 +48,14 @@ def loopback(host: str) -> bool:
 
 
 class LocalOnly:
-    """ASGI middleware. `host` is what the server is bound to; `token`, where there is one, is asked of everybody."""
+    """ASGI middleware. `host` is the address of the server; `token`, if there is one, is required of everybody."""
 
     def __init__(self, app: ASGIApp, host: str, port: int, token: str | None):
         self.app = app
         self.wide = not loopback(host)
         self.names = {"localhost", host.lower(), *((socket.gethostname().lower(),) if self.wide else ())}
         self.token = token
-        # Cookies know no ports: two servers on one machine would take each other's away.
+        # Cookies are not separated by port, so the name has the port: several servers can run on one machine.
         self.cookie = f"posttrain_annotate_{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,16 +88,16 @@ class LocalOnly:
         if self.token is None or _same(request.cookies.get(self.cookie), self.token):
             return None
         if request.method == "GET" and _same(request.query_params.get("token"), self.token):
-            # The token leaves the address, and with it the history and what is copied from there.
+            # Redirect to the address without the token, so that it is not in the history or in copied links.
             rest = urlencode([(key, value) for key, value in request.query_params.multi_items() if key != "token"])
             response = RedirectResponse(f"/?{rest}" if rest else "/", 303)
-            # Lax, not Strict: a link in a message must open the page. Posts of other sites carry no cookie either way.
+            # Lax, not Strict, so that a link in a message opens the page. Posts from other sites get no cookie anyway.
             response.set_cookie(self.cookie, self.token, httponly=True, samesite="lax", path="/")
             return response
         return PlainTextResponse("Open the address with the token that the terminal shows.\n", 401)
 
     def _own(self, host: str) -> bool:
-        """Whether a Host header names this server. Addresses cannot be rebound; where it is bound wide, any will do."""
+        """Whether a Host header names this server; any IP address does if it is open to others: none can be rebound."""
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:

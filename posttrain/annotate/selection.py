@@ -1,4 +1,4 @@
-"""Choice of the most informative comparisons: rewards that disagree, or else scores that are close.
+"""Choice of the most informative comparisons: by disagreement of rewards, or else by close scores.
 
 The disagreement of rewards about a pair is the variance over rewards of sigmoid(d), with d the difference of the pair's
 rewards in units of that reward's standard deviation over the data: Christiano et al. 2017, "Deep Reinforcement Learning
@@ -39,12 +39,12 @@ def order(groups: Sequence[Group], show: int, path: str) -> list[Group]:
             f"--informative: {path} has no scores to order by; job=sample with reward=NAME, or two rewards, and "
             "sample.select=all writes them"
         )
-    # The sort is stable: equal ones stay in the order of the data.
+    # The sort is stable, so equal groups stay in the order of the data.
     return [group for _, group in sorted(measured, key=lambda pair: (pair[0] is None, -(pair[0] or 0.0)))]
 
 
 def spread(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """The standard deviation of each reward over the data, without rewards that are always the same."""
+    """The standard deviation of each reward over the data, without constant rewards."""
     values: dict[str, list[float]] = {}
     for candidate in candidates:
         for name, value in candidate.rewards.items():
@@ -53,9 +53,9 @@ def spread(candidates: Sequence[Candidate]) -> dict[str, float]:
 
 
 def information(one: Candidate, other: Candidate, scales: Mapping[str, float]) -> float | None:
-    """The information in the answer to this pair; `None` where nothing is known of it.
+    """How informative an answer on this pair would be; `None` where its rewards and scores are unknown.
 
-    With `scales` of two or more rewards their disagreement (0 to 0.25); else minus the distance of the scores.
+    With `scales` of two or more rewards, their disagreement (0 to 0.25); else minus the distance of the scores.
     """
     if len(scales) > 1:
         names = [name for name in scales if name in one.rewards and name in other.rewards]
@@ -68,7 +68,7 @@ def information(one: Candidate, other: Candidate, scales: Mapping[str, float]) -
 
 
 def pick(worth: Mapping[tuple[int, int], float], count: int, show: int) -> list[int]:
-    """`show` of `count` candidates: the pair worth most, then what adds most to it; the first where none is known."""
+    """`show` of `count` candidates: the most informative pair, then those that add most; the first if none is known."""
     if count <= show:
         return list(range(count))
     kept = list(max(worth.items(), key=lambda entry: entry[1])[0]) if worth else [0, 1]

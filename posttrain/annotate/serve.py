@@ -1,4 +1,4 @@
-"""The server process: its port, its address, and its end by Ctrl-C or SIGTERM."""
+"""The server process: port, address, and end by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PORT = 8765
 
 @contextlib.contextmanager
 def exclusive_access(out: Path) -> Iterator[None]:
-    """While entered, no other process adds to the answers for `out`; raises `PosttrainError` where one does."""
+    """In the block, no other process appends to the answers for `out`; raises `PosttrainError` if one does."""
     answers = answers_path(out)
     held = FileLock(answers.with_name(f".{answers.name}.lock"))
     try:
@@ -39,7 +39,7 @@ def exclusive_access(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bind(host: str, port: int | None) -> Iterator[socket.socket]:
-    """A listening socket; where no `port` is asked for and the usual one is taken, another. Raises `PosttrainError`."""
+    """A listening socket at `port`; None: the usual port or, if in use, a free one. Raises `PosttrainError`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port or PORT, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
@@ -49,7 +49,7 @@ def bind(host: str, port: int | None) -> Iterator[socket.socket]:
         try:
             try:
                 listening.bind(address)
-                # At once: a port that is only bound can be bound by others.
+                # Listen at once, since others can still bind a port that is only bound.
                 listening.listen()
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or port is not None:
@@ -63,7 +63,7 @@ def bind(host: str, port: int | None) -> Iterator[socket.socket]:
 
 
 def run(session: Session, listening: socket.socket, host: str, token: str | None) -> None:
-    """Serve until SIGINT or SIGTERM. Who opens the page wider than this machine needs a token, and gets one."""
+    """Serve until SIGINT or SIGTERM. If other machines can reach the page, it needs a token, by default a new one."""
     import uvicorn
 
     from posttrain.annotate.security import loopback
@@ -75,7 +75,7 @@ def run(session: Session, listening: socket.socket, host: str, token: str | None
     settings = uvicorn.Config(
         app(session, host, port, token),
         log_level="warning",
-        access_log=False,  # it would keep the token
+        access_log=False,  # it would show the token
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=2,
@@ -83,7 +83,7 @@ def run(session: Session, listening: socket.socket, host: str, token: str | None
     print_plain(f"open     {address(host, port, token)}")
     if not loopback(host):
         print_plain("         not encrypted: in a network you do not trust, use ssh -L instead")
-    # uvicorn passes on the signal that ended it.
+    # uvicorn raises the signal again that ended it.
     with Signals():
         uvicorn.Server(settings).run(sockets=[listening])
 

@@ -1,4 +1,4 @@
-"""The page and its few requests. The page is told what stands where, never which completion that is."""
+"""The page and its requests. The page gets completions by their place, and never their index in the data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REASON = 2000
 
 
 class BadRequest(Exception):
-    """A request that makes no sense; the message is shown on the page."""
+    """An invalid request; the page shows the message."""
 
     def __init__(self, message: str, status: int = 400):
         super().__init__(message)
@@ -87,7 +87,7 @@ def app(session: Session, host: str, port: int, token: str | None) -> Starlette:
 
 
 def _annotator(name: Any) -> str:
-    """An id as it is kept: Ann and ann are one person."""
+    """An annotator's id in its stored form; Ann and ann are the same person."""
     plain = unicodedata.normalize("NFKC", name).strip().lower() if isinstance(name, str) else ""
     if not NAME.fullmatch(plain):
         raise BadRequest("A name has 1 to 40 letters, digits, and . _ @ -")

@@ -14,16 +14,16 @@ from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
 from posttrain.runs.journal import Journal
 
-# So long an item that someone has before them is not given to another.
+# Seconds for which an item that is shown to someone is not given to others.
 LEASE_SECONDS = 30 * 60
 
 
 @dataclass(frozen=True)
 class View:
-    """The page of one person: an item with its completions in `order`, or none when there is nothing left for them.
+    """The page of one person: an item with its completions in `order`, or no item if none is left.
 
-    `ticket` names the answer that is asked for, `last` the one that can be undone. `before` is the answer that was
-    given here and undone. `answered` and `left` are this person's.
+    `ticket` is the id of the next answer, `last` that of the answer that can be undone. `before` is the undone answer
+    to this item. `answered` and `left` count this person's items.
     """
 
     item: Item | None
@@ -36,7 +36,7 @@ class View:
 
 
 class Session:
-    """The items to ask, and the answers file that grows. Not for several threads."""
+    """Gives items to annotators and appends to the answers file; not thread-safe."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Session:
         self.items = {item.id: item for item in items}
         self.needed, self.seed, self.clock = votes, seed, clock
         self.guidelines = ""  # Markdown that the page shows next to every item
-        # Those whose digest is lowest: the same ones when rows are added to the data.
+        # The items with the lowest digests, so that they stay the same when rows are added to the data.
         everyone = dict.fromkeys(sorted(self.items, key=lambda item: _digest(seed, item))[:overlap])
         self.everyone = list(everyone)
         self.pool = [item for item in self.items if item not in everyone]
@@ -67,7 +67,7 @@ class Session:
             self._write({"kind": "task", "version": 1, "seed": seed, "data": data, "time": clock()})
 
     def view(self, annotator: str) -> View:
-        """The question for `annotator`, the same until they answer it. Raises OSError where it cannot be kept."""
+        """The page for `annotator`, with the same item until it is answered. Raises OSError if it cannot be stored."""
         undone = self.answers.undone.get(annotator, [])
         mine = self._open(annotator)
         item = self._current(annotator, mine)
@@ -85,7 +85,7 @@ class Session:
         )
 
     def answer(self, annotator: str, ticket: str, choice: int | str, reason: str = "", flag: bool = False) -> bool:
-        """Keep an answer, on disk when this returns; False where it is not wanted any more, and nothing is counted.
+        """Store an answer, on disk when this returns; returns False for an answer that is no longer asked for.
 
         `choice` is "tie", "skip", or a place on the page, from 0. Raises `ValueError` for another.
         """
@@ -118,7 +118,7 @@ class Session:
         return True
 
     def undo(self, annotator: str, ticket: str) -> bool:
-        """Take back the last answer, which `ticket` names; False where it is not the last one (any more)."""
+        """Undo the last answer, which has the id `ticket`; returns False if it is not the last one."""
         history = self.answers.history.get(annotator, [])
         if not history or ticket != self.answers.ticket(annotator, history[-1]):
             return False
@@ -131,10 +131,10 @@ class Session:
         return self.answers.items.get(item) or self.items.get(item)
 
     def _open(self, annotator: str) -> list[str]:
-        """Items that this person may be given, in turn: of those for everyone and of the others alternately."""
+        """The items that this person may get, in order; items for everyone and others alternate."""
         done = set(self.answers.history.get(annotator, []))
         shared = [item for item in self.everyone if item not in done]
-        # Everyone meets the shared ones in their own order, or the first would be answered by beginners only.
+        # Each person gets shared items in another order; otherwise some would be answered by beginners only.
         shared.sort(key=lambda item: _digest(self.seed, item, annotator))
         now = self.clock()
         own = [item for item in self.pool if item not in done and self._free(item, annotator, now)]
@@ -152,7 +152,7 @@ class Session:
         return since is not None and self.clock() - since < LEASE_SECONDS
 
     def _current(self, annotator: str, mine: list[str]) -> Item | None:
-        """The item that was undone, else the one this person has before them already, else the next."""
+        """The item of an undone answer, else the one that is already shown to this person, else the next."""
         if undone := self.answers.undone.get(annotator):
             return self._known(f"{undone[-1]['item']}-")
         before = next((item for item in mine if annotator in self.answers.shown.get(item, {})), None)
@@ -178,7 +178,7 @@ class Session:
 
 
 def order(seed: int, item: Item, annotator: str) -> tuple[int, ...]:
-    """Which completion is at each place of the page, for this person: every order equally likely."""
+    """The index of the completion at each place of this person's page; all orders are equally likely."""
     return tuple(sorted(range(len(item.completions)), key=lambda index: _digest(seed, item.id, annotator, index)))
 
 

@@ -14,8 +14,7 @@ RESERVED_LORA = {
     "runtime_config": "it is for loading, and no training reads it",
     "arrow_config": "it routes between adapters that are trained already",
 }
-# LoRA initialisations: those that need passes over data or gradients before training, which are not made here, and
-# those that do what they say.
+# LoRA initialisations that need a pass over data, or gradients, before training: not supported. Below, the supported.
 UNSUPPORTED_INITIALISATIONS = ("eva", "corda", "lora_ga")
 INITIALISATIONS = re.compile(r"gaussian|olora|pissa|pissa_niter_[1-9]\d*|orthogonal|mica")
 INITIALISATION_OPTIONS = {
@@ -40,7 +39,7 @@ def check(run: Run) -> Iterator[str]:
 
 
 def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> Iterator[str]:
-    """What PEFT would refuse with an adapter in memory, or pass over."""
+    """What PEFT would refuse only after the weights are loaded, or would ignore."""
     yield from _initialisation(path, lora, peft)
     yield from _nested(path, lora)
     modules, layers = lora.get("target_modules"), lora.get("layers_to_transform")
@@ -69,7 +68,7 @@ def _lora(path: str, lora: Mapping[str, Any], peft: PeftConfig, kind: Kind) -> I
 
 
 def _nested(path: str, lora: Mapping[str, Any]) -> Iterator[str]:
-    """Options that hold options of their own, which PEFT takes apart without asking what they are."""
+    """Errors in options that hold nested options, whose types PEFT does not check."""
     for name, value in lora.items():
         empty = name.endswith("_pattern") and name != "layers_pattern"  # these are read; others may be null
         if not (empty or name.endswith("_config") or name == "use_bdlora"):

@@ -1,4 +1,4 @@
-"""Settings of the alarms: their thresholds, actions, and what is wrong with them."""
+"""Settings of the alarms, thresholds and actions, and checks of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GradientAlarm(Action):
 
 @dataclass
 class KLAlarm(Action):
-    """A budget of KL to the reference, nats per answer; null is none."""
+    """The largest KL to the reference, in nats per answer; null switches the alarm off."""
 
     above: float | None = None
 
@@ -51,16 +51,16 @@ class ForgettingAlarm(Action):
 
 @dataclass
 class CollapseAlarm(Action):
-    """Entropy or distinct-2 as a share of what they were at the start."""
+    """Entropy or distinct-2, as a share of its value at the start."""
 
     below: float = 0.25
 
 
 @dataclass
 class LengthAlarm(Action):
-    """R² of reward and length, where the answers have grown by the factor `growth` since the start.
+    """R² of reward and length, once the mean length has grown by the factor `growth` since the start.
 
-    It also rings where answers that have grown so end half as often as they did.
+    With that growth, it also rings when less than half as many answers end as at the start.
     """
 
     above: float = 0.5
@@ -69,10 +69,10 @@ class LengthAlarm(Action):
 
 @dataclass
 class OverOptimisationAlarm(Action):
-    """Standard errors by which a gold reward has fallen since its best, while `proxy` has risen.
+    """The fall of a gold reward from its best value, in standard errors, while `proxy` has risen.
 
-    `proxy` is a metric: null is the training reward, or the margin of DPO and KTO. `above` is for two measurements:
-    among more of them chance alone gives larger falls (`allowing`).
+    `proxy` is a metric: null is the training reward, or the margin of DPO and KTO. `above` holds for two measurements;
+    among more of them chance gives larger falls (`posttrain.training.measured_alarms.corrected_threshold`).
     """
 
     above: float = 2.0
@@ -81,7 +81,7 @@ class OverOptimisationAlarm(Action):
 
 @dataclass
 class SamplingAlarm(Action):
-    """How far the log-probabilities of what samples are from those of what is trained, mean per token, in nats."""
+    """Mean difference per token, in nats, between the log-probabilities of the sampling engine and of the policy."""
 
     above: float = 0.1
 
@@ -111,9 +111,9 @@ def setting(config: AlarmsConfig, name: str) -> dict[str, Any]:
 
 
 def check(config: AlarmsConfig, probed: bool, kl_logged: bool, measured: Mapping[str, str | None]) -> Iterator[str]:
-    """What is wrong with the settings; `probed`: the probe measures during training, `kl_logged`: the trainer does.
+    """What is wrong with the settings; `probed`: the probe measures during training, `kl_logged`: the trainer logs KL.
 
-    `measured` maps alarms that need more than a probe to what has to be set for them, or None where it is.
+    `measured` maps alarms that need another setting besides the probe to that setting, or to None where it is set.
     """
     for name in NAMES:
         entry = getattr(config, name)

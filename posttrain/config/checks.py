@@ -13,7 +13,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def models(run: Run) -> Iterator[str]:
-    """Models that are nowhere, their options that are set elsewhere, and revisions of what is not on the hub."""
+    """Models that do not exist, and revisions, names and splits of what is not on the hub."""
     named = {"model.path": run.model.path, "trainer.teacher.model": run.trainer.teacher.model}
     named |= {f"{at}.{name}.model": entry.model for at, some in run.rewards.items() for name, entry in some.items()}
     if run.job == "evaluate":
@@ -39,7 +39,7 @@ def models(run: Run) -> Iterator[str]:
 
 
 def _is_here(path: object) -> bool:
-    """Whether it is no id of the hub: built in, drawn, files of one's own, a folder."""
+    """Whether it is no id of the hub, but built in, generated, a local file or a folder."""
     if not isinstance(path, str):
         return True
     return ":" in path or path.startswith((".", "/", "~")) or os.path.exists(os.path.expanduser(path))

@@ -21,7 +21,7 @@ TRL = ("trl.trainer", "trl.experimental")
 
 @dataclass(frozen=True)
 class Source:
-    """A class as it is in the file of `module`."""
+    """A class as the source file of `module` defines it."""
 
     module: str
     node: ast.ClassDef
@@ -62,7 +62,7 @@ class Source:
 
 
 def find(path: str) -> Source | None:
-    """The class at `package.module.Name`, also where that module takes it from another; `None` where there is none."""
+    """The class at `package.module.Name`, also where that module imports it from another; `None` if there is none."""
     module, _, name = path.rpartition(".")
     return _resolve(module, name) if module else None
 

@@ -41,7 +41,7 @@ def _missing(module: str, error: ModuleNotFoundError) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """An error of the user's code: its type, its words, and the line that raised it."""
+    """An error of the user's code in one line: its type, its message, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     lines = str(error).strip().splitlines()
@@ -49,7 +49,7 @@ def error_line(error: BaseException) -> str:
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Those that a function, or a class when it is built, takes; raises `ValueError` where they cannot be read."""
+    """The parameters of a function, or of a class's constructor; raises `ValueError` where they cannot be read."""
     try:
         return dict(inspect.signature(function).parameters)
     except (ValueError, TypeError):
@@ -57,7 +57,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def misfit(function: Callable[..., Any], *positional: Any, **named: Any) -> str | None:
-    """Why a function cannot be called so, in a few words; `None` where it can."""
+    """Why `function` cannot be called with these arguments, in a few words; `None` where it can."""
     try:
         parameters(function)
         inspect.signature(function).bind(*positional, **named)

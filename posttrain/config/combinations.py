@@ -22,7 +22,7 @@ PACKAGES = {
 
 # The losses of DPO in TRL 1.16 that can have another divergence than the reverse KL.
 DIVERGENCES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
-# What a schedule must be given, one of these, in `lr_scheduler_kwargs`.
+# Schedule -> the options of which `lr_scheduler_kwargs` must hold one.
 SCHEDULE_NEEDS = {
     "warmup_stable_decay": ("num_decay_steps",),
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
@@ -31,7 +31,7 @@ SCHEDULE_NEEDS = {
 
 
 def check(run: Run) -> list[str]:
-    """All that is wrong together, one message each."""
+    """Options that do not fit together, one message each."""
     args, kind = run.trainer.args, trainers.of(run.trainer.kind)
     errors = packages(args)
     if any(args.get(name) for name in ("optim", "optim_args", "optim_target_modules")):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from posttrain.config import recipes
 from posttrain.config.commands import COMMANDS
 
-# COMP_WORDBREAKS has "=" in bash, so that a word after it is completed alone: the script cuts what stands before it.
+# Bash's COMP_WORDBREAKS holds "=", so it completes only the part behind it: the script cuts off the part before it.
 SCRIPTS = {
     "bash": """_posttrain() {
   local line="${COMP_LINE:0:COMP_POINT}"

@@ -23,7 +23,7 @@ def composed(overrides: Sequence[str]) -> Any:
 
 @contextmanager
 def config_loader() -> Iterator[Any]:
-    """Hydra with the folder conf/, as it is inside a job or else begun here; gives its config loader."""
+    """Yield Hydra's config loader for the folder conf/: the running job's, or one that is started here."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 

@@ -7,7 +7,7 @@ from concurrent.futures import BrokenExecutor
 from posttrain.config import recipes, schema_errors
 from posttrain.errors import choose, did_you_mean
 
-LAUNCHERS = ("submitit", "ray", "joblib")  # whose errors say what became of a job
+LAUNCHERS = ("submitit", "ray", "joblib")  # launchers whose errors say why a job ended
 
 
 def unknown_key(word: str) -> str:
@@ -21,7 +21,7 @@ def unknown_key(word: str) -> str:
 
 
 def explain_hydra_error(error: BaseException) -> str | None:
-    """An error of Hydra's composition in one message; None for another error."""
+    """One message for an error of Hydra's composition; None for another error."""
     from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
@@ -75,7 +75,7 @@ def _quoting_hint(word: str) -> str:
 
 
 def _broken_launcher(error: BaseException) -> str | None:
-    """The message for an error of the launcher's own, such as a job that was killed; `None` for one of a job."""
+    """The message for an error of the launcher itself, such as a killed job; `None` for an error inside a job."""
     if not isinstance(error, BrokenExecutor) and type(error).__module__.partition(".")[0] not in LAUNCHERS:
         return None
     why = "a job's process was killed (too little memory, most likely)" if isinstance(error, BrokenExecutor) else ""

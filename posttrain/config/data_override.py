@@ -1,26 +1,26 @@
-"""The user's data and rewards on a recipe: what belongs to the recipe's own is dropped."""
+"""Data and rewards on the command line of a recipe: settings that belong to the recipe's own data are dropped."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from posttrain.config.schema import DataConfig, Run
 
-# What says where a data set's rows are and how they are written; sizes, `on_error` and the like hold for any.
+# Settings that fit one data set only: where its rows are and how they are written. Sizes and `on_error` fit any.
 BELONGING = (
     *("name", "revision", "split", "eval_split", "eval_path", "columns", "args", "conversational", "format"),
     *("threshold", "min_score"),
 )
-# Data that is no file, which the groups of conf/data are for: what comes with the package, and tasks that are drawn.
+# Beginnings of a path that is no file: data of the package, and generated tasks. The groups of conf/data set these.
 BUILT_IN = ("embedded:", "reasoning_gym:")
 
 
 def reset_settings(run: Run, overrides: Sequence[str]) -> dict[str, Any]:
-    """Put back to its default what belongs to another data set than `data.path`; returns what it was.
+    """Reset the settings in `run` that belong to the recipe's own data; returns their former values.
 
-    That is where the command names a path itself, of all that it does not name as well. Where `data.eval_path` is data
-    that is no file, such as the recipe's own, the split and the arguments are those of that.
+    If `overrides` set `data.path` to a path, every setting of `BELONGING` that they do not set gets its default. With a
+    built-in `data.eval_path` among them, `eval_split` and `args` stay: they belong to that data.
 
-    `~reward` drops all rewards that the command does not name: Hydra drops those of a group alone.
+    `~reward` also drops every reward that `overrides` do not name; Hydra drops only those of a config group.
     """
     if run.job == "pipeline":
         from posttrain.config import stage_override

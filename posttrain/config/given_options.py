@@ -1,11 +1,11 @@
-"""The options of a trainer as the rules on them read them."""
+"""A trainer's options with their types, as the checks in this package read them."""
 
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-# Options that hold options: Transformers takes settings, JSON text that begins with a brace and, of some, a file.
+# Options that hold options: Transformers takes a dict or its JSON, and for NESTED_FILES also the path of a file.
 NESTED_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 NESTED = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", *NESTED_FILES)
 
@@ -18,7 +18,7 @@ class GivenOptions(dict):
         return default if isinstance(value, bool) or not isinstance(value, (int, float)) else value
 
     def settings(self, name: str) -> Mapping[str, Any]:
-        """Nested settings, given as such or as JSON."""
+        """Nested settings, given as a dict or as JSON."""
         value = self.get(name)
         with suppress(ValueError):
             value = json.loads(value) if isinstance(value, str) else value

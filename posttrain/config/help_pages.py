@@ -25,7 +25,7 @@ JOBS = {
     "  posttrain evaluate +recipe=dpo_smollm2 model.init_from=RUN \\\n"
     "    evaluate.against=RUN2                                       docs/sample.md",
 }
-# Of the names of recipes, as they end: the embedded model first.
+# Ends of the names of recipes, by their model; the embedded model first.
 MODELS = ("smollm2", "llama", "qwen")
 OTHERS = "Recipe, model, data and rewards are chosen as for training: posttrain --help"
 CLOSING = """\
@@ -54,7 +54,7 @@ Examples
 
 
 def job(name: str, purpose: str) -> str:
-    """`posttrain train --help` and the like: what a training can choose, or the own settings of another job."""
+    """`posttrain JOB --help`: the choices of a training, or the settings of another job."""
     heading = textwrap.fill(f"posttrain {name}: {purpose}.", 80)
     if name == "train":
         rest = f"{_choices()}\n\n{CLOSING}"
@@ -95,14 +95,14 @@ def _choices() -> str:
 
 
 def _hanging(title: str, words: Iterable[str]) -> str:
-    """Words after their title, within 80 columns."""
+    """`words` behind their title, wrapped at 80 columns."""
     return textwrap.fill(", ".join(words), 80, initial_indent=f"  {title:<11}", subsequent_indent=" " * 13)
 
 
 def trainer_options(words: list[str]) -> str:
     """Every option of the trainer that `words` choose, with type, default and the library's help text.
 
-    A value that the chosen config sets otherwise is shown next to the default.
+    Where the chosen config sets another value, it is shown next to the default.
     """
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

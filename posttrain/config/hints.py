@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from posttrain.errors import did_you_mean
 from posttrain.ppo import names
 
-# Of trainers elsewhere, of older releases and of common speech -> the option of `trainer.args`.
+# A name in other libraries, older releases or common use -> the option of `trainer.args`.
 OPTIONS = {
     **dict.fromkeys(("lr", "learning-rate", "init_lr", "base_lr"), "learning_rate"),
     **dict.fromkeys(("batch_size", "train_batch_size", "bs", "micro_batch_size"), "per_device_train_batch_size"),
@@ -36,7 +36,7 @@ OPTIONS = {
     "eval_every": "eval_steps",
     "num_workers": "dataloader_num_workers",
 }
-# -> the key of our own config.
+# A name in other libraries -> the key of this config.
 KEYS = {
     **dict.fromkeys(("model_name_or_path", "model_name", "model_id", "base_model", "checkpoint"), "model.path"),
     **dict.fromkeys(("dataset", "dataset_name", "dataset_path", "train_file", "data_path"), "data.path"),
@@ -70,7 +70,7 @@ LORA = {"rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dr
 
 
 def for_option(cls: str, name: str, known: Iterable[str]) -> str | None:
-    """What an unknown option of `trainer.args` or `peft.lora` is called, as the end of a message."""
+    """The end of a message: the right name for an unknown option of `trainer.args` or `peft.lora`, or None."""
     known = set(known)
     if cls == "LoraConfig":
         return f"did you mean {LORA[name]}?" if name in LORA else None
@@ -78,14 +78,14 @@ def for_option(cls: str, name: str, known: Iterable[str]) -> str | None:
         return f"set {KEYS[name]}"
     own = names.OPTIONS if cls == "PPOConfig" else {}
     meant = own.get(name) or OPTIONS.get(name)
-    # A name of another trainer's option helps nobody here.
+    # An option that only other trainers have is no hint.
     if meant is None or (meant.isidentifier() and meant not in known):
         return None
     return f"did you mean {meant}?" if meant.isidentifier() else f"it is now {meant}"
 
 
 def for_key(name: str, options: dict[str, set[str]]) -> str | None:
-    """What an unknown key at the top of the config is called; `options` maps a place to the options known there."""
+    """As `for_option`, for an unknown key of the config; `options` maps a place to the options known there."""
     if name in KEYS:
         return f"set {KEYS[name]}"
     meant = OPTIONS.get(name) or names.OPTIONS.get(name) or name

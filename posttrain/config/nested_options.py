@@ -14,7 +14,7 @@ CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "debug", "early_stop", "
 
 
 def check(args: GivenOptions, kind: Kind) -> Iterator[str]:
-    """What is wrong with those that are given."""
+    """What is wrong with the nested options in `args`."""
     for name in NESTED:
         value = args.get(name)
         if isinstance(value, str) and value.startswith("{"):

@@ -16,19 +16,19 @@ from posttrain.config.trainers import Kind
 from posttrain.errors import PosttrainError, did_you_mean
 
 AT_KL = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
-# What Transformers' Trainer logs for all, and beginnings of what this project's rewards and its probe of DPO log.
+# What Transformers' Trainer logs, whatever the trainer.
 OF_EVERY_TRAINER = (
     *("loss", "grad_norm", "learning_rate", "runtime", "samples_per_second", "steps_per_second", "total_flos"),
     *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
 )
-# Of the jobs that do not train: the metric, or the part in front of its first slash.
+# Metrics of the jobs that do not train; of a metric with slashes, the part before the first.
 OF_JOBS = {
     "sample": "prompts completions kept ended length tokens_per_second score best_of_n kept_score rewards",
     "evaluate": "loss_per_token perplexity implicit_accuracy implicit_margin likelihood_accuracy likelihood_margin "
     "chosen_log_prob rejected_log_prob accuracy margin sampled greedy against difference",
 }
 SEE = "docs/tracking.md has those of each trainer"
-LOGGED_BESIDE = ("judge/", "ensemble/", "shift/")
+LOGGED_BESIDE = ("judge/", "ensemble/", "shift/")  # beginnings of what our rewards, and DPO's shift, log
 # The measurements of the probe (docs/probe.md) by the part behind `probe/`.
 OF_PROBE = (
     *("kl", "kl_stderr", "reward", "reward_stderr", "rewards", "rewards_stderr", "gold", "gold_stderr", "gold_drop"),
@@ -36,7 +36,7 @@ OF_PROBE = (
     *("entropy", "repetition", "distinct_1", "distinct_2", "self_bleu", "nll", "forgetting", "refusals", "seconds"),
     "share",
 )
-# Of what less is better; everything else is taken to be better when it is more.
+# Metrics of which less is better; of all others, more is taken to be better.
 LOWER_IS_BETTER = ("loss", "perplexity", "nll", "forgetting", "repetition", "self_bleu", "kl", "gold_drop")
 
 
@@ -50,7 +50,7 @@ class Objective:
 
 
 def parse(objective: Any) -> list[Objective]:
-    """One or several of what `objective` names; raises `PosttrainError` for what cannot be read."""
+    """The objectives that `objective` names, a text or a list; raises `PosttrainError` for what cannot be read."""
     if objective is None:
         return []
     several = objective if isinstance(objective, list) else [objective]
@@ -79,7 +79,7 @@ def check(objective: Any) -> list[str]:
 
 
 def unmeasured(run: Run) -> list[str]:
-    """What of the config's metrics no training run of it will measure: objective, best model, proxy of an alarm."""
+    """Errors for metrics in the config (objective, best model, an alarm's proxy) that its run will not measure."""
     best, proxy = run.trainer.args.get("metric_for_best_model"), run.alarms.over_optimisation.proxy
     named = [(f"objective={one.text}", one) for one in (parse(run.objective) if not check(run.objective) else [])]
     errors = []
@@ -140,7 +140,7 @@ def _unlogged(run: Run, kind: Kind, metric: str) -> str | None:
 
 @cache
 def _logged(path: str) -> tuple[frozenset[str], frozenset[str]]:
-    """What may be names of metrics in the source of a trainer's class: texts, and patterns of texts with a name in."""
+    """Possible metric names in the source of a trainer's class: literal texts, and patterns made from f-strings."""
     texts, patterns = set(OF_EVERY_TRAINER), set()
     source = classes.find(path)
     own = (one for one in source.lineage() if not one.module.startswith("transformers.")) if source else ()
@@ -156,7 +156,7 @@ def _logged(path: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def lower_is_better(metric: str) -> bool:
-    """By its name: a loss, a KL, repetition, forgetting. A reward may be called as it likes: its weight decides."""
+    """Whether less is better, by the metric's name. The name of a reward says nothing, so its weight decides."""
     if metric.startswith(("probe/rewards/", "probe/gold/")):
         return False
     return metric == "probe/refusals/harmless" or any(

@@ -16,8 +16,8 @@ PACKAGES = {
     "adamw_torch_xla": ("torch_xla", "torch_xla"),
     "adamw_torch_npu_fused": ("torch_npu", "torch_npu"),
 }
-# What `optim_args` may hold; Transformers ignores every other name, and all of them where the optimizer is not here.
-# RMSprop of bitsandbytes gets them as text, and fails.
+# What `optim_args` may hold. Transformers ignores every other name, and all names for an optimizer that is not listed.
+# RMSprop of bitsandbytes gets the values as text, and fails.
 ARGS = {
     "sgd": "momentum dampening weight_decay nesterov",
     "adagrad": "lr_decay weight_decay eps",
@@ -40,7 +40,7 @@ def of_optimizer(table: Mapping[str, T], optim: str) -> T | None:
 
 
 def check(args: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with `optim` and the options that only some optimizers read, as ends of `trainer.args.`."""
+    """What is wrong with `optim` and the options that only some optimizers read; lines lack `trainer.args.`."""
     optim, given = str(args.get("optim") or "adamw_torch_fused"), args.get("optim_args")
     if optim.startswith(("galore_", "apollo_")):
         if not args.get("optim_target_modules"):

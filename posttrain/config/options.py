@@ -100,7 +100,7 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
 
 
 def as_typed(cls: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with whole numbers as floats where the library wants floats; it may refuse, or miscount, integers."""
+    """The options, with integers as floats where the library wants floats; it may refuse, or miscount, integers."""
     known = options_of(cls)
     return {
         name: float(value)

@@ -22,7 +22,7 @@ def parse(cfg: DictConfig) -> Run:
 
 
 def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
-    """A `Run` from what of Hydra's config can be read, and everything that cannot; None where required values lack."""
+    """The `Run` of Hydra's config, and its errors; None where a required value or a reference is missing."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     errors: list[str] = []

@@ -15,11 +15,11 @@ LONGEST, FILE_SYSTEM = 150, 255  # bytes: of ours, and what file systems allow
 # Keys of files, folders and ids of the hub.
 PLACES = ("path", "eval_path", "init_from", "chat_template", "model", "texts", "harmful", "harmless", "against")
 
-# Keys that hold secrets, by likeness: a part of the name.
+# Parts of the names of keys that hold secrets.
 SECRET = re.compile(
     r"api_?key|secret|passw(or)?d|passphrase|credential|private_?key|access_?key|bearer|authorization", re.IGNORECASE
 )
-# `hf_token` is one; what tokenizers call tokens is not.
+# `hf_token` holds a secret; keys for the tokens of a tokenizer, such as `eos_token`, do not.
 TOKEN_KEY = re.compile(r"(?:^|.*[_-])token", re.IGNORECASE)
 NOT_SECRET = re.compile(
     r"(?:add_|use_)?(?:eos|bos|pad|unk|sep|cls|mask|stop|start|end|eot|eom|eod|image|audio|video|special|sentence|word"
@@ -34,7 +34,7 @@ VALUE = re.compile(
 
 
 def check(run: Run) -> list[str]:
-    """Names that would leave `output_dir` or make no file name, and an `output_dir` that cannot be one."""
+    """Errors for names that are no file name or lead out of `output_dir`, and for an unusable `output_dir`."""
     errors = []
     if run.name is not None and (wrong := wrong_name(run.name)):
         errors.append(f"name={_readable(run.name)}: {wrong}")
@@ -46,7 +46,7 @@ def check(run: Run) -> list[str]:
 
 
 def long_names(settings: Any) -> list[str]:
-    """Places that no file system can be asked for: it would fail in whatever looks there."""
+    """Errors for paths with a name that is too long for a file system; looking there would raise an `OSError`."""
     return [
         f"{path}={_readable(value)}: a name in it is longer than {FILE_SYSTEM} bytes, and no file has one"
         for path, key, value in _leaves(settings, "")
@@ -55,7 +55,7 @@ def long_names(settings: Any) -> list[str]:
 
 
 def wrong_name(name: str) -> str | None:
-    """What is wrong with a name that becomes a part of a path."""
+    """What is wrong with a name that becomes a part of a path; None where it is right."""
     if not NAME.fullmatch(name):
         return "expected letters, digits, _, -, + and dots, with a letter or digit first"
     if len(name.encode()) > LONGEST:

@@ -72,7 +72,7 @@ NOT_EMPTY = (
     *("target_modules", "layers_to_transform", "target_parameters"),
 )
 
-# The numbers of our own schema, by their path. An alarm beyond its range would ring always, or never.
+# The numbers of our own schema, by their path. An alarm outside its range would ring always, or never.
 SCHEMA_RANGES = _by_name(
     {
         FROM_0: "data.eval_size probe.prompts probe.greedy_prompts probe.shift_prompts sample.margin doctor.examples",
@@ -96,7 +96,7 @@ SCHEMA_RANGES = _by_name(
         "(1, inf)": "alarms.gradient.above alarms.length.growth",
     }
 )
-# What may be under a name of the user's choice -> where its ranges are.
+# Path with a name that the user chooses -> the path under which SCHEMA_RANGES has its range.
 USER_NAMED_RANGES = (
     (re.compile(r"data\.mix\.[^.]+\.weight"), "data.mix.*.weight"),
     (re.compile(r"data\.mix\.[^.]+\."), "data."),
@@ -177,7 +177,7 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
-# Below these are options of others, or stages.
+# Keys whose values are options of other libraries, or stages, which are checked elsewhere.
 OF_OTHERS = ("args", "kwargs", "lora", "quantization", "value", "stages", "common")
 
 

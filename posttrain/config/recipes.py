@@ -15,8 +15,8 @@ ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 def register(words: tuple[str, ...] | None = None) -> None:
     """Put the schema and every `recipes/*.yaml` into Hydra's ConfigStore, as groups `schema` and `recipe`.
 
-    Of a command line, `words`, only the recipes that it names are read, and those that they name; others stand there
-    empty, to be listed.
+    Given the `words` of a command line, it reads only the recipes that they name, and the recipes named in those. The
+    others are stored empty, so that Hydra can list them.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -24,7 +24,7 @@ def register(words: tuple[str, ...] | None = None) -> None:
     from posttrain.config.schema import Run
 
     store = ConfigStore.instance()
-    # Without types: Hydra would stop at the first wrong one. `parse` holds all of them against the schema, at once.
+    # Without types: Hydra would stop at the first wrong type, and `parse` checks all types and reports them at once.
     schema = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Run)))
     for group in schema.values():
         if OmegaConf.is_config(group):
@@ -40,7 +40,7 @@ def register(words: tuple[str, ...] | None = None) -> None:
 
 
 def _mentioned_recipes(text: str) -> set[str] | None:
-    """The recipes whose names are in the words of a command line, and in those recipes; None: any may be meant."""
+    """The recipes that a command line names, and those named in them; None where any recipe may be meant."""
     if re.search(r"recipe\S*(?:glob|\$)", text):
         return None
     files = {file.stem: file for file in recipe_files()}

@@ -22,7 +22,7 @@ def _setting(default: Any, text: str) -> Any:
 
 @dataclass
 class TeacherConfig:
-    """The model that a distilled one learns from: a hub id, a folder or a RUN; `quantization` as in `peft`."""
+    """The teacher in distillation: a hub id, a folder or a RUN; `quantization` as in `peft`."""
 
     model: str | None = None
     revision: str | None = None
@@ -78,7 +78,7 @@ class ModelConfig:
 class PeftConfig:
     """`method: none` trains all weights, `lora` an adapter; `quantization` holds BitsAndBytesConfig's options.
 
-    `value` holds what the adapter of PPO's value function has otherwise than `lora`.
+    `value` holds the options of PPO's value adapter that differ from `lora`.
     """
 
     method: str = "none"
@@ -263,7 +263,7 @@ class Run:
     """One run, as composed from the recipe and the command line. `reward` maps names to `RewardConfig`s.
 
     `job` is train, sample, evaluate, doctor or pipeline; `stages` are a pipeline's, and `common` holds settings of all
-    of them. `objective` is a metric or a list of them (posttrain.objective). `engine` draws completions outside
+    of them. `objective` is a metric or a list of them (posttrain.config.objective). `engine` draws completions outside
     training steps, in job=sample, job=evaluate and the probe: transformers, continuous or vllm (docs/sample.md).
     """
 

@@ -23,12 +23,12 @@ TYPE_WORDS = {
 
 @cache
 def _structured(cls: Any) -> Any:
-    """A dataclass as OmegaConf has it, made once: it is merged into a copy."""
+    """The OmegaConf schema of a dataclass, made once; merging copies it."""
     return OmegaConf.structured(cls)
 
 
 def take_known(cls: Any, plain: dict[Any, Any], path: str, errors: list[str]) -> dict[Any, Any]:
-    """What of `plain` the dataclass `cls` takes; a message for everything else."""
+    """The part of `plain` that fits the dataclass `cls`; everything else adds a message to `errors`."""
     try:
         OmegaConf.merge(_structured(cls), plain)
         return plain
@@ -72,7 +72,7 @@ def _type_in_words(f: Any) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """What to say of a key that the schema does not have."""
+    """The message for a key that the schema does not have."""
     parent, _, name = key.rpartition(".")
     cls: Any = Run
     for part in filter(None, parent.split(".")):
@@ -89,7 +89,7 @@ def unknown_key(key: str) -> str:
 
 
 def _options(parent: str) -> dict[str, set[str]]:
-    """The options that somebody may mean who leaves their place out."""
+    """Place -> the options known there, for a key that was given without its place, such as `beta=0.1`."""
     from posttrain.config import options
 
     trainer = {"trainer.args": {n for cls in ("PPOConfig", "DPOConfig", "GRPOConfig") for n in options.options_of(cls)}}
@@ -98,7 +98,7 @@ def _options(parent: str) -> dict[str, set[str]]:
 
 
 def unresolved(merged: Any, plain: Any, path: str) -> list[str]:
-    """The values of `plain`, as they are written, whose `${...}` cannot be resolved in the config."""
+    """Messages for the values of `plain` whose `${...}` cannot be resolved in the config."""
     if isinstance(plain, (dict, list)):
         inner = plain.items() if isinstance(plain, dict) else enumerate(plain)
         return [
@@ -114,7 +114,7 @@ def unresolved(merged: Any, plain: Any, path: str) -> list[str]:
 
 
 def pipeline_of_another_job(merged: Any) -> str:
-    """What to say of a pipeline that another job was asked of."""
+    """The message for a pipeline that is run with another job."""
     stages = [stage for stage in merged.stages.values() if isinstance(stage, DictConfig)]
     recipes = dict.fromkeys(stage.recipe for stage in stages if stage.get("recipe"))
     taken = ", ".join(f"+recipe={name}" for name in recipes)

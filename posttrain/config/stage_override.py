@@ -1,4 +1,4 @@
-"""Settings of stages on a command line: they come last, in whichever form the recipe writes them."""
+"""Settings of stages on a command line: they override the recipe's, in whichever form it has them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from posttrain.config import composition, parse
 from posttrain.config.flat_settings import flatten, leaves
 from posttrain.config.schema import Run
 
-# Keys of a stage that are no settings of its run, but dicts of their own.
+# Keys of a stage that hold dicts for the pipeline, not settings of the stage's run.
 NOT_SETTINGS = ("from", "each")
 MISSING = object()
 
 
 def restore(run: Run, overrides: Sequence[str]) -> None:
-    """Put the settings that `overrides` give to stages over all of the recipe's, in `run.stages` and `run.common`.
+    """Let the settings of stages in `overrides` win over the recipe's, in `run.stages` and `run.common`.
 
     A recipe may write `probe: default` and `probe.prompts: 256`. Given `stages.NAME.probe.prompts=24`, Hydra replaces
     the choice by `{prompts: 24}`, and leaves the flat key, which would win.
@@ -43,7 +43,7 @@ def restore(run: Run, overrides: Sequence[str]) -> None:
 
 
 def _path(word: str) -> tuple[tuple[str, ...], str] | None:
-    """The stage whose setting `word` is, and the setting; None where Hydra does with it what the user means."""
+    """The place of the stage and the setting that `word` sets; None where Hydra already handles it correctly."""
     key, _, value = word.lstrip("+").partition("=")
     parts = key.split(".")
     size = 1 if parts[0] == "common" else 4 if parts[2:3] == ["stages"] else 2

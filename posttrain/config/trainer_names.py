@@ -1,4 +1,4 @@
-"""The names of the trainers, and what to say of a trainer that is not there."""
+"""The names of the trainers, and the message for an unknown one."""
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ def names() -> tuple[str, ...]:
 
 
 def unknown(name: str) -> str:
-    """What to say of a trainer that is not there."""
+    """The message for a `trainer.kind` that names no trainer, or one without a config class."""
     if "." in name:
         source = classes.find(name)
         if source is None:

@@ -27,7 +27,7 @@ class Kind:
     `reads` says which rows it takes (a key of `posttrain.data.formats.ACCEPTS`), `renders` whether it applies the chat
     template by mapping its data set. `reference` is whether it compares the policy with a frozen one, `base_reference`
     whether that is always the model without an adapter. `evaluates` is whether it has a loss on held-out rows,
-    `own_attention` whether it works with an attention of its own only.
+    `own_attention` whether it needs its own attention implementation.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Kind:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a second model teaches it."""
+        """Whether it distils a teacher model."""
         return "teacher_model" in self.parameters
 
     @property
     def scores(self) -> bool:
-        """Whether what it trains is a model that scores texts, rather than one that writes them."""
+        """Whether it trains a model that scores texts, not one that writes them."""
         return self.is_a("RewardTrainer")
 
     @property
@@ -147,7 +147,7 @@ def _init(source: Source) -> ast.FunctionDef | None:
 
 
 def parameters(source: Source) -> list[str]:
-    """Those of the `__init__` of a class, and of its bases' where it passes on what else it is given."""
+    """The parameters of a class's `__init__`; also its bases', where it passes further arguments on."""
     init = _init(source)
     inherited = [name for base in source.bases() if base.name not in BASE_CLASSES for name in parameters(base)]
     if init is None:
@@ -170,7 +170,7 @@ def _config(source: Source) -> Source | None:
 
 
 def _reads(lineage: list[Source], parameters: set[str]) -> str:
-    """Which rows it takes, by the columns that the code of its file and of its bases' asks a row for."""
+    """Which rows the trainer takes, judged by the columns that its source and its bases' sources read from a row."""
     asked, kept = set(), []
     for one in lineage:
         for node in ast.walk(one.tree):
@@ -181,7 +181,7 @@ def _reads(lineage: list[Source], parameters: set[str]) -> str:
     if {"reward_funcs", "rollout_worker"} & parameters:
         return "prompts"
     for columns in kept:
-        # Columns that are kept as they are, among them a prompt and nothing that answers it: the policy will.
+        # The columns hold a prompt and no answer, so the policy answers it.
         if "prompt" in columns and not columns & {"completion", "chosen", "messages"}:
             return "advised" if "privileged_context" in columns else "prompts"
     if "teacher_model" in parameters:
@@ -194,7 +194,7 @@ def _reads(lineage: list[Source], parameters: set[str]) -> str:
 
 
 def _columns_read(node: ast.AST) -> set[str]:
-    """Strings that a row is asked for: row["x"], "x" in row, row.get("x")."""
+    """The columns that code reads from a row: row["x"], "x" in row, row.get("x")."""
     found: list[ast.expr] = []
     if isinstance(node, ast.Subscript):
         found = [node.slice]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_arrow(config: DataConfig, path: Any, local: list[Path], split: str, key: str, streaming: bool = False) -> Any:
-    """A data set of the hub, of a folder, of Parquet files, or embedded; with `streaming` files are read row by row."""
+    """A data set from the hub, a folder, Parquet files, or the package; with `streaming`, files are read row by row."""
     import datasets
 
     if not local and not isinstance(path, str):
@@ -63,9 +63,9 @@ def is_saved_dataset(path: str) -> bool:
 
 
 def arrow_rows(dataset: Any, path: Any, local: list[Path]) -> Iterator[Row]:
-    """Rows of a loaded data set; of local Parquet files each with its file and number in it.
+    """Rows of a loaded data set; rows of local Parquet files have their file and their number in it as place.
 
-    Arrow gives every object all the keys that any has; those without a value are taken out again.
+    Arrow gives all objects of a column the same keys; keys without a value are removed again.
     """
     rows = iter(
         {**_without_null_keys(row), INDEX_COLUMN: index}
@@ -110,7 +110,7 @@ def _pick(splits: Any, split: str, key: str, path: str) -> Dataset:
 
 
 def explain(error: Exception, path: str, split: str) -> str:
-    """What an error of `datasets` means for who named the path."""
+    """An error of `datasets` in terms of the settings `data.path`, `data.name` and `data.split`."""
     from posttrain.hub import explain
 
     if known := explain(error, path, "data set"):

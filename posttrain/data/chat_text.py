@@ -11,16 +11,16 @@ from posttrain.data.row import RowError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Replaces a message's content: two characters of the private use area, which no text has side by side.
+# Replaces a message's content: two characters of the private use area, a pair that does not occur in texts.
 PLACEHOLDER = "\ue0f0\ue0f1"
 
 Messages = list[dict[str, Any]]
-# Messages, and whether a reply is opened, as text.
+# (messages, whether the generation prompt follows) -> text
 Render = Callable[[Messages, bool], str]
 
 
 def without_learn_keys(messages: Messages) -> Messages:
-    """Messages without the marks that say what is learnt, which no template knows."""
+    """Messages without the keys that say what is learnt, which no template reads."""
     return [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
 
 
@@ -30,7 +30,7 @@ def renderer(
     options: dict[str, Any] | None = None,
     template: str | None = None,
 ) -> Render:
-    """What renders messages with these tools; a template's complaint becomes a `RowError` in its own words."""
+    """A function that renders messages with these tools; an error of the template becomes a `RowError`."""
     from jinja2 import TemplateError
 
     given = json.loads(tools) if isinstance(tools, str) else tools

@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 
 TRL_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", "label"}
-# What TRL's trainers would take for tokens made before, and train on in place of the rows.
+# Columns that TRL's trainers take for rows that are already tokenized; they would train on these instead.
 TOKEN_COLUMNS = {
     *("input_ids", "attention_mask", "labels", "completion_mask", "assistant_masks", "token_type_ids", "position_ids"),
     *("seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids"),
     *("chosen_input_ids", "rejected_input_ids", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"),
 }
-# What a text model cannot read.
+# Columns that a text model cannot read.
 MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
-# What is the trainer's besides the texts.
+# Columns of TRL besides the texts.
 EXTRA_TRL_COLUMNS = {"tools", "chat_template_kwargs"}
-# What trainers read that learn by a pair's weight; for the last two see `posttrain.training.cut_answers`.
+# Columns of trainers that weight pairs: `posttrain.training.pair_weights`, and `cut_answers` for the last two.
 PAIR_FACTS = {"weight", "ended_chosen", "ended_rejected"}
 MAX_WEIGHT = 1_000_000
-# What job=sample adds to a row.
+# Columns that job=sample adds to a row.
 SCORE_COLUMNS = {"score", "rewards", *(f"{name}_{side}" for name in ("score", "rewards", "ended") for side in PAIRS)}
-# What a row's prompt is known by.
+# Columns that can hold a row's prompt.
 PROMPT_COLUMNS = ("prompt", "messages", *PAIRS)
 
 
 def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The prompt of a row: its own column, the turns before the last, what both answers begin with; or `None`.
+    """The prompt of a row, which may be unchecked, or `None`.
 
-    Rows may not have been checked yet.
+    It is the column `prompt`, the turns before the last, or the common beginning of chosen and rejected.
     """
     if "prompt" in row:
         return row["prompt"]
@@ -70,7 +70,7 @@ def choose_columns(columns: list[str], kind: str, name: str = "trl") -> tuple[st
 
 
 def check_learnable(example: Example, kind: str | None) -> None:
-    """Raise `RowError` for a row that has the right columns, and from which trainer `kind` would learn nothing."""
+    """Raise `RowError` for a row that has the right columns but teaches the trainer `kind` nothing."""
     turns, reads = example.messages, trainers.of(kind).reads if kind else None
     if turns is not None and reads in ("text", "messages"):
         if not any(one.role == "assistant" for one in turns):
@@ -88,7 +88,7 @@ def check_learnable(example: Example, kind: str | None) -> None:
             f"prompt[{len(example.prompt) - 1}]",
             "is the assistant's, and TRL does not continue a turn; end with the user's",
         )
-    # Those that score take two answers without their question, and those that sample a question alone.
+    # A reward model may learn from two answers without a question; trainers that sample need a question only.
     needs_prompt = kind and not (trainers.of(kind).samples_completions or trainers.of(kind).scores)
     if example.prompt == "" and "prompt" not in example.used and needs_prompt:
         raise RowError(
@@ -99,7 +99,7 @@ def check_learnable(example: Example, kind: str | None) -> None:
 
 
 def check_media(row: Mapping[str, Any]) -> None:
-    """Raise `RowError` for what the model cannot see, and would learn as the text `<image>`."""
+    """Raise `RowError` for images, video and sound: the model would learn a placeholder such as `<image>` as text."""
     for name in MEDIA_COLUMNS:
         value = row.get(name)
         inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
@@ -110,15 +110,15 @@ def check_media(row: Mapping[str, Any]) -> None:
 
 
 def extra_columns(columns: Any, used: Any, kind: str | None) -> list[str]:
-    """The columns of a row that are kept besides what its example makes: for rewards, scores and weights."""
+    """The other columns of a row that are kept: for reward functions, scores and weights."""
     gone = {*used, *TRL_COLUMNS, *MEDIA_COLUMNS}
     if kind is not None and not trainers.of(kind).samples_completions:
-        gone |= TOKEN_COLUMNS  # of the trainers that sample, none looks for tokens in the data
+        gone |= TOKEN_COLUMNS  # trainers that sample do not look for tokens in the data
     return [name for name in columns if name not in gone]
 
 
 def with_template_options(rows: Dataset) -> Dataset:
-    """TRL unpacks `chat_template_kwargs`, so rows that have none get an empty object."""
+    """Rows with an empty object where `chat_template_kwargs` is null: TRL unpacks it."""
     if "chat_template_kwargs" not in rows.column_names or None not in rows["chat_template_kwargs"]:
         return rows
     filled = lambda row: {"chat_template_kwargs": row["chat_template_kwargs"] or {}}  # noqa: E731
@@ -126,7 +126,7 @@ def with_template_options(rows: Dataset) -> Dataset:
 
 
 def check_weight(row: Mapping[str, Any]) -> None:
-    """Raise `RowError` for a pair whose weight is none (see `posttrain.training.pair_weights`)."""
+    """Raise `RowError` for a pair's weight that is no valid number (see `posttrain.training.pair_weights`)."""
     value = row.get("weight")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if value is not None and not (number and 0 <= value <= MAX_WEIGHT):

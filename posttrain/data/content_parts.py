@@ -9,7 +9,7 @@ from posttrain.data.tools import calls as calls_of
 
 
 def read(value: Any, field: str) -> tuple[str, str | None, tuple[dict[str, Any], ...]]:
-    """Text, reasoning and calls of a list of parts; raises `RowError` for a part that is none of these."""
+    """Text, reasoning and tool calls of a list of parts; raises `RowError` for a part of another kind."""
     if not isinstance(value, list):
         raise RowError(field, f"expected text, got {shortened(value)}")
     texts: list[str] = []

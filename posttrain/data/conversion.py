@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def convert(dataset: Dataset, kind: str, found: tuple[str, ...]) -> tuple[Dataset, tuple[str, ...]]:
-    """Rows for the trainer `kind`, which have the columns `found`, and their columns then.
+    """Rows with the columns `found`, converted for the trainer `kind`; and their new columns.
 
     Raises `PosttrainError` for weights that the trainer would ignore.
     """
     trainer, pairs = trainers.of(kind), {*PAIRS} <= {*found}
     reads = trainer.reads
-    # Of the better answers of pairs, whose weight is the pair's, sft and kto make their own rows.
+    # A weight belongs to a pair. Where sft and kto make rows from its answers, the weight does not apply.
     if not ((pairs and reads != "pairs") or trainer.samples_completions or trainer.weights_pairs):
         dataset = _drop_equal_weights(dataset, kind)
     if pairs and reads in ("text", "messages"):
@@ -50,7 +50,7 @@ def convert(dataset: Dataset, kind: str, found: tuple[str, ...]) -> tuple[Datase
 
 
 def _drop_equal_weights(dataset: Dataset, kind: str) -> Dataset:
-    """Rows for a trainer that counts all of them alike: a column `weight` that says otherwise is an error."""
+    """Rows without `weight`, for a trainer that weights all rows equally; raises `PosttrainError` if weights differ."""
     if "weight" not in dataset.column_names:
         return dataset
     if len({1.0 if weight is None else weight for weight in dataset["weight"]}) > 1:
@@ -62,7 +62,7 @@ def _drop_equal_weights(dataset: Dataset, kind: str) -> Dataset:
 
 
 def turns_to_answer(rows: Dataset) -> Dataset:
-    """Rows of messages with the prompts in them: the turns that a reply follows, all but the assistant's last ones."""
+    """Rows of messages as rows of prompts: the messages without the assistant's turns at the end."""
 
     def asked(row: dict[str, Any]) -> dict[str, Any]:
         turns = without_learn_keys(row["messages"])

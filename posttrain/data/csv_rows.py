@@ -11,7 +11,7 @@ from posttrain.data.json_rows import Found
 from posttrain.data.row import RowError
 from posttrain.errors import PosttrainError
 
-# Columns that are text even where every value looks like a number: what is learnt.
+# Columns that are learnt from; they are text even where every value looks like a number.
 TEXT = (
     *("text", "prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "response", "system"),
     *("question", "query", "rejected_response"),
@@ -19,7 +19,7 @@ TEXT = (
 
 
 def read(file: Path, opened: Callable[[], AbstractContextManager[IO[bytes]]], columns: dict[str, str]) -> Found:
-    """Rows under the header's names; a column is of numbers or booleans where all of its values are.
+    """Rows with the header's names; a column holds numbers or booleans if all of its values are such.
 
     `columns` maps our names to theirs. Raises `PosttrainError` where the rest of the file cannot be read either.
     """

@@ -1,6 +1,6 @@
-"""The one form that a row of data has between its file and a trainer: a checked `Example`.
+"""`Example`: the checked form of a row between its file and a trainer.
 
-Every format of `posttrain.data.formats` makes it, and `posttrain.data.columns` makes a trainer's columns of it.
+Every format of `posttrain.data.formats` is converted to it, and `posttrain.data.columns` to a trainer's columns.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class Message:
 
 
 Turns: TypeAlias = list[Message]
-# What is said: plain text, which is rendered by no template, or turns of a conversation.
+# Plain text, which no template renders, or the turns of a conversation.
 TextOrTurns: TypeAlias = str | list[Message]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row as a trainer can be given it; what it does not have is `None`.
+    """A checked row; fields that it does not have are `None`.
 
     Either `text`, or `messages`, or a `prompt` with nothing, `completion` (and `label` or `rating`), `chosen` and
     `rejected`, or `completions` with `scores`. Prompt and answers are split, and all text or all turns. `used` are the
-    columns of the row that it was made of.
+    columns of the raw row that it was made from.
     """
 
     prompt: TextOrTurns | None = None
@@ -77,7 +77,7 @@ class Example:
     used: tuple[str, ...] = ()
 
     def columns(self, reasoning: str = "reasoning_content") -> dict[str, Any]:
-        """In TRL's columns, and `completions` + `scores` or `rating` where the trainer decides what they become."""
+        """The row in TRL's columns; scored and rated answers stay as `completions` and `scores`, or `rating`."""
 
         def plain(value: Any) -> Any:
             return value if isinstance(value, str) else [message.as_dict(reasoning) for message in value]
@@ -97,12 +97,12 @@ class Example:
 
     @property
     def turns(self) -> Turns | None:
-        """The turns that open the row; `None` for text."""
+        """The first turns of the row (messages or prompt); `None` for text."""
         opening = self.messages if self.messages is not None else self.prompt
         return opening if isinstance(opening, list) else None
 
     def conversational(self) -> Example:
-        """Text as turns: an instruct model expects its chat template, which is applied to conversations only."""
+        """The row with text as turns: an instruct model needs its chat template, which renders conversations only."""
         if self.prompt is None:
             return self
         asked = as_turns(self.prompt, "user")
@@ -116,5 +116,5 @@ class Example:
 
 
 def as_turns(said: TextOrTurns, role: str) -> Turns:
-    """Text as one turn, stripped: the space that joins a completion to its prompt would otherwise open it."""
+    """Text as one turn, stripped of the space that joined a completion to its prompt."""
     return [Message(role, said.strip())] if isinstance(said, str) else said

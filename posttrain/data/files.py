@@ -41,7 +41,7 @@ def looks_local(path: str) -> bool:
 
 
 def resolve(path: str | list[str]) -> list[Path]:
-    """The files that `path` names: itself, those of a list or a pattern (in order of name); none for anything else."""
+    """The files that `path` names: one file, a list, or a pattern (sorted by name); empty for anything else."""
     if not isinstance(path, str):
         return [file for one in path for file in resolve(one)]
     local = Path(os.path.expanduser(path))
@@ -93,7 +93,7 @@ def _check_one(path: Any, listed: bool) -> str | None:
 
 
 def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
-    """The rows of a text file; what cannot be read is a `RowError` in its place. `columns` maps our names to theirs.
+    """The rows of a text file; a row that cannot be read is a `RowError`. `columns` maps our names to theirs.
 
     Raises `PosttrainError` where the rest of the file cannot be read either.
     """
@@ -132,7 +132,7 @@ def _open(file: Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-# How files of other kinds begin.
+# The first bytes of files of other kinds.
 _MAGIC = {
     b"PAR1": "a Parquet file; call it .parquet",
     b"\x1f\x8b": "compressed by gzip; add .gz to its name",
@@ -149,7 +149,7 @@ _PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b""}
 
 
 def check_content(file: Path) -> None:
-    """Raise `PosttrainError` for a file that is not what the ending of its name says."""
+    """Raise `PosttrainError` for a file whose content does not match its suffix."""
     with file.open("rb") as stream:
         start = stream.read(64)
     packed = _PACKED.get(file.suffix)

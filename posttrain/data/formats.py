@@ -6,12 +6,12 @@ from typing import Any
 PAIRS = ("chosen", "rejected")
 RATING_COLUMNS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
 ANSWER_COLUMNS = ("completion", "response")
-# Where a question is, next to chosen and rejected, in Orca's pairs and their kind.
+# Columns that hold the question in Orca's pairs and similar ones, next to chosen and rejected.
 QUESTION_COLUMNS = ("question", "query", "input")
-# Other columns that belong to a conversation: text, which no template renders, has none of them.
+# Columns with tools; they belong to conversations, since plain text is not rendered by a template.
 TOOLS = ("tools", "functions")
 ROW_SETTINGS = {"system", *TOOLS, "parallel_tool_calls", "chat_template_kwargs"}
-# What a row of several scored, or of one rated answer has, before the trainer decides on its form.
+# Columns of a row with several scored answers, or one rated answer, before they are converted for the trainer.
 SCORED_COLUMNS = ("completions", "scores")
 RATED_COLUMNS = ("completion", "rating")
 
@@ -26,7 +26,7 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "prompts": [("prompt",), PAIRS, ("messages",)],
     "advised": [("prompt", "privileged_context")],
 }
-# So many rows tell the format.
+# Number of first rows from which the format is detected.
 DETECTION_ROWS = 200
 
 
@@ -60,7 +60,7 @@ def detect(columns: Iterable[str], first: list[dict[str, Any]]) -> str:
     chats = [row["messages"] for row in rows if isinstance(row.get("messages"), list) and row["messages"]]
     if chats and not {"prompt", "text"} & have:
         asking = [isinstance(chat[-1], dict) and chat[-1].get("role") in ("user", "developer") for chat in chats]
-        if 2 * sum(asking) > len(chats):  # one row that does not fit leaves the others what they are
+        if 2 * sum(asking) > len(chats):  # the majority decides, since single rows may be wrong
             return "openai_rft"
         if any(_openai(message) for chat in chats for message in chat):
             return "openai"
@@ -68,7 +68,7 @@ def detect(columns: Iterable[str], first: list[dict[str, Any]]) -> str:
 
 
 def is_scored(columns: list[str], name: str) -> bool:
-    """Whether rows of the format `name` have a form that the trainer decides on."""
+    """Whether rows of the format `name` hold scored or rated answers, which are converted for the trainer."""
     return name in ("ultrafeedback", "rankings", "ratings") and bool({"scores", "rating"} & set(columns))
 
 
@@ -84,7 +84,7 @@ def _ranked(have: set[str], rows: list[dict[str, Any]]) -> bool:
 
 
 def _openai(message: Any) -> bool:
-    """Whether a message is written as OpenAI's API has it, and TRL's documentation has not."""
+    """Whether a message has features of OpenAI's API that TRL's documentation does not have."""
     if not isinstance(message, dict):
         return False
     calls = message.get("tool_calls") if isinstance(message.get("tool_calls"), list) else []
@@ -93,7 +93,7 @@ def _openai(message: Any) -> bool:
     return message.get("weight") is not None or isinstance(message.get("content"), list) or as_text
 
 
-# What a row of each is, for a person.
+# Format -> its description in messages.
 ABOUT = {
     "trl": "TRL's columns",
     "alpaca": "Alpaca: instruction, input, output",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_held_out(config: DataConfig, kind: str) -> Data:
-    """The held-out rows alone, to evaluate on (`train` is `eval`); KTO gets pairs as pairs."""
+    """Only the held-out rows, for job=evaluate (`train` is `eval`); for KTO, pairs stay pairs."""
 
     def made(part: DataConfig) -> TrainerRows | None:
         divided = split_rows(part, kind)
@@ -40,7 +40,7 @@ def load_held_out(config: DataConfig, kind: str) -> Data:
 def load_prompts(config: DataConfig, kind: str, split: str) -> tuple[Dataset, dict[str, Any]]:
     """The prompts of `split` (train, eval), as trainer `kind` and its probe see them, each row once; and their source.
 
-    Other columns stay, for reward functions. Raises `PosttrainError` where nothing is held out, or has a prompt.
+    Other columns stay, for reward functions. Raises `PosttrainError` where no rows are held out, or none has a prompt.
     """
 
     def made(part: DataConfig) -> TrainerRows | None:

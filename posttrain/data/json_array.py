@@ -1,4 +1,4 @@
-"""Rows of a JSON file that is read whole: an array, an object that has the array, or objects over several lines."""
+"""Rows of a JSON file that is read whole: an array, an object around the array, or objects over several lines."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def _broken(file: Path, text: str, position: int, reason: str) -> PosttrainError
 
 
 def _check_end(file: Path, text: str, position: int, wrapped: str | None) -> None:
-    """Raise `PosttrainError` for what follows the rows: of the object around them nothing that may be rows too."""
+    """Raise `PosttrainError` for text behind the array, or for a second list of rows in the object around it."""
     rest = text[position + 1 :].strip()
     if not wrapped:
         if rest:
@@ -90,7 +90,7 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _value(text: str, position: int) -> tuple[Any, int]:
-    """The value at `position` and its end; a `RowError` where it is JSON that could not be kept."""
+    """The value at `position` and its end; the value is a `RowError` for JSON that cannot be stored exactly."""
     try:
         return DECODER.raw_decode(text, position)
     except json.JSONDecodeError:

@@ -11,7 +11,7 @@ from posttrain.data.row import RowError
 
 Found: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
 
-# An array of objects; objects over several lines each; a file that is one object, of which one value are the rows.
+# The beginning of: an array of objects; objects over several lines each; one object that holds the array of rows.
 _ARRAY = re.compile(rb"\s*\[\s*[\{\]]")
 _SPREAD = re.compile(rb'\s*\{\s*\n\s*"')
 _WRAPPER = re.compile(
@@ -22,7 +22,7 @@ _WRAPPER = re.compile(
 def read(file: Path, opened: Callable[[], AbstractContextManager[IO[bytes]]]) -> Found:
     """The rows of a file that `opened` opens, with their lines.
 
-    Raises `PosttrainError` where it is broken so that where its next row begins is unknown.
+    Raises `PosttrainError` for an error behind which the next row cannot be found.
     """
     with opened() as stream:
         start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf")

@@ -1,6 +1,6 @@
-"""Values of JSON. Nothing is altered in silence.
+"""Strict parsing of JSON: no value is changed silently.
 
-Duplicate keys, numbers that do not fit, NaN and halves of characters are errors.
+Duplicate keys, numbers that do not fit 64 bits, NaN and lone surrogates are errors.
 """
 
 import json
@@ -19,7 +19,7 @@ def decode_text(raw: bytes) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value that `text` is; raises `RowError` for anything else, and for what could not be kept."""
+    """The JSON value of `text`; raises `RowError` for broken JSON, and for values that cannot be stored exactly."""
     try:
         value, end = DECODER.raw_decode(text, len(text) - len(text.lstrip()))
     except json.JSONDecodeError as error:
@@ -35,7 +35,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_json_string(value: Any, field: str) -> Any:
-    """JSON inside a string, as an object; anything else as it is."""
+    """The value of a string of JSON; a value that is no string as it is; raises `RowError` for broken JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -62,7 +62,7 @@ def check_characters(value: Any, text: str) -> None:
             raise RowError("", "is nested too deeply") from None
 
 
-# Some of the parser's messages end in `at`, which its own text continues from.
+# The end of some messages of the parser, behind which it would state a position; it is cut off.
 STARTS = re.compile(r"( starting)? at$")
 
 

@@ -14,14 +14,14 @@ THUMBS_UP = ("up", "thumbs_up", "👍", "+1", "good", "like", "true", "desirable
 THUMBS_DOWN = ("down", "thumbs_down", "👎", "-1", "bad", "dislike", "false", "undesirable")
 
 _OF_NUMBERS = " (of numbers: 'data.columns={rating: label}' and data.threshold=LOWEST_GOOD_ONE)"
-# The tones of a thumb's skin, and the mark that it is a picture.
+# Unicode modifiers of a thumb emoji: skin tones, and the selector of emoji presentation.
 _TONES = re.compile(
     "[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}\N{VARIATION SELECTOR-16}]"
 )
 
 
 def label(value: Any) -> bool:
-    """Whether an answer is good: true, 1 or a word for it; raises `RowError` for what may mean something else."""
+    """Whether an answer is good: true, 1 or a word for it; raises `RowError` for a value that is not clear."""
     good = {"0": False, "1": True}.get(value) if isinstance(value, str) else bool(value) if value in (0, 1) else None
     if good is None and (good := thumb(value)) is None:
         if value is None:
@@ -32,7 +32,7 @@ def label(value: Any) -> bool:
 
 
 def with_label(example: Example, good: Any) -> Example:
-    """`example` with the label of its answer; of a conversation that is the last one, as in LLaMA-Factory's KTO."""
+    """`example` with the label of its answer; in `messages` that is the last turn, as in LLaMA-Factory's KTO."""
     if example.messages is not None:
         turns = check_last_is_answer(example.messages, example.used[0])
         asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
@@ -43,7 +43,7 @@ def with_label(example: Example, good: Any) -> Example:
 
 
 def check_scale(labels: Iterable[Any]) -> None:
-    """Raise `PosttrainError` for ratings, of which 0 and 1 would be taken for labels."""
+    """Raise `PosttrainError` for ratings in the label column, whose 0 and 1 would be taken for labels."""
     if other := next((value for value in labels if is_number(value) and value not in (0, 1)), None):
         raise PosttrainError(f"data.columns: label holds {other}, and is read as true or false, 1 or 0{_OF_NUMBERS}")
 
@@ -53,13 +53,13 @@ def is_number(value: Any) -> bool:
 
 
 def rating(value: Any, field: str) -> float | bool:
-    """A number, or whether it is good."""
+    """A rating: a number, or a boolean for a thumb; raises `RowError` for anything else."""
     good = thumb(value)
     return number(value, field) if good is None else good
 
 
 def thumb(value: Any) -> bool | None:
-    """Whether it is good, of a boolean or a word or picture for one; `None` for anything else."""
+    """A boolean, or a word or emoji for one, as a boolean; `None` for anything else."""
     if isinstance(value, bool) or not isinstance(value, str):
         return value if isinstance(value, bool) else None
     known = _TONES.sub("", value).strip().lower()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from posttrain.data.rendering import Rendering
     from posttrain.data.skipped import Skipped
 
-# The first rows, which represent all where it would take long to look at every one.
+# Number of first rows that stand for all of them, where looking at every row would take long.
 FIRST_ROWS = 256
 # The columns that trainers learn from, as the plan lists them.
 LEARNT = ("messages", "text", "prompt", "completion", "chosen", "rejected")
@@ -44,16 +44,16 @@ class Data:
 
     @property
     def rows(self) -> int | None:
-        """How many there are for training; `None` of a stream."""
+        """The number of training rows; `None` for a stream."""
         return self.source["train_rows"]
 
     @property
     def weighted(self) -> bool:
-        """Whether they are pairs with a weight each (see `posttrain.training.pair_weights`)."""
+        """Whether the rows are pairs with weights (see `posttrain.training.pair_weights`)."""
         return {"weight", *PAIRS} <= {*self.first.column_names}
 
     def held_out_prompts(self, count: int = 32) -> list[dict[str, Any]]:
-        """The first held-out prompts, of pairs with the better answer, to compare models on later."""
+        """The first held-out prompts, with the chosen answer of pairs, to compare models on later."""
         pairs = self.eval is not None and {"prompt", "chosen"} <= set(self.eval.column_names)
         held_out = self.eval if pairs else self.prompts
         if held_out is None:
@@ -71,9 +71,9 @@ class Data:
         return sum(part["skipped"] for part in self.source["parts"].values())
 
     def describe(self, kept: bool = True) -> dict[str, str]:
-        """What the plan says of where the rows come from: their formats, the shares of a mixture, what is left out.
+        """The plan's lines on the rows: their formats, the shares of a mixture, what is left out.
 
-        `kept`: the job keeps what is left out in its run directory.
+        `kept`: the job lists the rows that are left out in its run directory.
         """
         parts = self.source["parts"]
         read = [_named(name) + how for name, part in parts.items() if (how := _read_as(part))]
@@ -113,7 +113,7 @@ class Data:
 def load(config: DataConfig, kind: str, template: Rendering | None = None) -> Data:
     """Load, split, adapt and mix the data of a run for the trainer `kind`; raises `PosttrainError` for bad input.
 
-    With a `template` rows that it refuses are bad input too.
+    With a `template`, rows that the chat template refuses are bad input too.
     """
     if config.streaming:
         from posttrain.data import stream
@@ -126,7 +126,7 @@ def load(config: DataConfig, kind: str, template: Rendering | None = None) -> Da
 
 
 def load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) -> dict[str, TrainerRows]:
-    """The parts that have such rows, by name."""
+    """Name -> rows of each part of the mixture, as `make` reads it; parts for which it returns None are left out."""
     if config.streaming:
         raise PosttrainError("data.streaming=true: only for training; this job reads its rows as a whole")
     made = {}
@@ -135,7 +135,7 @@ def load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | No
             if (found := make(part)) is not None:
                 made[name] = found
         except PosttrainError as error:
-            # A part's settings are in data.mix.NAME.
+            # Messages name data.KEY; a part's settings are in data.mix.NAME.KEY.
             lines = str(error).splitlines()
             raise PosttrainError(
                 "\n".join(
@@ -146,7 +146,7 @@ def load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | No
 
 
 def check_learnable(kind: str, data: Data) -> None:
-    """Raise `PosttrainError` for rows of which each is right, and that teach or measure nothing together."""
+    """Raise `PosttrainError` for rows that are each valid, but together teach or measure nothing."""
     path, first = f"data.path={data.source['path']}", data.first
     if (data.source.get("overlap") or {}).get("rows", 0) == data.source["held_out_rows"] > 0:
         raise PosttrainError(
@@ -214,7 +214,7 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
 
 
 def joined(config: DataConfig, rows: dict[str, Dataset | None]) -> Dataset | None:
-    """Held-out rows of all parts that have some, shuffled where it is several, the first `max_eval_rows` of them."""
+    """The held-out rows of all parts, shuffled if there are several parts, and cut to `max_eval_rows`."""
     some = {name: one for name, one in rows.items() if one is not None and len(one)}
     if not some:
         return None
@@ -262,14 +262,14 @@ def _named(name: str) -> str:
 
 
 def _read_as(part: dict[str, Any]) -> str:
-    """From which format the rows come; "" for TRL's own columns."""
+    """The format that the rows were read from, for the plan; "" for TRL's own columns."""
     if part["format"] == "trl" and part["detected"]:
         return ""
     return f"read as {part['format']}{'' if part['detected'] else ' (data.format)'}: {ABOUT[part['format']]}"
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A digest of the rows themselves (16 hex digits): equal data has it equal on every machine."""
+    """A digest of the rows' content (16 hex digits); it is the same on every machine."""
     import xxhash
 
     digest = xxhash.xxh64()

@@ -1,10 +1,9 @@
 """Which tokens of a conversation carry the loss in SFT: those of assistant messages that are not marked otherwise.
 
-What is learnt of a message is what the model would generate: from the end of the generation prompt to the end of its
-turn. It is found in the text that the template renders of the row itself, and then in its tokens, so that nothing is
-rendered which the template may not know (tools, system turns). A token that reaches over a boundary belongs to what
-follows, as in TRL (`trl.data_utils.common_prefix_length`). With a template that TRL marks for training, the labels are
-those of `assistant_only_loss`.
+Of a message, the model learns what it would generate: from the end of the generation prompt to the end of its turn.
+That span is located in the rendered text of the whole row, and then in its tokens. A token that crosses a boundary
+belongs to the part behind it, as in TRL (`trl.data_utils.common_prefix_length`). With a template that TRL marks for
+training, the labels are those of `assistant_only_loss`.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ def tokenize_conversation(
 ) -> dict[str, list[int]]:
     """`input_ids` of the conversation, and `labels`: the same, or -100 for tokens that carry no loss.
 
-    `every_turn` learns other turns too, all but messages of weight 0. Raises `PosttrainError` where the template writes
-    a message so that it cannot be distinguished from the others.
+    `every_turn` learns all turns but messages of weight 0. Raises `PosttrainError` where a message cannot be located
+    in the rendered text.
     """
     from trl.chat_template_utils import has_generation_markers
 
@@ -75,7 +74,7 @@ def tokenize_conversation(
 def _by_marks(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Any, template: str | None, options: Any
 ) -> dict[str, list[int]] | None:
-    """As TRL has it with `assistant_only_loss`; `None` where marks cannot be distinguished by message."""
+    """Ids and labels as TRL's `assistant_only_loss` makes them; `None` where its marks cannot be told by message."""
     found: Any = tokenizer.apply_chat_template(
         without_learn_keys(messages),
         tools=json.loads(tools) if isinstance(tools, str) else tools,
@@ -101,7 +100,7 @@ def _by_marks(
 def assistant_spans(
     messages: Messages, render: Render, whole: str | None = None
 ) -> tuple[str, dict[int, tuple[int, int]]]:
-    """The rendered conversation, and from where to where in it each assistant message is, by its number."""
+    """The rendered conversation, and message number -> (start, end) in it for each assistant message."""
     whole = render(messages, False) if whole is None else whole
     spans = {}
     for number, message in enumerate(messages):
@@ -119,7 +118,7 @@ def assistant_spans(
 
 
 def _as_prefix(messages: Messages, number: int, whole: str, render: Render) -> tuple[int, int] | None:
-    """Where the conversation up to the message is what the whole begins with: most templates."""
+    """The message's span, if the conversation up to it renders as a prefix of the whole, as in most templates."""
     if not number:
         return None
     try:
@@ -133,7 +132,8 @@ def _as_prefix(messages: Messages, number: int, whole: str, render: Render) -> t
 
 
 def _by_mark(messages: Messages, number: int, whole: str, render: Render) -> tuple[int, int] | None:
-    """Where earlier turns are written otherwise once later ones follow: by what stays when the content is replaced."""
+    """The message's span in a template that renders a turn differently once others follow: the text that changes when
+    a placeholder replaces its content."""
     marked = {"role": "assistant", "content": PLACEHOLDER}
     try:
         head, found, tail = render([*messages[:number], marked, *messages[number + 1 :]], False).partition(PLACEHOLDER)
@@ -151,18 +151,18 @@ def _by_mark(messages: Messages, number: int, whole: str, render: Render) -> tup
 
 
 def _generation_prompt(before: Messages, render: Render) -> str:
-    """What opens a reply."""
+    """The text that the template puts before a reply."""
     closed, opened = render(before, False), render(before, True)
     return opened[len(closed) :] if opened.startswith(closed) else ""
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids, and the characters that each stands for."""
+    """Token ids, and the span of characters of each."""
     if tokenizer.is_fast:
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(found["input_ids"]), list(found["offset_mapping"])
     ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    # Without offsets: how far the text goes that the first tokens are decoded to.
+    # A slow tokenizer has no offsets: a token ends where the text decoded up to it ends.
     ends = [len(tokenizer.decode(ids[: n + 1], clean_up_tokenization_spaces=False)) for n in range(len(ids))]
     return ids, list(zip([0, *ends], ends, strict=False))
 

@@ -1,7 +1,7 @@
-"""Messages in all known writings (OpenAI, ShareGPT, and what other trainers take) as `Message`s.
+"""Messages in all known forms (OpenAI, ShareGPT, and those of other trainers), read into `Message`s.
 
-Roles, contents, reasoning, tool calls, names and marks of what is learnt are checked here and nowhere else; what is not
-understood raises `RowError` with the field.
+Only this module checks roles, contents, reasoning, tool calls, names and the keys that say what is learnt. A message
+that it cannot read raises `RowError` with the field.
 """
 
 import re
@@ -27,18 +27,18 @@ TOOL_CALL_ROLES = ("function_call", "tool_call")
 LEARN_KEYS = ("weight", "train", "training", "loss", "loss_weight")
 
 
-# Marks of parts of a message, which no trainer here has.
+# Keys that mark parts of a message as learnt, which no trainer here supports.
 PARTIAL_LEARN_KEYS = ("train_detail", "training_detail")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
-# The keys of a message that are read; others are named in the plan.
+# The keys of a message that are read; the plan lists the others.
 READ = {
     *("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call"),
     *(REASONING_KEYS + LEARN_KEYS),
 }
-# Messages inside a string begin so, as JSON or as Python or numpy print them, and have these keys.
+# Messages inside a string, as JSON or as Python or numpy print them: their beginning, and their keys in either order.
 _LIST = re.compile(r"\s*(?:array\()?\s*\[?\s*\{")
 _KEYS = re.compile(r"""(["'])(?:role|from)\1\s*:.*(["'])(?:content|value)\2\s*:""", re.DOTALL)
-_SEYK = re.compile(r"""(["'])(?:content|value)\1\s*:.*(["'])(?:role|from)\2\s*:""", re.DOTALL)
+_KEYS_REVERSED = re.compile(r"""(["'])(?:content|value)\1\s*:.*(["'])(?:role|from)\2\s*:""", re.DOTALL)
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 
@@ -60,7 +60,7 @@ def _messages_in(value: str, field: str) -> Any:
 
     Raises `RowError` for messages as Python prints them, and for broken JSON of messages.
     """
-    if not _LIST.match(value) or not (found := _KEYS.search(value) or _SEYK.search(value)):
+    if not _LIST.match(value) or not (found := _KEYS.search(value) or _KEYS_REVERSED.search(value)):
         return value
     try:
         given = parse_json(value)
@@ -77,7 +77,7 @@ def _messages_in(value: str, field: str) -> Any:
 
 
 def conversation(value: Any, field: str, what: str = "messages") -> Turns:
-    """A list of messages in any of the known writings; a text turn before a turn that only calls becomes one with it.
+    """A list of messages in any known form; a text turn is merged with a following turn that only calls tools.
 
     Raises `RowError` with the field of the first message that is not understood.
     """
@@ -95,7 +95,7 @@ def conversation(value: Any, field: str, what: str = "messages") -> Turns:
         calls_only = turn.calls and not turn.content and turn.role == "assistant"
         written_as_call = isinstance(one, Mapping) and one.get("from", one.get("role")) in TOOL_CALL_ROLES
         if calls_only and made and made[-1].role == "assistant" and written_as_call:
-            before = made.pop()  # the call belongs to what was said before it, or EOS would be learnt in between
+            before = made.pop()  # text and call are one turn; as two, EOS would be learnt between them
             marks = [mark for mark in (before.learn, turn.learn) if mark is not None]
             turn = replace(before, calls=before.calls + turn.calls, learn=all(marks) if marks else None)
         made.append(turn)
@@ -163,7 +163,7 @@ def _reasoning(given: Mapping[str, Any], content: str, parts: str | None, field:
 
 
 def unread(value: Any) -> set[str]:
-    """The keys of messages that are not read, of a column as it is in the file."""
+    """The keys of the messages in a raw column that are not read."""
     if not isinstance(value, list):
         return set()
     messages = [one for one in value if isinstance(one, Mapping) and ("role" in one or "from" in one)]
@@ -173,7 +173,7 @@ def unread(value: Any) -> set[str]:
 
 
 def _content(value: Any, field: str) -> tuple[str, str | None, tuple[dict[str, Any], ...]]:
-    """Text, reasoning and calls of a message's content, which may come in parts."""
+    """Text, reasoning and tool calls of a message's content, which may be a list of parts."""
     if value is None:
         return "", None, ()
     if isinstance(value, str):
@@ -212,7 +212,7 @@ def _calls(given: Any, field: str) -> tuple[dict[str, Any], ...]:
 
 
 def template_options(value: Any) -> dict[str, Any] | None:
-    """`chat_template_kwargs` of a row: what its chat template is given besides messages and tools."""
+    """`chat_template_kwargs` of a row: the variables of its chat template besides messages and tools."""
     given = parse_json_string(value, "chat_template_kwargs")
     if given is not None and not isinstance(given, dict):
         raise RowError("chat_template_kwargs", f"expected an object, got {shortened(given)}")
@@ -220,14 +220,14 @@ def template_options(value: Any) -> dict[str, Any] | None:
 
 
 def system_turn(value: Any) -> Turns:
-    """A column `system` as the turn that opens a conversation; none for an empty one."""
+    """A column `system` as the first turn of a conversation; no turn for an empty one."""
     return [Message("system", value)] if value and text(value, "system", empty=True).strip() else []
 
 
 def with_row_settings(example: Example, row: Mapping[str, Any]) -> Example:
     """`example` with the other columns of its row that belong to a conversation: system prompt, tools, options.
 
-    Text is rendered by no template, so it has none of them.
+    Plain text is not rendered by a template, so it has none of them.
     """
     if not (turns := example.turns):
         return example

@@ -1,9 +1,9 @@
-"""What to say where rows have none of the columns that a trainer learns from."""
+"""The message for rows with none of the columns that a trainer learns from."""
 
 from posttrain.config import trainers
 from posttrain.data.formats import ACCEPTS
 
-# Trainers to name to somebody whose rows do not serve another.
+# Trainers that the message suggests, where the rows fit them.
 COMMON_TRAINERS = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "ppo")
 
 

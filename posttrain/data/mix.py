@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SEED = 0
-# What a part takes from `data` where it does not say otherwise; the rest is about one source only.
+# Settings that a part inherits from `data` where it does not set them itself.
 INHERITED_SETTINGS = ("eval_size", "conversational", "on_error", "threshold", "pairs")
-# What says where one source is and how it is read: only in a part.
+# Settings of a single source: where it is and how it is read. With a mixture they belong in its parts only.
 SOURCE_SETTINGS = (
     *("path", "name", "revision", "split", "eval_path", "eval_split"),
     *("columns", "args", "min_score", "format"),
 )
-# What stands for the mixture as a whole.
+# Settings of the mixture as a whole.
 MIXTURE_SETTINGS = ("mix", "stopping_strategy", "streaming")
 
 
@@ -59,7 +59,7 @@ def check(config: DataConfig) -> Iterator[str]:
 
 
 def _unused_settings(config: DataConfig) -> list[str]:
-    """Settings of one source, which nothing would read."""
+    """Errors for settings of a single source that a mixture does not read."""
     default, args = DataConfig(path=""), {name: value for name, value in config.args.items() if value is not None}
     given = replace(config, path=config.path or "", args=args)
     found = [
@@ -74,7 +74,7 @@ def _unused_settings(config: DataConfig) -> list[str]:
 
 
 def counts(sizes: list[int], weights: list[float] | None, stopping: str) -> list[int]:
-    """How many rows of each part: all of them without weights, else in their proportion.
+    """How many rows to take from each part: all of them without weights, else in proportion to the weights.
 
     `first_exhausted`: as many as there are without repeating a row; `all_exhausted`: until every row was seen, smaller
     parts repeating theirs. Each part has at least one.
@@ -89,7 +89,7 @@ def counts(sizes: list[int], weights: list[float] | None, stopping: str) -> list
 
 
 def order(sizes: list[int], wanted: list[int]) -> list[int]:
-    """Row numbers in the parts laid end to end: `wanted` of each, drawn and shuffled with a fixed seed."""
+    """Row numbers in the concatenated parts: `wanted` of each, drawn and shuffled with a fixed seed."""
     drawn, start, rng = [], 0, random.Random(SEED)
     for size, count in zip(sizes, wanted, strict=True):
         while count > 0:
@@ -102,7 +102,7 @@ def order(sizes: list[int], wanted: list[int]) -> list[int]:
 
 
 def draw(config: DataConfig, rows: Dataset, sizes: list[int]) -> tuple[Dataset, list[int]]:
-    """Rows of the parts laid end to end, drawn by their weights; and how many of each part."""
+    """Rows drawn by weight from the concatenated parts, `rows`; and how many of each part."""
     weights = [entry["weight"] for entry in config.mix.values() if entry.get("weight") is not None]
     numbers = order(sizes, counts(sizes, weights or None, config.stopping_strategy))[: config.max_train_rows]
     taken, start = [], 0
@@ -113,9 +113,9 @@ def draw(config: DataConfig, rows: Dataset, sizes: list[int]) -> tuple[Dataset, 
 
 
 def join(rows: Mapping[str, Dataset]) -> Dataset:
-    """The parts laid end to end; where a part lacks a column that is not TRL's, it is `None`.
+    """The parts, concatenated; a column that is not TRL's is `None` in parts without it.
 
-    Raises `PosttrainError` where they do not go together.
+    Raises `PosttrainError` where the columns of the parts do not fit together.
     """
     from datasets import concatenate_datasets
 
@@ -134,7 +134,7 @@ def join(rows: Mapping[str, Dataset]) -> Dataset:
 
 
 def _unify_columns(rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """The parts with TRL's columns the same: conversations or text, `messages` where one of them has it."""
+    """The parts with the same TRL columns: all conversations or all text, and `messages` if one part has it."""
     if len({frozenset(TRL_COLUMNS & set(part.column_names)) for part in rows.values()}) > 1:
         rows = {name: _as_messages(part, name, rows) for name, part in rows.items()}
     kinds: dict[str, dict[bool, str]] = {}
@@ -166,13 +166,13 @@ def _as_messages(part: Dataset, name: str, rows: Mapping[str, Dataset]) -> Datas
 
 
 def _as_one(row: dict[str, Any]) -> dict[str, Any]:
-    """Prompt and completion as a conversation of which the completion is learnt."""
+    """Prompt and completion as one conversation in which only the completion carries the loss."""
     asked = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in row["prompt"]]
     return {"messages": asked + row["completion"]}
 
 
 def _json_messages(part: Dataset) -> Dataset:
-    """Messages as JSON in Arrow, so that parts whose messages have different keys go together."""
+    """Messages as JSON in Arrow, so that parts whose messages have different keys can be concatenated."""
     from datasets import Json, List
 
     columns = [c for c in TRL_COLUMNS & set(part.column_names) if isinstance(part[0][c], list)]

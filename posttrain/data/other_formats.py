@@ -61,7 +61,7 @@ def sharegpt(row: Row) -> Example:
 
 
 def _reply(given: Any, field: str) -> Turns:
-    """An answer as one turn of any writing, or a list of them, or text."""
+    """An answer: one turn in any known form, a list of turns, or text."""
     if isinstance(given, Mapping):
         return [message(given, field)]
     return as_turns(text_or_turns(given, field), "assistant")
@@ -95,7 +95,7 @@ def ms_swift(row: Row) -> Example:
 
 
 def orca(row: Row) -> Example:
-    """A question, `chosen`, `rejected`, and `system`, as in Orca's pairs: a conversation."""
+    """Orca's pairs as a conversation: a question, `chosen`, `rejected`, and `system`."""
     column = next(name for name in (*QUESTION_COLUMNS, "question") if name in row or name == "question")
     asked = as_turns(text_or_turns(row.get(column), column), "user")
     prompt, answers = split_prompt(asked, {side: text_or_turns(row.get(side), side) for side in PAIRS})
@@ -213,7 +213,7 @@ def _asked(prompt: Any) -> TextOrTurns:
 
 
 def _answer(value: Any, prompt: TextOrTurns, field: str) -> TextOrTurns:
-    """An answer of the kind that its prompt is: a conversation's is an assistant turn."""
+    """An answer in the form of its prompt: after a conversation, text becomes an assistant turn."""
     said = text_or_turns(value, field)
     if isinstance(said, list):
         if isinstance(prompt, str):
@@ -222,7 +222,7 @@ def _answer(value: Any, prompt: TextOrTurns, field: str) -> TextOrTurns:
     return as_turns(said, "assistant") if isinstance(prompt, list) else said
 
 
-# What makes an `Example` of a row of each format.
+# Format -> the function that makes an `Example` of a row.
 FORMATS: dict[str, Callable[[Row], Example]] = {
     "alpaca": alpaca,
     "sharegpt": sharegpt,

@@ -9,7 +9,7 @@ from posttrain.data.row import RowError, text
 
 
 def check_last_is_answer(messages: Turns, field: str) -> Turns:
-    """`messages`, whose last one must be the assistant's, and say or call something."""
+    """`messages`; raises `RowError` unless the last one is the assistant's and has content or calls."""
     last = messages[-1]
     if last.role != "assistant":
         raise RowError(f"{field}[{len(messages) - 1}]", f"the last message is the {last.role}'s; nothing is answered")
@@ -19,7 +19,7 @@ def check_last_is_answer(messages: Turns, field: str) -> Turns:
 
 
 def check_whole_answer(messages: Turns, field: str) -> Turns:
-    """The answer of a prompt, which is learnt as a whole: a mark that leaves a message out is refused."""
+    """`messages`, an answer that is learnt as a whole; raises `RowError` where a message is marked as not learnt."""
     for index, one in enumerate(messages):
         if one.learn is False:
             raise RowError(
@@ -36,11 +36,11 @@ def without_learn_marks(messages: Turns) -> Turns:
 def split_prompt(
     prompt: TextOrTurns | None, answers: Mapping[str, TextOrTurns], repeated: bool = False
 ) -> tuple[TextOrTurns, dict[str, Any]]:
-    """Prompt and answers, split: all text, or all turns, with the prompt taken off answers that repeat it.
+    """Prompt and answers, split: all text, or all turns, with the prompt removed from answers that repeat it.
 
-    `answers` has one, or `chosen` and `rejected`, whose shared beginning is the prompt where there is none. `repeated`
-    says that answers of text begin with the prompt's text. Raises `RowError` where the answers are to different
-    questions.
+    `answers` has one answer, or `chosen` and `rejected`. Without a prompt, their common beginning is the prompt.
+    `repeated` says that answers of text begin with the prompt's text. Raises `RowError` where the answers belong to
+    different questions.
     """
     if all(isinstance(value, str) for value in (prompt, *answers.values()) if value is not None):
         if prompt is None:
@@ -76,7 +76,7 @@ def _strip_prompt_text(prompt: str, answers: Mapping[str, TextOrTurns]) -> dict[
 
 
 def _common_text(answers: Mapping[str, TextOrTurns]) -> tuple[str, dict[str, TextOrTurns]]:
-    """The prompt that two texts begin with; the space before the answers belongs to them, as TRL has it."""
+    """The common beginning of two texts, which is their prompt, and the answers; these keep their space, as in TRL."""
     values = [str(value) for value in answers.values()]
     same = common_prefix_length(*values) if len(values) > 1 else 0
     if same == min(map(len, values)):
@@ -99,7 +99,7 @@ def _common_turns(turns: dict[str, Turns]) -> tuple[Turns, dict[str, Turns]]:
 
 
 def _check_answers_diverge(answers: list[Turns]) -> None:
-    """Answers that part at another's turn do not answer the same question."""
+    """Raise `RowError` where the answers first differ in a turn that is not the assistant's: two questions."""
     if len(answers) < 2:
         return
     at = common_prefix_length(*answers)
@@ -109,6 +109,6 @@ def _check_answers_diverge(answers: list[Turns]) -> None:
 
 
 def common_prefix_length(one: Any, other: Any) -> int:
-    """How many first items of two sequences are equal."""
+    """The length of the common prefix of two sequences."""
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Converter:
-    """Turns raw rows into our columns, and remembers which of theirs it used, left out and kept."""
+    """Turns raw rows into our columns, and records which raw columns it used, left out and kept."""
 
     make: Callable[[Mapping[str, Any]], Example]
     kind: str | None
@@ -52,7 +52,7 @@ class Converter:
         return with_label(made, row.get("label"))
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What the row's `Example` makes; raises `RowError`."""
+        """The columns of the row's `Example`; raises `RowError`."""
         col.check_media(row)
         example = self.example(row)
         col.check_learnable(example, self.kind)
@@ -101,7 +101,7 @@ class Converter:
 
 @dataclass(frozen=True)
 class RowSource:
-    """A path before it is read through: its rows in order, the format, and what converts one (raising `RowError`)."""
+    """An opened data path: its rows in order, the format, and the converter of a row (which raises `RowError`)."""
 
     rows: Callable[[], Iterator[Row]]
     format: str
@@ -110,7 +110,7 @@ class RowSource:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as read; `format` is that of the source, `read` counts its rows, `unused` are columns that are gone."""
+    """Rows as read; `format` is the source's, `read` counts its rows, `unused` are the columns that were dropped."""
 
     rows: Dataset
     format: str
@@ -130,9 +130,8 @@ def read(
 ) -> Rows:
     """The rows of `path` that trainer `kind` will learn from; with no `kind`, those that have prompts.
 
-    `key` is the setting that names the path, `needed` the columns of TRL's form to check, if not those that `kind`
-    needs; all others are kept then. Raises `PosttrainError` for what cannot be read, does not fit, or serves another
-    trainer.
+    `key` is the setting that names the path. `needed` are the TRL columns to check, by default those of `kind`; if it
+    is given, all other columns are kept. Raises `PosttrainError` for rows that cannot be read or do not fit `kind`.
     """
     named = f"{key}={display_path(path)}"
     local = f.resolve(path)
@@ -183,7 +182,7 @@ def open_rows(
     needed: tuple[str, ...] | None = None,
     template: Rendering | None = None,
 ) -> RowSource:
-    """What the first rows say of all: the format, and whether `kind` can learn from it (see `read`)."""
+    """Detect the format from the first rows, and check that `kind` can learn from it (see `read`)."""
     first = [row for _, row in itertools.islice(rows(), DETECTION_ROWS) if isinstance(row, dict)]
     columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX_COLUMN))
     name = detect(columns, first) if config.format == "auto" else config.format
@@ -222,7 +221,7 @@ def open_rows(
 
 
 def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...]) -> bool:
-    """Whether answers of text begin with their prompt: one may by chance, most do not."""
+    """Whether the answers, as text, repeat their prompt. A single one may do so by chance, so the majority decides."""
     names = [name for name in needed if name in ("completion", *PAIRS)]
     asked = [row for row in first if isinstance(row.get("prompt"), str) and row["prompt"].strip()]
     if not names or not asked:
@@ -231,7 +230,7 @@ def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...])
 
 
 def _needed(first: list[dict[str, Any]], convert: Converter, name: str, kind: str | None) -> tuple[str, ...]:
-    """The columns of TRL's that every row has to make, as the first rows that can be read do."""
+    """The TRL columns that every row must give, as the first readable rows do."""
     made: list[list[str]] = []
     for row in first:
         with suppress(RowError):
@@ -284,13 +283,13 @@ def _as_rows(rows: Dataset, source: RowSource, skipped: Skipped | None, columns:
 
 
 def held_out_split(config: DataConfig) -> str:
-    """The split of `data.eval_path`: a task's own for that, or the questions would be those that are trained on."""
+    """The split of `data.eval_path`; for reasoning_gym it is `test`, whose questions are not trained on."""
     made = isinstance(config.eval_path, str) and config.eval_path.startswith("reasoning_gym:")
     return config.eval_split or ("test" if made else "train")
 
 
 def has_splits(path: Any) -> bool:
-    """Whether split names mean anything; files, or one saved data set, would be their own held-out data."""
+    """Whether `path` has named splits: not for files or a single saved data set."""
     if not isinstance(path, str) or f.resolve(path):
         return False
     return not (Path(os.path.expanduser(path)) / "state.json").is_file()

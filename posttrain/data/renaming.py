@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def rename_rows(rows: Callable[[], Iterator[Row]], columns: dict[str, str]) -> Callable[[], Iterator[Row]]:
-    """`rows` with their columns renamed; raises `PosttrainError` for a column that the first of them do not have."""
+    """`rows` with renamed columns; raises `PosttrainError` for a column that is not in the first rows."""
     first = itertools.islice((row for _, row in rows()), DETECTION_ROWS)
     if have := list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)):
         _check_names(columns, have)
@@ -34,7 +34,7 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 
 
 def rename_dataset(dataset: Dataset, columns: dict[str, str]) -> Dataset:
-    """Rename columns from `{ours: theirs}`; a column of ours that is in the way is dropped."""
+    """Rename columns by `{ours: theirs}`; a column that already has the new name is dropped."""
     _check_names(columns, dataset.column_names)
     in_the_way = [ours for ours, theirs in columns.items() if ours != theirs and ours in dataset.column_names]
     dataset = dataset.remove_columns([c for c in in_the_way if c not in columns.values()])

@@ -1,4 +1,4 @@
-"""Checks of rows against the model's chat template: what it refuses, and what it leaves out silently."""
+"""Checks of rows against the model's chat template: rows that it refuses, and content that it silently leaves out."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ _THINK_BLOCK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class Rendering:
-    """Looks at each row as the trainer of `config` will render it; `posttrain.data.reading` calls `check`.
+    """Renders each row as the trainer of `config` will, and checks the text; `posttrain.data.reading` calls `check`.
 
-    It goes with a run's tokenizer, whose template may have a place for reasoning, or none: then the reasoning is in
-    the content, as a <think> block.
+    A template may have a place for reasoning. In others the reasoning is in the content, as a <think> block.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig):
@@ -47,12 +46,12 @@ class Rendering:
         self.options = config.args.get("chat_template_kwargs")
         self.bos = _own_bos(tokenizer)
         self.rows = 0
-        # Rows of each kind that the plan has a note on (`rendering_notes`).
+        # The number of rows that lose something, by what they lose (see `rendering_notes`).
         self.found: Counter[str] = Counter()
         self.known: set[str] = set()
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Raise `RowError` for a row that the template refuses, or of which it leaves something out."""
+        """Raise `RowError` for a row that the template refuses, or from whose text it leaves something out."""
         self.rows += 1
         if not self.tokenizer.chat_template or not any(isinstance(row.get(c), list) for c in ("messages", "prompt")):
             return
@@ -85,7 +84,7 @@ class Rendering:
     def _check_boundary(
         field: str, prompt: chat_text.Messages, opened: str, whole: str, render: chat_text.Render
     ) -> None:
-        """Raise `RowError` where a part of the prompt would be learnt: TRL learns from where the two texts part."""
+        """Raise `RowError` where a part of the prompt would be learnt: TRL's loss starts where the two texts differ."""
         if not whole.startswith(opened) and not whole.startswith(render(prompt, False).rstrip()):
             raise RowError(
                 field,
@@ -94,7 +93,7 @@ class Rendering:
             )
 
     def _check_prompt(self, row: Mapping[str, Any]) -> None:
-        """Of a trainer that samples, which renders the prompt alone: with its own options, and tools if it can."""
+        """Check the prompt alone, as a trainer that samples renders it: with its own options, and tools if it can."""
         given, options = (row, row.get("chat_template_kwargs")) if self.shows_row_tools else ({}, None)
         options = {**(self.options or {}), **(options or {})}
         render = chat_text.renderer(self.tokenizer, given.get("tools"), options)
@@ -117,7 +116,7 @@ class Rendering:
     def _check_content(
         self, row: Mapping[str, Any], field: str, turns: chat_text.Messages, whole: str, render: chat_text.Render
     ) -> None:
-        """What should be in the text, and is not: turns, calls, tools, and reasoning that is to be learnt."""
+        """Check that the text has everything that it should: turns, calls, tools, and reasoning that is learnt."""
         missing, first = False, 0 if field == "messages" else len(row["prompt"])
         self._check_written(field, turns, first, whole, render)
         for number, turn in enumerate(turns[first:]):
@@ -146,9 +145,9 @@ class Rendering:
         render: chat_text.Render,
         opened: bool = False,
     ) -> None:
-        """Raise `RowError` for a turn, or its calls, without which the text is the same.
+        """Raise `RowError` for a turn, or its calls, that can be removed without a change of the text.
 
-        A content that is in the text is taken for that turn's, once the template has been seen to write its role.
+        Content that is found in the text counts as written, once the template is known to write turns of its role.
         """
         for number, turn in enumerate(turns):
             where = f"{field}[{number - first}]" if number >= first else f"prompt[{number}]"
@@ -179,11 +178,11 @@ class Rendering:
             return False
 
     def without_bos(self, text: str) -> str:
-        """Text that was rendered before, without the BOS that the tokenizer adds anew."""
+        """Rendered text without the BOS that the tokenizer will add again."""
         return text[len(self.bos) :] if self.bos and text.startswith(self.bos) else text
 
     def notes(self) -> dict[str, str]:
-        """What a plan says of the rows that were read."""
+        """The notes of the plan on the rows that were read."""
         if not self.found.total():
             return {}
         from posttrain.data import rendering_notes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def describe(
     counts: Counter[str], rows: int, tokenizer: PreTrainedTokenizerBase, kind: str, may_mask: bool, hides_tools: bool
 ) -> dict[str, str]:
-    """The notes on `rows` rows of which `counts` says how many lose what, for the trainer `kind`.
+    """The notes for the trainer `kind`; `counts` says how many of the `rows` rows lose what.
 
     `may_mask`: `assistant_only_loss` would give it TRL's training template, if there is one. `hides_tools`: it shows
     the policy no tools.

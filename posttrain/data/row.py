@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 
 class RowError(Exception):
-    """What is wrong with one row: the field (empty for the whole row) and the reason."""
+    """An error in one row: the field (empty for the whole row) and the reason."""
 
     def __init__(self, field: str, reason: str):
         super().__init__(reason)
@@ -19,13 +19,13 @@ class Place(NamedTuple):
     number: int
 
 
-# The row's number in its data set, on its way through the store.
+# A column with the row's number in its data set; it exists only while rows are stored.
 INDEX_COLUMN = "__index__"
 Row = tuple[Place, "dict[str, Any] | RowError"]
 
 
 def text(value: Any, field: str, empty: bool = False) -> str:
-    """`value`, where it is text; raises `RowError` otherwise, and for none of it unless `empty`."""
+    """`value`, if it is text; raises `RowError` otherwise, and for blank text unless `empty`."""
     if not isinstance(value, str):
         raise RowError(field, f"expected text, got {shortened(value)}" if value is not None else "is missing")
     if not value.strip() and not empty:

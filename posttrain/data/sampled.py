@@ -10,7 +10,7 @@ from posttrain.errors import PosttrainError
 
 
 def data_file(path: Any) -> Any:
-    """`path`, or the Parquet file in it when it is a run of job=sample; raises for an unfinished run, or another."""
+    """`path`, or the Parquet file of a run of job=sample; raises `PosttrainError` for an unfinished or another run."""
     if not isinstance(path, str) or not path:
         return path  # a list of files; nothing, for a mixture
     record = Path(os.path.expanduser(path)) / "run.json"

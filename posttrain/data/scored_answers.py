@@ -20,7 +20,7 @@ SEED = 0
 
 
 def for_trainer(rows: Dataset, kind: str, pairs: str, threshold: float | None) -> Dataset:
-    """Answers as the trainer `kind` learns from them, in TRL's columns.
+    """Scored or rated answers, converted to the TRL columns that the trainer `kind` learns from.
 
     - reward, dpo and others of pairs: answers whose scores differ; `weight` is 1 / (pairs of the prompt), so that a
       prompt's weights sum to one; `pairs=one` keeps one of them, drawn with a fixed seed
@@ -65,7 +65,7 @@ def _each(rows: Dataset, several: bool) -> Iterator[tuple[dict[str, Any], Answer
 
 
 def _by_prompt(rows: Dataset) -> Iterator[tuple[dict[str, Any], Answers]]:
-    """Single answers under their prompt; in memory are the prompts' digests and the rows' numbers."""
+    """Single answers grouped by prompt; it keeps only the prompts' digests and the rows' numbers in memory."""
     groups: dict[int, list[int]] = {}
     for index, prompt in enumerate(rows["prompt"]):
         groups.setdefault(hash(repr(prompt)), []).append(index)
@@ -125,7 +125,7 @@ def _each_prompt_once(rows: Dataset) -> Dataset:
 
 
 def rows_from_score(rows: Dataset, least: float, name: str) -> Dataset:
-    """The rows whose `score` is at least `data.min_score`; rows without a score are none of them."""
+    """The rows whose `score` is at least `least` (`data.min_score`); rows without a score are dropped."""
     key = f"data.min_score={least:g}"
     if "score" not in rows.column_names:
         raise PosttrainError(

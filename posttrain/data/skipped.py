@@ -17,7 +17,7 @@ class Skipped:
     count: int = 0
 
     def clear(self) -> None:
-        """Begin anew: a stream that is read again finds the same rows again."""
+        """Start again, since a stream that is read again finds the same rows again."""
         self.count = 0
         self.path.unlink(missing_ok=True)
 

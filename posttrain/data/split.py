@@ -26,7 +26,7 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Split:
-    """Rows for training and, unless nothing is held out, held-out ones; how those were chosen; what the rows mean."""
+    """Rows for training, held-out rows (None where there are none), and how these were chosen."""
 
     config: DataConfig
     train: Rows
@@ -78,7 +78,7 @@ def take(rows: Dataset, limit: int | None) -> Dataset:
 
 
 def first_rows(found: Rows, limit: int | None, config: DataConfig, name: str) -> Rows:
-    """The first `limit` of them; raises `PosttrainError` where there are none."""
+    """The first `limit` rows; raises `PosttrainError` where there are none."""
     rows = take(found.rows, limit)
     if not len(rows):
         raise PosttrainError(f"data.path={display_path(config.path)}: no rows for {name}")
@@ -128,7 +128,7 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
 
 
 def _prompts(rows: Dataset) -> Iterator[str | None]:
-    """What tells the prompt of each row from those of others; `None` for a row without one."""
+    """The prompt of each row as text, to compare rows by; `None` for a row without one."""
     names = [name for name in PROMPT_COLUMNS if name in rows.column_names]
     for row in rows.select_columns(names) if names else ({} for _ in range(len(rows))):
         prompt = prompt_of(row)
@@ -136,7 +136,7 @@ def _prompts(rows: Dataset) -> Iterator[str | None]:
 
 
 def overlap(train: Dataset, held_out: Dataset) -> dict[str, int]:
-    """How many held-out rows are rows of training as well, and of how many the prompt is one of training."""
+    """How many held-out rows are also training rows, and how many share their prompt with a training row."""
     learnt = [name for name in sorted(TRL_COLUMNS) if name in train.column_names and name in held_out.column_names]
 
     def whole(rows: Dataset) -> Iterator[int]:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 Stored: TypeAlias = "tuple[Dataset, Skipped | None]"
 MAX_SHOWN = 5
-# Columns in which a mix of text and conversations would be trained on as something else.
+# Columns that must hold either text or conversations in all rows; a mix would be trained on wrongly.
 SAME_TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
-# bool before int, which it is a kind of.
+# bool comes before int, since it is a subclass.
 SCALAR_TYPES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
 ITEM_TYPES: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
 
@@ -46,7 +46,7 @@ def store(
     skip: bool = False,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> Stored:
-    """The rows of `source`, converted, in a file of this process; and the rows that were skipped, `None` without any.
+    """The rows of `source`, converted, in a temporary file; and the rows that were skipped, `None` without any.
 
     `convert` raises `RowError`, and so does `check`, which gets each converted row. Raises `PosttrainError` with the
     first rows that do not fit, unless `skip`, and where no row is left. `key` begins a message, as in
@@ -128,13 +128,13 @@ def _write(rows: Iterable[dict[str, Any]], kinds: ColumnTypes, key: str) -> Data
 
 
 class ColumnTypes:
-    """What each column holds, over all rows seen."""
+    """The type of each column, over all rows seen."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take a row in; raises `RowError` where a text stands among conversations, or the other way round."""
+        """Add a row's types; raises `RowError` where text and conversations are mixed in a column."""
         self.check(row)
         self.found.update({n: _common_type(self.found.get(n, "null"), _value_type(value)) for n, value in row.items()})
 
@@ -199,7 +199,7 @@ def temporary_file(name: str) -> Path:
 
 @contextmanager
 def temporary_files() -> Iterator[None]:
-    """What is stored in the block is removed at its end: the batches of a stream are as large as the stream."""
+    """Remove the files that are stored in the block at its end; those of a stream would fill the disk."""
     with tempfile.TemporaryDirectory(dir=_folder().name) as folder:
         _passing.append(folder)
         try:

@@ -61,7 +61,7 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> Iterator[s
 
 @dataclass
 class Stream:
-    """What makes the rows, from the settings alone: `datasets` takes it to other processes."""
+    """The source of the rows. It holds settings only, so that `datasets` can send it to other processes."""
 
     config: DataConfig
     kind: str
@@ -79,13 +79,13 @@ class Stream:
                 rows = list(
                     with_template_options(to_trainer(_stored(batch, source, self.config), self.config, self.kind))
                 )
-            # Other columns serve reward functions, which no trainer here has; their types may change on the way.
+            # Other columns are for reward functions, which no streaming trainer has; their types may vary.
             for row in rows:
                 self.check_columns(row)
                 yield {name: row.get(name, {} if name == "chat_template_kwargs" else None) for name in self.columns}
 
     def check_columns(self, row: dict[str, Any]) -> None:
-        """Raise `PosttrainError` for what is learnt from and stands in a column that the first rows do not have."""
+        """Raise `PosttrainError` for a value that training needs, in a column that the first rows do not have."""
         late = [name for name in ("chat_template_kwargs", "weight") if name not in self.columns and row.get(name)]
         if late:
             raise PosttrainError(

@@ -8,7 +8,7 @@ from posttrain.data.row import RowError, shortened
 
 
 def schemas(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
-    """Schemas of tools, as a list or as JSON of one; functions alone get OpenAI's wrapping."""
+    """Schemas of tools, given as a list or its JSON; bare functions get OpenAI's wrapping."""
     given = parse_json_string(value, field) if value != "" else None
     if not given:
         return None
@@ -25,7 +25,7 @@ def schemas(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
 
 
 def calls(given: Any, field: str) -> tuple[dict[str, Any], ...]:
-    """Calls of tools, one or several, of OpenAI's form or `name` and `arguments` alone."""
+    """Tool calls, one or several, in OpenAI's form or as a bare `name` and `arguments`."""
     made = []
     single = not isinstance(given, list)
     for index, call in enumerate([given] if single else given):

@@ -34,7 +34,7 @@ def load_rows(config: DataConfig, kind: str, template: Rendering | None) -> Trai
 
 
 def for_trainer(divided: Split, kind: str) -> TrainerRows:
-    """What was divided, as the trainer `kind` takes it."""
+    """The rows of a split, as the trainer `kind` takes them."""
     config, held_out = divided.config, divided.held_out
     return TrainerRows(
         to_trainer(divided.train, config, kind),
@@ -57,12 +57,12 @@ def to_trainer(found: Rows, config: DataConfig, kind: str) -> Dataset:
 def prompts_for(found: Rows, config: DataConfig, kind: str) -> Dataset | None:
     """The prompts of rows, with their other columns; `None` for plain text, which has no prompt."""
     rows = _answers_apart(found, replace(config, threshold=None), "grpo")
-    # A trainer of prompts is probed on prompts as it gets them.
+    # A trainer that samples is probed on the same prompts as it is trained on.
     return prompts(to_trainer_columns(rows, kind, found.format) if trainers.of(kind).samples_completions else rows)
 
 
 def _answers_apart(found: Rows, config: DataConfig, kind: str) -> Dataset:
-    """Rows in TRL's columns: several scored answers, or one rated, as `kind` learns from them."""
+    """Rows in TRL's columns; scored or rated answers become what `kind` learns from."""
     if not is_scored(found.rows.column_names, found.format):
         return found.rows
     from posttrain.data import scored_answers

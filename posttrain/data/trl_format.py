@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: bool = False) -> Example:
     """TRL's own columns, those of `needed`: text stays text, lists are conversations; `repeated` as in `split_prompt`.
 
-    `prompted`: rows have a column `prompt`, so that none takes it from what its answers begin with by chance.
+    `prompted`: the data has a column `prompt`, so a common beginning of two answers is not taken for the prompt.
     """
     if not needed:
         return Example()

@@ -19,7 +19,7 @@ BATCH = 2000
 
 
 def normal(text: str) -> str:
-    """Text without what is no difference to a reader in a hurry: case and white space."""
+    """Text in lower case with single spaces, so that differences in case and white space do not count."""
     return " ".join(text.lower().split())
 
 
@@ -47,8 +47,8 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 def near_pairs(signature: np.ndarray, near: float) -> np.ndarray:
     """Pairs (m, 2), i < j, whose estimated similarity is at least `near`.
 
-    Of the texts that share a band each is compared with the first of them and with the one before it, not all with
-    all: a cluster of n costs 2n comparisons.
+    Among texts that share a band, each is compared only with the first and with the one before it, so that a cluster of
+    n texts costs 2n comparisons.
     """
     generator = np.random.default_rng(SEED)
     found = [np.empty((0, 2), np.int64)]
@@ -69,7 +69,7 @@ def near_pairs(signature: np.ndarray, near: float) -> np.ndarray:
 
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
-    """The cluster (count,) of each text: what is joined by pairs, over however many steps."""
+    """The cluster of each text, (count,): the connected components of `pairs`."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -78,7 +78,7 @@ def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def _firsts(texts: Iterable[str]) -> dict[str, int]:
-    """The first place of each text."""
+    """Text -> the index of its first occurrence."""
     firsts: dict[str, int] = {}
     for index, text in enumerate(texts):
         firsts.setdefault(text, index)
@@ -97,7 +97,7 @@ def check_rows(texts: Texts, settings: DoctorConfig) -> list[Finding]:
     distinct = list(_firsts(whole).values())
     pairs = near_pairs(signatures([whole[i] for i in distinct]), settings.near)
     if texts.labels is not None:
-        # Two answers to one prompt, each with its label, are what KTO learns from, however long the prompt they share.
+        # Two labelled answers to one prompt are what KTO learns from, not duplicates, even if the prompt is long.
         asked = [normal(texts.prompts[i]) for i in distinct]
         pairs = np.array([pair for pair in pairs.tolist() if asked[pair[0]] != asked[pair[1]]], int).reshape(-1, 2)
     near = len(distinct) - len(np.unique(clusters(len(distinct), pairs)))

@@ -25,7 +25,7 @@ ROWS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive tokens as text: `kind` is context, trained or special (a control token of either)."""
+    """Consecutive tokens as text; `trained` ones carry the loss, `special` ones are control tokens."""
 
     text: str
     tokens: int
@@ -35,7 +35,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shown:
-    """A sequence as the trainer has it, after truncation; `cut` tokens of it are lost."""
+    """A sequence as the trainer gets it, after truncation, which removes `cut` tokens."""
 
     row: int
     side: str
@@ -62,7 +62,7 @@ def examine(
     progress: Callable[[str], None] = lambda what: None,
     notes: Mapping[str, str] | None = None,
 ) -> Report:
-    """Every check on rows as the trainer gets them; `notes` are what the plan says of the chat template."""
+    """Run every check on the trainer's rows; `notes` are the plan's notes on the chat template."""
     train, held_out = data.train, data.eval
     settings, report = run.doctor, Report()
     progress("Reading the text")
@@ -105,7 +105,7 @@ def examine(
 
 
 def _skipped(data: Data, settings: DoctorConfig) -> list[Finding]:
-    """What `data.on_error=skip` left out; its examples have the file and the line or row there."""
+    """The rows that `data.on_error=skip` left out; examples name the file and the line or row in it."""
     count = sum(one.count for one in data.skipped)
     if not count:
         return []
@@ -144,7 +144,7 @@ def show(run: Run, tokenizer: PreTrainedTokenizerBase, own: Texts, tokenized: To
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, sequence: sequences.Sequence) -> list[Piece]:
-    """Runs of tokens that are alike, decoded together: a character may be several tokens."""
+    """Runs of tokens of the same kind, decoded together, since several tokens may make one character."""
     special = set(tokenizer.all_special_ids)
     pieces: list[Piece] = []
     start = 0
@@ -158,5 +158,5 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, sequence: sequences.Sequence) ->
 
 
 def _shortened(text: str, most: int = 4000) -> str:
-    """Both ends of what is too long to read."""
+    """A text, or the two ends of a text that is too long to read."""
     return text if len(text) <= most else f"{text[: most // 2]} […] {text[-most // 2 :]}"

@@ -11,7 +11,7 @@ SEVERITIES = ("info", "warning", "error")
 
 @dataclass(frozen=True)
 class Example:
-    """A row, counted from 0 in the split as the trainer gets it, and a piece of it in which secrets are masked."""
+    """A row, by its index (from 0) in the trainer's split, and an excerpt of it with secrets masked."""
 
     split: str
     row: int
@@ -20,7 +20,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's result. `says` is the finding in a sentence; `consequence` and `fix` are empty where all is well."""
+    """One check's result. `says` is the finding as a sentence; `consequence` and `fix` are empty if all is well."""
 
     name: str
     severity: str
@@ -32,7 +32,7 @@ class Finding:
 
 
 def severity(count: int, total: int, settings: DoctorConfig, worst: str = "error") -> str:
-    """By the share of rows that have a fault: see `DoctorConfig.tolerance` and `stop`."""
+    """The severity by the share of rows with a fault; see `DoctorConfig.tolerance` and `stop`."""
     share = count / total if total else 0.0
     if not count or share < settings.tolerance:
         return "info"
@@ -48,14 +48,14 @@ def finding(
     consequence: str = "",
     fix: str = "",
 ) -> Finding:
-    """A finding; consequence and fix are left out where nothing is wrong."""
+    """A finding; consequence and fix are left out if nothing is wrong."""
     if level == "info":
         consequence = fix = ""
     return Finding(name, level, says, numbers, list(examples), consequence, fix)
 
 
 def excerpt(text: str, limit: int = 200) -> str:
-    """The beginning of a text in one line, without its secrets."""
+    """The beginning of a text in one line, with its secrets masked."""
     line = " ".join(masked(text[: 20 * limit]).split())
     return line if len(line) <= limit else line[: limit - 2] + " …"
 

@@ -10,7 +10,7 @@ from posttrain.doctor.finding import Example, Finding, excerpt, finding, severit
 from posttrain.doctor.texts import Texts
 
 SAMPLE, SEED = 1000, 0
-# Shorter texts name no language reliably, and neither does code or a column of numbers.
+# Letters that a text needs for a reliable answer; the detector's least probability; characters of a row that are read.
 LETTERS, SURE, READ = 60, 0.99, 1000
 # C0 and C1 but for tab and line ends, and the characters that reorder text on a screen.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -18,7 +18,7 @@ KINDS = ("wrongly decoded text", "replacement characters", "control characters")
 
 
 def check_languages(texts: Texts, settings: DoctorConfig) -> Finding:
-    """The languages of a sample of rows; those whose language is doubtful count for none."""
+    """The languages of a sample of rows; rows of doubtful language are not counted."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -35,7 +35,7 @@ def check_languages(texts: Texts, settings: DoctorConfig) -> Finding:
     others = [index for index, language in known.items() if language != main]
     listed = ", ".join(f"{name} {count / len(known):.1%}" for name, count in counts.most_common(5))
     sampled = f"{len(known):,} sampled rows whose language is plain"
-    # The lower end: a detector errs in a row or two.
+    # The lower end of the interval, since a detector may be wrong on a row or two.
     low = wilson(len(others), len(known))[0] if known else 0.0
     return finding(
         "languages",
@@ -59,7 +59,7 @@ def check_encoding(texts: Texts, settings: DoctorConfig) -> Finding:
         text = texts.row(index)
         if text.isascii() and not CONTROL.search(text):
             continue
-        # Line by line, as ftfy does it: one bad line says nothing of the others.
+        # Line by line, as in ftfy, since lines can have different encodings.
         bad = next((line for line in text.splitlines() if not line.isascii() and is_bad(line)), None)
         faults = [
             kind

@@ -15,7 +15,7 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A uniform sample of rows as sequences, all of them where `complete`; and the longest others by characters."""
+    """A uniform sample of rows as sequences (all rows if `complete`), and the longest of the others by characters."""
 
     sample: list[list[Sequence]]
     longest: list[list[Sequence]]
@@ -31,7 +31,7 @@ class Tokenized:
 
 
 def limit(run: Run) -> tuple[int | None, str]:
-    """`max_length` and from which side it cuts, as the trainer has them; None where nothing is cut."""
+    """The trainer's `max_length` (None: nothing is cut) and its truncation mode."""
     if trainers.of(run.trainer.kind).samples_completions:
         return None, "keep_start"
     return run.trainer.args.get("max_length", 1024), run.trainer.args.get("truncation_mode", "keep_start")
@@ -101,7 +101,7 @@ def _cut(run: Run, texts: Texts, tokenized: Tokenized) -> Finding:
 
 
 def _eos(run: Run, texts: Texts, tokenized: Tokenized, eos: int) -> Finding:
-    """Over sequences that are not cut: what max_length takes is said elsewhere."""
+    """Whether EOS is learnt, over sequences that are not cut; another finding reports the cut ones."""
     most, _ = limit(run)
     whole = [s for row in tokenized.sample for s in row if most is None or len(s.ids) <= most]
     without = [s for s in whole if eos not in (i for i, trained in zip(s.ids, s.trained, strict=True) if trained)]
@@ -127,7 +127,7 @@ def _loses(row: list[Sequence], most: int | None, mode: str) -> bool:
 
 
 def _interval(count: int, tokenized: Tokenized) -> dict[str, float]:
-    """Of an estimate from a sample, its 95% interval."""
+    """The 95% interval of a share that is estimated from a sample; {} if all rows were counted."""
     low, high = wilson(count, len(tokenized.sample))
     return {} if tokenized.complete else {"low": low, "high": high}
 

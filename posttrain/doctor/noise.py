@@ -1,12 +1,12 @@
-"""Label noise: pairs or labels that a small model, trained on the others, contradicts.
+"""Label noise: pairs or labels that a small model, trained on the other rows, contradicts.
 
-The small model is a logistic regression on TF-IDF of words and word pairs and on the logarithm of length, chosen less
-rejected; each row is judged by a model that was trained without its prompt (5 folds). If labels were flipped at random
-with rate r, and the truth were known to the model with error e, it would disagree with the labels at the rate
-r + (1 - 2r) e >= r, wherever one looks; so the rate is read off where e is smallest, among the third of rows that the
-model is surest of. Source of the idea: Liu and Tao 2016, "Classification with Noisy Labels by Importance Reweighting"
-(the noise rate is the least conditional probability of a label). It is an estimate only where more certainty no longer
-brings less disagreement, and of a model that reads the data well; otherwise it is no more than an upper bound.
+The small model is a logistic regression on the difference of chosen and rejected in TF-IDF of words and word pairs and
+in log length; each row is judged by a model that was trained without its prompt (5 folds). If labels are flipped at
+random with rate r, and the model's error against the true labels is e, it disagrees with the given labels at the rate
+r + (1 - 2r) e >= r, in any subset of rows. So the rate is measured where e is smallest: in the third of rows of which
+the model is most certain. Source of the idea: Liu and Tao 2016, "Classification with Noisy Labels by Importance
+Reweighting" (the noise rate is the least conditional probability of a label). It is an estimate only if the model is
+accurate, and more certainty no longer lowers the disagreement; otherwise it is an upper bound.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from posttrain.doctor.finding import Example, Finding, excerpt, finding, wilson
 from posttrain.doctor.texts import Texts
 
 SEED, FOLDS = 0, 5
-# Fewer rows are too few to fold. A model that agrees with fewer labels than WEAK knows nothing; of one that agrees with
-# fewer than ACCURACY, what it does not know cannot be distinguished from noise.
+# Least number of rows for the folds. Below the accuracy WEAK the model knows nothing; below ACCURACY its own errors
+# cannot be distinguished from noise.
 ROWS, WEAK, ACCURACY = 100, 0.6, 0.7
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """Of the judged `rows`, the held-out probability (rows,) that their label is right."""
+    """`right`, (rows,): the held-out probability that the label of each of the judged `rows` is right."""
 
     rows: np.ndarray
     right: np.ndarray
@@ -38,9 +38,9 @@ class Doubt:
         return float((self.right > 0.5).mean())
 
     def disagreement(self) -> tuple[int, int, bool]:
-        """(labels disagreed with, rows, whether it is steady) in the third of rows judged with most certainty.
+        """(number of disagreements, rows, steady) in the third of rows of which the model is most certain.
 
-        Steady: in the third below, disagreement is not significantly higher (one-sided z-test of two shares at 5%).
+        Steady: in the next third, disagreement is not significantly higher (one-sided z-test of two shares at 5%).
         """
         order = np.argsort(-np.abs(self.right - 0.5), kind="stable")
         size = len(order) // 3
@@ -50,7 +50,7 @@ class Doubt:
         return sure, size, (next_sure - sure) / size <= 1.645 * spread
 
     def doubtful(self, count: int) -> list[tuple[int, float]]:
-        """(row, probability that its label is right) of the most doubtful rows; none by a model that knows nothing."""
+        """(row, probability that its label is right) of the most doubtful rows; [] if the model is below WEAK."""
         order = np.argsort(self.right, kind="stable")[: count if self.accuracy >= WEAK else 0]
         return [(int(self.rows[i]), float(self.right[i])) for i in order if self.right[i] < 0.5]
 
@@ -73,7 +73,7 @@ def estimate(texts: Texts, settings: DoctorConfig) -> Doubt | None:
 
 
 def _features(texts: Texts, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
-    """Features (rows, words), chosen less rejected or of the one completion, and the labels (None: chosen is right)."""
+    """Features, (rows, words), of chosen minus rejected or of the completion; and labels (None: chosen is right)."""
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -102,7 +102,7 @@ def _held_out(features: Any, labels: np.ndarray | None, groups: np.ndarray) -> n
     for train, test in GroupKFold(FOLDS, shuffle=True, random_state=SEED).split(features, groups=groups):
         model = LogisticRegression(max_iter=200, fit_intercept=labels is not None)
         if labels is None:
-            # Each pair both ways round: the model is antisymmetric, as a reward model's difference is.
+            # Each pair in both orders, so that the model is antisymmetric, like the difference of two rewards.
             model.fit(vstack([features[train], -features[train]]), np.repeat([True, False], len(train)))
         else:
             model.fit(features[train], labels[train])
@@ -139,7 +139,7 @@ def check(texts: Texts, doubt: Doubt | None, run: Run) -> Finding:
 
 
 def fix(run: Run, rate: float) -> str:
-    """What TRL 1.16 has against flipped labels: for DPO a loss that knows the rate; first of all a second look."""
+    """The advice against flipped labels: to look at them, and for DPO the loss of TRL 1.16 that takes their rate."""
     look = "Look at doubtful.jsonl, and relabel or take out what is wrong"
     if not trainers.of(run.trainer.kind).is_a("DPOTrainer"):
         return f"{look}; {run.trainer.kind} has no loss for flipped labels in TRL."

@@ -12,7 +12,7 @@ from posttrain.doctor.texts import Texts
 
 
 def check_empty(texts: Texts, settings: DoctorConfig) -> Finding:
-    """Prompts and answers of nothing but white space. Loading rejects answers without any character."""
+    """Prompts and answers that are only white space; loading already rejects answers without a character."""
     columns: dict[str, list[str]] = {"prompt": texts.prompts} if any(texts.prompts) else {}
     columns |= texts.answers
     empty = [(i, name) for name, column in columns.items() for i, text in enumerate(column) if not text.strip()]
@@ -47,7 +47,7 @@ def check_identical(texts: Texts, settings: DoctorConfig) -> Finding:
 
 
 def check_contradictory(texts: Texts, settings: DoctorConfig) -> Finding:
-    """A > B and B > A for one prompt; for single labels, one completion called good and bad."""
+    """Pairs A > B and B > A of one prompt; for single labels, one completion labelled good and bad."""
     firsts: dict[Any, int] = {}
     found = []
     answers = list(texts.answers.values())
@@ -75,16 +75,16 @@ def check_contradictory(texts: Texts, settings: DoctorConfig) -> Finding:
 
 
 def check_length(texts: Texts, settings: DoctorConfig, kind: str) -> Finding:
-    """How often the longer answer is preferred, in characters, and the accuracy of a reward that knows nothing else.
+    """How often the longer answer (in characters) is preferred, and the accuracy of a reward that knows only length.
 
-    Of single labels, over all pairs of a desirable and an undesirable row; for the interval they count as so many pairs
-    as there are rows of the rarer label.
+    For single labels, over all pairs of a desirable and an undesirable row; in the interval they count as as many pairs
+    as the rarer label has rows.
     """
     wins, ties, total = _compared(texts)
     decided = total - ties
     rate = wins / decided if decided else 0.5
     low, high = wilson(wins, decided)
-    # Always the longer, or always the shorter, whichever is right more often; a coin for equal lengths.
+    # The better of two rules, always the longer or always the shorter; equal lengths count half.
     accuracy = (max(wins, decided - wins) + ties / 2) / total if total else 0.5
     sure = (max(low, 1 - high) * decided + ties / 2) / total if total else 0.5
     which, whose = ("longer" if rate >= 0.5 else "shorter"), ("chosen" if texts.paired else "the desirable one")
@@ -102,7 +102,7 @@ def check_length(texts: Texts, settings: DoctorConfig, kind: str) -> Finding:
 
 
 def _compared(texts: Texts) -> tuple[float, float, int]:
-    """(the longer is preferred, equally long, all) pairs."""
+    """Numbers of pairs: (the longer one is preferred, equally long, all)."""
     if texts.labels is None:
         lengths = [[len(text.strip()) for text in texts.answers[side]] for side in ("chosen", "rejected")]
         both = list(zip(*lengths, strict=True))
@@ -128,7 +128,7 @@ LENGTH_FIXES = {
 
 
 def check_balance(texts: Texts, run: Run) -> Finding:
-    """KTO's labels, and the weights that make up for their numbers.
+    """KTO's labels, and the weights that balance their numbers.
 
     Source: Ethayarajh et al. 2024, "KTO", eq. 8: desirable weight x number over undesirable weight x number lies in
     [1, 4/3]; TRL 1.16 warns outside the same bounds.
@@ -145,12 +145,12 @@ def check_balance(texts: Texts, run: Run) -> Finding:
     if not good or not bad:
         level = "error"
         fix = "Add rows of the other label; with desirable ones alone, trainer=sft does what KTO would."
-    # Rounded like TRL's own bounds: numbers that are equal but for a row or two are no fault.
+    # Rounded like TRL's own bounds, so that a difference of a row or two is no fault.
     elif not 0.99 <= ratio <= 4 / 3 + 0.01:
         level = "warning"
         low, high = weights[1] * bad / good, weights[1] * bad / good * 4 / 3
         fix = f"trainer.args.desirable_weight={(low * high) ** 0.5:.2f} (between {low:.2f} and {high:.2f})"
-        if low < 0.1:  # better to raise the weight of what is rare
+        if low < 0.1:  # it is better to raise the weight of the rarer label
             fix = f"trainer.args.undesirable_weight={weights[0] * good / bad / 1.15:.2f}"
     return finding(
         "balance",

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-# Bounded repeats only: a hostile row must not cost more than its length.
+# Repeats are bounded, so that the time for a hostile row is linear in its length.
 SECRETS = {
     "AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "GitHub token": r"\b(?:gh[pousr]_[0-9A-Za-z]{36,255}|github_pat_[0-9A-Za-z_]{22,255})",
@@ -27,20 +27,20 @@ PERSONAL = {
 
 
 def _luhn(found: str) -> bool:
-    """The check digit of payment cards (ISO/IEC 7812-1), for which 13 to 19 digits are in use."""
+    """Whether the check digit of a payment card (ISO/IEC 7812-1) is right; cards have 13 to 19 digits."""
     digits = [int(c) for c in found if c.isdigit()]
     doubled = [d * 2 - 9 if d > 4 else d * 2 for d in digits[-2::-2]]
     return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
 def _iban(found: str) -> bool:
-    """The check digits of ISO 13616: rearranged and read as a number, the remainder by 97 is 1."""
+    """Whether the check digits of an IBAN are right (ISO 13616): rearranged and read as a number, it is 1 mod 97."""
     plain = found.replace(" ", "")
     return 15 <= len(plain) <= 34 and int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1
 
 
 def _address(found: str) -> bool:
-    """A public address: private ones name nobody, and most versions (1.2.3.4) begin lower than real hosts do."""
+    """Whether it is a public address. Private ones identify nobody; low first numbers are mostly versions (1.2.3.4)."""
     try:
         return ipaddress.IPv4Address(found).is_global and int(found.split(".")[0]) > 9
     except ValueError:
@@ -48,7 +48,7 @@ def _address(found: str) -> bool:
 
 
 def _key(found: str) -> bool:
-    """Random enough: hyphenated words are not."""
+    """Whether it is random enough for a key, unlike words with hyphens."""
     return any(c.isdigit() for c in found) and any(c.isupper() for c in found)
 
 
@@ -58,7 +58,7 @@ CHECKS: dict[str, Callable[[str], bool]] = {
     "IP address": _address,
     "OpenAI or Anthropic key": _key,
 }
-# What must be in a text for a pattern to be worth trying on it: to look for a few letters is much faster.
+# A pattern is tried only on texts that contain its hint, since the search for a few letters is much faster.
 HINTS = {
     "AWS access key": "IA",
     "GitHub token": "_",
@@ -93,7 +93,7 @@ def kinds(text: str) -> Counter[str]:
 
 
 def masked(text: str) -> str:
-    """The text with what was found cut down to its first characters."""
+    """The text with all that was found reduced to its first characters."""
     ends = 0
     pieces = []
     for name, start, end in sorted(found(text), key=lambda hit: (hit[1], -hit[2])):

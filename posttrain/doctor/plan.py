@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """What training would get."""
+    """The tokenizer and the rows of the training."""
 
     tokenizer: PreTrainedTokenizerBase
     data: Data

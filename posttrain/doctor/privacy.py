@@ -53,7 +53,7 @@ def _says(counts: Counter[str], rows: int, what: str) -> str:
 
 
 def _around(text: str, start: int, end: int, context: int = 60) -> str:
-    """What was found, masked, with some text on both sides: a cut must not go through another find."""
+    """The masked find with some text on both sides, which is masked before the cut, as that may divide another find."""
     before = " ".join(masked(text[:start]).split())[-context:]
     after = " ".join(masked(text[end:]).split())[:context]
     return f"{before} {masked(text[start:end])} {after}".strip()

@@ -13,7 +13,7 @@ SHORTEST = 4
 
 
 def check_repeated(texts: Texts, settings: DoctorConfig) -> Finding:
-    """Answers that begin with their prompt, which is learnt as well then."""
+    """Answers that begin with their prompt, so that the prompt is learnt, too."""
     found = sorted(
         {
             index
@@ -34,7 +34,7 @@ def check_repeated(texts: Texts, settings: DoctorConfig) -> Finding:
 
 
 def check_bos(tokenized: Tokenized, bos: int | None, texts: Texts, settings: DoctorConfig) -> Finding:
-    """Sequences that begin with BOS twice: text that was rendered before, and is given another."""
+    """Sequences that begin with BOS twice: the text was already rendered, and the tokenizer adds another."""
     rows = tokenized.sample
     found = [row[0].row for row in rows if any(bos is not None and one.ids[:2] == [bos, bos] for one in row)]
     return finding(
@@ -64,7 +64,7 @@ def check_control_tokens(texts: Texts, special: Sequence[str], settings: DoctorC
 
 
 def check_template(notes: Mapping[str, str], rows: int) -> Finding:
-    """What the chat template leaves out of the rows, as the plan says it."""
+    """What the chat template leaves out of the rows, by the plan's notes."""
     return finding(
         "template.left_out",
         "warning" if notes else "info",

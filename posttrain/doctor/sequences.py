@@ -1,6 +1,6 @@
 """Rows as token sequences with their loss mask, by the trainer's own preparation and collation.
 
-What is shown and counted is what TRL's `_prepare_dataset` and data collators make, not a second implementation of it.
+Sequences and masks come from TRL's `_prepare_dataset` and data collators, not from a second implementation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEED, LONGEST = 0, 64
-# The options that preparation reads, besides max_length; others may need the machine that trains.
+# Options that preparation reads, besides max_length; other options may need the machine that trains.
 PREPARATION_OPTIONS = (
     "truncation_mode",
     "dataset_num_proc",
@@ -29,15 +29,15 @@ PREPARATION_OPTIONS = (
     "completion_only_loss",
     "dataset_text_field",
 )
-# What the collators read, of the columns that preparation makes or leaves.
+# Columns of prepared rows that the collators read.
 PREPARED_COLUMNS = ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "label")
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One sequence of a row: `trained` says of each token whether the loss is taken on it.
+    """One sequence of a row; `trained` says for each token whether it carries the loss.
 
-    A reward model has no such mask: its score is read at the last token, and all the others lead to it.
+    A reward model has no such mask: its loss is on the score at the last token.
     """
 
     row: int
@@ -46,13 +46,13 @@ class Sequence:
     trained: list[bool]
 
     def cut(self, limit: int | None, mode: str = "keep_start") -> Sequence:
-        """As it is after truncation to `limit` tokens."""
+        """The sequence after truncation to `limit` tokens."""
         part = slice(None) if limit is None else slice(None, limit) if mode == "keep_start" else slice(-limit, None)
         return Sequence(self.row, self.side, self.ids[part], self.trained[part])
 
 
 def choose(count: int, sample: int | None, lengths: np.ndarray) -> tuple[list[int], list[int]]:
-    """Rows to tokenize: a uniform sample (all where `sample` is None), and of the others the longest by characters."""
+    """Rows to tokenize: a uniform sample (None: all rows), and the longest of the others by characters."""
     if sample is None or sample >= count:
         return list(range(count)), []
     uniform = np.sort(np.random.default_rng(SEED).permutation(count)[:sample])
@@ -61,13 +61,13 @@ def choose(count: int, sample: int | None, lengths: np.ndarray) -> tuple[list[in
 
 
 def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: list[int]) -> list[list[Sequence]]:
-    """The sequences of each of `indices`, whole: nothing cut, nothing dropped."""
+    """The sequences of each of `indices`, without truncation or dropped rows."""
     if not indices:
         return []
     chosen = rows.select(indices)
     kind = trainers.of(run.trainer.kind)
     if kind.samples_completions:
-        # The completion is sampled in training, so there is only the prompt, opened for the reply.
+        # Training samples the completion, so the sequence is the prompt with the generation prompt.
         options = run.trainer.args.get("chat_template_kwargs")
         settings: Any = chosen if trainers.shows_row_tools(run.trainer) else [None] * len(chosen)
         rows_of = zip(chosen["prompt"], settings, strict=True)
@@ -78,7 +78,7 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
 
         only = run.trainer.args.get("assistant_only_loss")
         chosen = loss_mask.tokenize_rows(chosen, tokenizer, loss_mask.training_template(tokenizer, only), only is False)
-    if kind.reads == "messages":  # they learn the last turn alone
+    if kind.reads == "messages":  # such trainers learn the last turn only
         chosen = chosen.map(lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]})
         chosen = chosen.remove_columns("messages")
     prepared = prepare(run, tokenizer, chosen, None)
@@ -88,7 +88,7 @@ def of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, indices: lis
 
 
 def prepare(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, limit: int | None) -> Dataset:
-    """Rows as the trainer prepares them with `max_length=limit`, but for packing and shuffling."""
+    """Rows as the trainer prepares them with `max_length=limit`, without packing and shuffling."""
     prepares = _prepares(trainers.of(run.trainer.kind))
     kind = trainers.of(prepares)
     library = importlib.import_module("trl")
@@ -98,7 +98,7 @@ def prepare(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, limit: 
     }
     settings |= {"max_length": limit, "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False}
     config = getattr(library, kind.config.rpartition(".")[2])(output_dir="unused", **settings)
-    # The parts of a trainer that its preparation reads; a whole one would load the model.
+    # Only the attributes that preparation reads, since a real trainer would load the model.
     trainer = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0)
     method = getattr(library, kind.lineage[0])._prepare_dataset
     if prepares == "sft":
@@ -110,7 +110,7 @@ def prepare(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset, limit: 
 
 
 def _prepares(kind: trainers.Kind) -> str:
-    """The stable trainer whose preparation stands for that of `kind`: its own, or that of the same rows."""
+    """The stable trainer whose preparation is used for `kind`: the same, or one for the same kind of rows."""
     return "reward" if kind.scores else {"pairs": "dpo", "triples": "dpo", "labels": "kto"}.get(kind.reads, "sft")
 
 
@@ -122,7 +122,7 @@ def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _sequences(kind: str, index: int, row: dict[str, Any]) -> list[Sequence]:
-    """Through the trainer's own collator, so that the mask is the one the loss gets."""
+    """The sequences of a prepared row, with the mask of the trainer's own collator."""
     if kind == "reward":
         return [
             Sequence(index, side, found, [n == len(found) - 1 for n in range(len(found))])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "green"}
 WORDS = {"error": "error", "warning": "warning", "info": "ok"}
-# Characters of a long run of context that are shown at either end.
+# Characters at each end of a long context that are shown.
 CONTEXT = 160
 
 
@@ -58,14 +58,14 @@ def show(directory: RunDirectory) -> None:
 
 
 def summary(known: dict[str, Any]) -> str:
-    """`2 errors, 1 warning`, or that all is well."""
+    """`2 errors, 1 warning`, or the sentence for a report without findings."""
     parts = [f"{n} {name}{'s' if n > 1 else ''}" for name in ("error", "warning") if (n := known["counts"][name])]
     return ", ".join(parts) or "nothing wrong found"
 
 
 def _show_finding(one: dict[str, Any]) -> None:
     console.print(f"\n[{COLOURS[one['severity']]}]{escape(one['name'])}[/]")
-    fix = one["fix"] if "fix" in one else one["mend"]  # its name in older reports
+    fix = one["fix"] if "fix" in one else one["mend"]  # older reports call it `mend`
     for label, text in (("consequence", one["consequence"]), ("fix", fix)):
         console.print(f"  [dim]{label}[/] {escape(text)}")
     for example in one["examples"]:
@@ -85,7 +85,7 @@ def _show_sequences(known: dict[str, Any]) -> None:
         line = Text(f"row {one['row']}, {one['side']}{lost}\n", style="bold")
         for piece in one["pieces"]:
             if again and not piece["trained"] and known["trainer"] != "reward":
-                continue  # the context of a pair's other side is the same
+                continue  # both sides of a pair have the same context
             text = printable(piece["text"])
             if not piece["trained"] and len(text) > 2 * CONTEXT:
                 text = f"{text[:CONTEXT]} … {text[-CONTEXT:]}"
@@ -95,7 +95,7 @@ def _show_sequences(known: dict[str, Any]) -> None:
 
 
 def legend(trainer: str, colour: str) -> str:
-    """What the colour means for this trainer."""
+    """The meaning of the colour for this trainer."""
     kind = trainers.of(trainer)
     if kind.scores:
         return f"the score is read at the last token, in {colour}; everything before it is read"

@@ -14,7 +14,7 @@ ANSWER_COLUMNS = ("chosen", "rejected", "completion", "text")
 
 @dataclass(frozen=True)
 class Texts:
-    """One split, a list per column: system turns apart from prompts, since rows share them; answers by TRL's names."""
+    """One split, a list per column; system turns are separate from prompts, since rows share them."""
 
     split: str
     system: list[str]
@@ -31,7 +31,7 @@ class Texts:
 
     @property
     def asked(self) -> list[str]:
-        """What distinguishes rows: the prompts, or the texts where rows have none."""
+        """The prompts, or for rows without prompts their texts."""
         return self.prompts if any(self.prompts) else next(iter(self.answers.values()), self.prompts)
 
     def row(self, index: int) -> str:
@@ -62,14 +62,14 @@ def of(rows: Dataset, split: str) -> Texts:
 
 
 def _text(value: Any, system: bool = False) -> str:
-    """A string itself; of a conversation the turns that are not the system's, or only those."""
+    """Plain text as it is; of a conversation the system turns (`system`), or all others."""
     if isinstance(value, str):
         return value
     return "\n".join(_turn_text(turn) for turn in value if (turn["role"] == "system") == system)
 
 
 def _turn_text(turn: dict[str, Any]) -> str:
-    """A turn's text, which may be a list of parts, of which some are text; and its tool calls, as JSON."""
+    """A turn's text, which may be in several parts, and its tool calls as JSON."""
     content = turn.get("content") or ""
     if isinstance(content, list):
         content = "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)

@@ -1,7 +1,7 @@
-"""Standard benchmarks in job=evaluate: tasks of lm-eval, by its own prompts, answers and metrics.
+"""Standard benchmarks in job=evaluate: tasks of lm-eval, with its prompts, answers and metrics.
 
-lm-eval has the tasks (arc_easy, gsm8k, hellaswag, ...) and says how a model is asked; here its scores of single
-questions become metrics, with intervals, and paired differences between two models.
+lm-eval defines the tasks (arc_easy, gsm8k, hellaswag, ...) and asks the model. This module turns its scores of single
+questions into metrics with intervals, and into paired differences between two models.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ RESAMPLES = 1000
 
 @dataclass
 class Scores:
-    """`metrics` by `tasks/TASK/METRIC`; `results` is what lm-eval says by itself, with its standard errors."""
+    """`metrics` by `tasks/TASK/METRIC`; `results` are lm-eval's own results, with standard errors."""
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """Numbers that are no mean over questions, such as a perplexity of a text, and so have no interval here."""
+        """Notes on numbers that have no interval here, since they are no mean over questions (a text's perplexity)."""
         return [
             f"{task}: {key.split(',')[0]} {value:.4g}, by lm-eval"
             for task, found in self.results.items()
@@ -53,7 +53,7 @@ def check(settings: EvaluateConfig) -> Iterator[str]:
 
 
 def manager(settings: EvaluateConfig) -> Any:
-    """lm-eval's tasks, with those in the folder `task_path`; raises `PosttrainError` where it has not all of them."""
+    """lm-eval's tasks and those in the folder `task_path`; raises `PosttrainError` where one of `tasks` is missing."""
     tasks = _index(settings.task_path and str(Path(settings.task_path).expanduser()))
     for name in settings.tasks:
         if name not in tasks.all_tasks:
@@ -64,14 +64,14 @@ def manager(settings: EvaluateConfig) -> Any:
 
 @lru_cache(maxsize=4)
 def _index(place: str | None) -> Any:
-    """The tasks that there are; some seconds, as lm-eval has thousands."""
+    """The index of all tasks; it takes some seconds, since lm-eval has thousands."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=place)
 
 
 def run(model: Any, tokenizer: PreTrainedTokenizerBase, settings: EvaluateConfig, batch_size: int) -> Scores:
-    """Ask the model; raises `PosttrainError` where a task cannot be had or asks for what is not allowed."""
+    """Run the tasks; raises `PosttrainError` where one cannot be loaded or needs something that is not allowed."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

@@ -1,4 +1,4 @@
-"""A job as Hydra runs it: parse, check, start; returns the number that a sweep optimises."""
+"""A job under Hydra: parse, check, start; it returns the number that a sweep optimises."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ from posttrain.training.signals import ExitOnSignal
 
 
 def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, ...] | None:
-    """One run: what Hydra calls, once, or once per job of a sweep; `errors` are those of the command line."""
+    """One run; Hydra calls this once, or once per job of a sweep. `errors` are those of the command line."""
     quiet_imports()  # checks import some
     run, wrong = parse.read(cfg)
     origin = parse.origin(HydraConfig.get())
@@ -67,7 +67,7 @@ def run(argv: list[str]) -> int:
 
         unknown = {word: composition_errors.unknown_key(word) for word in stray}
         if recipe := [message for message in unknown.values() if message.startswith("recipe=")]:
-            print_error(recipe[0])  # without its recipe all else is missing
+            print_error(recipe[0])  # the other errors follow from the missing recipe
             return 1
     recipes.register(tuple(argv))
     words = [word for word in argv if word not in unknown]
@@ -97,7 +97,7 @@ def run(argv: list[str]) -> int:
 
 
 def _unknown_words(words: list[str]) -> list[str]:
-    """The words that set a key which no config has at its top, or a group to nothing; Hydra would report one only."""
+    """Messages for words with an unknown top-level key, or an empty group; Hydra would report only one of them."""
     empty = {f"{group}={nothing}" for group in recipes.groups() for nothing in ("null", "")}
     known = {field.name for field in fields(Run)} | {*recipes.groups(), "hydra"}
     keys = {word: key[1] for word in words if (key := re.match(r"([\w.]+)=", word))}
@@ -106,9 +106,9 @@ def _unknown_words(words: list[str]) -> list[str]:
 
 @contextmanager
 def plain_errors(errors: tuple[str, ...] = ()):
-    """Let errors reach the terminal as one message, without the lines that Hydra puts around them."""
+    """In the block, errors reach the terminal as one message, without Hydra's lines around them."""
     hydra_utils.run_and_report = partial(_report, errors)
-    if not any("hydra.mode" in word for word in sys.argv):  # Hydra would compose everything once more to find it
+    if not any("hydra.mode" in word for word in sys.argv):  # Hydra would compose everything again to read it
         Hydra.get_mode = lambda self, **_: None  # type: ignore[method-assign]
     frames = JobReturn.return_value
     JobReturn.return_value = property(_value, frames.fset)  # type: ignore[assignment, attr-defined]

@@ -1,4 +1,4 @@
-"""Parts shared by the jobs that do not train: the model to use, `run.json`, the order of a job."""
+"""Functions shared by the jobs that do not train: the steps of a job, the model to use, `run.json`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_once(
     work: Callable[[Run, Origin, Any, RunDirectory], None],
     shown: Any,
 ) -> float | tuple[float, ...] | None:
-    """Do `work` by what `prepare` found, or say that it is done; returns the metric named by `objective`.
+    """Do `work` with the result of `prepare`, or print that it is done; returns the metric named by `objective`.
 
     `shown` has `show_plan(run, plan, directory)` and `show(directory)`.
     """
@@ -59,9 +59,9 @@ def run_once(
 def model_source(run: Run, path: str | None = None, key: str | None = None) -> Source:
     """The model that a job uses: `path`, or `model.init_from`, or `model.path`; raises `PosttrainError`.
 
-    A model outside runs is loaded as the config would load it to train an adapter, in the machine's half type and with
-    its quantization, so that samples for QLoRA come from the weights that it trains on. `model.kwargs`, attention and
-    trust in its code are of the model at `model.path`, and of the runs that began with it.
+    A model that is no run is loaded as for the training of an adapter, in the machine's half type and with the config's
+    quantization, so that samples for QLoRA come from the weights that it trains on. `model.kwargs`, the attention and
+    `trust_remote_code` apply to the model at `model.path`, and to the runs that started from it.
     """
     from posttrain.models import hardware
 
@@ -82,7 +82,7 @@ def model_source(run: Run, path: str | None = None, key: str | None = None) -> S
 
 
 def tokenizer(run: Run, origin: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of the weights; `model.chat_template` and its tokens are those of the model at `model.path`."""
+    """The tokenizer of the weights; `model.chat_template` and its tokens apply to the model at `model.path`."""
     from posttrain.models import tokenizers
 
     own = replace(run.model, path=origin.tokenizer, revision=None if origin.adapter else origin.revision)
@@ -100,7 +100,7 @@ def check_context(key: str, new: int, longest: int, context: int | None) -> None
 
 
 def write_start(run: Run, origin: Origin, directory: RunDirectory, used: list[Source], data: dict[str, Any]) -> None:
-    """Write `config.yaml` and `run.json`; raises `PosttrainError` where the data is not what it was."""
+    """Write `config.yaml` and `run.json`; raises `PosttrainError` where the data has changed since the run began."""
     execution.record_with_same_data(directory, data)
     directory.write_config(run)
     parents = list(zip(("policy", "against"), (source.name for source in used), strict=False))
@@ -123,7 +123,7 @@ def write_start(run: Run, origin: Origin, directory: RunDirectory, used: list[So
 
 
 def write_end(directory: RunDirectory, **results: Any) -> None:
-    """Complete `run.json` and mark the run finished, or what `results` has as its `status`."""
+    """Complete `run.json` with `results`; the status is `finished` unless `results` has another."""
     ended = {
         "content": directory.content_digest(),
         "status": "finished",

@@ -1,7 +1,7 @@
 """Examine the data of a run: a report in the terminal, `doctor.json`, and `doctor.html` for a browser.
 
-What is examined is what training would get: the same loading, split, columns, tokenizer and preparation. No weights are
-loaded, and a machine that could not hold them does.
+It examines what a training would get: the same loading, split, columns, tokenizer and preparation. No weights are
+loaded, so a machine without room for them is enough.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 # The version of doctor.json.
 SCHEMA_VERSION = 1
-# What each switch needs, by the name that it is imported under.
+# Switch -> the modules that it needs.
 PACKAGES = {"duplicates": ("rensa", "scipy"), "language": ("py3langid", "ftfy"), "noise": ("sklearn", "scipy")}
 
 
 def doctor(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
-    """Examine, or show what was found; raises `PosttrainError` where it is as bad as `doctor.fail_on` says."""
+    """Examine the data, or show an earlier report; raises `PosttrainError` for findings as bad as `doctor.fail_on`."""
     _check_installed(run)
     from posttrain.doctor import terminal
     from posttrain.jobs import common
@@ -83,13 +83,13 @@ def _doctor(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.doubtful]
     write_atomic(directory.path / "doubtful.jsonl", "".join(lines))
     seconds = round(time.monotonic() - began, 1)
-    # Not finished where the verdict is bad: a pipeline that is called again must not take it for passed.
+    # With a bad verdict the run is not finished, or a pipeline that is started again would take it for passed.
     verdict = "failed" if _bad(run, record) else "finished"
     common.write_end(directory, metrics=metrics(report), doctor=asdict(run.doctor), seconds=seconds, status=verdict)
 
 
 def document(run: Run, data: dict[str, Any], report: Report, name: str, command: str) -> dict[str, Any]:
-    """The content of `doctor.json`: later versions add keys; none is taken away or renamed."""
+    """The content of `doctor.json`; later versions add keys, and remove or rename none."""
     return {
         "schema": SCHEMA_VERSION,
         "name": name,
@@ -99,7 +99,7 @@ def document(run: Run, data: dict[str, Any], report: Report, name: str, command:
         "data": data,
         "settings": asdict(run.doctor),
         "counts": {severity: report.count(severity) for severity in ("error", "warning", "info")},
-        # `mend` is the first name of `fix`.
+        # `mend` is an older name of `fix`.
         "findings": [{**asdict(one), "mend": one.fix} for one in report.findings],
         "sequences": [asdict(one) for one in report.shown],
         "doubtful_rows": len(report.doubtful),
@@ -115,7 +115,7 @@ def metrics(report: Report) -> dict[str, float]:
 
 
 def _verdict(run: Run, directory: RunDirectory) -> None:
-    """Raise where what was found is bad enough, so that `make` and shells stop."""
+    """Raise `PosttrainError` if findings are as bad as `doctor.fail_on`, so that `make` and shells stop."""
     known = json.loads((directory.path / "doctor.json").read_text(encoding="utf-8"))
     if names := _bad(run, known):
         raise PosttrainError(

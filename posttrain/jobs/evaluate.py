@@ -61,7 +61,7 @@ def _evaluate(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> 
 
 
 def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
-    """Everything that needs the model; it is out of memory again afterwards."""
+    """Everything that needs the model, which is freed afterwards."""
     from posttrain.jobs import benchmarks
     from posttrain.models import weights
     from posttrain.probe import heldout
@@ -80,7 +80,7 @@ def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
         with show_status(f"Benchmarks: {', '.join(run.evaluate.tasks)}"):
             measured.benchmarks = benchmarks.run(model, candidate.tokenizer, run.evaluate, run.probe.batch_size)
     if plan.prompts:
-        if run.engine == "vllm":  # which takes the memory of the GPU for itself
+        if run.engine == "vllm":  # vLLM takes the whole memory of the GPU
             del model
             weights.free_memory()
             model = None
@@ -99,7 +99,7 @@ def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
 
 
 def _draw(run: Run, plan: Plan, candidate: Candidate, model: Any) -> dict[str, list[Generated]]:
-    """Completions of each set of prompts, by `model`, or by what the run's engine loads in its place."""
+    """Completions of each set of prompts, by `model`, or by the run's engine."""
     import torch
 
     from posttrain.models import engines
@@ -132,7 +132,7 @@ def _draw(run: Run, plan: Plan, candidate: Candidate, model: Any) -> dict[str, l
 
 
 def _likelihoods(plan: Plan, candidate: Candidate, model: Any) -> tuple[list[list[Answer]], list[list[Answer]] | None]:
-    """Of the policy, and of its reference where that is the same model with the adapter off."""
+    """Log-probabilities under the policy, and under its reference if that is the same model without the adapter."""
     from posttrain.probe import heldout
     from posttrain.training.counters import Counter
 
@@ -154,27 +154,27 @@ def _reward_scores(
 
     model = RewardModel(candidate.source.name)
     limit = candidate.max_length or sys.maxsize
-    # As in training, where pairs that are too long are left out.
+    # Pairs that are too long are left out, as in training.
     tokens = [[model.ids(row["prompt"], row[side], row) for side in SIDES] for row in rows]
     fits = [all(len(ids) <= limit for ids in pair) for pair in tokens]
     lengths = [[model.length(row["prompt"], ids, row) for ids in pair] for row, pair in zip(rows, tokens, strict=True)]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
     prompts = [row["prompt"] for row in kept]
-    # Both sides in one call: their prompt is computed once.
+    # Both sides in one call, so that their prompt is computed once.
     scores = model(completions=[row[side] for side in SIDES for row in kept], prompts=prompts * len(SIDES))
     scored = iter(zip(scores[: len(kept)], scores[len(kept) :], strict=True))
     return [list(next(scored)) if fit else [None, None] for fit in fits], lengths
 
 
 def _score(run: Run, plan: Plan, measured: list[Measurements]) -> dict[str, Any]:
-    """Rewards of everything drawn, with the policies out of memory; returns what judges counted."""
+    """Score all completions, after the policies have left memory; returns the judges' counts."""
     from posttrain import rewards
 
     entries = {**run.reward, **run.probe.judges}
     if not plan.prompts or not entries:
         return {}
     functions = rewards.resolve(entries)
-    # With two models, a judge compares the one's answer with the other's.
+    # With two models, a judge compares their answers.
     pairwise = {
         name: function
         for name, function in functions.items()

@@ -23,9 +23,9 @@ PREFERENCES = ("DPOTrainer", "KTOTrainer")
 
 @dataclass
 class Candidate:
-    """A model to evaluate. `reference` is that of its implicit reward: "adapter off", a source, or None.
+    """A model to evaluate. `reference` is for its implicit reward: "adapter off", a source, or None.
 
-    `why` says why there is none.
+    `why` says why there is no reference.
     """
 
     source: Source
@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass
 class Plan:
-    """Everything but the weights. `rows` are those of the trainer's kind; `prompts` are sampled by set."""
+    """Everything but the weights. `rows` are held-out rows for the trainer's kind; `prompts` are by set."""
 
     candidates: list[Candidate]
     rows: list[dict[str, Any]]
@@ -49,7 +49,7 @@ class Plan:
 class Measurements:
     """The measurements of one model on held-out data: likelihoods of answers, scores, and its own answers by set.
 
-    `lengths` are those of the answers that were scored, in tokens of the reward model.
+    `lengths` are the lengths of the scored answers, in tokens of the reward model.
     """
 
     answers: list[list[Answer]] = field(default_factory=list)

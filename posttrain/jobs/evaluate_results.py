@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from posttrain.rewards.calibration import Calibration
     from posttrain.runs.lineage import Source
 
-# Of two tokenizers no difference in these means anything.
+# Metrics that cannot be compared between two tokenizers.
 PER_TOKEN = ("loss_per_token", "perplexity", "likelihood_margin", "chosen_log_prob", "rejected_log_prob")
 
 
 def metrics(run: Run, plan: Plan, measured: list[Measurements]) -> dict[str, Metric]:
-    """By name: the model's own; `against/NAME` and `difference/NAME`; win rates by set."""
+    """Metrics by name: the model's, `against/NAME` and `difference/NAME` of a second model, and win rates by set."""
     each = [_metrics_of(run, plan, one) for one in measured]
     found = dict(each[0])
     if len(each) == 1:
@@ -47,7 +47,7 @@ def metrics(run: Run, plan: Plan, measured: list[Measurements]) -> dict[str, Met
 
 
 def _measured(found: dict[str, Metric]) -> dict[str, Metric]:
-    """Without those that apply to no item."""
+    """The metrics that apply to at least one item."""
     return {name: metric for name, metric in found.items() if metric.count}
 
 
@@ -72,7 +72,7 @@ def _metrics_of(run: Run, plan: Plan, measured: Measurements) -> dict[str, Metri
 
 
 def totals(run: Run, measured: Measurements, name: str) -> list[float | None]:
-    """The weighted sum of `reward` for each completion of a set; empty where there is no reward."""
+    """The weighted sum of `reward` for each completion of a set; [] without rewards."""
     values = {reward: row for reward, row in measured.rewards.get(name, {}).items() if reward in run.reward}
     rows = zip(*values.values(), strict=True)
     return [rewards.total(dict(zip(values, row, strict=True)), run.reward) for row in rows]
@@ -81,7 +81,7 @@ def totals(run: Run, measured: Measurements, name: str) -> list[float | None]:
 def _win_rates(
     run: Run, plan: Plan, measured: list[Measurements]
 ) -> dict[str, tuple[list[float | None], list[float | None]]]:
-    """The two models' scores by set, of the weighted sum and of each reward."""
+    """The two models' scores, by set, for the weighted sum and for each reward."""
     found = {}
     for name in plan.prompts:
         if run.reward:
@@ -101,7 +101,7 @@ def _tokens_differ(measured: list[Measurements]) -> bool:
 
 
 def notes(run: Run, plan: Plan, measured: list[Measurements]) -> list[str]:
-    """Metrics that could not be measured, and why; figures that a reader could misread."""
+    """Notes on metrics that could not be measured, and on figures that could be misread."""
     found = []
     if trainers.of(run.trainer.kind).is_a(*PREFERENCES):
         found += [
@@ -121,7 +121,7 @@ def notes(run: Run, plan: Plan, measured: list[Measurements]) -> list[str]:
 
 
 def calibrate(plan: Plan, measured: Measurements) -> Calibration | None:
-    """Of a reward model's scores of held-out pairs; `None` for fewer than two, and for other models."""
+    """Fit the calibration of a reward model on held-out pairs; `None` for fewer than two pairs, or another model."""
     from posttrain.rewards.calibration import fit
 
     rows = [n for n, pair in enumerate(measured.scores) if None not in pair]
@@ -134,7 +134,7 @@ def calibrate(plan: Plan, measured: Measurements) -> Calibration | None:
 
 
 def keep_calibration(found: Calibration, directory: RunDirectory, source: Source) -> list[str]:
-    """Store it with the evaluation and with the evaluated run; returns what to say of it."""
+    """Store a calibration in the evaluation and in the evaluated run; returns lines that describe it."""
     found.write(directory.path)
     notes = found.describe()
     if source.run is not None:
@@ -158,7 +158,7 @@ def summary(
 
 
 def write_scores(path: Path, run: Run, plan: Plan, measured: list[Measurements]) -> None:
-    """A line per held-out row and per completion, with the numbers that the metrics are made of."""
+    """Write a line per held-out row and per completion, with the numbers behind the metrics."""
     lines = []
     for n, row in enumerate(plan.rows):
         start: Any = row.get("prompt", row.get("messages", row.get("text")))
@@ -212,7 +212,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
 
 
 def show(directory: RunDirectory) -> None:
-    """Each metric with its interval, and next to it that of the other model and the difference."""
+    """Print each metric with its interval, and next to it that of the second model and the difference."""
     record = directory.record() or {}
     values, pair = record["metrics"], record["evaluate"]["against"]
     share = f"{record['evaluate']['confidence']:.0%} interval"

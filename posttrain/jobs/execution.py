@@ -1,4 +1,4 @@
-"""The frame of every job: waiting for other processes, `run.json`, explained errors, the value of `objective`."""
+"""Steps shared by all jobs: waiting for other processes, `run.json`, explained errors, the value of `objective`."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "trl", "transformers", "peft", "datasets", "accelerate", "
 
 @contextmanager
 def explain_errors(directory: RunDirectory, command: str, memory_fix: str | None = None) -> Iterator[None]:
-    """Say what full memory, a full disk, or a reward of the user's that fails means for the run, and how to resume."""
+    """In the block, explain full memory, a full disk, or a failed user's reward, and how to resume the run."""
     try:
         yield
     except Exception as error:
@@ -31,7 +31,7 @@ def explain_errors(directory: RunDirectory, command: str, memory_fix: str | None
 
 
 def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractContextManager[None]:
-    """Jobs of two sweeps that meet on one run wait for each other; a run that is called by itself does not wait."""
+    """In a sweep, wait for another process that works on the same run; a single run does not wait."""
     if origin.sweep_dir is None or not main_process():
         return nullcontext()
     from posttrain.runs.waiting import wait_until_free
@@ -40,7 +40,7 @@ def wait_for_other_jobs(directory: RunDirectory, origin: Origin) -> AbstractCont
 
 
 def record_with_same_data(directory: RunDirectory, data: dict[str, Any]) -> dict[str, Any] | None:
-    """`run.json` of a run that continues; raises `PosttrainError` where the data is not what it was."""
+    """`run.json` of a run that resumes, else None; raises `PosttrainError` where the data has changed since."""
     before = directory.record()
     if before and before["data"]["fingerprint"] != data["fingerprint"]:
         raise PosttrainError(
@@ -51,7 +51,7 @@ def record_with_same_data(directory: RunDirectory, data: dict[str, Any]) -> dict
 
 
 def first_record(run: Run, origin: Origin, directory: RunDirectory, device: str, **facts: Any) -> dict[str, Any]:
-    """`run.json` of a run that begins its work, or continues it; `facts` are the job's own."""
+    """`run.json` of a run that starts or resumes its work; `facts` are the job's own entries."""
     return {
         "status": "running",
         "name": directory.name,

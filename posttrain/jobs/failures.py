@@ -22,9 +22,9 @@ EVALUATION_MEMORY_FIX = "set a smaller trainer.args.per_device_eval_batch_size, 
 
 
 def explain(error: Exception, directory: RunDirectory, command: str, fix: str | None) -> str | None:
-    """The message for full memory, a full disk, or a reward of the user's that failed; `None` for other errors.
+    """The message for full memory, a full disk, or a failed user's reward; `None` for other errors.
 
-    `fix` is what needs less memory, by default in training.
+    `fix` is the advice on how to need less memory, by default that of a training.
     """
     if isinstance(error, RewardError):
         return f"{error}\nFinished work is kept, and the same command resumes: {command}"
@@ -42,9 +42,9 @@ def explain(error: Exception, directory: RunDirectory, command: str, fix: str | 
 def explain_training(
     error: Exception, trainer: Any, directory: RunDirectory, command: str
 ) -> PosttrainError | SystemExit | None:
-    """The error or exit to raise for an error of training, where the trainer knows what it was doing.
+    """The error or exit to raise for an error during training.
 
-    For a signal, full memory, and a reward that failed; `None` for others, which `explain` may know.
+    For a signal, full memory, and a failed reward; `None` for other errors, which `explain` may know.
     """
     if isinstance(error, Interrupted):
         return _exit_after_signal(trainer, command)
@@ -59,7 +59,7 @@ def explain_training(
 
 
 def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command: str) -> str:
-    """The way on once the cause of the failure is fixed."""
+    """How the run continues once the cause of the failure is fixed."""
     last = directory.last_checkpoint()
     if last is None:
         return f"No checkpoint was saved. After the fix, this command starts again: {command}"
@@ -71,7 +71,7 @@ def _how_to_continue(trainer: Any, saved: bool, directory: RunDirectory, command
 
 
 def _exit_after_signal(trainer: Any, command: str) -> SystemExit:
-    """Save, and say where a signal has ended the training and how to continue; returns the exit with its status."""
+    """Save, and print where a signal has ended the training and how to continue; returns the exit with its status."""
     trainer.save_last_step_end()
     trainer.accelerator.wait_for_everyone()
     interrupt: Signals = trainer.signals
@@ -82,7 +82,7 @@ def _exit_after_signal(trainer: Any, command: str) -> SystemExit:
 
 
 def _disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of space; safetensors and torch raise their own errors, without a number."""
+    """Whether a write failed on a full disk; safetensors and torch raise their own errors, without an errno."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     if not isinstance(error, (OSError, RuntimeError, SafetensorError)):

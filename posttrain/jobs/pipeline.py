@@ -24,7 +24,7 @@ from posttrain.runs.waiting import wait_until_free
 
 
 def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
-    """Run the stages in order, what is finished used again; returns the metric named by `objective`."""
+    """Run the stages in order, reusing finished ones; returns the metric named by `objective`."""
     stages = read(run.stages, run.common)
     directory = RunDirectory.of(run, origin)
     steps = list(Progress(stages, run).steps())
@@ -45,7 +45,7 @@ def pipeline(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
 
 
 def _check_stages(steps: list[Step]) -> None:
-    """Check the data and model of the trainings that wait for no other stage; `PosttrainError` has all mistakes."""
+    """Check data and model of the trainings that need no other stage; raises `PosttrainError` with all errors."""
     new = [(step, step.directory) for step in steps if step.state == "run" and step.directory]
     new = [(step, directory) for step, directory in new if step.run.job == "train"]
     if not new:
@@ -64,7 +64,7 @@ def _check_stages(steps: list[Step]) -> None:
 
 
 def _plan(steps: list[Step], title: str) -> Table:
-    """A row per stage: what it is, from which stages, what is to be done, and why."""
+    """A row per stage: its recipe, its parents, what will be done, and why."""
     result = Table(title=f"{title}: plan", title_justify="left")
     gated = any(step.stage.gates for step in steps)
     for name in ("stage", "what", "from", "state", "why", *(["gate"] if gated else [])):
@@ -77,7 +77,7 @@ def _plan(steps: list[Step], title: str) -> Table:
 
 
 class PipelineRun:
-    """One execution of a pipeline, on record in `pipeline.json`."""
+    """One execution of a pipeline, recorded in `pipeline.json`."""
 
     def __init__(self, directory: RunDirectory, progress: Progress, origin: Origin, signals: process.StageSignals):
         self.directory = directory
@@ -100,7 +100,7 @@ class PipelineRun:
         return self.progress.stages
 
     def run(self) -> None:
-        """All stages; raises `PosttrainError` at the first that fails or does not meet its gates."""
+        """Run all stages; raises `PosttrainError` at the first that fails or does not meet its gate."""
         self._write()
         try:
             for stage in self.stages.stages.values():
@@ -132,7 +132,7 @@ class PipelineRun:
         ran = False
         if step.state != "reuse":
             with wait_until_free(step.directory, f"{stage.name}: another process is running it", self.stop_if_asked):
-                # The process that was waited for may have finished it.
+                # Another process may have finished it during the wait.
                 if ran := not step.directory.finished():
                     self._execute(step, entry)
         if not ran:
@@ -155,7 +155,7 @@ class PipelineRun:
         log = self.directory.path / "logs" / f"{step.stage.name}.log"
         command = [*(step.stage.launch or (sys.executable,)), "-m", "posttrain", *step.overrides]
         status = process.execute(command, log, self.signals)
-        while self.signals.number and step.directory.claimed_elsewhere():  # a launcher can end before what it launched
+        while self.signals.number and step.directory.claimed_elsewhere():  # a launcher can end before its processes
             time.sleep(0.1)
         self.stop_if_asked()
         if status == 0 and step.directory.finished():

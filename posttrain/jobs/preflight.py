@@ -1,4 +1,4 @@
-"""Everything that can be checked in the config without a heavy import."""
+"""All checks of the config that need no heavy import."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ CHOICES = {
 
 
 def check(run: Run) -> None:
-    """Raise `PosttrainError` with all that is wrong in the config; a second at most, nothing heavy is imported."""
+    """Raise `PosttrainError` with all errors in the config; takes at most a second, without heavy imports."""
     if wrong := checks.wrong_choice("job", run.job, JOBS):
         raise PosttrainError(wrong)
     if long := paths_and_secrets.long_names({k: v for k, v in asdict(run).items() if k not in ("stages", "common")}):
@@ -82,7 +82,7 @@ def _settings(run: Run) -> Iterator[str]:
 
 
 def _parts(run: Run) -> Iterator[str]:
-    """Errors in the parts that a plain training does not have; the check of each is imported where a run has it."""
+    """Errors in parts that a plain training does not have; each check is imported only for runs with that part."""
     kind, trains = trainers.of(run.trainer.kind), run.job == "train"
     if trains and kind.samples_completions:
         from posttrain.training import online

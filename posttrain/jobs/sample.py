@@ -1,7 +1,7 @@
 """Make a data set of a model's own completions: draw, score, select, write.
 
-Completions and rewards are kept batch by batch (`completions.jsonl`, `rewards.jsonl`), each batch with random numbers
-of its own, so that a run which was killed continues where it was and ends with the same data.
+Completions and rewards are stored batch by batch (`completions.jsonl`, `rewards.jsonl`), and each batch has its own
+random numbers, so that a killed run resumes and ends with the same data.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from posttrain.jobs.sample_plan import Plan, prepare
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.journal import Journal
 
-# So many completions that are all cut off say that max_new_tokens is too small.
+# If this many completions are all cut off, max_new_tokens is too small.
 CHECK_ENDED_AFTER = 64
 
 
@@ -38,7 +38,7 @@ def _sample(run: Run, origin: Origin, plan: Plan, directory: RunDirectory) -> No
     drawn = Journal(directory.path / "completions.jsonl")
     _draw(run, origin, plan, drawn)
     _check_ended(run, drawn, least=1)
-    # The policy's memory is free by now: a reward model may take it.
+    # The policy is no longer needed; free its memory for reward models.
     weights.free_memory()
     scored = Journal(directory.path / "rewards.jsonl")
     with out_of_memory.explain_memory_errors("set a smaller reward.NAME.args.batch_size"):
@@ -109,12 +109,12 @@ def _draw(run: Run, origin: Origin, plan: Plan, journal: Journal) -> None:
 
 
 def batch_seed(seed: int, number: int) -> int:
-    """The seed of batch `number`: what is drawn depends on these two, not on what was drawn before in this process."""
+    """The seed of batch `number`; so a batch does not depend on what this process has sampled before."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
 
 
 def _check_ended(run: Run, journal: Journal, least: int) -> None:
-    """Raise `PosttrainError` when all of the first completions, at least so many, were cut off and will be left out."""
+    """Raise `PosttrainError` if the first completions, at least `least`, were all cut off and would be left out."""
     if run.sample.unfinished:
         return
     drawn = 0
@@ -130,7 +130,7 @@ def _check_ended(run: Run, journal: Journal, least: int) -> None:
 
 
 def _score(run: Run, plan: Plan, drawn: Journal, journal: Journal) -> None:
-    """Rewards of the completions whose batch is not in the journal yet, and what judges among them counted."""
+    """Score the completions whose batch is not in the journal yet; the counts of judges are stored, too."""
     from posttrain import rewards
     from posttrain.models.generate import Generated
     from posttrain.training.counters import Counter

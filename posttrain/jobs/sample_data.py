@@ -1,4 +1,4 @@
-"""The data set that job=sample writes: its rows, its figures, its card, and what is shown of it."""
+"""The data set that job=sample writes: its rows, figures and card, and its display in the terminal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion, each of its rewards, their weighted sum; `None` where no reward applied."""
+    """A completion with its rewards and their weighted sum; the sum is `None` where no reward applied."""
 
     text: str
     tokens: int
@@ -100,7 +100,7 @@ def rows(run: Run, prompts: Dataset, completions: list[list[Completion]]) -> Dat
 
 
 def _usable(completion: Completion, run: Run) -> bool:
-    """No trainer takes an empty answer, and one that was cut off teaches to stop there."""
+    """Whether it can be trained on: no trainer takes an empty answer, and a cut one would teach to stop there."""
     return bool(completion.text) and (completion.ended or run.sample.unfinished)
 
 
@@ -125,7 +125,7 @@ def _nothing(run: Run, completions: list[list[Completion]]) -> str:
 
 
 def metrics(completions: list[list[Completion]], kept: Dataset, drawn: list[dict[str, Any]]) -> dict[str, float]:
-    """The figures of `run.json`; those of scores only where there are any."""
+    """The metrics of `run.json`; those of scores only if there are scores."""
     every = [c for group in completions for c in group]
     found: dict[str, float] = {
         "prompts": len(completions),
@@ -151,7 +151,7 @@ def metrics(completions: list[list[Completion]], kept: Dataset, drawn: list[dict
 
 
 def quantiles(values: Sequence[float]) -> list[float]:
-    """Smallest, 5, 25, 50, 75, 95 %, and largest."""
+    """Minimum, 5, 25, 50, 75, 95 % quantiles, and maximum."""
     import numpy as np
 
     return [float(q) for q in np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])]
@@ -166,7 +166,7 @@ def write_card(
     kept: Dataset,
     figures: dict[str, float],
 ) -> None:
-    """`README.md`: which model said this, to which prompts, by which settings, and how it was chosen."""
+    """Write `README.md`: the model, the prompts, the settings of sampling, and how completions were selected."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     settings, source = run.sample, plan.data

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Prompts are sorted by length within windows of this many batches, longest first: what does not fit fails at once.
+# Prompts are sorted by length within windows of this many batches, longest first, so that a lack of memory shows early.
 WINDOW_BATCHES = 64
-# An engine is given so many batches at once: the place of what has ended goes to the next prompt.
+# Batches that an engine gets at once; it replaces a completion that has ended by the next prompt.
 ENGINE_BATCHES = 8
 
 

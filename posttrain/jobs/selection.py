@@ -1,7 +1,7 @@
 """Selection of completions and pairs by their scores.
 
 Scores and texts are lists over prompts of lists over completions. A score is a number, or None where no reward applied.
-A text is None where the completion is no example to train on.
+A text is None where the completion cannot be trained on.
 """
 
 import math
@@ -16,11 +16,11 @@ Completions = Sequence[Sequence[str | None]]
 
 
 def completions(config: SampleConfig, scores: Scores, texts: Completions) -> list[tuple[int, int]]:
-    """(prompt, completion) of each kept one, in order, by `config.select`: all, best, top or threshold.
+    """(prompt, completion) of each kept completion, in order, by `config.select`: all, best, top or threshold.
 
     - all: every completion, scored or not
-    - best: the highest score of each prompt, the first drawn of equals
-    - top: of all n scored completions the ceil(fraction x n) highest; which of equals, is drawn by `config.seed`
+    - best: the highest score of each prompt; of equals, the one that was sampled first
+    - top: of all n scored completions the ceil(fraction x n) highest; `config.seed` decides between equals
     - threshold: every score of at least `config.threshold`
     """
     usable = [(p, c) for p, row in enumerate(texts) for c, text in enumerate(row) if text is not None]
@@ -35,7 +35,7 @@ def completions(config: SampleConfig, scores: Scores, texts: Completions) -> lis
         return list(best.values())
     if config.select == "top":
         keys = list(value)
-        # Equal scores in the order of the data would keep those of the first prompts.
+        # Without shuffling, equal scores would favour the first prompts.
         random.Random(config.seed).shuffle(keys)
         keys.sort(key=lambda key: -value[key])
         # 0.07 x 100 is a little more than 7 in binary.

@@ -50,27 +50,27 @@ class Record(Callback):
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    """One write, so that the lines of several processes do not mix."""
+    """Append a line with a single write, so that lines of several processes do not mix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         file.write((json.dumps(row) + "\n").encode())
 
 
 def _first_line(error: object) -> str:
-    """The first line of an error's words; an error without words is named by its type."""
+    """The first line of an error's message, or its type if it has none."""
     words = str(error).strip().splitlines()
     return words[0] if words else type(error).__name__
 
 
 def _directory(cfg: Any, job: Origin) -> str:
-    """Where the job's run is: a sweep's folder holds no runs, only this record."""
+    """The run directory of a job; the sweep's own folder holds only this record."""
     run = parse(cfg)
     data_override.reset_settings(run, job.overrides)
     return str(RunDirectory.of(run, job).path)
 
 
 def of_grid(words: list[str]) -> list[tuple[str, ...]]:
-    """The settings of each job of a grid; none where another sweeper draws jobs as it goes, or Hydra cannot read it."""
+    """The settings of each job of a grid; [] for another sweeper, or words that Hydra cannot read."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -81,12 +81,12 @@ def of_grid(words: list[str]) -> list[tuple[str, ...]]:
     try:
         batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(own), None)
     except HydraException:
-        return []  # said when Hydra reads them
+        return []  # Hydra will report the error
     return [tuple(job) for batch in batches for job in batch]
 
 
 def check(grid: list[tuple[str, ...]]) -> list[str]:
-    """All that is wrong with the jobs of a grid where none would start; Hydra makes a folder before it asks them."""
+    """The errors of a grid of which no job would start; checked here because Hydra first creates a folder."""
     from posttrain.jobs import preflight
     from posttrain.pipeline import overrides
 
@@ -102,7 +102,7 @@ def check(grid: list[tuple[str, ...]]) -> list[str]:
 
 
 def report(grid: list[tuple[str, ...]]) -> None:
-    """Name the jobs of the sweep that has just ended, or of its `grid`, that did not finish, each by its command."""
+    """Print the command of every job that did not finish in the sweep that has just ended, or in its `grid`."""
     if current is None:
         return
     rows, started = (read(current / name) for name in ("jobs.jsonl", "started.jsonl"))
@@ -125,14 +125,14 @@ def report(grid: list[tuple[str, ...]]) -> None:
 
 
 def arguments(argv: list[str]) -> list[str]:
-    """`argv` with what else a sweep needs: its own folder, and an Optuna search that outlives a failed trial."""
+    """`argv` with further settings of a sweep: its own folder, and an Optuna search that survives a failed trial."""
     if not {"-m", "--multirun"} & set(argv):
         return argv
-    # Of a pool whose worker was killed, Python's resource tracker would count what is left.
+    # After a pool's worker was killed, Python's resource tracker would warn of leaked objects.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     more = []
     if not any(word.startswith("hydra.sweep.dir=") for word in argv):
-        # Two sweeps may begin in one second.
+        # With the process id, since two sweeps may start in the same second.
         more.append("hydra.sweep.dir=${output_dir}/sweeps/${now:%Y-%m-%d_%H-%M-%S}-" + str(os.getpid()))
     optuna = any(word.startswith("hydra/sweeper=optuna") for word in argv)
     if optuna and not any("max_failure_rate" in word for word in argv):

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from posttrain.training.metrics_log import NoTracker
     from posttrain.training.progress import ProgressBar
 
-# Checkpoints that are kept unless trainer.args.save_total_limit says otherwise: the last, and one should it be damaged.
+# Checkpoints that are kept by default (trainer.args.save_total_limit): the last, and one before in case it is damaged.
 CHECKPOINTS_KEPT = 2
 
 
 def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
-    """Train, or continue, or say that the run is finished; returns the metric named by `objective`."""
+    """Train, resume, or print that the run is finished; returns the metric named by `objective`."""
     quiet_libraries()
     from posttrain.runs import summary
 
@@ -52,7 +52,7 @@ def train(run: Run, origin: Origin) -> float | tuple[float, ...] | None:
         work as needed,
     ):
         if needed:
-            if stopped := stopped_run_message(directory.record(), run.alarms):  # by another process, meanwhile
+            if stopped := stopped_run_message(directory.record(), run.alarms):  # another process may have stopped it
                 raise PosttrainError(stopped)
             _train(run, origin, plan, directory)
     if main_process():
@@ -115,7 +115,7 @@ def _tracker(run: Run, origin: Origin, directory: RunDirectory) -> NoTracker:
 def _trainer(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: NoTracker, bar: ProgressBar, alarms: Alarms
 ) -> Any:
-    """The trainer with its callbacks: progress, alarms, the user's, those that measure, and the log."""
+    """The trainer with its callbacks: progress, alarms, the user's, the measurements, and the log."""
     from posttrain.training import sharding
     from posttrain.training.metrics_log import Metrics
 
@@ -179,7 +179,7 @@ def _build(
         from posttrain.training import online
 
         shared, adjust = online.shared_reward_adjustment(run)
-    # The reward on PPO's base comes first, in the trainer as here.
+    # The reward on PPO's base comes first, as in the trainer.
     entries = sorted(run.reward.items(), key=lambda item: not shared or item[0] != shared[0])
     extra_arguments: dict[str, Any] = {}
     if run.trainer.has_objects:
@@ -220,7 +220,7 @@ def _build(
 
 
 def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, report_to: str) -> dict[str, Any]:
-    """The options of the TRL config class: the user's, and those that this layer decides."""
+    """The options of the TRL config class: the user's, and those that posttrain decides."""
     from posttrain.models import hardware
 
     kind = trainers.of(run.trainer.kind)
@@ -239,7 +239,7 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
         "save_total_limit": CHECKPOINTS_KEPT,
         "eval_strategy": "epoch" if plan.data.eval is not None else "no",
         "eval_on_start": plan.data.eval is not None,
-        "logging_nan_inf_filter": False,  # it would log something else than the loss
+        "logging_nan_inf_filter": False,  # true would replace a NaN loss in the log
         "logging_steps": _logging_steps(run, plan.steps),
         "dataloader_pin_memory": plan.precision.device != "CPU",
     }
@@ -247,7 +247,7 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
         # The model is loaded by `posttrain.training.build` where the trainer has no such option.
         **{name: value for name, value in ours.items() if name in known or name == "model_init_kwargs"},
         **run.trainer.args,
-        # These follow the user's choice already, and `bf16: null` would be TRL's default, not the machine's best.
+        # `precision` follows the user's choice; `bf16: null` would be TRL's default, not the machine's best.
         "use_cpu": plan.precision.device == "CPU",
         "bf16": plan.precision.bf16,
         "fp16": plan.precision.fp16,
@@ -259,13 +259,13 @@ def trainer_args(run: Run, plan: train_plan.Plan, directory: RunDirectory, repor
 
 def _logging_steps(run: Run, steps: int) -> int:
     """TRL's 10, or fewer in a short run, so that its curves have some twenty points."""
-    # Evaluations take their interval from it where they have none of their own.
+    # Without their own interval, evaluations have that of the logs.
     follows = run.trainer.args.get("eval_strategy") == "steps" and run.trainer.args.get("eval_steps") is None
     return 10 if follows else max(1, min(10, steps // 20))
 
 
 def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory, checkpoint: Path | None) -> None:
-    """Write `config.yaml` and `run.json`, and take the log back to the checkpoint."""
+    """Write `config.yaml` and `run.json`, and cut the logs back to the checkpoint."""
     before = execution.record_with_same_data(directory, plan.data.source) or {}
     directory.rewind(checkpoint)
     directory.write_config(run)
@@ -298,7 +298,7 @@ def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
 def _finish(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, trainer: Any, tracker: Any, started: float
 ) -> None:
-    """Model, curves, and then, when all is in place, `status: finished`."""
+    """Save the model and the curves, then set `status: finished`."""
     from posttrain.runs import curves, metrics
     from posttrain.runs.card import write_card
 
@@ -306,19 +306,19 @@ def _finish(
     if main_process():
         shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(temporary))  # by every process: sharded weights are gathered
+    trainer.save_model(str(temporary))  # called by every process, since sharded weights are gathered
     trainer.accelerator.wait_for_everyone()
     if not main_process():
         return
-    directory.write_skipped(plan.data.skipped_files)  # a stream finds them while it is read
+    directory.write_skipped(plan.data.skipped_files)  # a stream finds skipped rows only while it is read
     record = directory.record() or {}
     record["steps"] = trainer.state.global_step
     record["metrics"] = metrics.final_metrics(directory.metrics)
     record["seconds"] = round(record["seconds"] + time.time() - started, 1)
     record["tracking"] = tracker.where
 
-    # training_args.bin is a pickle, and config.yaml says it all. Value function, reference and a reward on the policy's
-    # base serve training only; checkpoints have what continuing needs.
+    # training_args.bin is a pickle, and config.yaml has its content. Value function, reference and a reward on the
+    # policy's base are needed for training only, and checkpoints have them.
     for name in ("training_args.bin", "value_head.safetensors", "ppo_state.json"):
         (temporary / name).unlink(missing_ok=True)
     for name in ("value", "ref", "reward", "teacher"):
@@ -334,7 +334,7 @@ def _finish(
 
 
 def _evaluate_at_end(plan: train_plan.Plan, trainer: Any) -> None:
-    """Evaluate the trained model, unless that was done or no evaluation is wanted at all."""
+    """Evaluate the trained model, unless this was done or evaluations are off."""
     state, wanted = trainer.state, trainer.args.eval_strategy != "no" or trainer.args.eval_on_start
     done = any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
     if plan.data.eval is not None and wanted and not done:

@@ -83,7 +83,7 @@ def _steps(run: Run, plan: Plan) -> str:
 
 
 def format_estimate(seconds: float) -> str:
-    """The estimate as a range: it is right within a factor of two or so."""
+    """The estimate as a range, since it is right within a factor of about two."""
     low, high = seconds / 1.6, seconds * 1.6
     if high < 60:
         return "less than a minute, without evaluations and probe"
@@ -224,7 +224,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
 
 
 def _options(run: Run, data: Data, precision: Precision) -> dict[str, Any]:
-    """The trainer's options as far as they decide what the libraries refuse."""
+    """The trainer's options that the libraries check."""
     own = {"eval_strategy": "epoch", **run.trainer.args} if data.eval is not None else dict(run.trainer.args)
     if data.eval is None:
         own |= {"eval_strategy": "no", "eval_on_start": False}
@@ -240,7 +240,7 @@ def _check_router(run: Run, known: Any) -> None:
 
 
 def _check_memory(run: Run, precision: Precision, needed: Footprint) -> int:
-    """Refuse what cannot fit whatever the batch: weights, gradients, optimizer and reference; returns what there is."""
+    """Device memory in bytes; raises `PosttrainError` if weights, gradients, optimizer and reference exceed it."""
     import torch
 
     from posttrain.training.memory import machine_memory
@@ -263,7 +263,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _check_space(run: Run, parameters: tuple[int, int], output_dir: Path) -> None:
-    """Checkpoints hold the trained weights and AdamW's two moments in float32; three while the third is written."""
+    """Check the free space for three checkpoints with trained weights and AdamW's two moments in float32."""
     needed = parameters[1] * 4 * 3 * 3
     folder = next(p for p in (output_dir, *output_dir.parents) if p.exists())
     free = shutil.disk_usage(folder).free

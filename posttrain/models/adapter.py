@@ -21,9 +21,9 @@ SENSES = r"(.*\.)?(vision|visual|audio|multi_modal|embed_vision|embed_audio)\w*(
 
 
 def lora_config(peft: PeftConfig, kind: str, value: bool = False, sees: bool = False) -> LoraConfig | None:
-    """The adapter; a reward model trains its `score` head next to it. `value`: that of PPO's value function.
+    """The policy's adapter, or with `value` that of PPO's value function; a reward model also trains its `score` head.
 
-    A model that `sees` images gets it on its text model alone.
+    A model that `sees` images gets the adapter on its text model only.
     """
     if peft.method == "none":
         return None
@@ -76,7 +76,7 @@ def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = Fa
 
 
 def _unmatched(key: str, lora: dict[str, Any], model: Any) -> Iterator[str]:
-    """Modules, parameters, layers and tokens that the model does not have: PEFT ignores them where it finds others."""
+    """Errors for modules, parameters, layers and tokens that the model lacks; PEFT ignores these if it finds others."""
     names, known = [name for name, _ in model.named_modules()], model.config.get_text_config()
     layers, tokens = getattr(known, "num_hidden_layers", None), known.vocab_size
     last = sorted({name.rpartition(".")[2] for name in names if name and not name.rpartition(".")[2].isdigit()})

@@ -38,12 +38,12 @@ def _only_sees(known: PretrainedConfig) -> bool:
 
 
 def sees(known: PretrainedConfig) -> bool:
-    """Whether a checkpoint also reads images or sound: its text model alone is trained here."""
+    """Whether a checkpoint also reads images or sound; only its text model is trained here."""
     return any(hasattr(known, name) for name in ("vision_config", "audio_config"))
 
 
 def keeps_senses(known: PretrainedConfig) -> bool:
-    """Whether the class that is loaded for text has the modules for images beside it, as Gemma 3's has."""
+    """Whether the class that is loaded for text still has the modules for images, as Gemma 3's does."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     text, both = (auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageTextToText))
@@ -96,7 +96,7 @@ def architecture(run: Run, path: str, revision: str | None) -> tuple[tuple[int, 
 
 
 def _without_weights(auto: Any, known: PretrainedConfig, model: ModelConfig) -> Any:
-    """The model on no device, with the attention that was asked for by name; `auto` takes what there is."""
+    """The model on the meta device, with the attention that is asked for by name; `auto` is the class to load."""
     asked = model.attn_implementation
     # One with a slash is a kernel of the hub, which would be fetched.
     options = {} if asked == "auto" or "/" in asked else {"attn_implementation": asked}

@@ -1,4 +1,4 @@
-"""Chat templates: those that there are, and the token that ends a turn of one."""
+"""Chat templates: those of TRL, and the token that ends a turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def template_file(name: str) -> Path:
 
 
 def templates() -> dict[str, Path]:
-    """The chat templates that TRL brings, by name; those it patches for training are left to it."""
+    """The chat templates in TRL, by name, without its variants for training."""
     folder = package_folder("trl.chat_templates")
     files = sorted(folder.glob("*.jinja")) if folder else []
     return {file.stem: file for file in files if not file.stem.endswith("_training")}
@@ -37,7 +37,7 @@ def end_of_turn(tok: PreTrainedTokenizerBase) -> str | None:
 
 
 def unknown_template(value: str) -> list[str]:
-    """Errors of `model.chat_template`, which is `trl:NAME`."""
+    """Errors for `model.chat_template=trl:NAME` where TRL has no such template."""
     known = templates()
     if value[len("trl:") :] in known:
         return []

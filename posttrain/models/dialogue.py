@@ -14,7 +14,7 @@ TextSink = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample; `None` leaves it to the model's generation config. `seed` is drawn from anew at each answer."""
+    """Sampling options; `None` leaves one to the model's generation config. Every answer starts from `seed`."""
 
     max_new_tokens: int = 512
     temperature: float | None = None
@@ -34,8 +34,8 @@ class Settings:
 class Dialogue:
     """One model in a chat. `adapter` is its name in a shared `PeftModel`, "" the base without one.
 
-    `history` holds messages; without a chat template (`plain`) their texts are one text that the model continues.
-    `cut_off` says whether the last answer ended for want of room.
+    `history` holds messages; without a chat template (`plain`) the model continues their joined texts.
+    `cut_off` says whether the last answer was cut off by its limit of tokens.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Dialogue:
         return length or self.tokenizer.model_max_length
 
     def set_system_prompt(self, system: str | None) -> None:
-        """Set the system prompt, and begin anew; raises `PosttrainError` where the model can take none."""
+        """Set the system prompt and clear the history; raises `PosttrainError` where the model takes none."""
         if system and self.plain:
             raise PosttrainError(f"--system: {self.name} has no chat template, and so no system prompt")
         if system:
             turns = [{"role": "system", "content": system}, {"role": "user", "content": "Hi"}]
             try:
                 whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            except Exception as error:  # a template says what it does not like in an error class of its own
+            except Exception as error:  # templates raise errors of their own classes
                 raise PosttrainError(f"--system: the chat template of {self.name} takes none ({error})") from error
             if system.strip() not in whole:
                 raise PosttrainError(f"--system: the chat template of {self.name} leaves it out")
@@ -137,7 +137,7 @@ class Dialogue:
         return [token for token in dict.fromkeys([self.tokenizer.eos_token_id, *known]) if token is not None]
 
     def _active_adapter(self) -> AbstractContextManager[Any]:
-        """With the right adapter on."""
+        """A context in which this dialogue's adapter is active."""
         if self.adapter == "":
             return self.model.disable_adapter()
         if self.adapter:
@@ -149,7 +149,7 @@ def _streamer(tokenizer: Any, pieces: list[str], emit: TextSink) -> Any:
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
-        """Gives on whole words, in the thread of the chat, so that Ctrl-C stops the answer."""
+        """Emits whole words in the thread of the chat, so that Ctrl-C stops the answer."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             pieces.append(text)
@@ -173,7 +173,7 @@ def load_dialogues(sources: list[Source]) -> list[Dialogue]:
 
 
 def _have_one_base(one: Source, two: Source) -> bool:
-    """Whether both are the same weights but for an adapter; a bare base is compared as the adapter's run loaded it."""
+    """Whether both have the same weights except for adapters; a bare base counts as loaded like the adapter's run."""
     if not one.adapter and not two.adapter:
         return False
     places = {weights_location(source) for source in (one, two)}

@@ -6,8 +6,8 @@ from typing import Any
 from posttrain.models.tokens import token_ids
 from posttrain.runs.lineage import Source
 
-# A prompt's last tokens and the adapter's own first ones are compared. Log-probabilities over a large vocabulary take
-# 0.5 MB a position, and those of all prompts stay in memory.
+# Tokens of a prompt and of the adapter's own answer, and positions at the end that are compared. Log-probabilities over
+# a large vocabulary take 0.5 MB a position, and those of all prompts stay in memory.
 LONGEST, ANSWER, POSITIONS = 512, 16, 48
 BUILT_IN = (
     *("What is the capital of France?", "Explain in two sentences how a rainbow comes about.", "2 + 3 * 4 ="),
@@ -19,7 +19,7 @@ BUILT_IN = (
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the merged model is from the adapter on its own base, over `positions` of `prompts`.
+    """The difference between the merged model and the adapter on its base, over `positions` of `prompts`.
 
     `mean` and `largest` are KL(adapter || merged) in nats per position, for a reward model the absolute difference of
     its scores (`unit`). `effect` is the same between adapter on and off: what training changed; for a reward model the
@@ -71,13 +71,13 @@ class ReferenceOutputs:
         self.effect = self._effect(reference)
 
     def distances(self, model: Any) -> Any:
-        """Of all positions in a row: KL(reference || model) in nats; of all texts the difference in score."""
+        """KL(reference || model) in nats per position, (positions,); of reward models |score difference|, (texts,)."""
         import torch
 
         parts = []
         for reference, tokens in zip(self.expected, self.encoded, strict=True):
             found = self._outputs(model, tokens)
-            # A KL of nothing comes out some 1e-8 below 0.
+            # Rounding can make a KL of 0 slightly negative.
             kl = (reference.exp() * (reference - found)).sum(-1).clamp(min=0)
             parts.append((reference - found).abs() if self.scores else kl)
         return torch.cat(parts)
@@ -108,7 +108,7 @@ class ReferenceOutputs:
 
 
 def held_out(source: Source) -> list[Any]:
-    """The run's held-out prompts, for a reward model with an answer; general ones where it has none."""
+    """The run's held-out prompts (with an answer for a reward model), or general ones where the run has none."""
     from posttrain.runs.metrics import read
 
     rows = read(source.run.prompts) if source.run else []
@@ -125,7 +125,7 @@ def _encode(tokenizer: Any, prompt: Any, scores: bool) -> list[int]:
 
 
 def _with_own_answer(model: Any, tokens: list[int]) -> list[int]:
-    """A prompt with the first tokens of the model's own answer: there it matters most what is merged."""
+    """A prompt with the first tokens of the model's own answer, where the merged model matters most."""
     import torch
 
     given, pad = torch.tensor([tokens], device=model.device), model.generation_config.pad_token_id

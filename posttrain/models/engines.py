@@ -1,10 +1,10 @@
-"""Engines that stand where `posttrain.models.generate.generate` takes a model, and draw faster than a padded batch.
+"""Engines that replace the model in `posttrain.models.generate.generate`, and sample faster than padded batches.
 
-Both give the place of a completion that has ended to the next prompt. `continuous` is Transformers' continuous batching
-on a model in memory. `vllm` is vLLM: its own copy of the weights, or, in a training that samples with vLLM, that one.
+In both, the next prompt takes the place of a completion that has ended. `continuous` is Transformers' continuous
+batching on a model in memory. `vllm` is vLLM with its own copy of the weights, or the vLLM that a trainer samples with.
 
-An engine has the `generation_config` that says where the model stops, and `draw(prompts, batch_size, settings)`, which
-gives the token ids of one completion for each prompt, `batch_size` at a time. `settings` are those of Transformers'
+An engine has a `generation_config` with the model's stop tokens, and `draw(prompts, batch_size, settings)`, which
+returns the token ids of one completion for each prompt, `batch_size` at a time. `settings` are those of Transformers'
 `GenerationConfig`; the seed comes from torch's global generator.
 """
 
@@ -25,7 +25,7 @@ LARGEST_SEED = 2**31
 
 
 def load(engine: str, source: Source, batch_size: int, length: int, model: Any = None) -> Any:
-    """What draws from `source`: its `model`, loaded unless it is given, or an engine.
+    """The sampler of `source`: an engine, or its `model`, which is loaded unless it is given.
 
     `length` are the most tokens of a prompt with its completion.
     """
@@ -35,7 +35,7 @@ def load(engine: str, source: Source, batch_size: int, length: int, model: Any =
 
 
 def of_model(engine: str, model: Any, trainer: Any = None) -> Any:
-    """What draws from a `model` in memory, which `trainer` trains: itself, or an engine."""
+    """The sampler of a `model` in memory, which `trainer` trains: the model itself, or an engine."""
     if engine == "vllm":
         return TrainersVLLM(trainer.vllm_generation, model.generation_config)
     return Continuous(model) if engine == "continuous" else model
@@ -144,7 +144,7 @@ def _merged(source: Source) -> str:
 
 @dataclass
 class TrainersVLLM:
-    """The vLLM that a trainer of TRL samples with, given the weights of now and the settings of the measurement."""
+    """The vLLM that a TRL trainer samples with, with the policy's current weights and the measurement's settings."""
 
     vllm: Any
     generation_config: Any

@@ -15,13 +15,13 @@ from posttrain.models.tokens import token_ids as token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Most that `log_probs` computes at a time, unless one sequence is longer: tokens, and positions with logits, each of
-# which is a whole vocabulary wide (128,256 of them in bfloat16: 0.26 GB).
+# The most that `log_probs` computes at a time, unless one sequence is longer: tokens, and positions with logits (1024
+# positions of 128,256 tokens in bfloat16: 0.26 GB).
 TOKENS, POSITIONS = 8192, 1024
 
 
-# Generation configs of models may reshape the distribution (Qwen's do), while what is measured is the model's own; some
-# switch the cache off.
+# Options that a model's generation config may set, as Qwen's does. They would change the model's distribution, which
+# is what is measured here, or switch the cache off.
 OWN_DISTRIBUTION: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -33,10 +33,10 @@ OWN_DISTRIBUTION: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Generated:
-    """One completion: token ids of the prompt and of what was drawn (EOS included), its text, whether EOS came.
+    """One completion: token ids of the prompt and of the completion (with EOS), its text, and whether it ended by EOS.
 
-    With tools or an environment, `own` is 1 for tokens of the policy and 0 for what came from outside, `messages` are
-    the turns of it, and `scores` what the environment gave by itself.
+    With tools or an environment, `own` is 1 for tokens of the policy and 0 for other tokens, `messages` are the
+    completion's turns, and `scores` the rewards of the environment.
     """
 
     prompt_ids: list[int]
@@ -109,14 +109,14 @@ def generate(
         with prefilling_once(model):
             output = model.generate(**batch, **settings, stopping_criteria=criteria)
         new = output[:, batch["input_ids"].shape[1] :]
-        if step is not None:  # those that all ended early have passes to spare
+        if step is not None:  # a batch that ended early counts all of its passes
             step(max_new_tokens - new.shape[1])
         keep(part, new.tolist())
     return [drawn[i] for i in range(len(encoded))]
 
 
 def _pass_counter(step: Callable[[int], None]) -> Callable[..., torch.Tensor]:
-    """A criterion of Transformers' that stops nothing, and counts the passes."""
+    """A stopping criterion for Transformers that never stops, and counts the passes."""
 
     def stop(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         step(1)
@@ -126,7 +126,7 @@ def _pass_counter(step: Callable[[int], None]) -> Callable[..., torch.Tensor]:
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """Token ids of each row's `prompt`, a conversation's opened for the reply."""
+    """Token ids of each row's `prompt`; a conversation ends with the generation prompt."""
     return [token_ids(tokenizer, row["prompt"], generation=True, row=row) for row in rows]
 
 
@@ -195,7 +195,7 @@ def log_probs(
 
 
 def _next_batch(order: list[int], sequences: Sequence[tuple[list[int], list[int]]]) -> list[int]:
-    """Take the next batch from the end of `order`, longest first, so that what does not fit fails at once."""
+    """Take the next batch from the end of `order`, longest first, so that a lack of memory shows at once."""
     part = [order.pop()]
     prompt, completion = map(len, sequences[part[0]])
     while order:

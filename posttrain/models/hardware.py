@@ -8,7 +8,7 @@ from posttrain.config.schema import ModelConfig, PeftConfig
 
 @dataclass(frozen=True)
 class Precision:
-    """In which types a run computes: weights are loaded as `dtype`; `bf16`/`fp16` switch mixed precision on."""
+    """The number types of a run: weights are loaded as `dtype`; `bf16` and `fp16` switch mixed precision on."""
 
     device: str
     dtype: str
@@ -24,7 +24,7 @@ class Precision:
 def precision(model: ModelConfig, peft: PeftConfig, args: dict[str, Any], known: str | None = None) -> Precision:
     """The fastest types of this machine; an explicit `bf16`, `fp16`, `use_cpu`, dtype or attention in the config wins.
 
-    `known` is the type of the weights that an adapter was trained on before, and is trained on now.
+    `known` is the type of the weights that a continued adapter was trained on; it is kept.
     Full fine-tuning keeps float32 weights, since steps of some 1e-6 vanish in bfloat16; frozen weights under an
     adapter are loaded in the half type.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def start_from(path: str, run: Run) -> Start:
-    """The starting point of `run`: the run at `path`; raises `PosttrainError` where that does not fit the config."""
+    """The starting point of `run` from the run at `path`; raises `PosttrainError` where it does not fit the config."""
     parent = lineage.source(path, key="model.init_from")
     _check_parent(run, parent)
     if parent.adapter is None:
@@ -66,7 +66,7 @@ def adapter_difference(peft: PeftConfig, parent: Source) -> str | None:
 
 
 def _options(lora: dict[str, Any]) -> dict[str, Any]:
-    """All of LoraConfig's options, defaults as well; the order of module names says nothing."""
+    """All of LoraConfig's options with their defaults, and module names sorted, since their order has no meaning."""
     from peft import LoraConfig
 
     known = LoraConfig(**lora).to_dict()
@@ -100,12 +100,12 @@ def load_parent_adapter(model: Any, adapter: str) -> None:
     from safetensors.torch import load_file
 
     saved = load_file(str(Path(adapter) / "adapter_model.safetensors"))
-    # PEFT also saves the frozen embeddings where an adapter is on them.
+    # PEFT also saves frozen embeddings that carry an adapter.
     weights = {key: value for key, value in saved.items() if ".base_layer." not in key}
     for name in ("default", "ref"):
         if name in model.peft_config:
             own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-            # A reward model trained from a policy has a new head, which the policy's adapter knows nothing of.
+            # A reward model trained from a policy has a new head, which is not in the policy's adapter.
             wrong = [key for key in {*own} ^ {*weights} if ".score." not in key]
             if wrong:
                 raise PosttrainError(f"{adapter}: its weights do not fit the model, e.g. {sorted(wrong)[0]}")
@@ -113,7 +113,7 @@ def load_parent_adapter(model: Any, adapter: str) -> None:
 
 
 def add_reference_adapter(model: Any) -> None:
-    """A frozen copy of the policy's adapter named `ref`, as TRL makes for DPO, where the trainer needs none itself."""
+    """Add a frozen copy of the policy's adapter, named `ref`, as TRL does for DPO, unless it exists."""
     if "ref" not in model.peft_config:
         model.add_adapter("ref", model.peft_config["default"])
         model.set_adapter("default")

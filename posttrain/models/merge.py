@@ -1,8 +1,8 @@
-"""Merging an adapter into the weights that it was trained on, with a measurement that nothing was lost.
+"""Merging an adapter into the weights that it was trained on, with a measurement of the loss.
 
-A QLoRA adapter has learnt to live with the rounding of its 4-bit base. So that base is dequantized and takes the
-adapter; in the original weights the adapter would correct errors that are not there. Merged weights are rounded once
-more, to the output's type: next-token distributions of adapter-on-its-base and of the folder as saved are compared.
+A QLoRA adapter compensates the rounding of its 4-bit base. So the adapter is merged into the dequantized base; in the
+original weights it would correct errors that are not there. Merging rounds the weights once more, to the output's type.
+So the next-token distributions of the adapter on its base and of the saved folder are compared.
 """
 
 import json
@@ -36,13 +36,13 @@ def merge(
     threshold: float | None = None,
     into: str = "trained",
 ) -> Drift:
-    """Write `source`, merged and verified, to `folder`; a folder that holds just this is only reported.
+    """Write `source`, merged and verified, to `folder`; an equal export that is already there is only reported.
 
     `dtype` is the type of the saved weights, else the one that the base was trained in. `prompts` are texts or lists
     of messages, else the run's held-out ones. `into` is "trained" (the weights as the adapter knew them) or "original"
     (a quantized base in full precision). Raises `PosttrainError` where there is nothing to merge, `folder` holds
-    something else, or the mean drift is above `threshold` (`MAX_KL`, for a reward model `MAX_SCORE`): then nothing is
-    kept.
+    something else, or the mean drift exceeds `threshold` (`MAX_KL`, for a reward model `MAX_SCORE`); the result is then
+    deleted.
     """
     if source.adapter is None:
         raise PosttrainError(f"{source.name}: has no adapter, so there is nothing to merge; its weights are whole")
@@ -61,7 +61,7 @@ def merge(
 
 
 def merge_parent(source: Source, folder: Path) -> dict[str, Any]:
-    """`merge` of a run's parent, under the adapter that goes on top; the drift, for `run.json`.
+    """`merge` of a run's parent, as the base of a new adapter; returns the drift, for `run.json`.
 
     Runs of one parent share the result.
     """
@@ -77,7 +77,7 @@ def merge_parent(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def identity(source: Source) -> dict[str, Any]:
-    """The source of an export, the same on every machine."""
+    """What identifies the source of an export, equal on every machine."""
     weights = Path(source.adapter or source.base)
     digest = files_digest(list(weights.glob("*.safetensors")))
     local = source.base_name == source.base and Path(source.base).is_dir()
@@ -86,13 +86,13 @@ def identity(source: Source) -> dict[str, Any]:
 
 
 def write_marker(folder: Path, made: dict[str, Any], drift: Drift | None = None) -> None:
-    """Say in the folder what it was made from, for `find_existing`."""
+    """Record in the folder what it was made from, for `find_existing`."""
     record = {"made": made, **({"drift": asdict(drift)} if drift else {})}
     (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def find_existing(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an export in `folder` that is just `wanted`; `None` for no or an empty folder, else an error."""
+    """The record of the export `wanted` in `folder`; `None` if there is no folder, or an empty one; else an error."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     record = json.loads((folder / MARKER).read_text(encoding="utf-8")) if (folder / MARKER).is_file() else {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 QUANTIZED = "choose peft=qlora, whose options are peft.quantization"
 PLACED = "posttrain puts the model where it trains; leave it out (several GPUs: accelerate launch)"
-# What `from_pretrained` takes and `model.kwargs` may not hold: set elsewhere, or decided here.
+# Arguments of `from_pretrained` that `model.kwargs` may not hold, with what to set instead.
 RESERVED = {
     **dict.fromkeys(("dtype", "torch_dtype"), "set model.dtype"),
     "attn_implementation": "set model.attn_implementation",
@@ -35,15 +35,15 @@ RESERVED = {
 
 
 def set_elsewhere(model: ModelConfig) -> list[str]:
-    """Errors for those that another setting decides, or posttrain."""
+    """Errors for entries of `model.kwargs` that another setting, or posttrain itself, decides."""
     return [f"model.kwargs.{name}: {RESERVED[name]}" for name in model.kwargs if name in RESERVED]
 
 
 def check_names(model: ModelConfig, known: PretrainedConfig) -> None:
-    """Raise `PosttrainError` for those that neither `from_pretrained` nor the model's config has."""
+    """Raise `PosttrainError` for entries that neither `from_pretrained` nor the model's config has."""
     from transformers import PreTrainedModel
 
-    # It takes many out of its kwargs by name.
+    # It reads many options from its **kwargs by name.
     source = inspect.getsource(PreTrainedModel.from_pretrained)
     own = {*re.findall(r'"(\w+)"', source), *inspect.signature(PreTrainedModel.from_pretrained).parameters}
     errors = []
@@ -56,9 +56,9 @@ def check_names(model: ModelConfig, known: PretrainedConfig) -> None:
 
 
 def check_shapes(model: ModelConfig, known: PretrainedConfig, as_saved: Any, make: Callable[[Any], Any]) -> None:
-    """Raise `PosttrainError` where settings of the model's config make no model, or other shapes than `as_saved` has.
+    """Raise `PosttrainError` for settings of the model's config that give no model, or other shapes than `as_saved`.
 
-    Weights of other shapes would be drawn at random, or left out. `make` gives the model of a config, without weights.
+    Weights of other shapes would be initialised at random. `make` returns the model of a config, without weights.
     """
     given = {name: value for name, value in model.kwargs.items() if hasattr(known, name)}
     if not given:

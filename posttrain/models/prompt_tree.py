@@ -1,7 +1,7 @@
-"""The layout of rows of tokens in which a common beginning is there once.
+"""A layout of rows of tokens that holds a common beginning only once.
 
-Two answers to one prompt make `prompt | answer 1 | answer 2`, in one row: every token keeps the position that it had,
-and no answer sees the other. Rows are grouped where it saves most; groups fill the rows of a grid.
+Two answers to one prompt become one row, `prompt | answer 1 | answer 2`: every token keeps its position, and no answer
+attends to another. Rows are grouped so that the cost is lowest; groups fill the rows of a grid.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 
 from posttrain.data.prompts import common_prefix_length
 
-# A layout must compute less than this share of what the rows as they are would.
+# A layout is used only if it costs less than this share of the original rows.
 MAX_RELATIVE_COST = 0.9
 # Most rows in a group.
 MAX_GROUP = 64
@@ -21,7 +21,7 @@ MAX_GROUP = 64
 
 @dataclass(frozen=True)
 class Row:
-    """The real tokens of a row: its first one is in `column`, and has position `position`."""
+    """The real tokens of a row; the first one is in column `column` and has position `position`."""
 
     tokens: list[int]
     column: int
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows (by number) whose first `shared` tokens are the same, and the `length` of what is left to compute."""
+    """Rows (by number) with the same first `shared` tokens, and the `length` in tokens of their layout."""
 
     rows: list[int]
     shared: int
@@ -39,12 +39,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """A grid of (G, M) tokens that has all of (R, L).
+    """A grid of (G, M) tokens that holds all tokens of the rows, (R, L).
 
-    `source`: (G, M), where each token of the grid is in the flat rows. `position`: (G, M). `group`, `branch`:
-    (G, M), the group of a token, -1 for padding, and its answer, 0 for what all answers share. `takes`: for the
-    first, second ... answers of all groups, where their tokens are in the flat rows and in the flat grid: in each
-    pair no place comes twice, so that the gradient of every token is summed in one order.
+    `source`, (G, M): the index of each token in the flattened rows. `position`: (G, M). `group`, `branch`, (G, M): the
+    group of a token (-1 for padding) and its answer (0 for the shared tokens). `takes`: for the first, second ...
+    answers of all groups, the indices of their tokens in the flattened rows and in the flattened grid. No index comes
+    twice in one of them, so that gradients are summed in a fixed order.
     """
 
     source: torch.Tensor
@@ -54,9 +54,9 @@ class Layout:
     takes: list[tuple[torch.Tensor, torch.Tensor]]
 
     def attention_mask(self, window: int | None = None) -> torch.Tensor:
-        """(G, 1, M, M), whether a token sees another: of its own group, shared or of its own answer, and not later.
+        """(G, 1, M, M): a token attends to earlier tokens of its group that are shared or in its own answer.
 
-        With a sliding `window` only those less than `window` positions before it. Padding sees itself alone.
+        With a sliding `window`, only to those less than `window` positions before it. Padding attends to itself only.
         """
         place = torch.arange(self.group.size(1), device=self.group.device)
         own = self.branch[:, :, None] == self.branch[:, None, :]
@@ -76,7 +76,7 @@ class Layout:
 
 
 def cost(rows: int, width: int, hidden: int) -> float:
-    """The cost of a grid in tokens: linear layers, and attention, of which a layer has width / (6 hidden) as much."""
+    """The cost of a grid in tokens of the linear layers; attention adds the share width / (6 hidden) to it."""
     return rows * width * (1 + width / (6 * hidden))
 
 
@@ -102,7 +102,7 @@ def arrange(ids: torch.Tensor, rows: Sequence[Row], hidden: int) -> Layout | Non
             for k, r in enumerate(one.rows):
                 row, length = rows[r], len(rows[r].tokens)
                 places = np.arange(length) + r * ids.size(1) + row.column
-                # The first answer brings what is shared with it.
+                # The shared tokens are counted with the first answer.
                 first = 0 if k == 0 else one.shared
                 here = np.arange(length) + begin
                 here[one.shared :] = np.arange(end, end + length - one.shared)
@@ -128,7 +128,7 @@ def arrange(ids: torch.Tensor, rows: Sequence[Row], hidden: int) -> Layout | Non
 
 
 def group(rows: Sequence[Row], hidden: int) -> list[Group]:
-    """The rows, sorted, in the runs of neighbours that together cost least; rows without tokens are left out."""
+    """The sorted rows, divided into groups of neighbours with the lowest total cost; empty rows are left out."""
     order = [r for r in range(len(rows)) if rows[r].tokens]
     order.sort(key=lambda r: (rows[r].position, rows[r].tokens))
     alike = [0, *(_common_prefix_length(rows[a], rows[b]) for a, b in pairwise(order))]
@@ -157,7 +157,7 @@ def group(rows: Sequence[Row], hidden: int) -> list[Group]:
 
 
 def _fill(groups: list[Group], width: int) -> list[list[Group]]:
-    """The groups in as few rows of `width` as first fit, longest first, needs."""
+    """The groups in rows of `width`, placed by first fit, longest first."""
     bins: list[list[Group]] = []
     room: list[int] = []
     for one in sorted(groups, key=lambda one: -one.length):
@@ -172,5 +172,5 @@ def _fill(groups: list[Group], width: int) -> list[list[Group]]:
 
 
 def _common_prefix_length(first: Row, second: Row) -> int:
-    """How many tokens both begin with, at the same positions."""
+    """The number of first tokens that both rows have in common, at the same positions."""
     return 0 if first.position != second.position else common_prefix_length(first.tokens, second.tokens)

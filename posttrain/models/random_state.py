@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def own_random_state(seed: int) -> Iterator[None]:
-    """Random numbers of torch, NumPy and Python from `seed` within; the states before are restored afterwards."""
+    """In the block, torch, NumPy and Python draw random numbers from `seed`; their states are restored afterwards."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
@@ -27,7 +27,7 @@ def own_random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def measuring(trainer: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode, no gradients, and random numbers from `seed` within; the state before is restored afterwards."""
+    """In the block: evaluation mode, no gradients, random numbers from `seed`; all of it is restored afterwards."""
     model, training = trainer.model, trainer.model.training
     with own_random_state(seed), torch.no_grad(), trainer.accelerator.autocast():
         model.eval()

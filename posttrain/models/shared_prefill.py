@@ -1,4 +1,4 @@
-"""Prefilling once: a prompt that is in a batch several times is read once before generation."""
+"""Prefill of generation that computes a prompt once that is in a batch several times."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 
 def prefill(inner: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-    """The forward pass `inner` before generation: each prompt is read once, and its keys and values are repeated.
+    """The prefill by `inner`: each different prompt is computed once, and its keys and values are repeated.
 
-    Any other forward pass goes through the backbone as it is.
+    Any other forward pass goes to `inner` unchanged.
     """
     if not _is_prefill(kwargs):
         return inner(**kwargs)
     ids, mask, positions = (kwargs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     assert ids is not None
-    # All that distinguishes rows, side by side.
+    # Everything in which rows may differ, concatenated.
     whole = torch.cat([part.expand_as(ids) for part in (ids, mask, positions) if part is not None], dim=1)
     keys = [tuple(row) for row in whole.tolist()]
     places: dict[tuple[int, ...], int] = {}

@@ -1,11 +1,11 @@
-"""A prompt that several rows of a batch begin with is computed once.
+"""Computes the common prompt of several rows of a batch once.
 
-`share_prompts` wraps the forward of a backbone, the module under the language-model head or the score head. Called
-with rows that begin alike (both answers of a pair, a group of samples), it computes them as `prompt_tree` lays them
-out, and returns the hidden states of the rows that it was called with: heads, losses and metrics see what they always
-saw. The idea is Wang and Hegde 2024 (arXiv:2410.20305). Generation: `posttrain.models.shared_prefill`.
+`share_prompts` wraps the forward of a backbone, the module under the language-model head or the score head. Rows with
+a common beginning (both answers of a pair, a group of samples) are computed in the layout of `prompt_tree`. The result
+is the hidden states of the original rows, so heads, losses and metrics are unchanged. The idea is Wang and Hegde 2024
+(arXiv:2410.20305). Generation: `posttrain.models.shared_prefill`.
 
-Whatever it cannot do exactly goes through the backbone as it is: caches, custom masks, embeddings, packed rows, and
+Calls that it cannot compute exactly go to the backbone unchanged: caches, custom masks, embeddings, packed rows, and
 batches that would save little.
 """
 
@@ -23,9 +23,9 @@ from posttrain.models.prompt_tree import Layout, Row, arrange
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Attention that takes any mask.
+# Attention implementations that take any mask.
 ATTENTION = ("sdpa", "eager", "flex_attention")
-# What a backbone may be called with for rows to be put together; `margin` is data, of reward models, that it ignores.
+# Arguments with which rows can be shared; a call with others is not. The backbone ignores a reward model's `margin`.
 KNOWN_ARGUMENTS = {
     *("input_ids", "attention_mask", "position_ids", "use_cache", "return_dict"),
     *("output_router_logits", "margin"),
@@ -50,7 +50,7 @@ def unsupported_reason(config: PretrainedConfig, attention: str | None) -> str |
 
 
 def dropout(model: nn.Module) -> bool:
-    """Whether training draws random numbers within the model, which answers to one prompt would then share."""
+    """Whether the model has dropout in training: answers with a shared prompt would also share its random numbers."""
     config: Any = getattr(model, "config", None)
     return bool(getattr(config, "attention_dropout", 0)) or any(
         isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
@@ -60,8 +60,8 @@ def dropout(model: nn.Module) -> bool:
 def share_prompts(model: Any) -> str | None:
     """Make `model`, a causal language model or a sequence classifier, compute common beginnings of rows once.
 
-    Returns `None`, or why the model is left as it is. Under PEFT, give it the model within. A small batch is computed
-    both ways first, so that an architecture that reads masks or positions in its own way is found and left alone.
+    Returns `None`, or why the model is left unchanged. Under PEFT, pass the inner model. It first computes a small
+    batch both ways, and leaves an architecture unchanged that reads masks or positions in its own way.
     """
     backbone = model.base_model
     if is_shared(model):
@@ -86,7 +86,7 @@ def is_shared(model: Any) -> bool:
 
 
 class SharedPrompts:
-    """The forward of `backbone` that puts rows together; `inner` is the one that it had."""
+    """The forward of `backbone` that shares prompts; `inner` is the original one."""
 
     def __init__(self, backbone: Any):
         self.backbone = backbone
@@ -115,7 +115,7 @@ class SharedPrompts:
     def layout(
         self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None = None
     ) -> Layout | None:
-        """How the rows are put together; `None` where they are not."""
+        """The layout of the rows; `None` where they are not shared."""
         rows = _rows(ids, mask, positions) if len(ids) > 1 else None
         return None if rows is None else arrange(ids, rows, self.config.hidden_size)
 
@@ -139,7 +139,7 @@ class SharedPrompts:
         return output
 
     def _mask(self, layout: Layout) -> Any:
-        """The mask as the backbone takes it: one, or one for each type of its layers."""
+        """The mask in the backbone's form: one, or one for each type of layer."""
         window = _window(self.config)
         if window is None or not getattr(self.config, "layer_types", None):
             return self._as_attention_takes_it(layout, window)
@@ -160,7 +160,7 @@ class SharedPrompts:
 
     @torch.no_grad()
     def differs(self) -> str | None:
-        """Why the backbone does not give the same when rows are put together, tried on four short ones."""
+        """Why shared rows give another result than the backbone, tried on four short rows; `None` if they do not."""
         device, training = self.backbone.device, self.backbone.training
         if device.type == "meta":
             return "the model has no weights yet"
@@ -177,7 +177,7 @@ class SharedPrompts:
             kwargs = {"attention_mask": mask, "use_cache": False}
             apart = self.inner(input_ids=ids, **kwargs).last_hidden_state
             together = self._forward_grid(layout, {"input_ids": ids, **kwargs}).last_hidden_state
-        except Exception as error:  # whatever an architecture makes of a mask that it does not know
+        except Exception as error:  # an architecture may raise anything for a mask that it does not know
             return f"{type(self.backbone).__name__} does not take the mask ({type(error).__name__})"
         finally:
             self.backbone.train(training)
@@ -195,7 +195,7 @@ def _window(config: Any) -> int | None:
 
 
 def _rows(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> list[Row] | None:
-    """The real tokens of each row; `None` where they are not in one piece, with positions that count up."""
+    """The real tokens of each row; `None` unless they are contiguous, with consecutive positions."""
     if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
         return None
     real = torch.ones_like(ids) if mask is None else (mask != 0).long()
@@ -219,7 +219,7 @@ def _rows(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor 
 
 
 def _block_mask(layout: Layout, window: int | None) -> Any:
-    """The mask as FlexAttention takes it: a function, so that blocks nobody sees are skipped."""
+    """The mask of FlexAttention, which skips blocks that are masked as a whole."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     group, branch, position = layout.group, layout.branch, layout.position

@@ -11,9 +11,9 @@ from posttrain.models.shared_prompt import SharedPrompts, is_shared, share_promp
 
 @contextmanager
 def shared_within(model: Any, share: Callable[[Any], object] = share_prompts) -> Iterator[None]:
-    """`share` for as long as the block lasts, where it was not done before; `model` may be PEFT's.
+    """Apply `share` to `model`, which may be PEFT's, while the block runs, unless it was applied before.
 
-    What only looks like a model from outside is called as it is.
+    An object that is no model, such as an engine, is left unchanged.
     """
     inside = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(inside, PreTrainedModel):
@@ -31,7 +31,7 @@ def shared_within(model: Any, share: Callable[[Any], object] = share_prompts) ->
 
 
 def prefilling_once(model: Any) -> AbstractContextManager[None]:
-    """Within, prompts that are in a batch several times are read once before generation, whatever the attention."""
+    """In the block, generation reads a prompt that is in a batch several times only once, with any attention."""
     return shared_within(model, _share_before_generation)
 
 

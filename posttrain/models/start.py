@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Start:
     """The starting point of a training: `adapter` is trained further, or a new one on the weights of `base`.
 
-    `merge` is a parent whose adapter is first merged into the weights it was trained on; `base` is then the folder that
-    they go to. `config` is where the model's config lies before that, `dtype` the type of the weights that an adapter
-    is trained on. `note` says it in a line of the plan.
+    `merge` is a parent whose adapter is first merged into the weights it was trained on; `base` is then the folder of
+    the merged weights. `config` is the place of the model's config before the merge, `dtype` the type of the weights
+    under the adapter. `note` is the line in the plan.
     """
 
     base: str

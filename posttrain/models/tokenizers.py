@@ -18,8 +18,8 @@ PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<
 def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer at `path` (default: the model's own) with the template and special tokens to train with.
 
-    Raises `PosttrainError` where it has none that would do.
-    Padding gets its own token: where pad is EOS, masking one masks the other, and the model never learns to stop.
+    Padding gets its own token: if it were EOS, masking padding would mask EOS, and the model would never learn to stop.
+    Raises `PosttrainError` where the tokenizer lacks a usable template or special token.
     """
     from transformers import AutoTokenizer
 
@@ -78,7 +78,7 @@ def check_size(tok: PreTrainedTokenizerBase, config: ModelConfig, known: Any) ->
 
 
 def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: ModelConfig) -> None:
-    """Raise `PosttrainError` where `row` is a conversation, unless one can be rendered and ends its answer with EOS.
+    """Raise `PosttrainError` if `row` is a conversation that cannot be rendered, or whose answer does not end with EOS.
 
     Generation stops at EOS; a model trained on turns that end otherwise never stops.
     """

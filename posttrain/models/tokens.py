@@ -14,8 +14,7 @@ def token_ids(
 ) -> list[int]:
     """Token ids of a string, or of a conversation rendered by the chat template; `generation` opens a reply.
 
-    The template is given the `tools` (JSON) and `chat_template_kwargs` of `row`, and `options`, for which the row's
-    stand where it has them too.
+    The template gets the `tools` (JSON) and `chat_template_kwargs` of `row`, and `options`; the row's values win.
     """
     if isinstance(text, str):
         return tokenizer(text)["input_ids"]
@@ -29,5 +28,5 @@ def token_ids(
 
 
 def as_text(prompt: str | list[dict[str, Any]]) -> str:
-    """A prompt for a person to read: each turn of a conversation with its role."""
+    """A prompt as readable text: each turn of a conversation with its role."""
     return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)

@@ -7,7 +7,7 @@ from pathlib import Path
 def has_value_head(base: str) -> bool:
     """Whether the weights, a local folder or in the hub's cache, have the head of TRL's older PPO (`v_head.*`).
 
-    Only names are read: from the index, or from the header of the one file.
+    It reads only names: from the index, or from the header of a single file.
     """
     from huggingface_hub import try_to_load_from_cache
     from safetensors import safe_open

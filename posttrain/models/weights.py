@@ -55,7 +55,7 @@ def load(origin: Source, device: str | None = None, dtype: str | None = None, sc
     """The model of `origin` in evaluation mode, a reward model with its score head: a `PeftModel`, or a plain one.
 
     Loaded as it was trained: base in the run's type and quantization, the adapter in float32. `scores` says that it is
-    a reward model; what is on the hub does not show it before it is loaded.
+    a reward model; None reads this from local files, which a model on the hub does not have.
     """
     from peft import PeftModel
 
@@ -66,7 +66,7 @@ def load(origin: Source, device: str | None = None, dtype: str | None = None, sc
 
 
 def load_base(origin: Source, device: str | None = None, dtype: str | None = None, scores: bool | None = None) -> Any:
-    """The weights under the adapter of `origin`, quantized as it says; raises `PosttrainError` where they are not."""
+    """The weights under the adapter of `origin`, with its quantization; raises `PosttrainError` if they cannot load."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -74,7 +74,7 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
     from posttrain.models.adapter import quantization_config
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Not given, Transformers asks on a terminal whether to run a model's own code.
+    # Without `trust_remote_code`, Transformers would ask on a terminal whether to run a model's own code.
     kwargs: dict[str, Any] = {
         "trust_remote_code": False,
         **origin.options,

@@ -13,7 +13,7 @@ EXPRESSION = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Gate:
-    """What a metric has to be for the pipeline to continue."""
+    """The condition on a metric under which the pipeline continues."""
 
     metric: str
     operator: str
@@ -21,7 +21,7 @@ class Gate:
 
     @classmethod
     def parse(cls, text: object, stage: str) -> Gate:
-        """Of `METRIC OP NUMBER`, the metric with or without `stage` in front; raises `ValueError` for other text."""
+        """Parse `METRIC OP NUMBER`; the metric may begin with `stage`. Raises `ValueError` for other text."""
         if not isinstance(text, str) or not (parts := EXPRESSION.fullmatch(text)):
             raise ValueError(f"expected METRIC OP NUMBER with OP one of {' '.join(OPERATORS)}")
         metric, sign, bound = parts.groups()
@@ -32,7 +32,7 @@ class Gate:
         return cls(metric.removeprefix(f"{stage}."), sign, number)
 
     def met(self, metrics: Mapping[str, float]) -> bool:
-        """False, too, for a metric that was not measured, or is not a number."""
+        """Whether the condition holds; False for a metric that was not measured, or is NaN."""
         return self.metric in metrics and bool(OPERATORS[self.operator](metrics[self.metric], self.bound))
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from posttrain.config.flat_settings import groups
 from posttrain.config.schema import Run
 from posttrain.errors import PosttrainError, choose
 
-# Text that Hydra reads as text without quotes.
+# Text that Hydra reads as a string even without quotes.
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
 KEY = re.compile(r"[\w./-]+")
 
@@ -57,7 +57,7 @@ def run_of(overrides: tuple[str, ...]) -> Run:
 
 
 def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
-    """Recipes and choices that do not exist, and keys that an override cannot have."""
+    """Errors for recipes and choices that do not exist, and for keys that an override cannot have."""
     errors = [_choice("recipe", recipe)] if recipe is not None else []
     errors += [_choice(key, value) for key, value in settings.items() if key in groups() and isinstance(value, str)]
     errors += [
@@ -71,7 +71,7 @@ def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
 
 @cache
 def _options(group: str) -> tuple[str, ...]:
-    """The options of a group, recipes that are registered among them; Hydra copies all of its configs to tell."""
+    """The options of a group, with registered recipes; cached, since Hydra copies all configs to list them."""
     with composition.config_loader() as loader:
         return tuple(loader.get_group_options(group))
 

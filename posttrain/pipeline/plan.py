@@ -27,10 +27,10 @@ UNSET = object()
 
 @dataclass(frozen=True)
 class Step:
-    """What is to be done for one stage, and why. `state` is reuse, continue, run or skip.
+    """What will be done for one stage, and why. `state` is reuse, continue, run or skip.
 
-    `directory` is `None` while it depends on a parent that is not finished. `parents` are the stages whose runs it
-    gets, groups of rounds resolved.
+    `directory` is `None` while it depends on an unfinished parent. `parents` are the stages whose runs the stage gets,
+    with groups of rounds resolved.
     """
 
     stage: Stage
@@ -43,12 +43,12 @@ class Step:
 
     @property
     def command(self) -> str:
-        """Ready for a shell."""
+        """The command of the stage, quoted for a shell."""
         return shlex.join([*((*self.stage.launch, "-m") if self.stage.launch else ()), "posttrain", *self.overrides])
 
 
 class Progress:
-    """How far a pipeline is: `finished` are the run directories that are there, by stage."""
+    """The progress of a pipeline: `finished` maps stages to their finished run directories."""
 
     def __init__(self, stages: Stages, run: Run):
         self.stages = stages
@@ -58,7 +58,7 @@ class Progress:
         self._places: dict[str, str] = {}
 
     def steps(self) -> Iterator[Step]:
-        """All stages in order; a finished one is taken as such, so the stages after it are known."""
+        """All stages in order; finished stages are added to `finished`, so that their children can be resolved."""
         for stage in self.stages.stages.values():
             step = self.step_for(stage)
             if step.state == "reuse" and step.directory:
@@ -109,7 +109,7 @@ class Progress:
         return (self.finished[name].record() or {}).get("metrics", {}) if name in self.finished else None
 
     def resolve(self, name: str) -> str:
-        """The stage that `name` stands for: itself, or the result of a group of rounds as far as it is known."""
+        """The stage that `name` stands for: itself, or the result of a group of rounds, as far as it is known."""
         group = self.stages.rounds.get(name)
         if group is None:
             return name
@@ -119,7 +119,7 @@ class Progress:
         return group.results[ended[0] - 2] if ended[0] > 1 else self.resolve(group.start or group.results[0])
 
     def ended(self, name: str) -> tuple[int, str] | None:
-        """The round of the group `name` after which no other runs, and why; `None` while the metric rises."""
+        """The last round of the group `name`, and why it is the last; `None` while the metric rises."""
         group = self.stages.rounds[name]
         if group.metric is None:
             return None
@@ -177,13 +177,13 @@ def _replaced(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def newest(output_dir: Path, name: str) -> RunDirectory | None:
-    """The run directory of that name that was begun last."""
+    """The most recent run directory with that name."""
     found = [p for p in output_dir.glob(f"{name}-{'[0-9a-f]' * 8}") if (p / "config.yaml").is_file()]
     return RunDirectory(max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)) if found else None
 
 
 def differences(file: Path, run: Run, without: Mapping[str, str]) -> list[str]:
-    """The settings in which `run` is another than the one of that `config.yaml`, as `key old -> new`."""
+    """The settings in which `run` differs from the `config.yaml` at `file`, as `key old -> new`."""
     old = flatten(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
     new = flatten(asdict(run))
     keys = [k for k in dict.fromkeys([*new, *old]) if k.partition(".")[0] not in NOT_IN_DIGEST and k not in without]
@@ -200,7 +200,7 @@ def _figure(value: Any) -> str:
 def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
     """Raise `PosttrainError` with all that is wrong in any stage, each checked by `check_stage`.
 
-    Stages that get the runs of others are given stand-ins.
+    Stages that get the runs of others are checked with placeholder runs.
     """
     from posttrain.config import objective
 
@@ -247,7 +247,7 @@ def errors(run: Run, check_stage: Callable[[Run], None]) -> list[str]:
     try:
         check(run, check_stage)
     except PosttrainError as error:
-        # The settings that stages take over from the pipeline have one message, the pipeline's.
+        # Errors in settings that stages inherit are reported once, for the pipeline.
         own = tuple(f".{line}" for line in found)
         lines = str(error).splitlines()
         found += [line for line in lines if line not in found and not line.endswith(own or ("\n",))]
@@ -255,7 +255,7 @@ def errors(run: Run, check_stage: Callable[[Run], None]) -> list[str]:
 
 
 def of_stage(stages: Stages, metric: str) -> tuple[str, str]:
-    """The stage, or group of rounds, that `STAGE.METRIC` names, and its metric: the last one where it names none."""
+    """Stage (or group of rounds) and metric of `STAGE.METRIC`; of `METRIC` alone, the last stage."""
     name, dot, rest = metric.partition(".")
     if dot and name in {*stages.stages, *stages.rounds}:
         return name, rest
@@ -264,7 +264,7 @@ def of_stage(stages: Stages, metric: str) -> tuple[str, str]:
 
 
 def _unread(run: Run) -> list[str]:
-    """Settings outside the stages that none of them gets."""
+    """Errors for settings outside the stages that no stage inherits."""
     given, plain = (flatten(asdict(one)) for one in (run, overrides.run_of(("job=pipeline",))))
     own = ("trainer", "model", "peft", "data", "reward", "probe", "alarms", "sample", "evaluate")
     changed = [key for key, value in given.items() if key.partition(".")[0] in own and plain.get(key) != value]
@@ -280,7 +280,7 @@ def _first(stages: Stages, name: str) -> str:
 
 
 def _placeholder_run(folder: Path, run: Run) -> str:
-    """A folder that passes for the finished run of `run`, as far as can be seen without its weights."""
+    """A folder that looks like the finished run of `run`, without weights."""
     adapter = run.peft.lora if run.peft.method == "lora" and run.job == "train" else None
     base = {"path": run.model.path, "local": False, "revision": run.model.revision, "commit": None, "dtype": "auto"}
     record: dict[str, Any] = {

@@ -13,12 +13,12 @@ from types import FrameType
 from posttrain.pipeline.stages import search_path
 from posttrain.training.signals import Signals
 
-# What Hydra says below every error.
+# Hydra's last line below every error.
 HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR"
 
 
 class StageSignals(Signals):
-    """They also go to the running stage, which saves and ends."""
+    """`Signals` that are also passed on to the running stage, which saves and ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class StageSignals(Signals):
     def _note(self, number: int, frame: FrameType | None) -> None:
         super()._note(number, frame)
         if self.process is not None and self.process.poll() is None:
-            # The group: `accelerate launch` does not pass signals on.
+            # To the process group, since `accelerate launch` does not pass signals on.
             os.killpg(self.process.pid, number)
 
 
@@ -40,13 +40,13 @@ def execute(command: Sequence[str], log: Path, signals: StageSignals) -> int:
         sink.write(f"$ {shlex.join(command)}\n".encode())
         sink.flush()
         source.seek(0, os.SEEK_END)
-        # Into the file, not through this process: a stage outlives a pipeline that is killed. Its own session,
-        # or Ctrl-C would reach it twice.
+        # Output goes directly into the file, so that a stage survives if the pipeline is killed. It gets its own
+        # session, or Ctrl-C would reach it twice.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment, start_new_session=True
         )
         signals.process = process
-        if signals.number:  # it came before the process was known
+        if signals.number:  # the signal came before the process was known
             os.killpg(process.pid, signals.number)
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         ended = False
@@ -61,7 +61,7 @@ def execute(command: Sequence[str], log: Path, signals: StageSignals) -> int:
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that is not empty and not Hydra's hint."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next(
         (line.strip() for line in reversed(lines) if line.strip() and not line.startswith(HYDRA_HINT)), "no output"

@@ -15,8 +15,7 @@ from posttrain.config.flat_settings import flatten, groups
 from posttrain.errors import PosttrainError, did_you_mean
 from posttrain.pipeline.gates import Gate
 
-# The keys of a stage that are the pipeline's; all others are settings of the stage's run.
-# What the whole pipeline has, and no stage.
+# Settings of the whole pipeline, which a stage cannot have -> the fix.
 OF_PIPELINE = {
     "name": "a stage is named by its key; leave it out",
     "output_dir": "set output_dir; the runs of all stages are there",
@@ -24,6 +23,7 @@ OF_PIPELINE = {
     "objective": "set objective=STAGE.METRIC",
     **dict.fromkeys(("stages", "common"), "a stage is one run; write its stages beside it"),
 }
+# Keys of a stage that the pipeline reads; all others are settings of the stage's run.
 STAGE_KEYS = ("recipe", "from", "gate", "launch", "each")
 GROUP_KEYS = ("rounds", "start", "result", "stop", "stages")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -48,7 +48,7 @@ class Stage:
 
     @property
     def path(self) -> str:
-        """Where it is written in the config."""
+        """The place of the stage in the config."""
         if self.rounds is None:
             return f"stages.{self.name}"
         return f"stages.{self.rounds}.stages.{self.name.removesuffix(f'_{self.number}')}"
@@ -58,8 +58,8 @@ class Stage:
 class Rounds:
     """A group of stages that repeats.
 
-    `results` are the stages that stand for each round. Where `metric` of the round's stage in `measured` is not above
-    that of the round before (of `start`, for the first), no further round runs.
+    `results` are the result stages of each round. If `metric` of a round's stage in `measured` is not above that of the
+    round before (of `start`, for the first round), no further round runs.
     """
 
     start: str | None
@@ -76,7 +76,7 @@ class Stages:
     rounds: dict[str, Rounds]
 
     def of(self, name: str) -> set[str]:
-        """The stages that must be there before it is known which one `name`, of a stage or of a group, stands for."""
+        """The stages that must be finished before `name`, a stage or a group, can be resolved to a single stage."""
         if name not in self.rounds:
             return {name}
         group = self.rounds[name]
@@ -109,7 +109,7 @@ def read(entries: Mapping[str, Any], common: Mapping[str, Any] | None = None) ->
         errors.append("stages: a pipeline needs at least one, stages.NAME.recipe=RECIPE")
     errors += _references(found, groups)
     if errors:
-        raise PosttrainError("\n".join(dict.fromkeys(errors)))  # every round is wrong in the same way
+        raise PosttrainError("\n".join(dict.fromkeys(errors)))  # all rounds of a group have the same errors
     return _ordered(Stages(found, groups))
 
 
@@ -136,7 +136,7 @@ def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any
     if settings.get("job") == "pipeline":
         errors.append(f"{path}.job=pipeline: a stage is one run; write its stages here")
     parents = own.get("from") or {}
-    if isinstance(parents, dict):  # on a command line, null takes away what the recipe has
+    if isinstance(parents, dict):  # null on a command line removes a parent of the recipe
         parents = {key: value for key, value in flatten(parents).items() if value is not None}
     if not isinstance(parents, dict) or not all(isinstance(value, str) for value in parents.values()):
         errors.append(f"{path}.from={parents!r}: expected config keys and stages, {{model.init_from: STAGE}}")
@@ -202,7 +202,7 @@ def _expand(
         for stage, written in inner.items():
             where = f"{path}.stages.{stage}"
             settings = _of_round(written, number, count, where, errors)
-            # Under its plain name first: a gate may begin with it.
+            # First under its name without a number, with which a gate may begin.
             plain = _stage(stage, where, settings, common, errors)
             parents = {key: own.get(parent, parent) for key, parent in plain.parents.items()}
             if PREVIOUS in parents.values():
@@ -231,7 +231,7 @@ def _of_round(entry: dict[str, Any], number: int, count: int, path: str, errors:
 
 
 def _measure(stop: str | None, inner: Mapping[str, Any], result: str) -> tuple[str, str | None]:
-    """`STAGE.METRIC`, or `METRIC` of the stage that stands for the round."""
+    """Stage and metric of `STAGE.METRIC`, or of `METRIC`, which is that of the round's result."""
     stage, dot, metric = (stop or "").partition(".")
     return (stage, metric) if dot and stage in inner else (result, stop)
 
@@ -267,12 +267,12 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _ordered(all_stages: Stages) -> Stages:
-    """As written, but for parents, which come first."""
+    """The stages in the order of the config, but with parents before their children."""
     stages = all_stages.stages
     needs = {name: {p for key in s.parents.values() for p in all_stages.of(key)} for name, s in stages.items()}
     for name, stage in stages.items():
         group = all_stages.rounds.get(stage.rounds or "")
-        if group and group.metric:  # whether a round runs is known after the one before, and the start
+        if group and group.metric:  # whether a round runs depends on the round before, and on the start
             needs[name] |= {s.name for s in stages.values() if s.rounds == stage.rounds and s.number < stage.number}
             needs[name] |= all_stages.of(group.start) if group.start else set()
     try:

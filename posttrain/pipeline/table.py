@@ -14,20 +14,20 @@ from posttrain.runs.durable import write_atomic
 
 TRAINING_TITLE = "training: held out, start → end of each stage"
 EVALUATION_TITLE = "evaluation: held out, with {share:.0%} intervals; change is paired, over the same prompts"
-# Of another model, or with it: a separate column says how far the two differ.
+# Beginnings of metrics of a second model, or of a comparison with it; these have their own column.
 OTHER_MODEL_PREFIXES = ("against/", "difference/", "sampled/win_rate", "greedy/win_rate")
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A head and rows of text."""
+    """A table: its title, and rows of text."""
 
     title: str
     rows: Sequence[Sequence[str]]
 
 
 def tables(stages: Mapping[str, RunDirectory]) -> list[Cells]:
-    """One of the stages that trained, one of those that evaluated; stages that measured nothing have no column."""
+    """A table of the training stages and one of the evaluations; stages without measurements have no column."""
     records = {name: directory.record() or {} for name, directory in stages.items()}
     judged = {name: record for name, record in records.items() if record.get("intervals")}
     trained = {name: found for name in stages if name not in judged and (found := _trained(stages[name]))}
@@ -43,7 +43,7 @@ def tables(stages: Mapping[str, RunDirectory]) -> list[Cells]:
 
 
 def _trained(directory: RunDirectory) -> dict[str, str]:
-    """Metric -> `before → after`, of the probe and of the evaluation metric that people know best."""
+    """Metric -> `before → after`, for the probe and the best known evaluation metric."""
     first, last, counts = metrics.held_out(directory.metrics)
     main = [name for name in metrics.TITLES if name in last and name.startswith("eval_")][:1]
     probed = [name for name in last if name in metrics.TITLES or name.startswith(metrics.REQUESTED)]
@@ -61,7 +61,7 @@ def _value(record: Mapping[str, Any], metric: str) -> str:
 
 
 def _other(record: Mapping[str, Any], stages: Mapping[str, RunDirectory]) -> str:
-    """The stage that a stage is compared with, or the model."""
+    """The stage, or model, that a stage is compared with."""
     against = record["evaluate"]["against"]
     return next((name for name, d in stages.items() if d.path == Path(against).absolute()), against)
 
@@ -73,7 +73,7 @@ def _rows(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
     for kind in ("sampled", "greedy"):
         parts = [row for name, row in rows.items() if name.startswith(f"{kind}/rewards/")]
         if rows.get(f"{kind}/score") in parts:
-            del rows[f"{kind}/score"]  # with one reward the score says the same
+            del rows[f"{kind}/score"]  # with one reward, the score is the same number
     return [["held out", *columns], *([metrics.title(name), *row] for name, row in rows.items())] if rows else []
 
 

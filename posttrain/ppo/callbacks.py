@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class RolloutCallback(TrainerCallback):
-    """Keeps checkpoints at the end of rollouts and the order of prompts a function of seed and epoch."""
+    """Takes checkpoints only at the end of a rollout, and makes the order of prompts depend on seed and epoch alone."""
 
     def __init__(self, sampler: Callable[[], Any]):
         self.sampler = sampler

@@ -16,7 +16,7 @@ from .forward import takes_position_ids
 from .roles import ADAPTER_FILE
 
 POSITIONS_FROM_MASK = ("bloom", "mpt", "opt", "falcon", "xglm", "biogpt")
-"""Models without `position_ids` that count positions from the attention mask, or have none to count."""
+"""Models without `position_ids` that read left padding right: positions come from the attention mask, or none exist."""
 
 
 def check_all(
@@ -75,7 +75,7 @@ def check_all(
 def check_roles(
     args: PPOConfig, peft: bool, reward_adapter: bool, num_reward_funcs: int, name: Callable[[str], str] = str
 ) -> None:
-    """The roles asked for can be played by this policy."""
+    """Check that this policy can play the roles that are asked for, and that each reward has a weight."""
     if not reward_adapter and not num_reward_funcs:
         raise ValueError("There is nothing to learn from: pass reward_funcs or reward_adapter.")
     if not peft and args.value_mode == "adapter":
@@ -102,7 +102,7 @@ def check_roles(
 
 
 def check_engine(args: PPOConfig, name: Callable[[str], str] = str) -> None:
-    """One process or DDP: a backward pass per adapter does not fit the engines of DeepSpeed and FSDP."""
+    """Refuse DeepSpeed and FSDP: their engines do not allow one backward pass per adapter."""
     for option in ("deepspeed", "fsdp"):
         if getattr(args, option, None):
             raise ValueError(
@@ -112,7 +112,7 @@ def check_engine(args: PPOConfig, name: Callable[[str], str] = str) -> None:
 
 
 def check_columns(columns: Iterable[str]) -> None:
-    """The dataset has prompts."""
+    """Check that the dataset has prompts."""
     columns = list(columns)
     if "prompt" not in columns:
         raise ValueError(
@@ -122,7 +122,7 @@ def check_columns(columns: Iterable[str]) -> None:
 
 
 def check_rollout(args: PPOConfig, num_prompts: int, name: Callable[[str], str] = str) -> None:
-    """The dataset fills at least one rollout; incomplete ones are dropped, so less would train nothing, silently."""
+    """Check that the dataset fills one rollout: incomplete ones are dropped, so a smaller set would train nothing."""
     assert args.generation_batch_size is not None
     assert args.num_generations is not None
     needed = args.generation_batch_size // args.num_generations
@@ -137,7 +137,7 @@ def check_rollout(args: PPOConfig, num_prompts: int, name: Callable[[str], str] 
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Completions can end."""
+    """Check that completions can end: the tokenizer has an EOS token."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so no completion would ever end: set "
@@ -148,7 +148,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 def check_context(
     args: PPOConfig, model_config: PretrainedConfig, longest_prompt: int, name: Callable[[str], str] = str
 ) -> None:
-    """Prompt and completion fit the model's context."""
+    """Check that prompt and completion fit the model's context."""
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     length = args.max_completion_length or 0
     if context and longest_prompt + length > context:
@@ -161,7 +161,7 @@ def check_context(
 
 
 def check_positions(model_config: PretrainedConfig) -> None:
-    """Left-padded prompts keep their positions."""
+    """Check that tokens of left-padded prompts keep their positions."""
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
     if model_class is None or takes_position_ids(model_class) or model_config.model_type in POSITIONS_FROM_MASK:
         return
@@ -177,7 +177,7 @@ def check_reward_adapter(
     hidden_size: int | None = None,
     name: Callable[[str], str] = str,
 ) -> None:
-    """`folder` holds a LoRA reward model, with its score head, for this base model.
+    """Check that `folder` holds a LoRA reward model, with its score head, for this base model.
 
     Reads `adapter_config.json` and the header of `adapter_model.safetensors`.
     """

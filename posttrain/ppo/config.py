@@ -29,7 +29,7 @@ class PPOConfig(RLOOConfig):
     `save_steps` is rounded up.
 
     Log-probabilities are those of the whole distribution at `temperature`: with `top_p`, `top_k`, `min_p` or
-    `repetition_penalty`, completions come from another one, and ratios and KL are approximations.
+    `repetition_penalty`, completions come from another distribution, and ratios and KL are approximations.
 
     `use_vllm` and `use_transformers_continuous_batching` are inherited and need a GPU; with PPO they were not run.
     """
@@ -104,13 +104,13 @@ class PPOConfig(RLOOConfig):
     )
 
     def __new__(cls, *args: Any, **kwargs: Any):
-        """Raises `TypeError` for the options of older PPO trainers, with their names of now."""
+        """Raise `TypeError` for an option of an older PPO trainer; the message gives its present name."""
         names.check(kwargs, cls.__dataclass_fields__, names.OPTIONS, cls.__name__)
         return super().__new__(cls)
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimizer steps taken between two generations."""
+        """Optimizer steps between two rollouts."""
         return self.num_ppo_epochs * self.num_mini_batches
 
     def __post_init__(self):
@@ -120,7 +120,7 @@ class PPOConfig(RLOOConfig):
         try:
             super().__post_init__()
         except ValueError as error:
-            # The last thing RLOOConfig checks is its own need of two completions per prompt; PPO's baseline is the
+            # RLOO needs two completions per prompt, and RLOOConfig checks this last. PPO does not: its baseline is the
             # value function.
             if self.num_generations != 1 or "at least 2 generations" not in str(error):
                 raise
@@ -172,7 +172,7 @@ class PPOConfig(RLOOConfig):
             raise ValueError("\n".join(problems))
 
     def _derive_rollout(self) -> int | None:
-        """Set RLOO's names for the shape of a rollout; returns the generation batch size the user asked for, if any."""
+        """Set RLOO's options for the size of a rollout; returns the `generation_batch_size` that the user gave."""
         steps = self.gradient_accumulation_steps * self.num_mini_batches
         if self.steps_per_generation not in (None, steps):
             raise ValueError(
@@ -205,5 +205,5 @@ class PPOConfig(RLOOConfig):
 
 
 def round_up(steps: float, multiple: int) -> float:
-    """`steps` rounded up to a multiple; shares of the run (below 1) are left alone."""
+    """`steps` rounded up to a multiple; a value below 1, which is a share of the run, is returned as it is."""
     return steps if steps < 1 else math.ceil(steps / multiple) * multiple

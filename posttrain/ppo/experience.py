@@ -19,9 +19,9 @@ from .rollout import Rollout, arrange, collate, lengths, put, take
 
 
 class ExperienceTrainer(RLOOTrainer):
-    """The half of `PPOTrainer` that makes experience; the other half learns from it."""
+    """The base of `PPOTrainer`: it generates and scores rollouts; `PPOTrainer` adds the learning."""
 
-    # TRL and Transformers declare these wider, or optional, than they are once a trainer is built.
+    # TRL and Transformers declare wider types, or optional ones; these hold once a trainer is built.
     args: Any
     model: Any
     ref_model: Any
@@ -80,7 +80,7 @@ class ExperienceTrainer(RLOOTrainer):
             return super()._generate_single_turn(*args, **kwargs)
 
     def _arrange(self, rollout: Rollout) -> list[list[torch.Tensor]]:
-        """Divide a rollout for its first pass, so that scoring sees the very batches that training will."""
+        """The division of a rollout into microbatches for its first pass; scoring uses the same one."""
         if self.model.training:
             self._arrangement = arrange(
                 lengths(rollout), self.args.num_mini_batches, self.args.per_device_train_batch_size
@@ -91,7 +91,7 @@ class ExperienceTrainer(RLOOTrainer):
     # Scoring
 
     def _completion_forward(self, model: nn.Module, batch: Rollout, want: tuple[str, ...]) -> CompletionOutput:
-        """Forward pass over a microbatch in the active role; see `add_completion_forward` for `want`."""
+        """Forward pass over a microbatch with the active adapter; see `add_completion_forward` for `want`."""
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         labels = batch["completion_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         extra = {"position_ids": positions(mask)} if self.takes_position_ids else {}
@@ -106,7 +106,7 @@ class ExperienceTrainer(RLOOTrainer):
 
     @torch.no_grad()
     def _score(self, rollout: Rollout, arrangement: list[list[torch.Tensor]]) -> None:
-        """Add the policy's and the reference's log-probabilities and the values; every adapter is switched to once.
+        """Add the policy's and the reference's log-probabilities and the values; each adapter is activated once.
 
         Runs microbatch by microbatch, each cut to its own longest row. The policy is scored on the very microbatches it
         is trained on first, which makes the first probability ratio exactly 1.
@@ -145,7 +145,7 @@ class ExperienceTrainer(RLOOTrainer):
         return scores.masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
 
     def _penalize(self, scores: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
-        """Clip scores, then charge completions that did not end, so that the charge is never clipped away."""
+        """Clip the scores, (N,), then subtract the penalty of completions without EOS, which is thus never clipped."""
         if self.reward_clip_range:
             scores = scores.clamp(*self.reward_clip_range)
         if self.args.missing_eos_penalty:
@@ -153,7 +153,7 @@ class ExperienceTrainer(RLOOTrainer):
         return scores
 
     def _estimate_advantages(self, rollout: Rollout) -> None:
-        """Add `advantages` and `returns`, record what they are made of, and adapt the KL coefficient."""
+        """Add `advantages` and `returns`, (B, T), record the objective's metrics, and adapt the KL coefficient."""
         args, mask, learned = self.args, rollout["completion_mask"], rollout["loss_mask"]
         values = rollout["old_values"]
         charged, measured = torch.zeros_like(values), torch.zeros_like(values)
@@ -177,7 +177,7 @@ class ExperienceTrainer(RLOOTrainer):
         """Record the rollout's metrics, over all processes; returns the mean KL per completion, in nats.
 
         Args:
-            kl, charge: (B, T), unbiased KL estimate and the reward charged for it.
+            kl, charge: (B, T), unbiased KL estimate in nats, and the KL penalty as a (negative) reward.
         """
         mask, learned, values = rollout["completion_mask"], rollout["loss_mask"], rollout["old_values"]
         scores = rollout["scores"]
@@ -233,7 +233,7 @@ class ExperienceTrainer(RLOOTrainer):
         self._flush_user_logs(len(prompts))
 
     def _flush_user_logs(self, num_rows: int) -> None:
-        """Columns and metrics that reward functions logged through `log_extra` and `log_metric`."""
+        """Record the columns and metrics that reward functions logged through `log_extra` and `log_metric`."""
         # Sorted, so that all processes gather in the same order.
         for column in sorted(set(gather_object(list(self._pending_extra_logs)))):
             values = self._pending_extra_logs.get(column, [None] * num_rows)
@@ -248,7 +248,7 @@ class ExperienceTrainer(RLOOTrainer):
 
     @contextmanager
     def _clock(self, section: str) -> Iterator[None]:
-        """Count the seconds spent within towards `time/<section>`, in training."""
+        """Add the seconds spent in the block to `time/<section>`, in training."""
         start = time.perf_counter()
         try:
             yield
@@ -257,7 +257,7 @@ class ExperienceTrainer(RLOOTrainer):
                 self._seconds[section] += time.perf_counter() - start
 
     def _record_time(self) -> None:
-        """Seconds that the rollout took by section, and generated tokens per second overall."""
+        """Record the seconds of each section of the rollout, and the generated tokens per second overall."""
         total = self._seconds.pop("total")
         rest = total - sum(self._seconds.values())
         self._record({f"time/{name}": seconds for name, seconds in {**self._seconds, "policy": rest}.items()})

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
-# 64 MiB in float32, and as much for their gradient.
+# Largest number of logits that a pass keeps: 64 MiB in float32, and as much for their gradient.
 KEPT_LOGITS = 1 << 24
 
-# Tokens that a CPU computes in the time that a pass takes to read the weights, with some room.
+# A CPU computes about so many tokens in the time that one pass takes to read the weights. Less padding than this is
+# not worth a second pass.
 SPARED_PADDING = 64
 
 
@@ -54,12 +55,10 @@ def takes_position_ids(model_class: type) -> bool:
 
 
 def split_rows(lengths: torch.Tensor) -> list[slice]:
-    """Consecutive rows that go through the model in one pass: on a GPU all of them.
+    """Slices of consecutive rows, one per forward pass: on a GPU a single slice with all rows.
 
-    A CPU is as fast with few rows as with many, so there no pass holds more padding than `SPARED_PADDING`.
-
-    Args:
-        lengths: real tokens of each row in each part that is padded by itself, (B, parts).
+    A CPU is as fast with few rows as with many, so there no pass has more than `SPARED_PADDING` tokens of padding.
+    `lengths`, (B, parts), are the real tokens of each row in each part that is padded by itself.
     """
     if lengths.device.type != "cpu":
         return [slice(0, len(lengths))]
@@ -111,14 +110,14 @@ def completion_states(backbone: nn.Module, length: int) -> Iterator[list[torch.T
 
 
 def apply_head(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """Scalar head in float32, whatever the precision around it: (…, H) to (…)."""
+    """Apply a scalar head in float32, also under autocast: (…, H) to (…)."""
     hidden = hidden.to(head.weight.device)
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.float()).squeeze(-1)
 
 
 def join(results: list[CompletionOutput], length: int) -> CompletionOutput:
-    """The results of consecutive rows as those of one batch, with `length` completion tokens."""
+    """Concatenate the results of consecutive rows into those of one batch, padded to `length` completion tokens."""
     joined = CompletionOutput()
     for name in results[0]:
         fields = [result[name] for result in results]
@@ -131,16 +130,16 @@ def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> 
 
     `completion_labels` are the completion's token ids, (B, T), with -100 on padding; `want` names the fields of
     [`CompletionOutput`] to compute, among `log_probs` (brings `entropy`), `value` and `aux_loss`. `value` reads
-    `model.value_head`. `temperature` is that of sampling. Without `completion_labels` the forward is what it was, so
-    generation is unchanged.
+    `model.value_head`. `temperature` is that of sampling. Without `completion_labels` the forward pass is unchanged,
+    and so is generation.
 
-    TRL's fused LM head never holds the logits, and multiplies by the head's weights once more in its backward pass
-    for that. Where all logits of a batch are at most `KEPT_LOGITS` they are held instead.
+    TRL's fused LM head does not keep the logits; its backward pass computes them again. A batch with at most
+    `KEPT_LOGITS` logits keeps them instead.
 
     On a CPU, rows of unlike length go through the model in their own passes, see [`split_rows`].
     """
     inner = model.forward
-    # Their load-balancing loss is that of the batch as a whole.
+    # The load-balancing loss of a mixture of experts is computed over the whole batch, so its rows stay together.
     is_mixture_of_experts = hasattr(model.config.get_text_config(), "output_router_logits")
 
     def complete(self, batch, labels, want, hold_logits):

@@ -42,9 +42,9 @@ def masked_moments(x: torch.Tensor, mask: torch.Tensor, reduce: Reduce = identit
 def masked_whiten(
     x: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True, reduce: Reduce = identity
 ) -> torch.Tensor:
-    """Scale real tokens to unit variance and, with `shift_mean`, to zero mean; padding becomes 0.
+    """Scale the real tokens of `x`, (B, T), to unit variance; padding becomes 0.
 
-    Rewards are whitened without shifting: their sign carries meaning (Ziegler et al. 2019).
+    With `shift_mean` their mean becomes 0; without it their mean stays, as for rewards (Ziegler et al. 2019).
     """
     mean, variance = masked_moments(x, mask, reduce)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
@@ -121,7 +121,7 @@ def policy_loss(
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the squared error, the prediction kept within `cliprange` of the old one (None: not clipped), per token.
+    """Half the squared error per token; the prediction is clipped to `cliprange` around the old one (None: unclipped).
 
     Returns:
         loss and whether the clipped branch was the worse one, each (B, T).
@@ -137,7 +137,7 @@ def value_loss(
 def explained_variance(
     values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, reduce: Reduce = identity
 ) -> torch.Tensor:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect value function, 0 no better than a constant."""
+    """1 - Var(returns - values) / Var(returns), over real tokens: 1 is perfect, 0 is as good as a constant."""
     _, residual = masked_moments(returns - values, mask, reduce)
     _, total = masked_moments(returns, mask, reduce)
     return 1 - residual / total.clamp(min=1e-8)
@@ -150,7 +150,7 @@ class KLController:
     Args:
         value: the coefficient.
         target: KL per completion to steer to, in nats; None keeps the coefficient fixed.
-        horizon: completions over which a KL that is off by 20 % or more changes the coefficient by 20 %.
+        horizon: completions after which a KL that is off by 20 % or more has changed the coefficient by 20 %.
     """
 
     value: float

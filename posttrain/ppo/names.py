@@ -1,6 +1,6 @@
-"""Options and arguments of older PPO trainers (TRL up to 1.12, and 0.11) -> their names here.
+"""Options and arguments of older PPO trainers (TRL up to 1.12, and 0.11) -> their present names.
 
-`posttrain.ppo` raises a TypeError with these hints; the command line gives the same.
+`posttrain.ppo` raises a TypeError with these hints; the command line shows the same hints.
 """
 
 from collections.abc import Iterable
@@ -80,7 +80,7 @@ ARGUMENTS = {
 
 
 def check(given: Iterable[str], known: Iterable[str], hints: dict[str, str], what: str) -> None:
-    """Raise `TypeError` for a keyword that has another name now; others are left to the signature."""
+    """Raise `TypeError` for a keyword that was renamed; Python itself reports the unknown ones."""
     known = set(known)
     lines = [f"{name} is now {hints[name]}" for name in given if name not in known and name in hints]
     if lines:

@@ -1,7 +1,7 @@
-"""Reward models as TRL reward functions, scored on the very tokens that were generated.
+"""Reward models as TRL reward functions, which score the generated tokens themselves.
 
-TRL's RLOO decodes completions without special tokens and tokenizes the text again for the reward model, which then
-never sees the EOS that `RewardTrainer` trained it on, and scores another text.
+TRL's RLOO decodes completions without special tokens and tokenizes the text again for the reward model. The reward
+model then never sees the EOS that `RewardTrainer` trained it on.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ class RewardContext:
         tokenizer: the policy's.
         eos_token_ids: tokens that end a completion.
         chat_template_kwargs: extra variables of the chat template.
-        batch_size: sequences scored at once.
+        batch_size: sequences scored at once, on `device`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ class RewardContext:
 
 
 class TokenReward:
-    """A reward model with the policy's vocabulary, as a TRL reward function: scores prompt and completion as they are.
+    """A reward model with the policy's vocabulary, as a TRL reward function: it scores the token ids themselves.
 
     Conversational completions that ended get the [`chat_tail`] of the reward model's own tokenizer.
     """
@@ -108,7 +108,7 @@ class TokenReward:
         return score_sequences(sequences, self.score, self.pad_token_id, self.context)
 
     def completions(self, prompts: list[Any], completion_ids: list[list[int]]) -> list[list[int]]:
-        """Token ids of the completions as they are scored."""
+        """Token ids of the completions as the reward model scores them."""
         tail = self.tail if is_conversational({"prompt": prompts[0]}) else []
         return [[*ids, *(tail if self.context.ended(ids) else [])] for ids in completion_ids]
 

@@ -1,4 +1,4 @@
-"""The roles that one base model plays in PPO, each an adapter: policy, reference, value function, reward model."""
+"""The roles of one base model in PPO, each of them an adapter: policy, reference, value function, reward model."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def load_reward(model: Any, folder: str | Path) -> nn.Linear:
         ValueError: if weights are missing or do not fit this base model.
     """
     config = PeftConfig.from_pretrained(str(folder))
-    # The score head lives next to the model: nothing of it enters checkpoints, optimizers or vLLM.
+    # The score head is kept outside the model, so that checkpoints, optimizers and vLLM do not see it.
     config.modules_to_save = None
     config.task_type = "CAUSAL_LM"
     config.inference_mode = True
@@ -73,8 +73,8 @@ def load_reward(model: Any, folder: str | Path) -> nn.Linear:
 class Roles:
     """Switches a model between its roles and keeps track of what is trained.
 
-    At rest the policy is active and every trained parameter requires a gradient. PEFT's own switches freeze inactive
-    adapters, silently; `use` does not, and `repair` undoes it where others do.
+    Outside `use` and `reference` the policy is active, and every trained parameter requires a gradient. PEFT's own
+    switches silently freeze inactive adapters. `use` does not; `repair` undoes it after code that calls PEFT's.
 
     Args:
         model: the policy as TRL prepared it: a `PeftModel` whose policy adapter is called `default` (and, where it was
@@ -147,7 +147,7 @@ class Roles:
                 self._copy_adapter(REWARD, VALUE)
             self.model.set_adapter(VALUE)
             self.value_adapter_parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # Added last: a head that exists earlier could be taken for a target of an adapter on all linear layers.
+        # Added last: an adapter on all linear layers would otherwise target this head too.
         width = self.base.get_output_embeddings().weight.shape[1]
         start = torch.zeros(1, width)
         if init == "reward" and self.reward_head is not None:
@@ -219,15 +219,15 @@ class Roles:
     # Saving
 
     def save(self, folder: str | Path, kl_coef: float) -> None:
-        """Save what `save_pretrained` does not know of: the value head and the KL coefficient."""
+        """Save what `save_pretrained` leaves out: the value head and the KL coefficient."""
         save_file({"weight": self.value_head.weight.detach().contiguous().cpu()}, Path(folder) / HEAD_FILE)
         (Path(folder) / STATE_FILE).write_text(json.dumps({"kl_coef": kl_coef}) + "\n")
 
     def load(self, folder: str | Path) -> float:
         """Restore value head and adapters from a checkpoint; returns its KL coefficient.
 
-        Weights go into the existing parameters: `PeftModel.load_adapter` would freeze all adapters but one and change
-        the precision of a quantized model's.
+        Weights are copied into the existing parameters: `PeftModel.load_adapter` would freeze all adapters but one and
+        change the precision of a quantized model's adapter.
 
         Raises:
             ValueError: if `folder` lacks a file or a weight that this trainer needs.

@@ -31,7 +31,7 @@ def take(rollout: Rollout, rows: torch.Tensor, multiple: int | None = None) -> R
 
     Args:
         rows: indices, (b,).
-        multiple: keep widths at multiples of this, for devices that compile per shape.
+        multiple: round widths up to multiples of this, for devices that compile a kernel per shape.
     """
 
     def width(mask: torch.Tensor) -> int:
@@ -77,7 +77,7 @@ def arrange(lengths: torch.Tensor, num_mini_batches: int, micro_batch_size: int)
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on seed and epoch alone, so that any epoch can be resumed."""
+    """TRL's sampler with an order that depends on seed and epoch only, so that a run can resume in any epoch."""
 
     epoch = 0
 

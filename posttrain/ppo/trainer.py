@@ -92,7 +92,7 @@ class PPOTrainer(ExperienceTrainer):
     }
 
     def __new__(cls, *args: Any, **kwargs: Any):
-        """Raises `TypeError` for the arguments of older PPO trainers, with their names of now."""
+        """Raise `TypeError` for an argument of an older PPO trainer; the message gives its present name."""
         names.check(kwargs, inspect.signature(cls.__init__).parameters, names.ARGUMENTS, cls.__name__)
         return super().__new__(cls)
 
@@ -165,7 +165,7 @@ class PPOTrainer(ExperienceTrainer):
         args = self.args
         self.roles = Roles(self.model, self.temperature)
         self.takes_position_ids = takes_position_ids(type(self.roles.base))
-        # Every process must draw the same value adapter; the seeds of generation stay as TRL left them.
+        # Every process must initialise the same value adapter; the random state is restored for generation.
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(args.seed)
@@ -217,7 +217,7 @@ class PPOTrainer(ExperienceTrainer):
         return self.args.gradient_accumulation_steps * self.args.num_mini_batches
 
     def _prepare_inputs(self, generation_batch: Any) -> Rollout:
-        """The next microbatch: of a new rollout, of a new pass over it in a new order, or of the current pass."""
+        """The next microbatch; starts a new pass, in a new order, or a new rollout where the last one is used up."""
         if not self.model.training:
             return self._generate_and_score_completions(generation_batch)
         position = self._step % (self._microbatches * self.num_iterations)
@@ -231,7 +231,7 @@ class PPOTrainer(ExperienceTrainer):
         return self._buffered_inputs[position % self._microbatches]
 
     def _divide(self, arrangement: list[list[torch.Tensor]]) -> list[Rollout]:
-        """Cut the rollout into microbatches; each knows the tokens per microbatch of its minibatch, over processes."""
+        """Cut the rollout into microbatches; each gets its minibatch's tokens per microbatch, over all processes."""
         tokens = self._sum(torch.stack([self._rollout["loss_mask"][torch.cat(rows)].sum() for rows in arrangement]))
         share = tokens.clamp(min=1) / (self.args.gradient_accumulation_steps * self.accelerator.num_processes)
         return [
@@ -261,8 +261,8 @@ class PPOTrainer(ExperienceTrainer):
     def _compute_loss(self, model: nn.Module, inputs: Rollout) -> torch.Tensor:
         """PPO's loss on a microbatch: summed over its tokens, divided by the tokens per microbatch of its minibatch.
 
-        So a minibatch counts every token the same, however it is divided over microbatches and processes. A value
-        adapter has its backward pass in here, while it is active; its loss is then a constant in the result.
+        So every token of a minibatch counts the same, however it is divided over microbatches and processes. The
+        backward pass of a value adapter runs in here, while it is active; its loss is then a constant in the result.
         """
         if not self.model.training:
             return self._evaluation_loss(inputs)
@@ -299,7 +299,7 @@ class PPOTrainer(ExperienceTrainer):
         return loss
 
     def _evaluation_loss(self, rollout: Rollout) -> torch.Tensor:
-        """The loss where no weight has moved since the rollout: ratios are 1, values the old ones; needs no forward."""
+        """The loss with unchanged weights: ratios are 1 and values are the old ones, so it needs no forward pass."""
         losses = -rollout["advantages"] + self.args.vf_coef * (rollout["old_values"] - rollout["returns"]) ** 2 / 2
         return maths.masked_mean(losses, rollout["loss_mask"])
 
@@ -313,7 +313,7 @@ class PPOTrainer(ExperienceTrainer):
         self._stopped = means["approx_kl"] > self.args.target_kl
         self._record({"early_stop": float(self._stopped)})
         if self._stopped:
-            # Optimizers pass over parameters without a gradient; a gradient of zero would still move them by momentum.
+            # Optimizers skip parameters without a gradient; with a zero gradient, momentum would still move them.
             model.zero_grad(set_to_none=True)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -350,7 +350,7 @@ class PPOTrainer(ExperienceTrainer):
 
 
 def _reward_adapter(**_: Any) -> list[float]:
-    """Stands for the reward adapter until the model it lives on is there."""
+    """A placeholder for the reward adapter until its base model is loaded."""
     raise NotImplementedError
 
 

@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from posttrain.training.alarm_callback import Alarms
 
 SEED = 0
-# What the probe may cost, as a share of the time that training takes without it.
+# The probe's largest cost, as a share of the training's time without it.
 MAX_SHARE = 0.05
-# Seconds from which on a run is long enough to be worth advice about that.
+# Shorter runs, in seconds, get no advice about the cost.
 LONG_RUN_SECONDS = 600.0
-# Steps after which the cost of the whole run is reckoned, and said where it will be more.
+# The step after which the cost of the whole run is estimated, with a warning if it will exceed MAX_SHARE.
 FORECAST_STEPS = 10
-# Prompts in the tracker's table, which is sent whole each time; samples.jsonl has them all.
+# Prompts in the tracker's table, which is sent as a whole each time; samples.jsonl has all prompts.
 TABLE_PROMPTS = 16
 
 
 @dataclass
 class Cost:
-    """Seconds since training began in this process, at step `first`, and those of them that the probe took."""
+    """Seconds since this process began to train, at step `first`, and the probe's part of them."""
 
     began: float = field(default_factory=time.perf_counter)
     first: int = 0
@@ -59,7 +59,7 @@ class Cost:
 
     @property
     def trained(self) -> float:
-        """Seconds without those of the probe."""
+        """Seconds of training without the probe."""
         return max(time.perf_counter() - self.began - self.seconds, 1e-9)
 
     @property
@@ -67,7 +67,7 @@ class Cost:
         return self.seconds / self.trained
 
     def describe(self, config: ProbeConfig, step: int) -> str:
-        """The cost as a sentence, with the fix where it is more than `MAX_SHARE`."""
+        """The cost as a sentence, with the fix if it exceeds `MAX_SHARE`."""
         measured = f"{self.times} measurement{'s' if self.times > 1 else ''}"
         text = f"{measured} took {self.seconds:.0f} s, {self.share:.1%} of the training time"
         if self.share <= MAX_SHARE or self.trained < LONG_RUN_SECONDS:
@@ -75,9 +75,9 @@ class Cost:
         return f"{text}; {self._fix(config, self.trained, step - self.first)}"
 
     def expected(self, config: ProbeConfig, step: int, steps: int) -> str | None:
-        """The expected cost of a long run after `step` of `steps` steps, in words, where it will be above `MAX_SHARE`.
+        """The expected cost of a long run, in words, after `step` of `steps` steps, if it will exceed `MAX_SHARE`.
 
-        At least the cost: evaluations to come, at which `config.during` measures, are not known.
+        It is a lower bound: future evaluations, at which `config.during` measures, are not known.
         """
         if not self.times or step <= self.first:
             return None
@@ -91,7 +91,7 @@ class Cost:
         return f"{text}; {self._fix(config, whole, steps - self.first)}"
 
     def _fix(self, config: ProbeConfig, trained: float, steps: int) -> str:
-        """The setting that brings the cost below `MAX_SHARE`: as many measurements as it pays for, or smaller ones."""
+        """The setting that brings the cost below `MAX_SHARE`: fewer measurements, or smaller ones."""
         paid = int(MAX_SHARE * trained * self.times / self.seconds)
         if paid < 2:  # the start and the end
             return f"fewer probe.prompts or a smaller probe.max_new_tokens bring it below {MAX_SHARE:.0%}"
@@ -103,7 +103,7 @@ class Cost:
 class Probe(TrainerCallback):
     """Samples on fixed held-out prompts; logs `probe/*` and keeps the completions in `samples.jsonl`.
 
-    `metrics_path` and `samples_path` are also where a continued run finds its earlier measurements.
+    A resumed run reads its earlier measurements from `metrics_path` and `samples_path`.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Probe(TrainerCallback):
         self.trainer: Any = None
         self.cost = Cost()
         self.start: dict[str, float] = {}
-        # Drawn before the first step, by prompt.
+        # Samples from before the first step, by prompt.
         self.first_samples: dict[tuple[int, ...], Generated] = {}
         self.samples: list[dict[str, Any]] = []
         self.done: set[int] = set()
@@ -145,7 +145,7 @@ class Probe(TrainerCallback):
             self.measure(args, state, control)
 
     def at_step(self, args: Any, state: Any, control: Any) -> None:
-        """Called at the end of each step, behind its log."""
+        """Called at the end of each step, after its log."""
         if self.config.every and state.global_step % self.config.every == 0 and state.global_step < state.max_steps:
             self.measure(args, state, control)
 
@@ -170,10 +170,10 @@ class Probe(TrainerCallback):
     def measure(self, args: Any, state: Any, control: Any) -> None:
         """Sample, score, log and raise alarms, once a step.
 
-        The main process measures, and the others wait. Where each has a part of the weights, all measure the same.
+        The main process measures, and the others wait; with sharded weights, all processes make the same measurement.
         """
         if self.alarms.weights_not_finite(args, state, control):
-            return  # nothing can be drawn from it
+            return  # the model is broken, so sampling would fail
         metrics: dict[str, float] = {}
         main = state.is_world_process_zero
         if (main or sharding.divides(self.trainer)) and state.global_step not in self.done:
@@ -193,7 +193,7 @@ class Probe(TrainerCallback):
         self.alarms.check_row({"step": state.global_step, **metrics}, args, state, control)
 
     def _restore(self) -> None:
-        """Take up the measurements of before a stop: the start is what forgetting and wins are measured against."""
+        """Read the measurements from before a resume: forgetting and wins are measured against the start."""
         self.samples = read(self.samples_path)
         self.judge.restore(self.samples)
         for row in read(self.metrics_path):
@@ -207,7 +207,7 @@ class Probe(TrainerCallback):
         drawn = self._generate(model, self.rows, do_sample=True)
         if state.global_step == 0:
             self.first_samples = {tuple(d.prompt_ids): d for d in drawn}
-        # Without EOS, which every completion that ends would share with all others.
+        # Without EOS, which all completions that end have in common.
         tokens = [d.ids[:-1] if d.ended else d.ids for d in drawn]
         with Phase(f"probe    entropy and KL of {len(drawn)} sample{'s' * (len(drawn) > 1)}", len(drawn)) as phase:
             parts = (model, drawn, self.tokenizer.pad_token_id, phase.advance)
@@ -283,7 +283,7 @@ def _samples(
 
 
 def _by_prompt(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first prompts, each with its completions over time below one another."""
+    """The samples of the first prompts, sorted by prompt, and for each prompt by step."""
     places: dict[str, int] = {}
     for sample in samples:
         places.setdefault(sample["prompt"], len(places))

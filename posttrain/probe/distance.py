@@ -10,7 +10,7 @@ from posttrain.models.generate import Generated, completion_logits, pad_batch
 from posttrain.training.reference import is_policy
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Logits of two models over the whole vocabulary: a few sequences at a time.
+# Sequences computed at a time, since the logits of two models over the whole vocabulary are large.
 SEQUENCES = 4
 
 
@@ -25,7 +25,7 @@ def entropy_and_kl(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Entropy of each sequence's next-token distributions, and KL(policy || reference), both summed over its tokens.
 
-    `own` (batch, completion) leaves out those that are 0 in it: what a tool has answered.
+    `own`, (batch, completion), is 0 for tokens that do not count, such as a tool's answer.
 
     `ids`, `mask`: (batch, prompt + completion), left-padded prompts; `completion`: number of completion positions;
     `policy`, `reference`: callables returning logits (batch, completion, vocabulary) for those positions. Returns two
@@ -47,9 +47,9 @@ def entropy_and_kl(
 def measure_samples(
     trainer: Any, model: Any, drawn: list[Generated], pad: int, progress: Callable[[int], None] | None = None
 ) -> tuple[float, list[float]]:
-    """Entropy per token of what the policy drew, and the KL of each sample; none without a reference in memory.
+    """The policy's entropy per sampled token, and the KL of each sample (an empty list without a reference in memory).
 
-    Before the first step the reference is the policy, and the KL is 0 without being computed.
+    Before the first step the reference equals the policy, so the KL is 0 and is not computed.
     """
     reference = _reference(trainer, model)
     same = reference is not None and is_policy(trainer)
@@ -78,7 +78,7 @@ def measure_samples(
 
 
 def _reference(trainer: Any, model: Any) -> Any:
-    """A context manager giving the reference model, or `None`: the frozen `ref` adapter, the base, or a copy."""
+    """A context manager that yields the reference (the frozen adapter `ref`, the base, or a copy); None without one."""
     from peft import PeftModel
     from trl.trainer.utils import use_adapter
 

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from statistics import fmean
 
-# Self-BLEU compares each with all others: the cost grows with the square of their number.
+# Self-BLEU compares each text with all others, so its cost grows with the square of their number.
 MAX_TEXTS = 64
 
 
@@ -12,7 +12,7 @@ def _ngrams(ids: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
 
 
 def repetition(sequences: Sequence[Sequence[int]], n: int = 4) -> float | None:
-    """rep-n: the share of a completion's n-grams of tokens that repeat an earlier one, mean over completions.
+    """rep-n: the share of a completion's token n-grams that repeat an earlier one, averaged over completions.
 
     In [0, 1]; None where no completion has n tokens.
     Source: Welleck et al. 2020, "Neural Text Generation With Unlikelihood Training" (seq-rep-n).
@@ -22,9 +22,9 @@ def repetition(sequences: Sequence[Sequence[int]], n: int = 4) -> float | None:
 
 
 def distinct(sequences: Sequence[Sequence[Hashable]], n: int) -> float | None:
-    """distinct-n: different n-grams of tokens (or words) in all together, over the number of tokens; in [0, 1].
+    """distinct-n: the number of different n-grams in all sequences together, divided by that of tokens; in [0, 1].
 
-    It falls with the number and length of the completions: compare only where those are alike. None without tokens.
+    It falls with the number and length of the completions: compare only where these are similar. None without tokens.
     Source: Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models".
     """
     tokens = sum(map(len, sequences))
@@ -32,10 +32,10 @@ def distinct(sequences: Sequence[Sequence[Hashable]], n: int) -> float | None:
 
 
 def self_bleu(texts: Sequence[str]) -> float | None:
-    """The BLEU-4 of each text against all others, mean, in [0, 1]: 1 where all say the same.
+    """The mean BLEU-4 of each text against all others, in [0, 1]: 1 if all texts are the same.
 
-    Of the first `MAX_TEXTS` texts that are not empty; None with fewer than two. BLEU by sacrebleu: 13a tokens,
-    exponential smoothing, only the orders that a short text has. Source: Zhu et al. 2018, "Texygen".
+    Uses the first `MAX_TEXTS` texts that are not empty; None with fewer than two. BLEU by sacrebleu: 13a tokens,
+    exponential smoothing, effective order. Source: Zhu et al. 2018, "Texygen".
     """
     from sacrebleu.metrics import BLEU
 

@@ -19,7 +19,7 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Answer:
-    """log p(answer | prompt) in nats, summed over `tokens` of them; no tokens where the prompt fills max_length."""
+    """log p(answer | prompt) in nats, summed over its `tokens`; `tokens` is 0 if the prompt alone fills max_length."""
 
     log_p: float
     tokens: int
@@ -34,8 +34,8 @@ def encode(
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, answer ids) of the row's answers: chosen and rejected, or the completion.
 
-    Of `messages` it is the last assistant turn whose weight is not 0, given the turns before it; of `text`, or where no
-    turn comes before, everything after the first token.
+    For `messages` the answer is the last assistant turn with a weight other than 0, given the turns before it. For
+    `text`, or without earlier turns, it is everything after the first token.
     """
     if "chosen" in row:
         return encode_answer(tokenizer, row["prompt"], [row[side] for side in SIDES], max_length, row)
@@ -60,7 +60,7 @@ def answers(
     max_length: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Answer]]:
-    """How likely each answer of each row is under the model; `progress` gets the number of answers as they are done."""
+    """Log-probabilities of all answers of each row under the model; `progress` gets the number of finished answers."""
     encoded = [encode(tokenizer, row, max_length) for row in rows]
     flat = [sequence for row in encoded for sequence in row]
     totals = iter(log_probs(model, flat, tokenizer.pad_token_id, progress))
@@ -68,16 +68,16 @@ def answers(
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> list[int]:
-    """A number for each row that rows with the same prompt share."""
+    """A number for each row, equal for rows with the same prompt."""
     seen: dict[str, int] = {}
     prompts = [prompt_of(row) for row in rows]
     return [seen.setdefault(repr(n if prompt is None else prompt), len(seen)) for n, prompt in enumerate(prompts)]
 
 
 def likelihood_metrics(rows: Sequence[dict[str, Any]], found: Sequence[list[Answer]]) -> dict[str, Metric]:
-    """Loss and perplexity of completions; of pairs, how often the chosen answer is likelier per token, and by how much.
+    """Loss and perplexity of completions; for pairs, accuracy and margin of the log-probability per token.
 
-    Per token, because a sum over tokens prefers the shorter answer.
+    Per token, because the sum over tokens prefers the shorter answer.
     """
     by_prompt = groups(rows)
     if "chosen" in rows[0]:
@@ -101,7 +101,7 @@ def implicit_metrics(
     reference: Sequence[list[Answer]],
     beta: float,
 ) -> dict[str, Metric]:
-    """Accuracy and margin of the implicit reward beta x (log p under the policy - under the reference), per answer."""
+    """Accuracy and margin of the implicit reward of an answer, beta x (log p under policy - log p under reference)."""
     rewards = [
         [beta * (p.log_p - r.log_p) if p.tokens else None for p, r in zip(now, before, strict=True)]
         for now, before in zip(policy, reference, strict=True)
@@ -115,7 +115,7 @@ def implicit_metrics(
 def preference_metrics(
     scores: Sequence[Sequence[float | None]], by_prompt: Sequence[int], prefix: str = ""
 ) -> dict[str, Metric]:
-    """Of (chosen, rejected) scores: how often the chosen one is higher, ties half, and by how much."""
+    """Accuracy (chosen above rejected, ties count half) and mean margin of (chosen, rejected) scores."""
     gaps = [_minus(chosen, rejected) for chosen, rejected in scores]
     accuracy = mean([_wins(gap) for gap in gaps], by_prompt)
     return {f"{prefix}accuracy": accuracy, f"{prefix}margin": mean(gaps, by_prompt)}
@@ -135,7 +135,7 @@ def _wins(gap: float | None) -> float | None:
 
 
 def _good_minus_bad(rows: Sequence[dict[str, Any]], values: Sequence[float | None], by_prompt: Sequence[int]) -> Metric:
-    """The mean over rows labelled good less the mean over those labelled bad."""
+    """The mean over rows labelled good minus the mean over rows labelled bad."""
     import numpy as np
 
     columns = np.zeros((len(rows), 4))

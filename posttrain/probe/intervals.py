@@ -13,9 +13,9 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Metric:
-    """A number over items: `of` maps the sums of `columns` (items, k) over items to it, along the last axis.
+    """A number over items: `of` computes it from the sums of `columns`, (items, k), over the items; (..., k) to (...).
 
-    `groups` (items,) names the group of each item, such as its prompt. A row of zeros is an item it does not apply to.
+    `groups`, (items,), is the group of each item, such as its prompt. Items without a value have a row of zeros.
     """
 
     columns: np.ndarray
@@ -36,12 +36,12 @@ class Metric:
 
 
 def mean(values: Sequence[float | None], groups: Sequence[int]) -> Metric:
-    """The mean of what is not None."""
+    """The mean of the values that are not None."""
     return ratio([value or 0.0 for value in values], [float(value is not None) for value in values], groups)
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float], groups: Sequence[int]) -> Metric:
-    """The sum of one over the sum of the other, such as a loss per token."""
+    """The sum of `numerator` divided by the sum of `denominator`, such as a loss per token."""
     columns = np.stack([np.asarray(numerator, float), np.asarray(denominator, float)], 1)
     return Metric(columns, np.asarray(groups), _divided)
 
@@ -51,7 +51,7 @@ def exponential(metric: Metric) -> Metric:
 
 
 def difference(first: Metric, second: Metric) -> Metric:
-    """`first` - `second` over the same items: paired, so what makes an item hard for both cancels.
+    """`first` - `second` over the same items; it is paired, so that the difficulty of an item cancels.
 
     Raises `ValueError` where the items are not the same.
     """
@@ -68,15 +68,15 @@ def _divided(sums: np.ndarray) -> np.ndarray:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; `None` for fewer than two values."""
+    """The standard error of the mean; `None` for fewer than two values."""
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def interval(metric: Metric, confidence: float, resamples: int, seed: int = SEED) -> tuple[float, float] | None:
     """The bias-corrected and accelerated bootstrap interval (BCa) of the metric; None with fewer than two groups.
 
-    Groups are resampled whole: answers to one prompt are alike, and as many independent items they would make the
-    interval too narrow. Where all resamples agree, both ends are the value.
+    Groups are resampled as a whole: answers to one prompt are similar, and treating them as independent would make the
+    interval too narrow. If all resamples agree, both ends are the value.
     Source: Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82; the acceleration by the jackknife, as in Efron
     and Tibshirani 1993, "An Introduction to the Bootstrap", eqs. 14.9 to 14.15.
     """
@@ -103,14 +103,14 @@ def interval(metric: Metric, confidence: float, resamples: int, seed: int = SEED
 
 
 def _acceleration(left_out: np.ndarray) -> float:
-    """From the values with one group left out each: their skewness over 6 and the root of their number."""
+    """The acceleration of BCa, skewness / (6 sqrt(n)), from n jackknife values (with one group left out)."""
     away = np.mean(left_out) - left_out
     spread = float(np.sum(away**2))
     return float(np.sum(away**3)) / (6 * spread**1.5) if np.isfinite(spread) and spread > 0 else 0.0
 
 
 def _resampled(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums (resamples, k) over as many groups as there are, drawn with replacement."""
+    """Sums over groups that are drawn with replacement, (resamples, k), given each group's `sums`, (groups, k)."""
     generator, groups = np.random.default_rng(seed), len(sums)
     parts, step = [], max(CHUNK // groups, 1)
     for start in range(0, resamples, step):

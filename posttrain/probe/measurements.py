@@ -25,7 +25,7 @@ def callbacks(
     functions: dict[str, Any],
     alarms: Alarms,
 ) -> list[Any]:
-    """The probe where there are `texts`, and before DPO the check of its pairs; `functions` are the run's rewards."""
+    """The probe if there are `texts`, and for DPO the check of its pairs; `functions` are the run's rewards."""
     kind = trainers.of(run.trainer.kind)
     checks_pairs = kind.is_a("DPOTrainer") and bool(run.probe.shift_prompts)
     measures: list[Any] = []
@@ -39,7 +39,7 @@ def callbacks(
     if checks_pairs:
         from posttrain.probe.shift import ShiftCheck
 
-        # Held-out pairs of another path say nothing of those that are learnt from.
+        # Held-out pairs from another path say nothing about the training pairs.
         pairs = data.eval if data.eval is not None and run.data.eval_path is None else data.first
         places = (tracker, directory.metrics, measures[0] if measures else None, run.engine)
         measures.append(ShiftCheck(run.probe, pairs, tokenizer, *places))

@@ -24,9 +24,9 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 
 @dataclass
 class ProbeRewards:
-    """Reward functions by name, those of `gold` with `gold/` before it, and what the config says of each.
+    """Reward functions by name (gold ones as `gold/NAME`), and their entries in the config.
 
-    `training`: the rewards that training raises. `win_by`: the one that decides which of two completions is better.
+    `training`: the rewards that are trained on. `win_by`: the reward that decides which of two completions is better.
     """
 
     functions: dict[str, RewardFunction]
@@ -37,7 +37,7 @@ class ProbeRewards:
     before: dict[int, dict[str, Scores]] = field(default_factory=dict)
 
     def restore(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Take up the measurements in the rows of `samples.jsonl`."""
+        """Read earlier measurements from the rows of `samples.jsonl`."""
         for row in samples:
             known = self.before.setdefault(row["step"], {})
             for name in self.entries:
@@ -46,7 +46,7 @@ class ProbeRewards:
     def measure(
         self, rows: list[dict[str, Any]], drawn: list[Generated], state: Any
     ) -> tuple[dict[str, float], dict[str, Scores]]:
-        """Metrics, and each reward's score of each completion."""
+        """The probe's metrics, and reward name -> the score of each completion."""
         found = score(self.functions, rows, drawn, state)
         scores = {name: [float(v) if applies(v) else None for v in values] for name, values in found.items()}
         environments = dict.fromkeys((name for d in drawn for name in d.scores), RewardConfig())
@@ -64,7 +64,7 @@ class ProbeRewards:
         return metrics, scores
 
     def _change(self, scores: dict[str, Scores], step: int) -> dict[str, float]:
-        """Wins against the start, and how far each gold reward has fallen since its best."""
+        """Win rate against the start, and each gold reward's fall since its best measurement."""
         metrics = {}
         earlier = {s: found for s, found in self.before.items() if s < step}
         if self.win_by in scores and 0 in earlier and self.win_by in earlier[0]:
@@ -82,7 +82,7 @@ class ProbeRewards:
         return metrics
 
     def _drop(self, name: str, now: Scores, earlier: list[Scores]) -> tuple[float, float | None]:
-        """How far a score has fallen since its best mean, paired over prompts, and the standard error of that."""
+        """The fall of a score since the measurement with the best mean, paired over prompts, and its standard error."""
         measured = [scores for scores in (*earlier, now) if any(value is not None for value in scores)]
         sign = self._sign(name)
         best = max(measured, key=lambda scores: sign * fmean(v for v in scores if v is not None), default=now)
@@ -101,7 +101,7 @@ def probe_rewards(
 ) -> ProbeRewards:
     """The run's own rewards (`trained`, with their `functions`), those of the probe, and the gold ones.
 
-    Only an `online` trainer raises the run's own rewards.
+    Only an `online` trainer trains on the run's own rewards.
     """
     own = {name: entry for name, entry in config.rewards.items() if trained.get(name) != entry}
     gold = {f"gold/{name}": entry for name, entry in config.gold.items()}

@@ -1,7 +1,7 @@
-"""Distribution shift of DPO: how likely the policy finds the pairs, compared with its own samples.
+"""Distribution shift of DPO: the policy's log-probabilities of the pairs' answers, compared with its own samples.
 
-DPO makes a chosen answer likelier than a rejected one, and nothing else: where both are far from what the policy says,
-its own answers may stay as they were (docs/dpo.md).
+DPO only makes a chosen answer likelier than a rejected one. If both are far from the policy's own answers, these may
+not change (docs/dpo.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-# Nats per token by which the policy must find the chosen answers less likely than its own for a warning.
+# A warning needs a gap above this: nats per token by which chosen answers are less likely than the policy's own.
 THRESHOLD = 1.0
 SEED = 0
 
@@ -71,9 +71,9 @@ def measure(
 ) -> Shift:
     """Compare the pairs `rows` (prompt, chosen, rejected) with one sample each at temperature 1.
 
-    `samples` are those that are there already, by prompt; `sampler` draws the others, where it is not `model`.
+    `samples` are existing samples by prompt; `sampler` (by default `model`) draws the missing ones.
 
-    Only the first `max_new_tokens` tokens of an answer count, of all three alike: later ones are easier to predict.
+    Only the first `max_new_tokens` tokens of each of the three answers count, since later ones are easier to predict.
     Random numbers come from torch's global generator.
     """
     encoded = encode_prompts(tokenizer, rows)
@@ -88,7 +88,7 @@ def measure(
     for row in rows:
         for prompt, answer in encode_answer(tokenizer, row["prompt"], [row["chosen"], row["rejected"]], row=row):
             sequences.append((prompt, answer[:max_new_tokens]))
-    # An answer that is the beginning of the other has no tokens of its own.
+    # An answer may be without tokens, hence `max` below; its mean is then 0.
     with Phase(f"pairs    log-probabilities of {len(sequences)} answers", len(sequences)) as phase:
         totals = log_probs(model, sequences, tokenizer.pad_token_id, phase.advance)
     each = [total / max(len(answer), 1) for total, (_, answer) in zip(totals, sequences, strict=True)]
@@ -99,9 +99,9 @@ def measure(
 
 
 class ShiftCheck(TrainerCallback):
-    """Measures when training begins, not when it is resumed; logs `shift/*` at step 0 and says what it means.
+    """Measures at the start of a training, not at a resume; logs `shift/*` at step 0 and prints what it means.
 
-    `probe` comes before it, and has samples of the prompts that both have.
+    `probe` runs before it; its samples are used for prompts that both measure.
     """
 
     def __init__(

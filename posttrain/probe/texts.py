@@ -52,7 +52,7 @@ def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational
                 f"probe.texts={config.texts}: row {index}, column text: expected text, got {row['text']!r:.80}"
             )
         domain = texts.setdefault(str(row["domain"]), [])
-        # The first token is only given, never predicted.
+        # The first token is given and not predicted, so a text needs two.
         if len(domain) < config.text_rows and len(ids := tokenizer(row["text"])["input_ids"][: config.text_tokens]) > 1:
             domain.append(ids)
     if config.texts and not any(texts.values()):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from posttrain.report.compare import Comparison
 
 FORMATS = {"csv": tables.as_csv, "json": tables.as_json, "markdown": tables.as_markdown}
-# What a folder of a report is known by.
+# The file that marks a folder as a report.
 MARKER = "report.json"
 
 

@@ -14,8 +14,8 @@ from posttrain.runs.metrics import read
 
 @dataclass(frozen=True)
 class Baseline:
-    """Best of n, chosen by the score of the run `name`. `rewards` has, for each metric, (mean, standard error over
-    prompts) for each of `ns`; `kl` are nats."""
+    """Best-of-n by the score in the run `name`. `rewards` maps a metric to (mean, standard error over prompts) for
+    each of `ns`; `kl` is in nats."""
 
     name: str
     chosen_by: str
@@ -70,7 +70,7 @@ def baseline(run: Run, probed: Sequence[str]) -> Baseline | str:
 
 
 def _prompts(run: Run, n: int) -> list[dict[str, list[Any]]]:
-    """For each prompt the rewards of its n completions, by name."""
+    """For each prompt: name -> the rewards of its n completions."""
     result = []
     for piece in read(run.path / "rewards.jsonl"):
         rewards = piece["rewards"] if isinstance(piece.get("rewards"), dict) else {}
@@ -81,7 +81,7 @@ def _prompts(run: Run, n: int) -> list[dict[str, list[Any]]]:
 
 
 def _whole(values: list[Any]) -> bool:
-    """All numbers; or none, where a reward does not apply to the prompt."""
+    """Whether all values are numbers, or all are None, for a reward that does not apply to the prompt."""
     if all(value is None for value in values):
         values.clear()
         return True
@@ -89,6 +89,6 @@ def _whole(values: list[Any]) -> bool:
 
 
 def _ns(most: int) -> tuple[int, ...]:
-    """1, 2, 4, … and the most there are."""
+    """1, 2, 4, …, and `most`."""
     powers = [1 << i for i in range(most.bit_length()) if 1 << i <= most]
     return tuple(dict.fromkeys([*powers, most]))

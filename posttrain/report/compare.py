@@ -18,18 +18,18 @@ from posttrain.runs import metrics
 
 START = "the starting policy"
 REWARDS = ("probe/gold/", "probe/rewards/")
-# What the probe logs that is an axis, its total, its cost, or the error of something else.
+# Metrics of the probe that show no failure mode: the axes, and the probe's cost.
 NOT_A_MODE = ("probe/kl", "probe/reward", "probe/seconds", "probe/share")
 INTERVAL_SUFFIXES = ("_low", "_high")
 
 
 @dataclass
 class Comparison:
-    """`groups` are all trained ones, `probed` those with KL to `reference`, `compared` those of them with `metric`
-    (a held-out metric needs no KL); `front` indexes `compared`.
+    """`groups` are all trained groups, `probed` those with KL to `reference`, `compared` those with `metric`, which are
+    among `probed` unless it is a held-out metric; `front` are indices of `compared`.
 
-    `fits` are by metric and then by method or best-of-n's run; gains count from `start`, by metric. `best_of` are the
-    baselines of the starting policy.
+    `fits` are by metric, then by method or by the run of best-of-n. `start` is the starting policy's value by metric,
+    from which gains are counted. `best_of` are the best-of-n baselines of the starting policy.
     """
 
     found: Found
@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def modes(self) -> list[str]:
-        """Metrics that show failure modes: everything else that the probe measures."""
+        """Metrics that show failure modes: everything that the probe measures besides rewards and KL."""
         found = {m for g in self.groups for m in _metrics(g) if m.startswith("probe/")}
         apart = (*NOT_A_MODE, self.metric)
         return sorted(m for m in found if not m.startswith(REWARDS) and m not in apart and not _beside_another(m))
@@ -73,7 +73,7 @@ class Comparison:
 def compare(
     found: Found, metric: str | None, budgets: list[float], reference: str | None, lower: bool = False
 ) -> Comparison:
-    """Pool, choose the reference and the metric unless they are given, and conclude; raises `PosttrainError`."""
+    """Pool seeds, choose reference and metric if they are not given, and compare; raises `PosttrainError`."""
     trained = on_gold([run for run in found.runs.values() if run.job == "train"])
     names = {run.name: run for run in found.runs.values()}
     groups, repeated = pool(trained, names)
@@ -110,7 +110,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     _seen(result)
     _prompts(result)
     candidates = [c for group in result.compared if group.finished and (c := _candidate(group, metric))]
-    # The start too: what has moved away from it and is no better is on no front.
+    # The front includes the start, so that a group that is no better than the start is not on it.
     start = _start(result, metric)
     pool_ = [*start, *candidates]
     placed = [c for c in pool_ if c.kl]
@@ -121,7 +121,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     if not candidates:
         result.notes.append("no finished run to choose from")
         return
-    # Without budgets: at the KL of each point of the front, and whatever the KL.
+    # By default, budgets are the KL of each point of the front, and none.
     held_out = heldout.is_held_out(metric)
     at = budgets or ({} if held_out else dict.fromkeys(_round_up(c.distance) for c in steps[:-1]))
     for budget in [*at, *([] if budgets else [None])]:
@@ -135,7 +135,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         seen = verdict.best.group is not None and trained_on(verdict.best.group, metric)
         result.verdicts.append(_with_best_of_n(verdict, metric, result.best_of if seen else blind, limit))
         if seen:
-            # What a person can have who has no such reward to train on.
+            # The best that is possible without training on that reward.
             fair = [c for c in pool_ if c.group is None or not trained_on(c.group, metric)]
             other = judge(fair, metric, budget, result.minimise, pool_)
             sentence = f"Of those that never saw {name(metric)}: {other.sentence[0].lower()}{other.sentence[1:]}"
@@ -143,7 +143,7 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
 
 
 def _round_up(kl: float) -> float:
-    """A budget a person would write that holds `kl`."""
+    """`kl` rounded up to a short number."""
     for digits in (1, 2, 3, 6):
         if (up := round(kl, digits)) >= kl or (up := round(kl + 0.5 * 10**-digits, digits)) >= kl:
             return up
@@ -170,7 +170,7 @@ def _start(result: Comparison, metric: str) -> list[Candidate]:
 
 
 def _with_best_of_n(verdict: Verdict, metric: str, best_of: list[Baseline], limit: float) -> Verdict:
-    """With a sentence on best-of-n at the same KL, where there is one."""
+    """The verdict with a sentence on best-of-n at the same KL, if there is a baseline."""
     for one in best_of:
         if (there := one.within(metric, limit)) and there[0] > 1:
             n, reward = there
@@ -183,7 +183,7 @@ def _with_best_of_n(verdict: Verdict, metric: str, best_of: list[Baseline], limi
 
 
 def _reference(probed: list[Group], found: Found, wanted: str | None, result: Comparison) -> list[Group]:
-    """The groups whose KL is to one and the same model: the one `wanted`, or that of most groups."""
+    """The groups with KL to the same model: to `wanted`, or to the model of most groups."""
     of = {id(group): reference(group.runs[0], found) for group in probed}
     counts = Counter(key for key, _ in of.values())
     labels = dict(of.values())
@@ -223,7 +223,7 @@ def reference(run: Run, found: Found) -> tuple[str, str]:
 
 
 def _no_frontier(result: Comparison) -> list[str]:
-    """A note where the picture of reward against KL lacks an axis, with the fix."""
+    """A note, with the fix, if the picture of reward against KL lacks an axis."""
     have_kl = any(group.mean("probe/kl") for group in result.compared or result.groups)
     if result.metric and not heldout.is_held_out(result.metric):
         return []
@@ -237,8 +237,8 @@ def _no_frontier(result: Comparison) -> list[str]:
 
 
 def _metric(groups: list[Group], everyone: list[Group], wanted: str | None) -> str | None:
-    """`wanted` under its full name, or gold before any other reward, that of most groups first; without a reward the
-    held-out metric of most of `everyone`."""
+    """The full name of `wanted`; by default a gold reward, else another reward, in each case that of most groups; else
+    the held-out metric of most of `everyone`."""
     counts = Counter(
         metric
         for group in groups
@@ -269,7 +269,7 @@ def _minimise(metric: str, groups: list[Group]) -> bool:
 
 
 def _baselines(result: Comparison) -> None:
-    """Sampled sets of the model that is the reference."""
+    """Add the best-of-n baselines from runs of job=sample of the reference model."""
     own = reference(result.compared[0].runs[0], result.found)[0]
     for run in result.others:
         if run.job == "sample" and reference(run, result.found)[0] == own:
@@ -280,19 +280,19 @@ def _baselines(result: Comparison) -> None:
                 result.best_of.append(made)
                 if made.split == "train":
                     result.notes.append(f"{run.name}: best-of-n is over training prompts (sample.split=eval is fairer)")
-    # Beside a verdict stands the first: over held-out prompts, and by what the runs may see, before the others.
+    # A verdict names the first one; those on held-out prompts, and not chosen by the gold reward, come first.
     result.best_of.sort(key=lambda one: (chosen_on_gold(one, str(result.metric)), one.split == "train"))
 
 
 def _seen(result: Comparison) -> None:
-    """Who trained on gold."""
+    """Add a note on groups that were trained on the gold reward."""
     metric = str(result.metric)
     if seen := [group.label for group in result.compared if trained_on(group, metric)]:
         result.notes.append(f"{', '.join(seen)}: trained on {name(metric)} itself, which the other runs never saw")
 
 
 def _prompts(result: Comparison) -> None:
-    """Rewards on different prompts are not on one ruler."""
+    """Add a note on groups that were probed on other prompts, whose rewards are not comparable."""
     sets: dict[frozenset[str], list[str]] = {}
     for group in result.compared:
         if last := group.runs[0].last(str(result.metric)):
@@ -305,7 +305,7 @@ def _prompts(result: Comparison) -> None:
 
 
 def _fits(result: Comparison, metric: str) -> dict[str, Fit]:
-    """The curves of Gao et al. by method, over all logged points of its groups; and of best-of-n."""
+    """The curves of Gao et al. for each method, fitted to all points of its groups, and for best-of-n."""
     if metric not in result.start:
         return {}
     base, fits = result.start[metric], {}
@@ -347,7 +347,7 @@ MODES = {
 
 
 def title(metric: str) -> str:
-    """A metric as a column or axis names it: "gold reward: sentiment", "reward: length", "preference accuracy"."""
+    """A metric's title on a column or axis: "gold reward: sentiment", "reward: length", "preference accuracy"."""
     if metric in MODES:
         return MODES[metric]
     unit = " (nats per token)" if metric.startswith(("probe/nll/", "probe/forgetting/")) else ""

@@ -10,7 +10,7 @@ AS_GOLD = {"rewards": "gold", "rewards_stderr": "gold_stderr"}
 
 
 def on_gold(runs: list[Run]) -> list[Run]:
-    """`runs`, where a reward that one trains on and others have as gold, by name and function or model, is gold."""
+    """`runs`, where a training reward counts as gold if other runs have it as gold, by name and function or model."""
     golds = {name: entry for run in runs for name, entry in _entries(run, "probe.gold").items()}
     return [_renamed(run, [n for n, e in _entries(run, "reward").items() if golds.get(n) == e]) for run in runs]
 
@@ -22,7 +22,7 @@ def trained_on(group: Group, metric: str) -> bool:
 
 
 def chosen_on_gold(baseline: Baseline, metric: str) -> bool:
-    """Whether `metric` is a gold reward, and what the completions of `baseline` were chosen by."""
+    """Whether `metric` is a gold reward, and the completions of `baseline` were chosen by it."""
     kind, _, reward = metric.removeprefix("probe/").partition("/")
     return kind == "gold" and reward in {term.rpartition(" ")[2] for term in baseline.chosen_by.split(" + ")}
 
@@ -34,7 +34,7 @@ def _renamed(run: Run, names: list[str]) -> Run:
 
 
 def _entries(run: Run, place: str) -> dict[str, tuple[object, object]]:
-    """The function or model of each reward in the settings at `place`, by name."""
+    """Name -> (function, model) of each reward in the settings at `place`."""
     found: dict[str, tuple[object, object]] = {}
     for key in run.settings:
         if key.startswith(f"{place}."):

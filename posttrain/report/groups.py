@@ -17,15 +17,15 @@ from posttrain.runs.metrics import stderr_metric
 
 # The order of methods in tables, legends and colours.
 METHODS = ("sft", "distillation", "dpo", "kto", "cpo", "orpo", "ppo", "grpo", "rloo", "reward")
-# Settings in a label; runs that differ in more go by their names.
+# Most settings in a label; runs that differ in more settings are labelled by their names.
 MAX_LABEL_SETTINGS = 3
-# What changes neither the training nor a measurement, only how often and where it is measured, logged and kept.
+# Settings that change neither training nor results, only how often and where a run measures, logs and saves.
 IGNORED_SETTINGS = ("probe.every", "probe.during", "probe.batch_size", "probe.shift_prompts")
 IGNORED_ARGS = re.compile(
     r"trainer\.args\.(eval_|save_|logging_|per_device_eval_|dataloader_(num_|pin_|persistent_|prefetch_)|log_"
     r"|report_to$|run_name$|output_dir$|disable_tqdm$|num_completions_to_print$)"
 )
-# What distinguishes the runs of one group.
+# The end of a run's name that distinguishes the seeds of a group.
 SEED = re.compile(r"[_-]seed[_-]?\d*$")
 
 
@@ -40,17 +40,17 @@ class Mean:
     each: tuple[float, ...]
 
     def __str__(self) -> str:
-        # As many decimals in both.
+        # Both with the same number of decimals.
         places = len(number(self.value).partition(".")[2])
         return number(self.value) + (f" ± {self.error:.{places}f}" if self.error is not None else "")
 
 
 @dataclass(eq=False)
 class Group:
-    """Runs of the same settings. `runs` are one a seed; those that count are the finished ones, or else all.
+    """Runs of the same settings, one per seed. Results come from the finished runs, or from all if none is finished.
 
-    `method` is the trainer, and, where runs of one trainer are rewarded by different rewards, also by which: PPO on a
-    learned reward and PPO on gold are two methods. `variant` numbers those of one trainer.
+    `method` is the trainer and, where runs of one trainer have different rewards, the rewards: PPO on a learned reward
+    and PPO on gold are two methods. `variant` numbers the methods of one trainer.
     """
 
     method: str
@@ -85,7 +85,7 @@ class Group:
         return [{"run": run.name, **alarm} for run in self.runs for alarm in run.alarms]
 
     def mean(self, metric: str, start: bool = False) -> Mean | None:
-        """The last value of `metric` over seeds (or its value before training); `None` where it was not logged."""
+        """The mean over seeds of the last value of `metric` (or of the first); `None` where it was not logged."""
         values, errors = [], []
         for run in self.counted:
             found = (0, run.points[0]) if start and metric in run.points.get(0, {}) else run.last(metric)
@@ -106,7 +106,7 @@ class Group:
         return Mean(values[0], errors[0], over if errors[0] is not None else "", tuple(values))
 
     def path(self, *metrics: str) -> list[dict[str, float]]:
-        """The points at which all of `metrics` were logged, means over seeds by step."""
+        """The mean over seeds of `metrics` at each step at which all of them were logged."""
         steps: dict[int, list[dict[str, float]]] = {}
         for run in self.counted:
             for step, point in run.points.items():
@@ -115,7 +115,7 @@ class Group:
         return [{"step": s, **{m: fmean(p[m] for p in steps[s]) for m in metrics}} for s in sorted(steps)]
 
     def by_prompt(self, metric: str, start: bool = False) -> dict[str, float]:
-        """Prompt by prompt, the mean over seeds, at the end or before training; prompts that all seeds have."""
+        """Prompt -> mean over seeds, at the end or before training, for prompts that all seeds have."""
         each = []
         for run in self.counted:
             if (last := run.last(metric)) and (start is False or metric in run.points.get(0, {})):
@@ -125,14 +125,14 @@ class Group:
 
 
 def pool(runs: Sequence[Run], names: dict[str, Run]) -> tuple[list[Group], dict[Path, str]]:
-    """Groups by method and label, and the runs that repeat another's settings and seeds, with that one's name.
+    """Groups by method and label; and each run that repeats the settings and seeds of another -> that run's name.
 
-    A setting that names a run, of any job, in `names` counts by that run's own settings: seeds of a pipeline pool.
+    A setting that names a run in `names` counts by that run's settings, so that seeds of a pipeline are pooled.
     """
     rewarded = {run.kind: _variants(runs, run.kind) for run in runs}
     groups: dict[tuple[str, str], Group] = {}
     repeated: dict[Path, str] = {}
-    # Of two that are the same, the one that was measured more often.
+    # Of two equal runs, the one that was measured more often is kept.
     for run in sorted(runs, key=lambda run: (not run.finished, -len(run.points), run.name)):
         key = identity(run, names)
         several = len(rewarded[run.kind]) > 1
@@ -142,7 +142,7 @@ def pool(runs: Sequence[Run], names: dict[str, Run]) -> tuple[list[Group], dict[
         same = next(
             (other for other in group.runs if other.seed == run.seed and _lineage(other) == _lineage(run)), None
         )
-        # Where a seed decides nothing (KTO reads its rows in their order), a second run is no second measurement.
+        # If the seed changes nothing (KTO reads its rows in order), a second run is no second measurement.
         made = run.record.get("content")
         twin = next((other for other in group.runs if made and other.record.get("content") == made), None)
         if same:
@@ -160,20 +160,20 @@ def pool(runs: Sequence[Run], names: dict[str, Run]) -> tuple[list[Group], dict[
 
 
 def _variants(runs: Sequence[Run], kind: str) -> list[tuple[str, ...]]:
-    """The sets of rewards of a trainer's runs, that of most runs first."""
+    """The different sets of rewards of a trainer's runs, the most frequent first."""
     counts = Counter(run.rewarded for run in runs if run.kind == kind)
     return sorted(counts, key=lambda names: (-counts[names], names))
 
 
 def identity(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> str:
-    """The settings that count, as text."""
+    """The settings that distinguish groups, as text."""
     return json.dumps(_counting(run, names, seen), sort_keys=True, default=str)
 
 
 def _counting(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """All settings but seeds and what lies beside; a run in them counts by its own settings, or by what it made."""
+    """The settings that distinguish groups: all but seeds, names and paths; a run counts by its settings or content."""
     contents = {p.get("path"): p.get("content") for p in _parents(run)}
-    # Where the best checkpoint becomes the model, how often it is evaluated and saved decides which that is.
+    # If the best checkpoint becomes the model, the intervals of evaluations and checkpoints change the result.
     chosen = run.settings.get("trainer.args.load_best_model_at_end")
 
     def counted(value: Any) -> Any:
@@ -199,9 +199,9 @@ def _lineage(run: Run) -> list[Any]:
 
 
 def differing(groups: Sequence[Group], names: dict[str, Run]) -> dict[str, list[str]]:
-    """The settings that count and differ between `groups`, with their value in each; "" where one does not have it.
+    """The settings that differ between `groups`, with the value in each; "" where a group does not have it.
 
-    Seeds of the same parent are one setting, though their folders have their own names.
+    Seeds of the same parent count as one value, although their folders have different names.
     """
     first = [group.runs[0] for group in groups]
     counting = [_counting(run, names) for run in first]
@@ -213,7 +213,7 @@ def differing(groups: Sequence[Group], names: dict[str, Run]) -> dict[str, list[
 
 
 def _label(groups: list[Group], names: dict[str, Run]) -> None:
-    """`method` and the settings that differ between the groups of that method, or, when those are many, its name."""
+    """Set each group's label: `method` and the settings that differ within it, or its name if these are many."""
     for method in {group.method for group in groups}:
         own = [group for group in groups if group.method == method]
         rows = differing(own, names)
@@ -231,14 +231,14 @@ def _label(groups: list[Group], names: dict[str, Run]) -> None:
 
 
 def _name(group: Group) -> str:
-    """The common beginning of its runs' names, without their digests and seeds."""
+    """The common beginning of the runs' names, without their digests and seeds."""
     names = [run.name.rpartition("-")[0] or run.name for run in group.runs]
     same = [letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))]
     return SEED.sub("", "".join(same)).rstrip("_-") or names[0]
 
 
 def _short(key: str, rows: dict[str, Any]) -> str:
-    """The last part of a setting's name, with the one before where that is not enough."""
+    """The last part of a setting's name, with the part before it if needed to be unique."""
     last = key.rpartition(".")[2]
     alone = sum(other.rpartition(".")[2] == last for other in rows) == 1
     return last if alone else ".".join(key.split(".")[-2:])
@@ -258,7 +258,7 @@ def _rank(method: str) -> int:
 
 
 def _natural(group: Group) -> tuple[Any, ...]:
-    """0.05 before 0.1 before 0.5."""
+    """A sort key that orders numbers in labels by value: 0.05 before 0.1 before 0.5."""
     parts = group.label.replace("=", " ").split()
     return tuple((0, float(p), "") if p.replace(".", "", 1).isdigit() else (1, 0.0, p) for p in parts)
 

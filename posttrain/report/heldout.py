@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from posttrain.report.groups import Group
 from posttrain.report.runs import Run
 
-# Best known first: what the report compares by where there is no reward.
+# Metrics by which runs without a reward are compared, best known first.
 METRICS = (
     *("eval_rewards/accuracies", "eval_accuracy", "eval_rewards/margins", "eval_margin"),
     *("eval_loss", "eval_mean_token_accuracy"),
@@ -18,14 +18,14 @@ def is_held_out(metric: str) -> bool:
 
 
 def choose(groups: Sequence[Group]) -> str | None:
-    """The metric to compare by: the best known one of each group, and of those the one of most groups."""
+    """The metric to compare by: the best known metric of each group, and of these the one that most groups have."""
     own = [next((metric for metric in METRICS if group.mean(metric)), None) for group in groups]
     counts = Counter(metric for metric in own if metric)
     return max(counts, key=lambda metric: (counts[metric], -METRICS.index(metric)), default=None)
 
 
 def comparable(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:
-    """Those of `groups` that `metric` compares, and a remark for each reason that others are left out."""
+    """The groups that can be compared by `metric`, and a remark for each reason to leave others out."""
     having = [group for group in groups if group.mean(metric)]
     notes = []
     if metric in ("eval_loss", "eval_margin", "eval_rewards/margins", "eval_mean_token_accuracy"):
@@ -41,7 +41,7 @@ def comparable(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[
 
 
 def _most(groups: list[Group], key: Callable[[Group], str]) -> tuple[list[Group], list[Group]]:
-    """The groups that share the most frequent key, and the others."""
+    """The groups with the most frequent key, and the others."""
     counts = Counter(key(group) for group in groups)
     if len(counts) < 2:
         return groups, []

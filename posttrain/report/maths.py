@@ -10,7 +10,7 @@ import numpy as np
 
 
 def pareto_front(points: Sequence[tuple[float, float]], minimise: bool = False) -> list[int]:
-    """Indices of the (KL, reward) points that no other beats on both axes, by rising KL; of equals the first."""
+    """Indices of the (KL, reward) points on the Pareto front, by rising KL; of equal points the first."""
     sign = -1.0 if minimise else 1.0
     front: list[int] = []
     best = -math.inf
@@ -33,8 +33,8 @@ def best_of_n_kl(n: int) -> float:
 def best_of_n(proxy: Sequence[float], values: Sequence[float], n: int) -> float:
     """The expected value of the completion that `proxy` prefers among n, from N >= n completions of one prompt.
 
-    Unbiased: the mean over all subsets of n. In order of the proxy, the i-th of N (from 0) is the best of
-    C(i, n - 1) of the C(N, n) subsets; equals in the proxy share theirs.
+    Unbiased: the mean over all subsets of n. Sorted by the proxy, the i-th of N (from 0) is the best in C(i, n - 1) of
+    the C(N, n) subsets; completions with equal proxy share their subsets.
     Source: Nakano et al. 2021, "WebGPT", appendix I; Gao et al. 2022, section 2.
     """
     if not 1 <= n <= len(proxy):
@@ -53,8 +53,8 @@ class Fit:
     """A curve of over-optimisation: the reward gained at d = sqrt(KL), by alpha and beta of `form`.
 
     `rl`: d (alpha - beta log d); `best_of_n`: d (alpha - beta d). `errors` are the standard errors of alpha and beta,
-    too small where points depend on one another; `r2` is the share of variance it explains, and `reach` the largest KL
-    of the points.
+    which are too small if points are dependent; `r2` is the share of explained variance, `reach` the largest KL in
+    nats.
     Source: Gao et al. 2022, "Scaling Laws for Reward Model Overoptimization", section 3.1.
     """
 
@@ -86,7 +86,7 @@ class Fit:
 def fit(form: str, kl: Sequence[float], gain: Sequence[float]) -> Fit | None:
     """Least squares in alpha and beta, both linear; `None` with fewer than three different KLs above 0.
 
-    `gain` is the reward less that of the starting policy, so that the curve goes through (0, 0).
+    `gain` is the reward minus that of the starting policy, so the curve goes through (0, 0).
     """
     d = np.sqrt(np.asarray(kl, float))
     y = np.asarray(gain, float)[d > 0]
@@ -147,7 +147,7 @@ class Spread:
     groups: int
 
     def interval(self, difference: float, counts: Sequence[int], confidence: float = 0.95) -> tuple[float, float]:
-        """Of a difference of means over so many values each; a mean that is not counted is known exactly."""
+        """The interval of a difference of means over `counts` values each; a mean without a count is exact."""
         from scipy.special import stdtrit
 
         error = math.sqrt(self.variance * sum(1 / n for n in counts))
@@ -155,7 +155,7 @@ class Spread:
         return difference - half, difference + half
 
     def exceeds(self, other: Spread, level: float = 0.01) -> bool:
-        """Whether the variance is larger than `other`, of other groups, by more than chance (one-sided F test)."""
+        """Whether the variance is significantly larger than `other`, which is of other groups (one-sided F test)."""
         from scipy.special import fdtri
 
         return self.variance > other.variance * float(fdtri(self.freedom, other.freedom, 1 - level))
@@ -164,8 +164,8 @@ class Spread:
 def spread(samples: Iterable[Sequence[float]]) -> Spread | None:
     """The variance within `samples`, from those with two values or more; `None` where there are none.
 
-    The mean square within groups of a one-way analysis of variance: the sum of squared distances to each sample's own
-    mean, over the number of values less that of samples. It holds for each where all vary alike.
+    The mean square within groups of a one-way analysis of variance: the sum of squared distances to each sample's
+    mean, divided by the number of values minus that of samples. It assumes equal variances.
     Source: Fisher 1925, "Statistical Methods for Research Workers", chapter VII.
     """
     arrays = [np.asarray(values, float) for values in samples if len(values) > 1]

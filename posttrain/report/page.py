@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent
-# Prompts whose completions are shown side by side, and the characters of a long text that are kept: its end.
+# Prompts whose completions are shown side by side; characters at the end of a long text that are kept.
 PROMPTS = 24
 LONGEST = 2000
 LINE_LENGTH = 140
-# Share of words that two completions must have in common to be shown as changes.
+# Least share of common words with which two completions are shown as changes.
 MIN_COMMON_WORDS = 0.3
-# Pixels of the page for an inch of a picture.
+# Pixels of the page per inch of a picture.
 DPI = 100
 PICTURES = {
     "frontier": (
@@ -46,7 +46,7 @@ PICTURES = {
 
 
 def render(c: Comparison, figures: dict[str, Figure]) -> str:
-    """The page; every text in it is escaped, and its policy forbids scripts but its own."""
+    """The page; every text in it is escaped, and its policy allows only its own script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -56,7 +56,7 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
     return environment.get_template("page.html").render(
         style=(FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
-        # The policy names the script by its digest: text that slipped through escaping would still not run.
+        # The policy names the script by its digest, so no other script can run, even if escaping failed.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         breakable=Markup(".<wbr>"),
         methods=list(of_method),
@@ -83,7 +83,7 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
 
 
 def _lines(c: Comparison, part: list[list[str]]) -> list[list[str]]:
-    """Without columns that are empty everywhere."""
+    """The lines without columns that are empty everywhere."""
     if not part:
         return []
     kept = [i for i in range(len(part[0])) if i == 0 or any(row[i] for row in part[1:])]
@@ -105,18 +105,18 @@ def described(c: Comparison, name: str) -> str:
 
 
 def svg(figure: Figure) -> Any:
-    """A figure as inline SVG, its marks in classes by method."""
+    """A figure as inline SVG; its marks have their method as class."""
     import matplotlib
     from markupsafe import Markup
 
     out = io.StringIO()
-    # The same comparison gives the same file: no date, no random names.
+    # No date and no random names, so that the same comparison gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "posttrain"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    # The same method in several pictures would be the same id, which a page may hold once.
-    # What stands behind the bar is said where a mark is pointed at.
+    # Ids become classes, since a method is in several pictures, and a page may hold an id only once.
+    # The text behind the bar becomes the tooltip of a mark.
     text = re.sub(r'id="((?:method-[\w-]+)|best-of-n)\|([^"]*)"', r'class="\1" data-tip="\2" tabindex="0"', text)
     text = re.sub(r'id="((?:method-[\w-]+)|best-of-n)"', r'class="\1"', text)
     text = re.sub(
@@ -143,7 +143,7 @@ def fits(c: Comparison) -> list[list[str]]:
 
 
 def samples(c: Comparison) -> list[dict[str, Any]]:
-    """By prompt, the completion of each group (its first seed) at the end, behind that of the start."""
+    """For each prompt, the start's completion, then the final completion of each group (its first seed)."""
     prompts: dict[str, list[dict[str, Any]]] = {}
     for group in c.probed or c.groups:
         run = group.counted[0]
@@ -160,13 +160,13 @@ def samples(c: Comparison) -> list[dict[str, Any]]:
             if all(one["who"] != group.label for one in answers):
                 start = answers[0]["text"] if answers and answers[0]["who"] == START else None
                 answers.append(_completion(group.label, group.method, row, start))
-    # Those that most runs answered first.
+    # First the prompts that most runs answered.
     most = sorted(prompts.items(), key=lambda item: -len(item[1]))[:PROMPTS]
     return [{"prompt": _short(p), "short": _short(" ".join(p.split()), LINE_LENGTH), "answers": a} for p, a in most]
 
 
 def _completion(who: str, method: str, row: dict[str, Any], start: str | None) -> dict[str, Any]:
-    """A completion with its scores; `pieces` tell what of it the completion of the start does not have."""
+    """A completion with its scores; `pieces` are its differences to the completion of the start."""
     scores = {k: v for k, v in row.items() if k not in ("step", "prompt", "completion") and isinstance(v, (int, float))}
     marks = [f"{name.replace('_', ' ')} {number(float(value))}" for name, value in scores.items()]
     text = _short(str(row.get("completion", "")))
@@ -177,7 +177,7 @@ def _completion(who: str, method: str, row: dict[str, Any], start: str | None) -
 def changes(before: str, after: str) -> list[tuple[str, str]]:
     """Words of `after` as (same, text) and (new, text), with those of `before` that are missing as (gone, text).
 
-    Texts that share little are not compared word by word, which would be a mosaic: all of `after` is new.
+    If texts have little in common, a comparison word by word would be unreadable, and all of `after` is new.
     """
     old, new = (re.findall(r"\S+\s*|\s+", text) for text in (before, after))
     matcher = difflib.SequenceMatcher(None, [w.strip() for w in old], [w.strip() for w in new], autojunk=False)

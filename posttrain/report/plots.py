@@ -16,11 +16,11 @@ from posttrain.runs.curves import LINE_FROM, smooth, whole_steps, widen
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Names next to the points of the front, and groups up to which the others are named too: more are a thicket.
+# Most names next to points of the front; most groups with which other points are named, since more would overlap.
 NAMED, MOST_NAMED = 8, 24
-# Over-optimisation panels, and those of failure modes.
+# Most panels of over-optimisation and of failure modes.
 MOST_REWARDS, MOST_MODES = 4, 18
-# Training panels: where a run logged several of a panel's metrics, the one with most points. Only like units together.
+# Training panels -> metrics of the same unit; of several that a run logged, the one with most points is shown.
 TRAINING = {
     "training loss": ("loss",),
     "reward": ("reward", "eval_reward"),
@@ -34,7 +34,7 @@ TRAINING = {
 
 
 def draw(c: Comparison) -> dict[str, Figure]:
-    """Every picture there is something for, by file name."""
+    """File name -> picture, for every picture that has data."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -54,7 +54,7 @@ def draw(c: Comparison) -> dict[str, Figure]:
 
 
 def frontier(c: Comparison) -> Figure:
-    """Final reward against KL, a point a group, the Pareto front, training as thin lines, best-of-n as the baseline."""
+    """Final reward against KL, a point per group, with the Pareto front, training as thin lines, and best-of-n."""
     figure, (axis,) = style.panels(1, 1, (7.2, 4.8))
     metric = str(c.metric)
     _points(axis, metric, c.compared)
@@ -71,7 +71,7 @@ def frontier(c: Comparison) -> Figure:
     front = [(kl.value, reward.value) for kl, reward in ends if kl and reward]
     line = [(0.0, c.start[metric]), *front] if front and metric in c.start else front
     if len(line) > 1:
-        # Steps: between two points the budget still buys no more than the cheaper one.
+        # As steps: a budget between two points allows only the lower one.
         axis.step(*zip(*line, strict=True), where="post", color="#444444", lw=7, alpha=0.15, zorder=0)
     if metric in c.start:
         axis.axhline(c.start[metric], color="#888888", lw=0.8, ls=(0, (1, 3)))
@@ -87,7 +87,7 @@ def frontier(c: Comparison) -> Figure:
 
 
 def _names(axis: Any, c: Comparison, metric: str) -> None:
-    """Whole names next to the front; at the other points only what distinguishes them from those of their method."""
+    """Label points of the front with full names, others with what distinguishes them within their method."""
     from matplotlib.patheffects import withStroke
 
     front = [c.compared[i] for i in c.front][-NAMED:]
@@ -112,7 +112,7 @@ def _names(axis: Any, c: Comparison, metric: str) -> None:
 
 
 def overoptimisation(c: Comparison) -> Figure | None:
-    """The gain over the start against the root of KL, with the fitted curves and their peaks."""
+    """The gain over the start against the square root of KL, with the fitted curves and their peaks."""
     shown = [m for m in c.rewards if is_reward(m) and m in c.start and any(g.path("probe/kl", m) for g in c.compared)]
     shown = shown[:MOST_REWARDS]
     if not shown:
@@ -127,7 +127,7 @@ def overoptimisation(c: Comparison) -> Figure | None:
                 "color": colours[who] if rl else style.BEST_OF[0],
                 "gid": style.gid(who) if rl else "best-of-n",
             }
-            # Only as far as was measured: beyond it the form is a guess.
+            # Only up to the largest measured KL; beyond it the curve would be a guess.
             d = np.linspace(0, fit.reach**0.5, 200)
             axis.plot(d, fit(d), lw=1.5, ls="-" if rl else ":", **look)
             if fit.peak and fit.peak[0] <= fit.reach:
@@ -160,7 +160,7 @@ def _gains(axis: Any, c: Comparison, metric: str) -> None:
 
 
 def training(c: Comparison) -> Figure | None:
-    """The runs' logs of training, a line a group (mean over seeds), over optimizer steps."""
+    """Training metrics over optimizer steps, a line per group (mean over seeds)."""
     panels: dict[str, list[tuple[Group, str, list[dict[str, float]]]]] = {}
     for heading, keys in TRAINING.items():
         for group in c.groups:
@@ -211,14 +211,14 @@ def failure_modes(c: Comparison) -> Figure | None:
 
 
 def _modes(c: Comparison) -> list[str]:
-    """The best known first; without what forgetting shows already, from another zero."""
+    """The metrics of failure modes, best known first; without the likelihoods that forgetting already shows."""
     twice = {metric.replace("/forgetting/", "/nll/") for metric in c.modes if metric.startswith("probe/forgetting/")}
     order = [*MODES, *c.modes]
     return sorted((metric for metric in c.modes if metric not in twice), key=order.index)
 
 
 def _points(axis: Any, metric: str, groups: Sequence[Group]) -> None:
-    """The final point of each group with bars, hollow while it is unfinished, and thin the way there."""
+    """The final point of each group with error bars (hollow if unfinished), and its earlier points as a thin line."""
     for group in groups:
         kl, value = group.mean("probe/kl"), group.mean(metric)
         if not kl or not value:

@@ -16,7 +16,7 @@ from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
 from posttrain.runs.metrics import by_step, read
 
-# How far below a given path runs are looked for: outputs/sweeps/DATE is three.
+# Levels of folders below a given path that are searched for runs; outputs/sweeps/DATE is three.
 DEPTH = 3
 # Held-out metrics that are shares of the rows, so that their standard error follows from the number of rows.
 SHARES = ("eval_rewards/accuracies", "eval_accuracy")
@@ -47,9 +47,9 @@ class Run:
 
     @property
     def rewarded(self) -> tuple[str, ...]:
-        """The names of the rewards that it trains on: not of those with weight 0, which are measured only."""
+        """The names of the rewards that it trains on, without those of weight 0, which are only measured."""
         kind = trainers.find(self.kind)
-        # A trainer whose class is not on this machine: what it was given is in its settings alone.
+        # If the trainer's class is not on this machine, its settings decide.
         rewarded = kind is None or kind.takes_rewards
         names = {key.split(".")[1] for key in self.settings if key.startswith("reward.")} if rewarded else ()
         return tuple(sorted(name for name in names if self.settings.get(f"reward.{name}.weight", 1.0)))
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def seed(self) -> tuple[Any, ...]:
-        """All settings that are seeds, the run's own first."""
+        """The values of all seeds in the settings, the run's own first."""
         return (self.record.get("seed"), *(self.settings.get(key) for key in SEEDS))
 
     @property
@@ -79,23 +79,23 @@ class Run:
 
     @property
     def held_out_rows(self) -> int:
-        """How many held-out rows it was measured on; 0 where its record does not say."""
+        """The number of held-out rows it was measured on; 0 where its record does not say."""
         data = self.record.get("data")
         count = data.get("held_out_rows") if isinstance(data, dict) else None
         return count if isinstance(count, int) else 0
 
     def row_error(self, metric: str, value: float) -> float | None:
-        """The standard error over held-out rows of a share of them; `None` for other metrics, and for none or all."""
+        """The standard error over held-out rows of a metric that is a share; `None` for others, and for 0 or 1."""
         known = metric in SHARES and self.held_out_rows and 0 < value < 1
         return math.sqrt(value * (1 - value) / self.held_out_rows) if known else None
 
     def last(self, *metrics: str) -> tuple[int, dict[str, float]] | None:
-        """The last step at which all of `metrics` were logged, and what was logged there."""
+        """The last step at which all of `metrics` were logged, and its metrics."""
         steps = [step for step, point in self.points.items() if all(metric in point for metric in metrics)]
         return (steps[-1], self.points[steps[-1]]) if steps else None
 
     def by_prompt(self, metric: str, step: int) -> dict[str, float]:
-        """The mean of `probe/rewards/NAME` or `probe/gold/NAME` for each prompt of the probe's samples at `step`."""
+        """Prompt -> the mean of `probe/rewards/NAME` or `probe/gold/NAME` over its samples at `step`."""
         kind, _, name = metric.removeprefix("probe/").partition("/")
         found: dict[str, list[float]] = {}
         for row in self.samples.get(step, []):
@@ -131,7 +131,7 @@ def find(paths: list[Path]) -> Found:
 
 
 def _find_in(folder: Path, found: Found, depth: int) -> bool:
-    """Take what `folder` is; whether there was anything in it."""
+    """Add the runs in `folder` to `found`; returns whether there were any."""
     if (folder / "run.json").is_file():
         _add_run(folder, found)
     elif (folder / "pipeline.json").is_file():
@@ -139,7 +139,7 @@ def _find_in(folder: Path, found: Found, depth: int) -> bool:
     elif (folder / "jobs.jsonl").is_file():
         _sweep(folder, found)
     elif (folder / "report.json").is_file():
-        return True  # a report that was written here before
+        return True  # an earlier report
     else:
         return _find_below(folder, found, depth)
     return True
@@ -152,7 +152,7 @@ def _find_below(folder: Path, found: Found, depth: int) -> bool:
         found.left_out[folder] = f"cannot be read: {error.strerror}"
         return False
     if depth < DEPTH:
-        # All of them are visited, so no short-circuit; a foreign folder is named once, not with all that is in it.
+        # A list, so that all are visited; a folder without runs is named once, and not every folder in it.
         inside = [_find_in(p, found, depth + 1) for p in inner]
         if any(inside):
             return True
@@ -181,19 +181,19 @@ def _add_run(folder: Path, found: Found) -> None:
 
 
 def _has_expected_types(record: dict[str, Any]) -> bool:
-    """Whether what is read from `run.json` has the types that posttrain writes."""
+    """Whether the entries of `run.json` have the types that posttrain writes."""
     mappings = (record.get(key, {}) for key in ("model", "metrics", "intervals"))
     return all(isinstance(value, dict) for value in mappings) and isinstance(record.get("parents", []), list)
 
 
 def _status(path: Path, record: dict[str, Any]) -> str:
-    """finished; running: a process has it; stopped: no process has, as after a crash or a kill."""
+    """finished; running (a process has claimed it); or stopped (no process has, as after a crash or a kill)."""
     if record["status"] != "running":
         return str(record["status"])
     try:
-        # Only where there is a lock: to ask would make one.
+        # Only if there is a lock file, since asking would create one.
         return "running" if (path / ".lock").is_file() and RunDirectory(path).claimed_elsewhere() else "stopped"
-    except OSError:  # another user's, or on a disk that is read-only
+    except OSError:  # it belongs to another user, or the disk is read-only
         return "unfinished"
 
 
@@ -214,7 +214,7 @@ def _pipeline(folder: Path, found: Found) -> None:
 
 
 def _sweep(folder: Path, found: Found) -> None:
-    """The runs of a sweep lie in its output_dir, two folders up."""
+    """Add the runs of a sweep, which are in its output_dir, two levels above `folder`."""
     for row in read(folder / "jobs.jsonl"):
         if row.get("status") == "failed":
             found.failed[str(row.get("command"))] = str(row.get("error"))
@@ -230,7 +230,7 @@ def _sweep(folder: Path, found: Found) -> None:
 
 
 def _recorded_path(path: Path, beside: Path, found: Found) -> None:
-    """A recorded run where it was, or, when all was moved, where it lies now."""
+    """Add a recorded run, at its recorded path or, if everything was moved, at its new place."""
     there = next((p for p in (beside / path.name, path) if (p / "run.json").is_file()), None)
     if there:
         _add_run(there, found)
@@ -246,7 +246,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`; empty mappings and nulls say nothing and are left out."""
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, without empty mappings and nulls."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, dict):

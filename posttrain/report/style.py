@@ -22,19 +22,19 @@ STYLES = {
     "rloo": ("#B59F00", "P"),
     "reward": ("#777777", "X"),
 }
-# Of a trainer's further methods, one for each set of rewards: another marker, and the colour darker or lighter.
+# Markers of a trainer's further methods (one per set of rewards), whose colour is also darker or lighter.
 MARKERS = ("<", ">", "p", "h")
 SHADES = (-0.45, 0.5)
 BEST_OF = ("#000000", "*")
 DASHES = ("-", "--", "-.", ":")
-# Where a label may stand from its mark, in points, best first.
+# Possible offsets of a label from its mark, in points, best first.
 LABEL_OFFSETS = ((7, 5), (7, -10), (-7, 5), (-7, -10), (0, 10), (0, -16), (14, 14), (-14, 14), (14, -20), (-14, -20))
-# Entries of a legend, and the characters of one.
+# Most entries of a legend, and most characters of an entry.
 MOST, LONGEST = 24, 40
 
 
 def style(group: Group) -> tuple[str, str]:
-    """Colour and marker of its method."""
+    """Colour and marker of a group's method."""
     colour, marker = STYLES.get(group.kind, STYLES["reward"])
     if not group.variant:
         return colour, marker
@@ -43,14 +43,14 @@ def style(group: Group) -> tuple[str, str]:
 
 
 def _shaded(colour: str, by: float) -> str:
-    """`#rrggbb` that share of the way to white, or below 0 to black."""
+    """`#rrggbb` moved by the share `by` to white or, below 0, to black."""
     parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     mixed = [round(part + (255 - part) * by if by > 0 else part * (1 + by)) for part in parts]
     return "#" + "".join(f"{part:02X}" for part in mixed)
 
 
 def dash(group: Group, groups: Sequence[Group]) -> str:
-    """The dash that distinguishes a line from others of its method."""
+    """The dash pattern that distinguishes a group's line from others of its method."""
     return DASHES[[g for g in groups if g.method == group.method].index(group) % len(DASHES)]
 
 
@@ -88,7 +88,7 @@ def methods(groups: Sequence[Group]) -> list[Line2D]:
 
 
 def lines(groups: Sequence[Group]) -> list[Line2D]:
-    """An entry a group."""
+    """A legend entry per group."""
     looks = [(group, *style(group)) for group in groups[:MOST]]
     return [
         entry(short(group.label), colour, marker=marker, ms=4, ls=dash(group, groups))
@@ -110,12 +110,12 @@ def gid(method: str) -> str:
 
 
 def tip(group: Group, *lines: str) -> str:
-    """`gid` of a mark, with the lines that the page shows where it is pointed at."""
+    """`gid` of a mark, with the lines of its tooltip on the page."""
     return f"{gid(group.method)}|" + "\n".join([group.label, *lines])
 
 
 def place(axis: Any, labels: Sequence[Any]) -> None:
-    """Move annotations to where they cover neither a mark nor each other; those for which there is no place go.
+    """Move annotations so that they cover no mark and no other annotation; those without room are removed.
 
     `labels` are annotations with offsets in points, the most important first; their marks are where they point to.
     """
@@ -141,7 +141,7 @@ def place(axis: Any, labels: Sequence[Any]) -> None:
 
 
 def plain(text: str) -> str:
-    """Not read as a formula, which a dollar sign begins."""
+    """`text` with dollar signs escaped, which matplotlib would read as formulas."""
     return text.replace("$", r"\$")
 
 
@@ -150,7 +150,7 @@ def short(label: str) -> str:
 
 
 def close(figures: dict[str, Figure]) -> None:
-    """Give back the memory that pyplot holds."""
+    """Close the figures, which pyplot would otherwise keep in memory."""
     import matplotlib.pyplot as plt
 
     for figure in figures.values():

@@ -16,7 +16,7 @@ from posttrain.report.compare import START, Comparison, title
 from posttrain.report.groups import Group, number
 from posttrain.report.runs import Run
 
-# Of the metrics of job=sample and job=evaluate, those that fit a line.
+# Metrics of job=sample and job=evaluate that are shown, so that they fit a line.
 LINE_METRICS = ("score", "best_of_n", "kept", "win_rate", "accuracy", "perplexity", "ended")
 
 
@@ -34,7 +34,7 @@ def header(c: Comparison) -> list[str]:
 
 
 def cells(c: Comparison, group: Group) -> list[str]:
-    """A line of the main table; ± is the standard deviation between seeds, or with one the standard error."""
+    """A line of the main table; ± is the standard deviation between seeds, or for one seed the standard error."""
     means = [group.mean(metric) for metric in ("probe/kl", *c.rewards[:REWARDS], "probe/length")]
     return [
         group.label,
@@ -63,9 +63,9 @@ def held_out(c: Comparison) -> list[list[str]]:
 
 
 def failure_modes(c: Comparison) -> list[list[str]]:
-    """Everything else that the probe measures: the start once, then each group's end.
+    """The metrics of failure modes: the common start once, then the final values of each group.
 
-    A group that began elsewhere has its own start before an arrow.
+    A group with another start has its own start before an arrow.
     """
     found = [["run", *map(title, c.modes)]]
     starts = {}
@@ -106,7 +106,7 @@ def settings(c: Comparison) -> list[list[str]]:
 
 
 def others(c: Comparison) -> list[list[str]]:
-    """Runs of job=sample and job=evaluate, and pipelines, a line each."""
+    """A line for each run of job=sample and job=evaluate, and for each pipeline."""
     lines = [
         [run.name, run.job, str(run.record.get("model", {}).get("path", "")), run.status, description(run)]
         for run in c.others
@@ -138,12 +138,12 @@ def remarks(c: Comparison) -> list[str]:
 
 
 def _here(path: Path) -> Path:
-    """Relative to the current folder where it lies in it."""
+    """The path, relative if it is inside the current folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def show(c: Comparison) -> None:
-    """Everything, to the terminal; the verdict last."""
+    """Print everything to the terminal, with the verdict last."""
     for heading, part in (
         ("Runs", rows(c)),
         ("Held out", held_out(c)),
@@ -164,12 +164,12 @@ def show(c: Comparison) -> None:
 
 
 def side_by_side(c: Comparison) -> list[list[str]]:
-    """The settings that differ, a line each: a column for each of a few runs, or the runs by value."""
+    """The settings that differ, a line each, with a column per run; for many runs, see `by_value`."""
     return settings(c) if len(c.groups) <= SIDE_BY_SIDE else by_value(c)
 
 
 def by_value(c: Comparison) -> list[list[str]]:
-    """The settings that differ, and which runs have which value: as narrow as a terminal."""
+    """The settings that differ, with the runs of each value, which is narrow enough for a terminal."""
     lines = [["setting", "value: runs"]]
     for key, row in c.settings.items():
         having: dict[str, list[str]] = {}
@@ -180,11 +180,11 @@ def by_value(c: Comparison) -> list[list[str]]:
 
 
 def rich(heading: str, part: list[list[str]], width: int) -> list[Table]:
-    """One table, or several below one another, each beginning with the first column, where `width` characters are few.
+    """One table; if `width` is too small, several below each other, each with the first column.
 
-    Cells break between words, numbers nowhere.
+    Cells break between words, and never within a number.
     """
-    # Columns that are empty in every line say nothing.
+    # Without columns that are empty in every line.
     names, *others = [i for i in range(len(part[0])) if i == 0 or any(row[i] for row in part[1:])]
     needed = {i: _needed([row[i] for row in part], i == names) for i in (names, *others)}
     pieces: list[list[int]] = [[]]
@@ -208,9 +208,9 @@ def rich(heading: str, part: list[list[str]], width: int) -> list[Table]:
 
 
 def _widths(columns: dict[int, tuple[int, int]], width: int) -> dict[int, int]:
-    """Characters of each column: what it needs, and of what is left an equal share, up to its longest line.
+    """Column -> its width: what it needs, and an equal share of the rest, up to its longest line.
 
-    Rich does not keep a `min_width` where columns are narrowed: the table would be cut at its right edge.
+    Computed here because Rich ignores `min_width` when it narrows columns, and would cut the table at its right edge.
     """
     spare = max(width - 1 - sum(needed + 3 for needed, _ in columns.values()), 0)
     found = {}
@@ -229,7 +229,7 @@ def _numeric(cells: list[str]) -> bool:
 
 
 def _needed(column: list[str], name: bool) -> int:
-    """Characters that a column has to have: its longest word, or its longest number with what is behind it."""
+    """The least width of a column: its longest word, or its longest number with its unit or error."""
     head, *cells = column
     words = [word for cell in ([head] if _numeric(cells) and not name else column) for word in cell.split()]
     whole = cells if _numeric(cells) and not name else []
@@ -237,7 +237,7 @@ def _needed(column: list[str], name: bool) -> int:
 
 
 def as_csv(c: Comparison) -> str:
-    """A line a group, numbers in their own columns."""
+    """A line per group, with numbers in separate columns."""
     metrics = list(dict.fromkeys(["probe/kl", *c.rewards, *c.held_out, *c.modes]))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -254,7 +254,7 @@ def as_csv(c: Comparison) -> str:
 
 
 def _inert(text: str) -> str:
-    """Not a formula: spreadsheets compute cells that begin so."""
+    """`text` in a form that spreadsheets do not compute as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
@@ -275,7 +275,7 @@ def _markdown(part: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that is neither a cell's end, nor a line's, nor HTML."""
+    """`text` escaped for a cell of a Markdown table: no cell separator, line break or HTML."""
     for plain, safe in (("\\", "\\\\"), ("|", "\\|"), ("\n", " "), ("\r", " "), ("<", "&lt;")):
         text = text.replace(plain, safe)
     return text
@@ -286,7 +286,7 @@ def as_json(c: Comparison) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+    """A value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -295,7 +295,7 @@ def _finite(value: Any) -> Any:
 
 
 def record(comparison: Comparison) -> dict[str, Any]:
-    """Everything as plain numbers and texts, for JSON."""
+    """The comparison as plain numbers and texts, for JSON."""
     metric, c = comparison.metric, comparison
     return {
         "metric": metric,

@@ -10,17 +10,17 @@ from posttrain.report.maths import Spread, newcombe, spread, welch
 from posttrain.runs import metrics
 
 CONFIDENCE = 0.95
-# Seeds from which the spread of a group is known from itself, and degrees of freedom from which a pooled one is.
+# Seeds from which a group's own spread is used; degrees of freedom from which a pooled spread is used.
 ALONE, FEWEST = 3, 2
-# Of those that cannot be distinguished from the best, how many are named.
+# Most groups that are named as not distinguishable from the best.
 MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to choose: a group's final one, or the starting policy (`group` None).
+    """A model to choose: the final model of a group, or the starting policy (`group` None).
 
-    `kl` is None where it was not measured. `rows` is the number of held-out rows of which `reward` is a share, or 0.
+    `kl` is None where it was not measured. `rows` is the number of held-out rows if `reward` is a share of them, or 0.
     """
 
     label: str
@@ -32,7 +32,7 @@ class Candidate:
 
     @property
     def distance(self) -> float:
-        """Its KL in nats; infinite where that is not known."""
+        """Its KL in nats; infinite if it is not known."""
         return self.kl.value if self.kl else math.inf
 
 
@@ -40,7 +40,7 @@ class Candidate:
 class Noise:
     """An interval of a difference (None: not known), and what it is over: seeds, pooled seeds, prompts, or "".
 
-    `spread` is that between seeds, where it is pooled over more groups than the two.
+    `spread` is the spread between seeds, if it is pooled over more groups than the two.
     """
 
     interval: tuple[float, float] | None
@@ -49,13 +49,13 @@ class Noise:
 
     @property
     def exceeded(self) -> bool:
-        """Whether the difference is more than that."""
+        """Whether the difference is larger than the noise: the interval excludes 0."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`noise` is of the `difference` between best and next; `ties` are all that may be as good as the best."""
+    """`noise` belongs to the `difference` between best and next; `ties` are all that may be as good as the best."""
 
     budget: float | None
     best: Candidate
@@ -73,13 +73,13 @@ def judge(
     minimise: bool,
     everyone: Sequence[Candidate] = (),
 ) -> Verdict:
-    """The best and the next of those with at most `budget` nats; `candidates` holds the start, at KL 0.
+    """The best and the next of the candidates with at most `budget` nats; the start is one of them, at KL 0.
 
-    The noise between seeds is that of `everyone` (`candidates`).
+    The noise between seeds is estimated from `everyone` (by default `candidates`).
     """
     sign = -1.0 if minimise else 1.0
     allowed = [c for c in candidates if budget is None or c.distance <= budget]
-    # Of equals the one with the lower KL: the start before what gained nothing.
+    # Of equals, the one with the lower KL, so that the start comes before groups that gained nothing.
     best, *others = sorted(allowed, key=lambda c: (-sign * c.reward.value, c.distance))
     within = f"With at most {budget:g} nats of KL" if budget is not None else "At any KL" if best.kl else "Held out"
     alone = len(candidates) == 1 and len(everyone) < 2
@@ -115,9 +115,9 @@ def _named(candidate: Candidate) -> str:
 def compare(
     first: Candidate, second: Candidate, pool: Sequence[Candidate] = (), confidence: float = CONFIDENCE
 ) -> Noise:
-    """The interval of `first` - `second`, over seeds where theirs, or those of `pool`, tell; else over prompts, paired.
+    """The interval of `first` - `second`: over their seeds, or those of `pool`, if there are enough; else over prompts.
 
-    The start is one model, so that it has no noise between seeds.
+    The start is one model, so it has no noise between seeds. Over prompts, the interval is paired.
     """
     difference = first.reward.value - second.reward.value
     own = [c.reward.each for c in (first, second) if c.group is not None]
@@ -146,7 +146,7 @@ def over_prompts(first: Candidate, second: Candidate, confidence: float = CONFID
 
 
 def _pooled(own: Sequence[Sequence[float]], rest: Sequence[Sequence[float]]) -> Spread | None:
-    """The spread within all groups; None where the `rest` cannot speak for `own`: too few seeds, or calmer ones."""
+    """The spread pooled over `own` and `rest`; None if the seeds are too few, or vary less in `rest` than in `own`."""
     mine, others, every = spread(own), spread(rest), spread([*own, *rest])
     if others is None or every is None or every.freedom < FEWEST:
         return None
@@ -154,14 +154,14 @@ def _pooled(own: Sequence[Sequence[float]], rest: Sequence[Sequence[float]]) -> 
 
 
 def _ties(best: Candidate, others: Sequence[Candidate], pool: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Those of `others` that are not behind `best` by more than noise, all intervals to hold together (Bonferroni)."""
+    """Those of `others` that are not behind `best` by more than noise, at a joint confidence (Bonferroni)."""
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     noises = [(c, compare(best, c, pool, confidence)) for c in others]
     return tuple(c for c, noise in noises if noise.interval and not noise.exceeded)
 
 
 def _tied(ties: Sequence[Candidate], best: Candidate) -> str:
-    """The others that may be as good, and which of them all stays nearest to the start."""
+    """A sentence on the others that may be as good, and on the one with the lowest KL."""
     if len(ties) < 2:
         return ""
     labels = [c.label for c in ties[1:]]
@@ -173,7 +173,7 @@ def _tied(ties: Sequence[Candidate], best: Candidate) -> str:
 
 
 def _noise(noise: Noise, best: Candidate, second: Candidate) -> str:
-    """Whether the difference is more than noise, and which noise."""
+    """A sentence on whether the difference is larger than the noise, and on the kind of noise."""
     if noise.interval is None:
         return (
             "One seed does not show whether that is more than noise: train each with two seeds or more "

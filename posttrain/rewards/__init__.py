@@ -1,8 +1,8 @@
 """Rewards by name: each entry of `reward` (or `probe.rewards`) becomes a function in TRL's signature.
 
-`function` may name a class as well, which is built with `args` once. Its class methods `check(args, key)` and
-`check_reachable(args, key)`, where it has them, return errors before it is built: the first reads files at most, the
-second may read models' configs and ask endpoints.
+`function` may also name a class, which is built once with `args`. Its optional class methods `check(args, key)` and
+`check_reachable(args, key)` return errors before it is built: the first reads files at most, the second may read
+models' configs and ask endpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RewardFunction = Callable[..., list[float | None]]
 def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict[str, RewardFunction]:
     """Name -> reward function; reward models are loaded, and become functions too.
 
-    That named `shared` waits for the policy whose base it goes onto.
+    The reward model named `shared` is not loaded here; it is attached to the policy's base later.
     """
     functions: dict[str, RewardFunction] = {}
     for name, entry in entries.items():
@@ -67,9 +67,9 @@ def _built(name: str, entry: RewardConfig) -> Any:
 def score(
     functions: dict[str, RewardFunction], rows: list[dict[str, Any]], drawn: list[Generated], state: Any = None
 ) -> dict[str, list[float | None]]:
-    """Each reward's score of each completion `drawn` for the prompt of its row; None where it does not apply.
+    """Name -> the score of each completion in `drawn` for the prompt of its row; None where a reward does not apply.
 
-    Functions get what TRL's trainers give them: a conversation for a conversation, ids, the rows' other columns.
+    Functions get what TRL's trainers pass: conversations for conversational prompts, ids, the rows' other columns.
     """
     if not rows:
         return {name: [] for name in functions}
@@ -94,7 +94,7 @@ def score(
 def compare_completions(
     function: Any, rows: list[dict[str, Any]], drawn: list[Generated], others: list[Generated]
 ) -> tuple[list[float | None], list[float | None]]:
-    """A judge's scores of the completions `drawn` against `others` of the same rows, and of these."""
+    """A judge's scores of the completions `drawn` against `others` of the same rows, and the scores of `others`."""
     texts = [
         [as_completion(row["prompt"], d.text) for row, d in zip(rows, side, strict=True)] for side in (drawn, others)
     ]
@@ -103,7 +103,7 @@ def compare_completions(
 
 
 def take_judge_counts(functions: Mapping[str, Any]) -> dict[str, Any]:
-    """The counts of the judges among them since the last call; judges without a pair are left out."""
+    """The counts of the judges among `functions` since the last call; judges that judged no pair are left out."""
     judges = {name: function for name, function in functions.items() if hasattr(function, "compare")}
     return {name: counts for name, judge in judges.items() if (counts := judge.take_counts()).pairs}
 

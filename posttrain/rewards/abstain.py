@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.rewards.text import Completion, f1, references, text_of
 
-# Ways in which models say it, wider than the sentence trained towards, so that an untrained model gets its due.
+# Ways to abstain; more than the sentence that training teaches, so that an untrained model is scored fairly.
 _SOURCE = r"(?:context|passage|text|paragraph|article|statement|information|excerpt|document)"
 _ABSTENTION = re.compile(
     rf"""
@@ -27,7 +27,7 @@ _ABSTENTION = re.compile(
 
 
 def abstains(text: str) -> bool:
-    """Whether the text says that the answer is not known or not in the context; an empty text is no answer either."""
+    """Whether the text says that the answer is unknown or not in the context; an empty text counts as abstaining."""
     return not text.strip() or _ABSTENTION.search(text) is not None
 
 

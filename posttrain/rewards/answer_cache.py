@@ -15,7 +15,7 @@ SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 512}
 
 
 class JudgeClient:
-    """Answers conversations, from the cache where it can. `name` says who answers; `asked` and `cached` count."""
+    """Answers conversations, from the cache if possible. `name` is the model's; `asked` and `cached` count answers."""
 
     def __init__(self, name: str, cache: bool = True):
         self.name = name
@@ -26,8 +26,8 @@ class JudgeClient:
         """The answer to each conversation (messages with role and content), in their order; equal ones are asked once.
 
         `sampling` are options of the chat completions protocol, by default greedy and at most 512 tokens; None leaves
-        one out. With a temperature, too, the same question gets the same kept answer: vary `seed` for another.
-        Raises `PosttrainError` where no answer can be had.
+        one out. The same question gets the same cached answer even with a temperature; another `seed` gives another.
+        Raises `PosttrainError` where the model gives no answer.
         """
         options = {name: value for name, value in {**SAMPLING, **sampling}.items() if value is not None}
         keys = [self._key(conversation, options) for conversation in conversations]
@@ -46,13 +46,13 @@ class JudgeClient:
         return [answers[key] for key in keys]
 
     def check_reachable(self) -> None:
-        """Raise `PosttrainError` where it is plain beforehand that nobody would answer; no weights are loaded."""
+        """Raise `PosttrainError` where it is certain that the model will not answer; no weights are loaded."""
         raise NotImplementedError
 
     def _ask_model(
         self, conversations: list[Conversation], sampling: dict[str, Any], keep: Callable[[int, str], None]
     ) -> None:
-        """Ask, and give each answer to `keep` as it comes, so that what was answered before a failure is kept."""
+        """Ask, and pass each answer to `keep` as it comes, so that answers before a failure are kept."""
         raise NotImplementedError
 
     @property

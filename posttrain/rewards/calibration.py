@@ -1,8 +1,8 @@
 """Calibration of a reward model on held-out pairs, and scores adjusted by it.
 
-Bradley-Terry scores have no origin and no unit of their own, and often rise with length. From scored pairs come a mean
-and a spread (to add rewards of other kinds, or those of other models), a temperature (to read the difference of two
-scores as a probability), and a slope over length (to take it out).
+Bradley-Terry scores have no fixed origin or unit, and often rise with length. From scored pairs this module fits a mean
+and a spread (to add scores to other rewards), a temperature (to read the difference of two scores as a probability),
+and a slope over length (to remove the effect of length).
 """
 
 import json
@@ -25,8 +25,8 @@ BINS = 10
 class Scale:
     """Mean and standard deviation of scores; the temperature of p = sigmoid(difference / temperature).
 
-    `ece_before` and `ece_after` are expected calibration errors, the latter with temperatures of other prompts' pairs;
-    `accuracy` is the share of pairs whose chosen answer is higher, ties half.
+    `ece_before` and `ece_after` are expected calibration errors at temperature 1 and at temperatures that were fitted
+    on other prompts' pairs; `accuracy` is the share of pairs whose chosen answer scores higher; ties count half.
     """
 
     mean: float
@@ -39,9 +39,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of `pairs` held-out pairs: `raw` scores; reward per token of an answer (`slope`, over a `length` on average).
+    """Fitted on `pairs` held-out pairs: `raw`, the scale of the scores; `slope`, reward per token; the mean `length`.
 
-    `correlation` is that of score and length within prompts; `residual` are the scores without the slope.
+    `correlation` is between score and length, within prompts; `residual` is the scale of the scores without the slope.
     """
 
     pairs: int
@@ -120,14 +120,14 @@ def check_available(args: dict[str, Any], key: str, model: str) -> None:
 
 @dataclass(frozen=True)
 class Adjustment:
-    """The adjustment of a reward model's scores by its args: `scale`, `penalty`, and the calibration they need."""
+    """Adjusts a reward model's scores by its args `scale` and `penalty`, and the calibration that these need."""
 
     scale: str
     penalty: float | str | None
     calibration: Calibration | None
 
     def __call__(self, scores: Sequence[float], lengths: Sequence[int]) -> list[float]:
-        """`lengths` are the completions' tokens, only read where there is a penalty."""
+        """The adjusted scores; `lengths`, in tokens of the completions, are read only where there is a penalty."""
         if isinstance(self.penalty, (int, float)):
             scores = without_length(scores, lengths, self.penalty, 0)
         if self.calibration is not None:
@@ -138,7 +138,7 @@ class Adjustment:
 def adjustment(
     model: str, scale: str = "none", length_penalty: float | str | None = None, calibration: str | None = None
 ) -> Adjustment:
-    """That of a reward model's args; raises `PosttrainError` where the calibration is not there."""
+    """The `Adjustment` of a reward model's args; raises `PosttrainError` where a calibration is missing."""
     stored = None
     if needed(scale, length_penalty):
         stored = read(calibration or model, f"reward model {model}")
@@ -146,7 +146,7 @@ def adjustment(
 
 
 def needed(scale: str, penalty: float | str | None) -> bool:
-    """Whether a stored calibration is read."""
+    """Whether a stored calibration is needed."""
     return penalty == "fitted" or scale in ("zscore", "temperature")
 
 
@@ -167,10 +167,10 @@ def standardized(scores: Sequence[float]) -> list[float]:
 def fit(
     scores: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], prompts: Sequence[int], data: str
 ) -> Calibration:
-    """From (chosen, rejected) scores, the answers' lengths in tokens, and a number for each pair's prompt.
+    """Fit a calibration to (chosen, rejected) scores, the answers' lengths in tokens, and a number per pair's prompt.
 
-    The slope is that of the linear regression of score on length with an intercept for each prompt, since scores are
-    only compared within one: what makes a prompt's answers all long, or all good, does not count.
+    The slope comes from a linear regression of score on length with an intercept per prompt, since scores are compared
+    only within a prompt: what makes all answers to a prompt long, or good, has no effect.
     """
     import numpy as np
 
@@ -194,7 +194,7 @@ def fit(
 
 
 def _centred(values: Any, groups: Any) -> Any:
-    """Values less the mean of their group."""
+    """Values minus the mean of their group."""
     import numpy as np
 
     _, index = np.unique(groups, return_inverse=True)
@@ -207,7 +207,7 @@ def _scale(values: Any, prompts: Sequence[int]) -> Scale:
     gaps = values[:, 0] - values[:, 1]
     index = np.unique(np.asarray(prompts), return_inverse=True)[1]
     fold = index % 2
-    other = np.ones_like(gaps)  # with one prompt there is nothing else to learn from
+    other = np.ones_like(gaps)  # temperature 1 for a single prompt, since no other one is there to fit it on
     for part in (0, 1):
         if (fold != part).any() and (fold == part).any():
             other[fold == part] = temperature(gaps[fold != part])
@@ -222,9 +222,9 @@ def _scale(values: Any, prompts: Sequence[int]) -> Scale:
 
 
 def temperature(gaps: Any) -> float:
-    """T that makes sigmoid(gap / T), the probability that chosen is preferred, likeliest; within [0.001, 1000] spreads.
+    """The maximum-likelihood T of sigmoid(gap / T), the probability of chosen; within [0.001, 1000] spreads.
 
-    Platt scaling (Platt 1999) without its intercept, which would tell the first answer of a pair from the second:
+    Platt scaling (Platt 1999) without its intercept, which would prefer the first answer of every pair:
     temperature scaling (Guo et al. 2017, arXiv:1706.04599). The log-likelihood is concave in 1/T, so bisection
     finds the root of its derivative. Where all pairs are right, the likeliest is T = 0, and where most are wrong,
     infinity: hence the bounds.
@@ -258,10 +258,10 @@ def _sigmoid(values: Any) -> Any:
 
 
 def ece(gaps: Any) -> float:
-    """Expected calibration error of p = sigmoid(|gap|), that the higher answer is the chosen one.
+    """Expected calibration error of p = sigmoid(|gap|), the probability that the higher answer is the chosen one.
 
-    The mean over `BINS` equally wide bins of [0.5, 1] of |share that is - mean p|, weighted by their pairs (Naeini et
-    al. 2015; Guo et al. 2017, eq. 3). A tie counts half.
+    The mean over `BINS` equally wide bins of [0.5, 1] of |accuracy - mean p|, weighted by their number of pairs
+    (Naeini et al. 2015; Guo et al. 2017, eq. 3). A tie counts half.
     """
     import numpy as np
 

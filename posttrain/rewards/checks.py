@@ -1,4 +1,4 @@
-"""Errors in the entries of `reward` and `probe.rewards`: in the config alone, with the data, and of models' answers."""
+"""Checks of the entries of `reward` and `probe.rewards`: by config, by the data's columns, and by asking models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.errors import PosttrainError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Functions that load nothing where there is nothing to score.
+# Functions that load nothing when they are called without rows.
 CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
 # What TRL's trainers give a reward besides the data's columns.
 GIVEN = (
@@ -88,7 +88,7 @@ def _check_function(entry: RewardConfig, key: str) -> list[str]:
 
 
 def _uncallable(function: Any, accepted: dict[str, inspect.Parameter], args: dict[str, Any]) -> str | None:
-    """Why it cannot be called as a reward is: with `completions`, and by name with whatever else there is."""
+    """Why it cannot be called as a reward: with `completions` and all other columns as keywords."""
     if isinstance(function, type):
         if "__call__" not in {name for base in function.__mro__ for name in vars(base)}:
             return "is a class whose objects cannot be called; give it a method __call__(self, completions, **columns)"
@@ -132,7 +132,7 @@ def _check_model(entry: RewardConfig, key: str) -> list[str]:
 
 
 def _check_comparisons(entries: dict[str, RewardConfig], path: str) -> list[str]:
-    """Rewards that compare the completions of one prompt with each other: what to say where each prompt has one."""
+    """Errors for rewards that compare completions of one prompt, where each prompt has only one completion."""
     return [
         f"{path}.{name}.args.column: without it completions of one prompt are compared with each other, and here each "
         "prompt has one; name a column with answers to compare with"
@@ -173,7 +173,7 @@ def check_reachable(entries: dict[str, RewardConfig], path: str) -> list[str]:
 
 
 def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Mapping[str, Any]) -> list[str]:
-    """Rewards that name the data columns they read: what to say before any work when one is not there.
+    """Errors for rewards whose args name data columns that do not exist.
 
     `columns` are the data's with their features, as `datasets` has them.
     """
@@ -194,7 +194,7 @@ def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Map
 
 
 def _lacking(entry: RewardConfig, columns: Mapping[str, Any]) -> list[str]:
-    """Required arguments of a user's function that neither its args nor the data give."""
+    """Required parameters of a user's function that are neither in its args nor columns of the data."""
     function: Any = code.load(str(entry.function))
     accepted = code.parameters(function)
     if isinstance(function, type):

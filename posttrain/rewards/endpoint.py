@@ -102,7 +102,7 @@ class Endpoint(JudgeClient):
         return httpx2.Client(headers=headers, timeout=httpx2.Timeout(seconds, connect=min(seconds, 10.0)))
 
     def _post(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> str:
-        """One answer; busy and failing servers are asked again, after waits that double, unless asked to `stop`."""
+        """One answer; busy and failing servers are asked again, after waits that double, until `stop` is set."""
         import httpx2
 
         for attempt in range(self.retries + 1):
@@ -123,7 +123,7 @@ class Endpoint(JudgeClient):
 
     def _wait(self, attempt: int, asked: str | None, stop: threading.Event) -> None:
         seconds = float(asked) if asked and asked.replace(".", "", 1).isdigit() else self.backoff * 2**attempt
-        # Not all at the same moment again.
+        # A random factor, so that threads do not ask again at the same moment.
         _pause(stop, min(seconds, LONGEST_WAIT) * random.uniform(1.0, 1.25))
 
     def _content(self, response: httpx2.Response) -> str:
@@ -146,7 +146,7 @@ class Endpoint(JudgeClient):
 
     def _refused(self, response: httpx2.Response) -> PosttrainError:
         status, where = response.status_code, f"endpoint={self.url}"
-        if status in (401, 403):  # what it says may repeat the key
+        if status in (401, 403):  # the server's message may repeat the key
             known = "was not taken" if os.environ.get(self.key_env) else "is not set"
             return PosttrainError(
                 f"{where}: {status}, no access; the environment variable {self.key_env} {known}; put the endpoint's "
@@ -161,7 +161,7 @@ class Endpoint(JudgeClient):
         return PosttrainError(f"{where}: {status} from {self.model}: {self._server_message(response)}; {fix}")
 
     def _server_message(self, response: httpx2.Response) -> str:
-        """The server's message in a line, without the key should it repeat it."""
+        """The server's message in one line, with the key removed."""
         try:
             error = response.json()["error"]
             text = str(error["message"] if isinstance(error, dict) else error)

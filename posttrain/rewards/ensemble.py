@@ -1,8 +1,8 @@
 """Several reward models combined into one reward.
 
-An ensemble whose members disagree about an answer says that the answer is far from what they were trained on; a reward
-that counts the lowest, or takes off the disagreement, is harder to exploit (Coste et al. 2023, "Reward Model Ensembles
-Help Mitigate Overoptimization", arXiv:2310.02743: worst-case and uncertainty-weighted optimization).
+Members that disagree about an answer indicate that it is far from their training data. The minimum of their scores, or
+the mean minus their disagreement, is harder to exploit (Coste et al. 2023, "Reward Model Ensembles Help Mitigate
+Overoptimization", arXiv:2310.02743: worst-case and uncertainty-weighted optimization).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ COMBINE = ("mean", "min", "mean_minus_std")
 
 
 class Ensemble:
-    """The combined score of `models` (runs of reward models, or hub ids; named, so that pipelines can put them in).
+    """The combined score of `models` (runs of reward models, or hub ids), a list or a mapping by name.
 
     `combine` is mean, min or mean_minus_std.
 
-    `mean_minus_std` is the mean less `k` population standard deviations over the members. `scale` and `length_penalty`
-    are applied to each member before; see `RewardModel`. Each reads its own calibration, or that in `calibration`,
-    which names folders as `models` does. Adapters on one base share it.
+    `mean_minus_std` is the mean minus `k` population standard deviations over the members. `scale` and
+    `length_penalty` are first applied to each member; see `RewardModel`. Each member reads its own calibration, or that
+    in `calibration`, which names folders in the form of `models`. Adapters on the same base share its weights.
     """
 
     def __init__(
@@ -132,19 +132,19 @@ def folders(models: Any, calibration: Any) -> list[str | None]:
 
 
 def trained_on(origin: Source) -> str:
-    """The model that training began with, as far as it is known."""
+    """The model that the training started from, as far as it is known."""
     return str((origin.record.get("model") or {}).get("path") or origin.base)
 
 
 def base_of(origin: Source) -> tuple[Any, ...]:
-    """Adapters with equal ones can lie on the same weights in memory."""
+    """What identifies the base weights of `origin`; adapters with equal values can share them in memory."""
     from posttrain.runs import lineage
 
     return lineage.weights_location(origin), str(origin.quantization), origin.dtype
 
 
 def combined(scores: Sequence[float], combine: str, k: float) -> float:
-    """The score of one completion from those of the members."""
+    """The score of one completion, given the members' scores."""
     if combine == "min":
         return min(scores)
     return fmean(scores) - (k * pstdev(scores) if combine == "mean_minus_std" else 0.0)

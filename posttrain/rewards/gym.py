@@ -10,7 +10,7 @@ from posttrain.errors import PosttrainError
 from posttrain.rewards.text import Completion, number, references, text_of
 
 _TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
-# Tasks whose scorers evaluate the answer as Python: by eval, as a list, and by sympy's parse_expr, as a formula.
+# Tasks whose scorers evaluate the answer as Python: LISTS by eval, the formulas below by sympy's parse_expr.
 LISTS = {"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"}
 FORMULAS = {"simple_integration", "intermediate_integration", "polynomial_multiplication", "puzzle24", "countdown"}
 FUNCTIONS = {
@@ -29,7 +29,7 @@ def reasoning_gym(
     `extract` says what of the completion is the answer: `tag` what is in the last <answer>...</answer>, or all of
     it without one; `text` all of it; `number` the last number. None for rows of other data.
 
-    Where the scorer evaluates the answer as Python, only what runs no code and ends soon is handed to it: lists without
+    Some scorers evaluate the answer as Python. They get only answers that run no code and end soon: lists without
     calls, formulas of numbers, names and FUNCTIONS. Any other answer is scored as an empty one.
     """
     if extract not in ("tag", "text", "number"):
@@ -57,7 +57,7 @@ def _score(answer: str, task: str) -> float:
         place["name"] in FORMULAS and not _formula(answer)
     ):
         answer = ""
-    # Drawn again, not stored: an entry's metadata need not survive JSON.
+    # The entry is generated again, since its metadata may not survive JSON.
     return float(tasks.score_answer(answer, entry=tasks[place["index"]]))
 
 
@@ -86,7 +86,7 @@ def _harmless(node: ast.expr) -> bool:
 
 
 def _exponent(node: ast.expr) -> bool:
-    """2, -2, 1/2, x, -x, 2*x: products of numbers, or differences, could grow or cancel to any size."""
+    """Whether it is a harmless exponent, such as 2, -2, 1/2, x, -x or 2*x; other products could have any size."""
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, _OPERATORS) and _exponent(node.operand)
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)):

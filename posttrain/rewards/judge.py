@@ -1,8 +1,8 @@
 """A language model as judge of two answers, asked in both orders.
 
-Judges prefer the answer in the first place, or the second, whatever it says (Zheng et al. 2023, "Judging LLM-as-a-Judge
-with MT-Bench and Chatbot Arena", arXiv:2306.05685, section 3.3). So each pair is asked twice, with the answers swapped,
-and an answer wins only where both verdicts name it; anything else is a tie.
+Judges have a bias to the first or to the second answer (Zheng et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and
+Chatbot Arena", arXiv:2306.05685, section 3.3). So each pair is asked twice, with the answers swapped, and an answer
+wins only if both verdicts name it; anything else is a tie.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ BARE = re.compile(r"\W*([ABC])\W*")
 
 @dataclass
 class Counts:
-    """Pairs that were asked; `invalid` ones had no verdict; of the others, those whose verdict changed with the order.
+    """Numbers of pairs: asked, without two verdicts (`invalid`), with verdicts that change with the order (`flipped`).
 
-    `first` of the `decided` verdicts, which are no ties, were for the answer in the first place.
+    `decided` counts single verdicts that are no ties, `first` those of them for the answer in first place.
     """
 
     pairs: int = 0
@@ -88,8 +88,8 @@ class Judge:
     """A reward: 1.0 for beating the other answer, 0.5 for a tie, 0.0 for losing; None where the judge gave no verdict.
 
     The other answer is in `column` (text, a conversation, or a list, whose first is taken; None where there is none).
-    Without `column` the completions of one prompt are compared with each other, all pairs, and the reward is the share
-    of wins. `counts` says how the judge did, until `take_counts` takes it.
+    Without `column` all pairs of completions of one prompt are compared, and the reward is the share of wins. `counts`
+    has the figures of the judge since the last `take_counts`.
 
     `model` is asked at `endpoint`, or loaded here; `template` is a file with {{prompt}}, {{first}} and {{second}};
     `max_tokens`, `temperature` and `sampling` are options of the chat completions protocol. The rest is for
@@ -144,7 +144,7 @@ class Judge:
         return rewards
 
     def take_counts(self) -> Counts:
-        """The counts, which begin anew."""
+        """Return the counts, and reset them."""
         taken, self.counts = self.counts, Counts()
         return taken
 
@@ -153,7 +153,7 @@ class Judge:
     ) -> list[float | None]:
         """1.0 where ours is better in both orders, 0.0 where theirs is, 0.5 otherwise; None without two verdicts.
 
-        Equal answers tie without being asked about.
+        Equal answers are a tie without a question.
         """
         texts = [(as_text(p), text_of(a), text_of(b)) for p, a, b in zip(prompts, ours, theirs, strict=True)]
         result: list[float | None] = [0.5] * len(texts)
@@ -182,7 +182,7 @@ class Judge:
         return 0.5
 
     def _among(self, completions: Sequence[Completion], prompts: Sequence[Completion]) -> list[float | None]:
-        """The share of wins of each completion over the others of its prompt, ties half; None for a single one."""
+        """Each completion's share of wins over the others of its prompt; ties count half; None for a single one."""
         groups: dict[str, list[int]] = {}
         for n, prompt in enumerate(prompts):
             groups.setdefault(repr(prompt), []).append(n)
@@ -233,7 +233,7 @@ def verdict(answer: str) -> str | None:
 
 
 def fill_template(template: str, prompt: str, first: str, second: str) -> str:
-    """The question; in one pass, so that a {{second}} that an answer contains stays what it is."""
+    """The filled template; replaced in one pass, so that a {{second}} within an answer stays text."""
     values = {"prompt": prompt, "first": first, "second": second}
     return re.sub(r"\{\{\s*(prompt|first|second)\s*\}\}", lambda match: values[match.group(1)], template)
 

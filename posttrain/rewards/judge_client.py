@@ -14,7 +14,7 @@ __all__ = ["Endpoint", "JudgeClient", "Local", "check_endpoint", "open_judge"]
 
 
 def open_judge(model: str, endpoint: str | None = None, **options: Any) -> JudgeClient:
-    """Who answers: `model` at the base URL `endpoint` (such as http://127.0.0.1:8000/v1), or a run, folder or hub id.
+    """A client for `model` at the base URL `endpoint` (e.g. http://127.0.0.1:8000/v1), or for a run, folder or hub id.
 
     Options of an endpoint: `key_env` (the environment variable that holds its key), `concurrency`, `timeout` and
     `backoff` in seconds, `retries`; of a local model: `batch_size`; of both: `cache`.
@@ -60,7 +60,7 @@ class Local(JudgeClient):
         encoded = encode_prompts(tokenizer, [{"prompt": conversation} for conversation in conversations])
         self._check_fit(model, max(map(len, encoded)), new)
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        # The random state of a training that asks continues as if nothing had been asked.
+        # A training that asks keeps its random state.
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             for start in range(0, len(encoded), self.batch_size):

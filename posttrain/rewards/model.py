@@ -18,18 +18,18 @@ from posttrain.runs import lineage
 
 
 class RewardModel:
-    """Scores prompt and completion as token ids, just as `trl.RewardTrainer` tokenized its training pairs.
+    """Scores prompt and completion as token ids, tokenized as `trl.RewardTrainer` tokenizes its training pairs.
 
-    `path` is a finished run directory (adapter or full) or a hub id. Text without EOS, which TRL's own scoring of
-    non-conversational data would give the model, scores differently from what it was trained on (some -8.4 became
-    -5.3), so EOS is appended here as `RewardTrainer` does.
+    `path` is a finished run directory (adapter or full) or a hub id. `RewardTrainer` ends plain text with EOS, and so
+    does this class. TRL's own scoring leaves EOS out, which changes the scores (in one case from -8.4 to -5.3).
+
 
     `scale` is none, zscore or temperature (by the stored calibration), or batch (zero mean, unit variance in each
-    call); `length_penalty` is reward taken off per token of the completion, or "fitted"; `calibration` is the folder
-    that holds it, the run itself by default.
+    call); `length_penalty` is the reward subtracted per token of the completion, or "fitted"; `calibration` is the
+    folder with the calibration, by default the run itself.
 
-    With `shared` it loads no weights: `share` puts its adapter onto the base of a policy. `beside` is another reward
-    model, an adapter on the same base, onto which this one goes too.
+    With `shared` it loads no weights: `share` adds its adapter to the base of a policy. `beside` is another reward
+    model, an adapter on the same base; this adapter is then added to that base.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RewardModel:
 
     @torch.no_grad()
     def _scores(self, tokens: list[list[int]], prompts: list[str] | None = None) -> list[float]:
-        """The model's own score of each sequence of token ids, in batches of similar length, a prompt's together."""
+        """The unadjusted score of each sequence of token ids, in batches of similar length, a prompt's together."""
         if self.adapter is not None:  # others on its base may have another token to pad with, too
             self.model.set_adapter(self.adapter, inference_mode=True)
             self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
@@ -103,12 +103,12 @@ class RewardModel:
         return token_ids(self.tokenizer, whole, row=row)[: self.max_length]
 
     def length(self, prompt: Any, whole: list[int], row: Mapping[str, Any] | None = None) -> int:
-        """Tokens of the completion in `whole`: what `ids` gave for it after `prompt`."""
+        """The number of tokens of the completion in `whole`, the ids of prompt and completion from `ids`."""
         return max(len(whole) - len(token_ids(self.tokenizer, prompt, True, row)), 0)
 
     def _load(self, dtype: str, beside: RewardModel | None) -> None:
         if beside is None:
-            # On the weights it was trained on: their type and quantization decide its scores.
+            # Loaded with the dtype and quantization that it was trained on, since these change its scores.
             self.model = weights.load(self.source, dtype=None if dtype == "auto" else dtype, scores=True)
             self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
             return
@@ -119,7 +119,7 @@ class RewardModel:
 
 
 class AdjustedScore:
-    """The function by which PPO scores with an adapter on its policy's base, and what `adjust` makes of its scores."""
+    """PPO's reward function for an adapter on the policy's base, whose scores go through `adjust`."""
 
     def __init__(self, function: Any, adjust: calibrations.Adjustment):
         self.function, self.adjust = function, adjust
@@ -131,7 +131,7 @@ class AdjustedScore:
 
 
 class _OnBase:
-    """A reward adapter and its head on the base of a policy, called as a sequence classifier is."""
+    """A reward adapter and its head on the base of a policy, with the interface of a sequence classifier."""
 
     def __init__(self, policy: Any, folder: str, pad: int, autocast: Callable[[], AbstractContextManager[Any]]):
         from posttrain.ppo.roles import load_reward

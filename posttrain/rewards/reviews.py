@@ -16,7 +16,7 @@ from posttrain import extras
 from posttrain.data.embedded import cache
 from posttrain.rewards.text import Completion
 
-# Said when the config is checked, before anything loads.
+# Raised when the config is checked, before weights are loaded.
 if importlib.util.find_spec("sklearn") is None:
     raise ImportError(f"needs scikit-learn; {extras.install_command('frontier')}")
 
@@ -44,10 +44,10 @@ def log_odds(texts: Sequence[str]) -> list[float | None]:
 
 
 def accuracy() -> dict[str, float]:
-    """Share of held-out reviews (splits `eval` and `train` of `embedded:imdb`) whose label it gives, by what is judged.
+    """Accuracy on held-out reviews (splits `eval` and `train` of `embedded:imdb`), by what is judged.
 
-    `review`: whole reviews; `imdb`, `rotten_tomatoes`: those of either source; `opening`: their first sentences, of the
-    length of what policies write, under the label of the whole.
+    `review`: whole reviews; `imdb`, `rotten_tomatoes`: those of one source; `opening`: first sentences, about as long
+    as policies write, with the label of the whole review.
     """
     return json.loads((_folder() / "accuracy.json").read_text(encoding="utf-8"))
 

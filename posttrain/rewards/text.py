@@ -105,9 +105,9 @@ def last_number(completions: Sequence[Completion], column: str = "answer", **col
 def length(
     completions: Sequence[Completion], aim: int | None = None, at_most: int | None = None, **columns: Any
 ) -> list[float | None]:
-    """The number of words, or how well it keeps to a wish.
+    """The number of words, or how close it is to a target.
 
-    - neither option: the count of words itself; give it a negative weight to shorten
+    - neither option: the number of words; a negative weight makes answers shorter
     - `aim=n`: 1 at n words, falling in a straight line to 0 at none and at 2n
     - `at_most=n`: 1 up to n words, falling in a straight line to 0 at 2n
 

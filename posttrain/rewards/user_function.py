@@ -22,7 +22,7 @@ def wrap(name: str, path: str, function: Callable[..., Any], timeout: float | No
 
 
 class UserFunction:
-    """A reward function that says what goes wrong in it; everything else about it is the function's own."""
+    """A reward function whose errors name the reward and the batch; other attributes are those of the function."""
 
     def __init__(self, name: str, path: str, function: Callable[..., Any], timeout: float | None):
         self.__name__ = name
@@ -87,7 +87,7 @@ def _timeout_message(where: str, timeout: float) -> str:
 
 
 def _call_with_timeout(work: Callable[[], Any], timeout: float, where: str) -> Any:
-    """In a thread, which nothing waits for when it hangs: Python cannot end one."""
+    """Run `work` in a daemon thread; after `timeout` it is abandoned, since Python cannot end a thread."""
     import torch
 
     outcome: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def _call_with_timeout(work: Callable[[], Any], timeout: float, where: str) -> A
 
     def run() -> None:
         try:
-            with torch.no_grad():  # a thread has its own switch
+            with torch.no_grad():  # the grad mode is per thread
                 outcome["result"] = context.run(work)
         except BaseException as error:
             outcome["error"] = error
@@ -111,7 +111,7 @@ def _call_with_timeout(work: Callable[[], Any], timeout: float, where: str) -> A
 
 
 def _check_result(where: str, result: Any, count: int) -> list[float | None]:
-    """A float or None for each completion, whatever sequence they came in; raises `RewardError` for anything else."""
+    """A list with a float or None for each completion; raises `RewardError` for any other result."""
     wanted = f"return a list with a number, or None where it does not apply, for each of the {count} completions"
     scalar = getattr(result, "ndim", 1) == 0  # a tensor or an array without dimensions
     if scalar or isinstance(result, (str, bytes, dict)) or not hasattr(result, "__iter__"):

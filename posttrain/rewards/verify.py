@@ -1,4 +1,4 @@
-"""Rewards that verify: mathematics, JSON schemas, unit tests; signature and None as in `rewards.text`."""
+"""Rewards that verify mathematics, JSON and code; signature and None as in `rewards.text`."""
 
 import importlib.util
 import json
@@ -44,8 +44,8 @@ def check(function: str, args: dict[str, Any], key: str) -> list[str]:
 def math_equal(completions: Sequence[Completion], column: str = "answer", **columns: Any) -> list[float | None]:
     r"""1.0 where the completion's last result equals the reference mathematically (1/2, 0.5, \frac{1}{2}), else 0.0.
 
-    By math-verify, in LaTeX and plain numbers; of GSM8K's references, what follows the ####. None where the reference
-    is not mathematics. Each reading and comparison may take 3 seconds.
+    math-verify reads LaTeX and plain numbers; of GSM8K's references, the part after ####. None where the reference is
+    not mathematics. Each parse and each comparison may take 3 seconds.
     """
     answers = [[a for a in row if _mathematics(a)] for row in references(columns, column)]
     return best(completions, answers, _equal)
@@ -54,7 +54,7 @@ def math_equal(completions: Sequence[Completion], column: str = "answer", **colu
 def _equal(text: str, reference: str) -> float:
     from math_verify import parse, verify
 
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it tells of every text that takes too long
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every text that takes too long
     limit = _limit()
     return float(verify(list(_mathematics(reference)), parse(text, parsing_timeout=limit), timeout_seconds=limit))
 
@@ -66,12 +66,12 @@ def _mathematics(reference: str) -> tuple[Any, ...]:
 
     result = reference.split("####")[-1].strip()
     if not any(mark in result for mark in ("$", "\\(", "\\[", "\\boxed")):
-        result = f"${result}$"  # LaTeX is only looked for between its marks
+        result = f"${result}$"  # math-verify finds LaTeX only between dollar signs
     return tuple(parse(result, parsing_timeout=_limit()))
 
 
 def _limit() -> Any:
-    """math-verify ends what takes too long by a signal, which only the main thread gets."""
+    """The time limit of math-verify, or None outside the main thread: it works by a signal."""
     return 3 if threading.current_thread() is threading.main_thread() else None
 
 
@@ -122,7 +122,7 @@ def _schema_file(path: str) -> Any:
 
 @cache
 def _validator(text: str) -> Any:
-    """Raises `PosttrainError` for what is no JSON schema."""
+    """The validator of a JSON schema; raises `PosttrainError` for an invalid schema."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
     from referencing.jsonschema import EMPTY_REGISTRY
@@ -138,7 +138,7 @@ def _validator(text: str) -> Any:
         raise PosttrainError(f"no JSON schema: {where + ': ' if where else ''}{error.message}") from None
     validator = kind(schema, registry=EMPTY_REGISTRY)  # the default one would fetch what references name
     values: tuple[Any, ...] = (None, 0, "", [], {})
-    for value in values:  # most references that lead nowhere show at once
+    for value in values:  # finds most references that cannot be resolved
         _accepts(validator, value)
     return validator
 

@@ -27,7 +27,7 @@ def hub_id(base: str) -> str | None:
 
 
 def base_note(base: str) -> str | None:
-    """A note for other machines on a base that is not simply the hub's; `None` where there is nothing to say."""
+    """A note on a base that other machines do not get from the hub as it is; `None` where none is needed."""
     if base in HUB_IDS:
         return (
             f"The base was `{base}`: {HUB_IDS[base]} from a 4-bit GGUF file, dequantized. Elsewhere an adapter loads "
@@ -109,7 +109,7 @@ def _options(run: Run) -> str:
 
 
 def _before_after(logged: Path) -> str:
-    """The held-out metrics as a table, without what tells of the run and nothing of the model."""
+    """The held-out metrics that describe the model, as a table."""
     rows = [f"| {' | '.join(row)} |" for row in metrics.before_and_after(logged)]
     return "\n".join(["| metric | before | after |", "|---|---|---|", *rows]) if rows else "No rows were held out."
 
@@ -145,7 +145,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"){after}
 
 
 def _call(scores: bool, folder: Path) -> str:
-    """The lines that score an answer, or generate one: with the chat template where the tokenizer has one."""
+    """Example code that scores or generates an answer, with the chat template if the tokenizer has one."""
     chat = (folder / "chat_template.jinja").is_file()
     asked = '{"role": "user", "content": "What is the capital of France?"}'
     if scores:

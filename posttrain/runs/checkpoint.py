@@ -9,11 +9,11 @@ from pathlib import Path
 from posttrain.runs import durable
 
 MANIFEST = "files.json"
-# What the trainer itself must remember to resume exactly (posttrain.training.resume); one file per process.
+# State of the trainer that an exact resume needs (posttrain.training.resume); one file per process.
 PROGRESS = "progress.json"
-# The reference of a trainer that moves it, next to its policy.
+# The weights of a reference that moves with the policy.
 REFERENCE = "reference.safetensors"
-# Bytes from which on a file's checksum would cost more time than it is worth; its size is always checked.
+# Files from this size on, in bytes, get no checksum, which would take too long; their size is always checked.
 CHECKED = 1 << 30
 
 
@@ -23,7 +23,7 @@ def step(folder: Path) -> int:
 
 
 def seal(folder: Path) -> None:
-    """Bring every file of a finished checkpoint to the disk, then write down which files it has."""
+    """Flush every file of a finished checkpoint to the disk, then write the list of its files."""
     durable.sync(folder)
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(MANIFEST))
     sums = {str(path.relative_to(folder)): {"size": path.stat().st_size, "crc32": crc32_of(path)} for path in files}

@@ -6,7 +6,7 @@ from typing import Any
 
 from posttrain.runs.metrics import read, title, without_tie
 
-# Panels of the picture: title, and the metrics that belong in it; one that ends in "/" stands for all that begin so.
+# Panels of the picture: title -> its metrics; a name that ends in "/" stands for all metrics with that beginning.
 PANELS = {
     "loss": ("loss", "eval_loss"),
     "implicit reward, chosen and rejected": ("rewards/chosen", "rewards/rejected"),
@@ -34,7 +34,7 @@ LABELS = {
     "reward": "evaluation",
     "probe/reward": "the probe",
 }
-# Measurements from which points are joined: fewer are a before and an after, and nothing is known between.
+# Smallest number of measurements that are joined by a line; fewer say nothing about the steps between.
 LINE_FROM = 4
 
 
@@ -78,7 +78,7 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    # One range for all panels: a single point stands where it was measured.
+    # All panels have the same range of steps, so that single points are at the right place.
     last = max(step for found in panels.values() for points in found.values() for step, _ in points)
     for axis, (name, found) in zip(axes.flat, panels.items(), strict=False):
         for key, points in found.items():
@@ -92,7 +92,7 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
         widen(axis)
         whole_steps(axis)
         if len(found) > 1 or next(iter(found)).startswith(HELD_OUT):
-            # Below the panel: inside, it would cover points.
+            # Below the panel; inside it would cover points.
             axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
     figure.suptitle(heading, fontsize=11)
     half = target.with_name("curves.incomplete.png")
@@ -102,7 +102,7 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
 
 
 def widen(axis: Any) -> None:
-    """Room around values that are all the same but for rounding: no axis of a scale of 1e-17."""
+    """Add room around values that differ by rounding only, which would give an axis with a scale of 1e-17."""
     low, high = axis.get_ylim()
     if high - low < 1e-6:
         axis.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
@@ -116,7 +116,7 @@ def whole_steps(axis: Any) -> None:
 
 
 def _label(key: str, panel: Iterable[str]) -> str:
-    """What the legend calls a metric; by its name where its `panel` has several of training, or of held-out rows."""
+    """A metric's label in the legend; its name if the `panel` has several metrics of training, or of held-out rows."""
     held_out = key.startswith(HELD_OUT)
     alike = [other for other in panel if other.startswith(HELD_OUT) == held_out]
     kind = "held out" if held_out else "training"
@@ -127,7 +127,7 @@ def _label(key: str, panel: Iterable[str]) -> str:
 
 
 def _line(axis: Any, key: str, points: Sequence[tuple[float, float]], label: str) -> None:
-    """One metric: points where it was measured now and then, a line where it was logged all along."""
+    """Draw one metric: points if it was measured a few times, a line if it was logged often."""
     steps, values = zip(*points, strict=True)
     held_out = key.startswith(HELD_OUT)
     if held_out or len(values) < 20:

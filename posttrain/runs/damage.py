@@ -52,7 +52,7 @@ def _against_manifest(folder: Path) -> str | None:
 
 
 def _state(folder: Path) -> str | None:
-    """The trainer's state is that of this step; a file that was cut, or is another's, is not."""
+    """Why the trainer's state is not that of this step (missing, damaged, or of another step); `None` if it is."""
     if not (folder / STATE).is_file():
         return f"{STATE} is missing"
     try:
@@ -67,7 +67,7 @@ def _state(folder: Path) -> str | None:
 
 
 def _structure(folder: Path) -> str | None:
-    """Without a list of its files: weights, an optimizer, a schedule and random states there must be."""
+    """What a checkpoint without a list of files lacks: weights, optimizer, schedule or random states."""
 
     def one_of(*patterns: str) -> str | None:
         return None if any(any(folder.glob(p)) for p in patterns) else f"{patterns[0]} is missing"

@@ -67,8 +67,8 @@ class RunDirectory:
     def claim(self) -> None:
         """Make the directory this process's own; raises `PosttrainError` while another process has it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        # The lock is the kernel's: it is released when the process dies, however it dies.
-        # For a moment it may be held by a process that only asks whether it is held.
+        # The kernel releases the lock whenever the process dies. For a moment, a process that only asks whether it is
+        # held may hold it.
         if not try_lock(self._lock, 0.2):
             raise PosttrainError(
                 f"{self.path}: another process is running this very run; wait for it, or set name=OTHER"
@@ -88,9 +88,9 @@ class RunDirectory:
 
     @contextmanager
     def claim_for_work(self) -> Iterator[bool]:
-        """Claim the directory for a piece of work; gives whether it is needed: another process may have finished it.
+        """Claim the directory for the block; yields whether the run is unfinished, since another process may end it.
 
-        What ends the work otherwise than by success is said in `run.json`: `interrupted` by a signal, or `failed`.
+        If the block ends without success, `run.json` gets the status `interrupted` (by a signal) or `failed`.
         """
         self.claim()
         try:
@@ -100,7 +100,7 @@ class RunDirectory:
             if record is not None and record["status"] == "running":
                 signal = isinstance(error, (SystemExit, KeyboardInterrupt))
                 why = {} if signal else {"error": (str(error).splitlines() or [type(error).__name__])[0]}
-                with suppress(OSError):  # a full disk: what is there already stays
+                with suppress(OSError):  # on a full disk the old record stays
                     self.write({**record, "status": "interrupted" if signal else "failed", **why})
             raise
         finally:
@@ -165,7 +165,7 @@ class RunDirectory:
         return next((path for path in found if damage(path) is None), None)
 
     def remove_damaged_checkpoints(self) -> list[str]:
-        """Remove checkpoints that are not whole, and say why; only for who has claimed the directory."""
+        """Remove damaged checkpoints and return why; only after `claim`."""
         if not (found := self._checkpoints()):
             return []
         from posttrain.runs.damage import remove_damaged
@@ -178,18 +178,18 @@ class RunDirectory:
         return sorted(found, key=checkpoints.step, reverse=True)
 
     def rewind(self, checkpoint: Path | None) -> None:
-        """Take the records back to `checkpoint`: a continued run writes what came after it again."""
+        """Cut the records back to `checkpoint`; a resumed run writes the later rows again."""
         if checkpoint or self.metrics.is_file() or self.samples.is_file():
             from posttrain.runs.rewind import rewind
 
             rewind((self.metrics, self.samples), checkpoint)
 
     def content_digest(self) -> str:
-        """A digest of weights and sampled data: what a child's `run.json` knows this run by."""
+        """A digest of weights and sampled data, by which the `run.json` of a child identifies this run."""
         return files_digest([*self.model.glob("*.safetensors"), *self.data.glob("*.parquet")])
 
     def put(self, temporary: Path, folder: Path) -> None:
-        """Put a folder that is written to the end in place as `model` or `data`."""
+        """Move a complete folder to its final place, `model` or `data`."""
         durable.sync(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole: as they were, or as they were to become."""
+"""Writing files so that a crash leaves either the old or the new content."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Bring every file in a folder to the disk."""
+    """Flush every file in a folder to the disk (fsync)."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in files:
         with path.open("rb") as file:
@@ -32,7 +32,7 @@ def sync(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names made in a folder as lasting as the files that they name."""
+    """Flush a folder's entries to the disk, so that new files in it survive a crash."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,7 +16,7 @@ from posttrain import __version__
 from posttrain.config.schema import OTHER_JOBS, Run
 from posttrain.data.files import resolve
 
-# Folders in a run directory that are no part of its result: what is made from it later does not make it another run.
+# Folders in a run directory that are no part of its result; creating them later does not change its digest.
 NOT_CONTENT = ("checkpoints", "export", "merged", "base")
 # Settings of the trainer that name the user's own code.
 CODE_SETTINGS = ("tools", "environment", "rollout", "callbacks")
@@ -37,7 +37,7 @@ def digest(run: Run) -> str:
     """
     unused = (*NOT_IN_DIGEST, *OTHER_JOBS.get(run.job, ()))
     settings = {k: v for k, v in asdict(run).items() if k not in unused}
-    if settings["trainer"]["share_prompts"]:  # the same result but for rounding; without it the rounding is wanted
+    if settings["trainer"]["share_prompts"]:  # changes rounding only; false, which avoids that, counts
         del settings["trainer"]["share_prompts"]
     probe = settings.get("probe", {"rewards": {}, "gold": {}})
     places: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings["model"], ("path", "init_from", "chat_template"))]
@@ -48,7 +48,7 @@ def digest(run: Run) -> str:
     rewards = [entry for entries in judges for entry in entries.values()]
     places += [(entry, ("model", "grader")) for entry in rewards]
     for entry in rewards:
-        del entry["timeout"]  # how long one waits for a reward does not change it
+        del entry["timeout"]  # a time limit does not change the reward
         entry["args"] = {**entry["args"], **_calibration(entry)}
         entry["source"] = entry["function"] and _source(entry["function"])
         places += [(entry["args"], REWARD_ARGS)]
@@ -70,8 +70,8 @@ def digest(run: Run) -> str:
 
 
 def _trainer(settings: dict[str, Any]) -> dict[str, Any]:
-    """The trainer's settings, as far as they are set, and the source of the user's own code that they name."""
-    later = ("teacher", *CODE_SETTINGS)  # settings of later versions leave the names of earlier runs as they are
+    """The trainer's settings that are set, and digests of the user's own code that they name."""
+    later = ("teacher", *CODE_SETTINGS)  # left out when unset, so that runs of earlier versions keep their digest
     found = {name: value for name, value in settings.items() if value or name not in later}
     teacher = {name: value for name, value in found.pop("teacher").items() if value}
     if teacher:
@@ -83,7 +83,7 @@ def _trainer(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _calibration(entry: dict[str, Any]) -> dict[str, Any]:
-    """The stored figures that a reward model's scores are put right by: they may be measured again."""
+    """The content of the calibration that adjusts a reward model's scores; it may change after a new measurement."""
     args = entry["args"]
     if not args.keys() & {"calibration", "scale", "length_penalty"}:
         return {}
@@ -93,7 +93,7 @@ def _calibration(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _path_content(value: Any) -> Any:
-    """A path, or several of them, by content; anything else as it is."""
+    """The content digest of a path, or of several; any other value unchanged."""
     if isinstance(value, list):
         return [_path_content(one) for one in value]
     if isinstance(value, dict):
@@ -102,9 +102,9 @@ def _path_content(value: Any) -> Any:
 
 
 def data_content(path: Any, streaming: bool = False) -> Any:
-    """The content behind a data path: of its files in their order, or of its folder; else the path itself.
+    """The digest of a data path: of its files in their order, or of its folder; else the path itself.
 
-    Of streams large files count by size and time of change: to read them through takes longer than a plan may.
+    With `streaming`, large files count by size and modification time, since reading them would take too long.
     """
     if not path:
         return path
@@ -121,9 +121,9 @@ def _file_stamp(file: Path) -> str:
 
 
 def content(path: Path) -> str | None:
-    """A digest of a local file, or of a folder, large files in it by size and time of change; `None` elsewhere.
+    """A digest of a local file or folder (large files in it by size and modification time); `None` for other paths.
 
-    That of a run is in its `run.json`, as `content`: a digest of what it made, not of when.
+    A run's digest is `content` in its `run.json`, which depends on its result, not on its time.
     """
     whole = hashlib.sha256()
     if path.is_file():
@@ -136,7 +136,7 @@ def content(path: Path) -> str | None:
             whole.update(f"{inner.relative_to(path)} {known.st_size}".encode())
             if known.st_size <= HASHED_WHOLE:
                 _hash_file(whole, inner)
-            else:  # to read weights of many gigabytes takes longer than a plan may
+            else:  # reading many gigabytes of weights would take too long
                 whole.update(f" {known.st_mtime_ns}".encode())
     else:
         return None
@@ -144,14 +144,14 @@ def content(path: Path) -> str | None:
 
 
 def _source(function: str) -> str | None:
-    """A digest of the file that defines a reward function, where that is the user's; ours count by our version."""
+    """A digest of the file that defines a user's reward function; our functions count by our version."""
     module = function.rpartition(".")[0]
     if not module or module.startswith("posttrain."):
         return None
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
-        return None  # said when rewards are checked
+        return None  # the checks of rewards report it
     return content(Path(spec.origin)) if spec and spec.origin else None
 
 
@@ -162,7 +162,7 @@ def _made_content(folder: Path) -> str | None:
 
 
 def files_digest(files: list[Path]) -> str:
-    """16 hex digits over names and content, wherever the files lie."""
+    """A digest (16 hex digits) of the files' names and content, independent of their folder."""
     whole = hashlib.sha256()
     for file in sorted(files, key=lambda path: path.name):
         whole.update(file.name.encode())

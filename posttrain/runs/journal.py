@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Journal:
-    """The pieces done so far (`done`), and `append` for the next; one that was cut short is dropped on opening."""
+    """The finished pieces (`done`), and `append` for the next one; a partial last piece is dropped on opening."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -33,7 +33,7 @@ class Journal:
             while rest:
                 rest = rest[os.write(file, rest) :]
             os.fsync(file)
-        except OSError:  # a full disk: half a piece would spoil the next one
+        except OSError:  # on a full disk, half a piece would damage the next one
             os.ftruncate(file, whole)
             raise
         finally:

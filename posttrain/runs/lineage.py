@@ -46,7 +46,7 @@ class Source:
 
     @property
     def scores(self) -> bool:
-        """Whether this is a reward model, which gives a text a score and says nothing."""
+        """Whether this is a reward model, which scores texts and does not generate."""
         if self.adapter:
             return _json(Path(self.adapter) / "adapter_config.json").get("task_type") == "SEQ_CLS"
         config = Path(self.base) / "config.json"
@@ -80,7 +80,7 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The run directories in a folder, the last one begun at the end."""
+    """The run directories in a folder, by their start; the latest is the last."""
     return sorted((found.parent for found in folder.glob("*/run.json")), key=lambda run: run.stat().st_ctime)
 
 
@@ -135,7 +135,7 @@ def base_of(run: RunDirectory, record: dict[str, Any], key: str) -> str:
 
 
 def parent_entry(role: str, path: str) -> dict[str, Any]:
-    """A row of `parents`; name and content of a run."""
+    """An entry of `parents` in `run.json`: role and path of a run, its name, and the digest of its content."""
     record = RunDirectory(Path(os.path.expanduser(path)).absolute()).record() or {}
     return {"role": role, "path": path, "name": record.get("name"), "content": record.get("content")}
 

@@ -22,7 +22,7 @@ TITLES = {
 # Measured where the config asks for it; shown behind those above.
 REQUESTED = ("probe/rewards/", "probe/gold/", "probe/forgetting/", "probe/refusals/")
 
-# What job=evaluate measures.
+# Metrics of job=evaluate.
 EVALUATION_TITLES = {
     "loss_per_token": "loss (nats per token)",
     "perplexity": "perplexity (per token)",
@@ -36,7 +36,7 @@ EVALUATION_TITLES = {
     "margin": "preference margin (reward model)",
 }
 
-# Of a set of completions, in front of the set's name.
+# Metrics of a set of completions (`sampled`, `greedy`); a title is the set's name, then this.
 SET_TITLES = {
     "win_rate": "win rate by score",
     "score": "score",
@@ -44,7 +44,7 @@ SET_TITLES = {
     "ended": "share that ends",
 }
 
-# Bookkeeping that says nothing about the model.
+# Parts of metric names that say nothing about the model.
 BOOKKEEPING = (
     *("runtime", "per_second", "num_tokens", "epoch", "model_preparation_time"),
     *("step", "kl_stderr", "step_time"),
@@ -65,7 +65,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def without_tie(row: dict[str, Any]) -> dict[str, Any]:
-    """Without the accuracy of a policy that still is its reference: every pair ties, and TRL logs 0."""
+    """The row without the accuracy of a policy that still equals its reference: all pairs tie, and TRL logs 0."""
     tied = [k for k in row if k.endswith("rewards/accuracies") and row.get(k.replace("accuracies", "margins")) == 0]
     return {key: value for key, value in row.items() if key not in tied}
 
@@ -95,7 +95,7 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
     counts: dict[str, int] = {}
     for row in read(path):
         for key, value in row.items():
-            # What a person named may hold any word.
+            # Names that the user chose may contain any word.
             bookkeeping = not key.startswith(REQUESTED) and any(word in key for word in BOOKKEEPING)
             if not key.startswith(("eval_", "probe/")) or bookkeeping:
                 continue
@@ -107,7 +107,7 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
 
 
 def before_and_after(path: Path) -> list[tuple[str, str, str]]:
-    """The held-out metrics of a run as (title, first value, last value), those that tell of the model alone."""
+    """The held-out metrics of a run that describe the model, as (title, first value, last value)."""
     first, last, counts = held_out(path)
     if "eval_reward" in last:  # then the loss is a surrogate, which shows no progress
         last.pop("eval_loss", None)
@@ -117,7 +117,7 @@ def before_and_after(path: Path) -> list[tuple[str, str, str]]:
 
 
 def starts_tied(metric: str, first: dict[str, float]) -> bool:
-    """Whether policy and reference are one model at `first`: every pair ties, and TRL logs an accuracy of 0."""
+    """Whether policy and reference are equal at `first`: all pairs tie, and TRL logs an accuracy of 0."""
     return metric == "eval_rewards/accuracies" and first.get("eval_rewards/margins") == 0
 
 
@@ -139,7 +139,7 @@ def title(metric: str) -> str:
 
 
 def stderr_metric(metric: str) -> str:
-    """The metric with the standard error over prompts: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
+    """The name of a metric's standard error over prompts: `probe/kl_stderr`, `probe/gold_stderr/NAME`."""
     kind, slash, name = metric.removeprefix("probe/").partition("/")
     return f"probe/{kind}_stderr{slash}{name}"
 

@@ -1,4 +1,4 @@
-"""The command that trains on: from a finished run, against it as a reward, or on data that was made with a model."""
+"""The next training command: from a finished run, with it as a reward, or on data that was sampled from a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from posttrain.runs.directory import RunDirectory
 
-# How the names of recipes end -> the model that they train.
+# End of the names of recipes -> the model that they train.
 FAMILIES = {
     "smollm2": "embedded:smollm2",
     "llama": "meta-llama/Llama-3.1-8B-Instruct",

@@ -18,7 +18,7 @@ def from_metrics(objective: Any, find: Callable[[Objective], float]) -> float | 
 
 
 def of_run(objective: Objective, directory: RunDirectory, who: str = "") -> float:
-    """The number of a run; raises `PosttrainError` with what was measured."""
+    """The objective's value in a run; raises `PosttrainError` with the measured metrics where it has none."""
     known = (directory.record() or {}).get("metrics", {})
     if objective.metric not in known:
         missing = f"{who} did not measure it" if who else "not measured"

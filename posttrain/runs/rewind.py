@@ -1,4 +1,4 @@
-"""The records of a run taken back to the checkpoint that it continues from."""
+"""Cutting the records of a run back to the checkpoint that it resumes from."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from posttrain.runs.durable import write_atomic
 
 
 def rewind(records: tuple[Path, ...], checkpoint: Path | None) -> None:
-    """Take the JSON-lines files `records` back to `checkpoint`: a continued run writes what came after it again."""
+    """Cut the JSON-lines files `records` back to `checkpoint`; a resumed run writes the later rows again."""
     lengths = _progress(checkpoint).get("records", {}) if checkpoint else {}
     step = checkpoints.step(checkpoint) if checkpoint else -1
     for path in records:
@@ -26,7 +26,7 @@ def _rows_until(path: Path, step: int, length: int | None) -> str:
     data = path.read_bytes() if path.is_file() else b""
     lines, kept = data[:length].splitlines(keepends=True), []
     if length is not None and len(data) < length:
-        lines.append(b"")  # rows that the checkpoint knows are gone
+        lines.append(b"")  # the file is shorter than at the checkpoint: rows were lost
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -33,7 +33,7 @@ def show(directory: RunDirectory) -> None:
 
 
 def next_steps(directory: RunDirectory, record: dict[str, Any]) -> list[str]:
-    """Commands that fit this run, short enough to copy: talk to it, compare it, use it, train on from it."""
+    """Commands for this run, short enough to copy: chat with it, compare it, use it, train on from it."""
     run, kind, recipe = _short_path(directory.path), record.get("trainer"), record.get("recipe")
     lines = [] if kind == "reward" else [f"talk     posttrain chat {shlex.quote(run)}"]
     siblings = [p for p in directory.path.parent.iterdir() if p != directory.path and (p / "run.json").is_file()]
@@ -46,7 +46,7 @@ def next_steps(directory: RunDirectory, record: dict[str, Any]) -> list[str]:
         from posttrain.runs.next_command import FAMILIES, training_command
 
         given = shlex.split(record.get("command", ""))
-        # Of the recipe as it stands: its counterpart has data of the same kind.
+        # For an unchanged recipe: the other recipe's own data is then of the same kind.
         plain = recipe in {f"{kind}_{family}" for family in FAMILIES} and not any(
             word.startswith(("data=", "data.path=", "data.mix")) for word in given
         )

@@ -1,4 +1,4 @@
-"""Two processes that meet on one run: the second waits for the first."""
+"""Waiting for another process that works on the same run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ from posttrain.runs.directory import RunDirectory, try_lock
 
 @contextmanager
 def wait_until_free(directory: RunDirectory, message: str, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Wait until no other process has the directory, and keep others that wait here waiting meanwhile.
+    """Wait until no other process has claimed the directory; others that wait here go on waiting during the block.
 
-    `message` is printed once, where there is something to wait for; `check` is called some times a second, and may
-    raise. A second lock, because the run's own process, which is started here, takes the first.
+    `message` is printed once if it has to wait; `check` is called several times a second, and may raise. It holds a
+    second lock, because the run's own process, which the block starts, takes the first.
     """
     printed = False
 

@@ -1,4 +1,4 @@
-"""Alarms as a callback: printed, stored in `run.json` and `metrics.jsonl`, sent, and acted on."""
+"""The callback that prints alarms, stores them in `run.json` and `metrics.jsonl`, sends them, and acts on them."""
 
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,7 @@ from posttrain.training.metrics_log import NoTracker, append
 
 
 class Alarms(TrainerCallback):
-    """`stopped` is the alarm that is to end the training, or None, and `ended` whether it did, before the last step."""
+    """`stopped` is the alarm that ends the training, or None; `ended` whether it ended before the last step."""
 
     def __init__(self, config: AlarmsConfig, tracker: NoTracker, directory: RunDirectory):
         self.config = config
@@ -30,7 +30,7 @@ class Alarms(TrainerCallback):
         self.trained: list[torch.Tensor] | None = None
 
     def restore(self) -> None:
-        """Take up what was logged before a stop."""
+        """Read the rows that were logged before a resume."""
         rows = read(self.directory.metrics)
         self.detector.restore([row for row in rows if "alarm" not in row])
         self.raised = [row["alarm"] for row in rows if "alarm" in row]
@@ -47,7 +47,7 @@ class Alarms(TrainerCallback):
         self.weights_not_finite(args, state, control)
 
     def check_row(self, row: dict[str, Any], args: Any, state: Any, control: Any) -> None:
-        """Raise what the row raises; every process must call this at the same point."""
+        """Raise the alarms of a row; every process must call this at the same point."""
         alarms = self.detector.check_row(row) if state.is_world_process_zero else []
         for alarm in alarms:
             self._announce(alarm)
@@ -58,10 +58,10 @@ class Alarms(TrainerCallback):
             from accelerate.utils import broadcast_object_list
 
             (alarm,) = broadcast_object_list([alarm])
-        # A loss that is no number outweighs whatever else has been raised: the weights are lost.
+        # A non-finite loss takes precedence over other alarms, since the weights are lost.
         if alarm is not None and (self.stopped is None or alarm.name == "non_finite"):
             self.stopped = alarm
-            # With a checkpoint, unless that would put a broken model over a whole one.
+            # With a checkpoint, unless the model is broken.
             self.trainer.stop(save=alarm.name != "non_finite")
 
     @property
@@ -70,9 +70,9 @@ class Alarms(TrainerCallback):
         return self.stopped is not None and (self.stopped.name == "non_finite" or state.global_step < state.max_steps)
 
     def weights_not_finite(self, args: Any, state: Any, control: Any) -> bool:
-        """Whether a trained weight is no number any more, which raises the alarm; one pass over them."""
+        """Whether a trained weight is not finite, which raises the alarm; one pass over the trained weights."""
         accelerator = self.trainer.accelerator
-        if self.trained is None:  # to look for them among a model's modules takes longer than the pass
+        if self.trained is None:  # collected once, since the search takes longer than the pass
             self.trained = [p for p in self.trainer.model.parameters() if p.requires_grad]
         norm = sharding.whole(torch.nn.utils.get_total_norm([sharding.own_part(p) for p in self.trained]))
         found = not accelerator.gather(norm.float().to(accelerator.device)).isfinite().all()
@@ -105,7 +105,7 @@ class Alarms(TrainerCallback):
         self.directory.write({**(self.directory.record() or {}), "alarms": self.raised})
 
     def record_stop(self) -> dict[str, Any]:
-        """Write into `run.json` by which alarm the run was stopped; returns that entry."""
+        """Write the alarm that stopped the run into `run.json`; returns that entry."""
         assert self.stopped is not None
         last = self.directory.last_checkpoint()
         entry = {

@@ -17,7 +17,7 @@ from posttrain.config.alarms import NAMES, AlarmsConfig, setting
 
 # The beginnings of the metrics that `measured_alarms` judges.
 MEASURED = ("probe/", "objective/kl", "sampling/")
-# Gradient norms that must be known before one is called unusual, those looked back at, and logs in a row that must be.
+# Gradient norms needed before one can be unusual; norms in the median; unusual logs in a row that raise the alarm.
 KNOWN, LOOKED_BACK, IN_A_ROW = 10, 1000, 3
 
 
@@ -32,12 +32,12 @@ class Alarm:
     message: str
 
 
-# What a condition says of a row: None where the row has no such metric, (number, None) where all is well.
+# The result of a condition for a row: None without the metric, (number, None) if all is well, (number, message) if not.
 Finding = tuple[float, str | None] | None
 
 
 class AlarmDetector:
-    """Reads a run's rows in order, and raises each alarm when its condition begins to hold."""
+    """Reads a run's rows in order, and raises an alarm when its condition starts to hold."""
 
     def __init__(self, config: AlarmsConfig):
         self.config = config
@@ -50,11 +50,11 @@ class AlarmDetector:
         self.measured = 0
         self.ringing: set[str] = set()
         self.lost = 0
-        # With float16 an overflow is ordinary: the step is left out and the scale lowered.
+        # With float16 an overflow is normal: the step is skipped and the loss scale lowered.
         self.float16 = False
 
     def restore(self, rows: list[dict[str, Any]]) -> None:
-        """Read what was logged before, raising nothing anew; but what would stop the run does so again."""
+        """Read earlier rows without raising their alarms again, except for an alarm that stops the run."""
         for row in rows:
             self.check_row(row)
         self.ringing = {name for name in self.ringing if getattr(self.config, name).action != "stop"}
@@ -124,12 +124,12 @@ class AlarmDetector:
 
 
 def _finite(value: Any) -> bool:
-    """A reward that no function gave is None, or NaN once it has been averaged."""
+    """Whether a value is a finite number; a reward that no function gave is None, or NaN after averaging."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def stopped_run_message(record: dict[str, Any] | None, config: AlarmsConfig) -> str | None:
-    """The message for a run that an alarm has stopped and that is called again with that alarm set as it was."""
+    """The message for a run that an alarm has stopped, and that is started again with the same setting of it."""
     if record is None or record.get("status") != "stopped":
         return None
     stopped = record["stopped"]

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def build(kind: str, parts: Parts) -> Trainer:
-    """The trainer of `kind`. It loads the model, adds the adapter, and keeps the reference.
+    """Build the trainer of `kind` with its model, adapter and reference.
 
-    With a new adapter the reference is the base with the adapter off, with an inherited one its frozen copy; in full
+    The reference of a new adapter is the base without it, that of an inherited adapter its frozen copy; in full
     fine-tuning it is a second, frozen copy of the model.
     """
     from posttrain.training import labelled_positions, lengths
@@ -61,7 +61,7 @@ def build(kind: str, parts: Parts) -> Trainer:
 
 
 def _prepare_rows(kind: Kind, parts: Parts) -> Parts:
-    """The rows as the trainer reads them, where TRL's own preparation does not do."""
+    """Prepare the rows for the trainer, where TRL's own preparation is not enough."""
     if kind.reads == "text" and "messages" in (parts.train.column_names or []):
         from posttrain.training.build_steps import tokenize_with_labels
 
@@ -74,7 +74,7 @@ def _prepare_rows(kind: Kind, parts: Parts) -> Parts:
 
 
 def _construct(kind: Kind, parts: Parts) -> Any:
-    """The trainer, with exact continuation, from TRL's own arguments."""
+    """The trainer, with exact resumption, from TRL's own arguments."""
     args: dict[str, Any] = dict(parts.args)
     if kind.takes_rewards and kind.has("reward_weights"):
         args.setdefault("reward_weights", parts.reward_weights)
@@ -82,13 +82,13 @@ def _construct(kind: Kind, parts: Parts) -> Any:
         args["sync_ref_model"] = False  # TRL refuses it with an adapter
     loaded = _loads_model_here(kind, parts)
     init_kwargs = args.pop("model_init_kwargs") if loaded else {}
-    config = make_config(kind, args)  # it chooses this process's device
+    config = make_config(kind, args)  # this sets the process's device
     if parts.weighted:
         from posttrain.training import pair_weights
 
         pair_weights.check(config)
     if kind.reads == "labels":
-        # TRL reads KTO's rows in the order that they have, so the seed of the order has to act here.
+        # TRL does not shuffle KTO's rows, so the seed of their order is applied here.
         seed = config.seed if config.data_seed is None else config.data_seed
         parts = replace(parts, train=parts.train.shuffle(seed=seed))
     model: Any = parts.model
@@ -130,7 +130,7 @@ def _change_rows(kind: Kind, parts: Parts, trainer: Any) -> None:
 
 
 def _share_computation(kind: str, parts: Parts, trainer: Any) -> None:
-    """Prompts computed once for all their answers; a reference computed once, or moved with the policy."""
+    """Share prompts between answers, and cache the reference or move it with the policy."""
     from posttrain.training import shared_prompts
 
     shared = parts.share_prompts and shared_prompts.several_answers(trainers.of(kind), parts.args)
@@ -148,7 +148,7 @@ def _share_computation(kind: str, parts: Parts, trainer: Any) -> None:
 
 
 def _resumable(kind: Kind) -> Any:
-    """The class of the trainer with exact continuation, under its own name."""
+    """The trainer's class with exact resumption mixed in, under its original name."""
     trainer = _load(kind.path)
     mixins: tuple[type, ...]
     if kind.has("steps_per_generation"):
@@ -164,7 +164,7 @@ def _resumable(kind: Kind) -> Any:
 
 
 def make_config(kind: Kind, args: dict[str, Any]) -> Any:
-    """The object of the trainer's own config class that has the options `args`."""
+    """An instance of the trainer's config class with the options `args`."""
     return _load(kind.config)(**options.as_typed(kind.config, args))
 
 
@@ -174,9 +174,9 @@ def _load(path: str) -> Any:
 
 
 def _loads_model_here(kind: Kind, parts: Parts) -> bool:
-    """Whether the model is loaded here: a trainer loads it by itself, unless it is given an adapter, or it cannot."""
+    """Whether the model is loaded here; a trainer loads it itself unless it gets an adapter, or cannot load one."""
     if kind.scores:
-        # A reward model's adapter has a head next to it, so a new one is made, and gets the weights afterwards.
+        # A reward model's adapter comes with a head, so TRL makes a new one, and the parent's weights are loaded later.
         return False
     wanted = {"peft_config": parts.lora, "quantization_config": parts.quantization}
     missing = any(value is not None and name not in kind.parameters for name, value in wanted.items())

@@ -61,12 +61,12 @@ def render_prompts_with_row_settings(trainer: Any) -> None:
 
 
 def connect_rewards(trainer: Any, parts: Parts) -> None:
-    """Name the rewards as the config does, adjust the one on PPO's base, and give others on the base that base."""
+    """Give rewards the config's names, adjust the reward on PPO's base, and attach other adapters to the base."""
     names = list(parts.rewards)
     if parts.reward_adapter is not None:
         names = [parts.reward_adapter[0], *names]
-    # TRL logs rewards/NAME/mean under the functions' names; the config's names tell two uses of one apart. Those behind
-    # them are environments' own.
+    # TRL logs rewards/NAME/mean by the functions' names; the config's names distinguish two uses of one function. The
+    # names after them are those of environments.
     if hasattr(trainer, "reward_func_names"):
         trainer.reward_func_names = names + trainer.reward_func_names[len(names) :]
     if parts.reward_adjustment is not None:
@@ -81,10 +81,10 @@ def connect_rewards(trainer: Any, parts: Parts) -> None:
 
 
 def reset_generation_config(model: Any) -> None:
-    """Take out of a model's generation config all but its tokens.
+    """Remove everything but the token ids from a model's generation config.
 
-    `generate` fills from it what TRL's own config leaves open (min_p, no_repeat_ngram_size, penalties), and samples
-    from another distribution than the one whose log-probabilities are trained.
+    `generate` would take options from it that TRL's config leaves open (min_p, no_repeat_ngram_size, penalties), and
+    sample from another distribution than the one whose log-probabilities are trained.
     """
     from transformers import GenerationConfig
 
@@ -96,7 +96,7 @@ def reset_generation_config(model: Any) -> None:
 
 
 def drop_single_row_batch(trainer: Any) -> None:
-    """Leave out the row that a last micro-batch of KTO would have alone: it would be its own partner for the KL."""
+    """Drop a row that would be alone in KTO's last micro-batch, where KTO's KL estimate would pair it with itself."""
     sizes = {"train_dataset": trainer.args.per_device_train_batch_size}
     sizes["eval_dataset"] = trainer.args.per_device_eval_batch_size
     for name, size in sizes.items():
@@ -115,7 +115,7 @@ def tokenize_with_labels(parts: Parts) -> Parts:
     only = parts.args.get("assistant_only_loss")
     how = (parts.tokenizer, loss_mask.training_template(parts.tokenizer, only), only is False)
     held_out = loss_mask.tokenize_rows(parts.eval, *how) if parts.eval is not None else None
-    # The labels are made, so TRL need not look for marks in a template.
+    # The labels exist, so TRL must not look for its marks in the template.
     args = {**parts.args, "assistant_only_loss": False}
     return replace(parts, train=loss_mask.tokenize_rows(parts.train, *how), eval=held_out, args=args)
 
@@ -132,10 +132,10 @@ def load_model(parts: Parts, init_kwargs: dict[str, Any]) -> PreTrainedModel | P
     extra: dict[str, Any] = {} if parts.quantization is None else {"quantization_config": parts.quantization}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         extra["device_map"] = None
-    set_seed(parts.args.get("seed", 42))  # a new adapter is drawn
+    set_seed(parts.args.get("seed", 42))  # a new adapter is initialised at random
     if parts.sees:
-        # TRL takes the class that the checkpoint names, whose modules have other names than those of the text model:
-        # an adapter on them would be lost when it is loaded.
+        # TRL would load the class that the checkpoint names. Its modules are not named like those of the text model, so
+        # an adapter on them could not be loaded later.
         extra["architecture"] = AutoModelForCausalLM
     base = create_model_from_path(
         parts.model, trust_remote_code=parts.args.get("trust_remote_code", False), **extra, **init_kwargs

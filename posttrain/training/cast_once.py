@@ -1,4 +1,4 @@
-"""Weights that mixed precision casts once for a generation, not once for each token."""
+"""Makes mixed precision cast the weights once per generation, not once per token."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from typing import Any
 class CastOnce:
     """Mixed into a trainer that samples with Transformers; the sampled tokens stay the same.
 
-    A forward pass under autocast casts every float32 weight that is trained. PyTorch keeps the casts until the
-    outermost autocast ends, so one around the whole generation makes them serve all tokens. Sharded weights and vLLM's
-    own copy are left alone.
+    A forward pass under autocast casts every trained float32 weight. PyTorch caches the casts until the outermost
+    autocast ends, so one autocast around the whole generation serves all tokens. Sharded weights and vLLM's copy are
+    not affected.
     """
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:

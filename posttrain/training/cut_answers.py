@@ -1,7 +1,7 @@
-"""Answers of a pair that sampling cut off are learnt as cut off.
+"""Removes EOS from the answers of pairs that sampling cut off.
 
-TRL ends every answer with EOS. PPO shows its reward model answers without an end, too. One that has never seen such an
-answer may score it high; and a policy trained on cut answers that end with EOS learns to stop in mid-sentence.
+TRL ends every answer with EOS. In PPO, a reward model also scores answers without EOS; if it has never seen one, it may
+score it high. A policy that is trained on cut answers with EOS learns to stop in the middle of a sentence.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ ENDED_COLUMNS = {"ended_chosen": "chosen_ids", "ended_rejected": "rejected_ids"}
 
 
 def remove_ends(trainer: Any) -> None:
-    """Take EOS, and what the chat template puts after it, off the cut answers of a reward or DPO trainer's rows."""
+    """Remove EOS, and what the chat template puts after it, from the cut answers of a reward or DPO trainer's rows."""
     from posttrain.ppo.rewards import chat_tail
 
     tokenizer = trainer.processing_class

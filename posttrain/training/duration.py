@@ -1,4 +1,4 @@
-"""An estimate of the time that a training takes, before weights load: its work by the measured speed of the device.
+"""An estimate of a training's time before weights load: its operations, divided by the device's measured speed.
 
 Work is counted as in Kaplan et al. 2020 (arXiv:2001.08361, section 2.1): 2 operations for each weight and token in a
 forward pass, as many for the gradients of activations, and as many for those of weights that are trained.
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from posttrain.training.footprint import Sizes
     from posttrain.training.lengths import Lengths
 
-EFFICIENCY = 0.35  # of one large product's speed; training reached 0.25 to 0.45 of it (docs/performance.md)
-# Of a layer for one token of a sampled batch, however small. On an H200, LoRA: 1B 0.0022, 8B in NF4 0.005.
+EFFICIENCY = 0.35  # share of a large matrix product's speed; training reached 0.25 to 0.45 (docs/performance.md)
+# Least seconds of a layer per token of a sampled batch of any size. On an H200, LoRA: 1B 0.0022, 8B in NF4 0.005.
 LAYER_SECONDS = 0.0035
 SECONDS_MEASURED = 0.1
 
@@ -56,13 +56,13 @@ def estimate(run: Run, precision: Precision, sizes: Sizes, lengths: Lengths, ste
 
 
 def _speed(precision: Precision, sizes: Sizes) -> float:
-    """Operations a second in products of matrices of this model's sizes, on the device and in the type of the run."""
+    """Measured operations per second of matrix products of the model's sizes, on the run's device and in its type."""
     device = "cpu" if precision.device == "CPU" else "cuda"
     dtype = "bfloat16" if precision.bf16 else "float16" if precision.fp16 else precision.dtype
     hidden, inner = min(sizes.hidden, 8192), min(sizes.intermediate, 8192)  # it must not take much memory
     shapes = (1024, hidden), (hidden, inner)
     left, right = (torch.ones(shape, dtype=getattr(torch, dtype), device=device) for shape in shapes)
-    (left @ right).sum().item()  # the first product waits for libraries and memory
+    (left @ right).sum().item()  # warm-up: the first product loads libraries and allocates memory
     count, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < SECONDS_MEASURED:
         (left @ right)[0, 0].item()

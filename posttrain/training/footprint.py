@@ -1,13 +1,13 @@
 """An estimate of the memory that a training takes, before weights load.
 
-A run has a few moments that may be its largest: the start of a backward pass, when all that it needs has been kept;
-its end, when every gradient is there; an evaluation; the sampling of answers. Each is a sum of parts, and the largest
-sum is the estimate. docs/memory.md compares it with measured peaks.
+The peak can be at one of a few moments: the start of a backward pass, with all activations; its end, with every
+gradient; an evaluation; the sampling of answers. The memory at each is a sum of parts, and the largest sum is the
+estimate. docs/memory.md compares it with measured peaks.
 
-What a layer keeps for its backward pass follows Korthikanti et al. 2022 (arXiv:2205.05198, section 4), counted again
-for layers as Llama has them: RMSNorm, a gated feed-forward, fused attention, which keeps no scores. For other layers
-it is as good as they are alike. The peak of a pass with checkpoints is one layer's, and the inputs of all (Chen et al.
-2016, arXiv:1604.06174).
+The activations that a layer keeps follow Korthikanti et al. 2022 (arXiv:2205.05198, section 4), counted again for
+Llama's layers: RMSNorm, a gated feed-forward, fused attention, which keeps no scores. For other layers the estimate is
+good as far as they are similar. With gradient checkpointing, the peak is one layer's activations and the inputs of all
+layers (Chen et al. 2016, arXiv:1604.06174).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from posttrain.models.hardware import Precision
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Numbers, of the parameters' own type, that an optimizer keeps for each of them; AdamW's are two moments.
+# Values that an optimizer keeps per parameter, in the parameter's type; AdamW keeps two moments.
 STATES = (("adafactor", 0.1), ("adamw", 2), ("lion", 1), ("sgd", 0), ("rmsprop", 1), ("adagrad", 1))
-# TRL's fused head computes at most so many positions and words at a time (trl.kernels.chunked_logprob).
+# Positions and tokens of the vocabulary in a tile of TRL's fused head (trl.kernels.chunked_logprob).
 TILE = (4096, 32768)
-# Copies of a tile in float32 that its backward and forward pass make in PyTorch; Triton's kernels work in place.
+# Copies of a tile in float32 in its backward and forward pass in PyTorch; Triton's kernels work in place.
 TILE_BACKWARD, TILE_FORWARD = 9, 6
-# Full logits, where no fused head is used: themselves, in float32, their softmax and its gradient.
+# Copies of full logits, without a fused head: the logits, the same in float32, their softmax and its gradient.
 LOGITS = 4
 FUSED = ("SFTTrainer", "DPOTrainer", "KTOTrainer", "GRPOTrainer", "RLOOTrainer")
-# PPO holds the logits of a pass up to so many (posttrain.ppo.forward).
+# PPO keeps the logits of a pass up to this number (KEPT_LOGITS in posttrain.ppo.forward).
 HELD = 1 << 24
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of an architecture. `queries` and `keys`: numbers of a token's queries, and of its keys, in all heads."""
+    """Sizes of an architecture. `queries`, `keys`: total widths of a token's queries and keys over all heads."""
 
     layers: int
     hidden: int
@@ -62,7 +62,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: tokens that the layers compute, the tokens that one of them sees, and scored positions."""
+    """One forward pass: tokens that the layers compute, tokens that one token attends to, and scored positions."""
 
     tokens: int
     width: int
@@ -71,7 +71,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by what takes them, at each moment that may be the largest; `least` is what no batch size changes."""
+    """Bytes by part, at each moment that may be the peak; `least` is the part that no batch size changes."""
 
     moments: dict[str, dict[str, float]]
     least: float
@@ -113,7 +113,7 @@ def of_config(known: Any, parameters: tuple[int, int]) -> Sizes:
 
 
 def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int) -> Footprint:
-    """The peak of a training on one device, and what it is made of.
+    """The peak of a training on one device, by parts.
 
     `row`: tokens of the longest row of data; `prompt`: how many of them are not scored.
     """
@@ -160,7 +160,7 @@ def whole_number(run: Run, name: str) -> int:
 
 
 def _held_throughout(run: Run, precision: Precision, sizes: Sizes) -> dict[str, float]:
-    """The memory held throughout the training, whatever its batch is."""
+    """The memory that is held throughout the training, for any batch size."""
     args, full = run.trainer.args, run.peft.method == "none"
     width = BYTES[precision.dtype]
     own = width if full else 4  # an adapter is trained in float32
@@ -178,13 +178,13 @@ def _held_throughout(run: Run, precision: Precision, sizes: Sizes) -> dict[str, 
 
 
 def _frozen(sizes: Sizes, weights: int, quantization: dict[str, Any], width: int) -> float:
-    """Bytes of weights that are not trained; those of the linear layers quantized, where anything is."""
+    """Bytes of frozen weights; with `quantization`, the linear layers are quantized and the embedding is not."""
     quantized = weights - sizes.embedding if quantization else 0
     return quantized * _quantized(quantization) + (weights - quantized) * width
 
 
 def _teacher(run: Run, width: int) -> float:
-    """The weights of a teacher; an adapter on them is merged, or small."""
+    """Bytes of the teacher's weights; an adapter on them is merged, or small."""
     if not run.trainer.teacher.model:
         return 0.0
     from posttrain.training import trainer_arguments
@@ -194,7 +194,7 @@ def _teacher(run: Run, width: int) -> float:
 
 
 def _quantized(options: dict[str, Any]) -> float:
-    """Bytes of a quantized weight: with the scale of its block of 64, itself in 8 bits or in float32."""
+    """Bytes per quantized weight, with the scale of its block of 64, which is in float32, or in 8 bits itself."""
     if not options.get("load_in_4bit"):
         return 1.0
     return 0.5 + (1 / 64 + 4 / (64 * 256) if options.get("bnb_4bit_use_double_quant") else 4 / 64)
@@ -203,13 +203,13 @@ def _quantized(options: dict[str, Any]) -> float:
 def _state(optimizer: str, width: float) -> float:
     """Bytes that an optimizer keeps for a parameter of `width` bytes on the device."""
     if "paged" in optimizer:
-        return 0  # it moves to the machine's memory when there is no room
+        return 0  # a paged state moves to the machine's memory when the device is full
     numbers = next((count for name, count in STATES if name in optimizer), 2)
     return numbers * (1 if "8bit" in optimizer else width)
 
 
 def _reference(run: Run, sizes: Sizes, width: float) -> float:
-    """A second, frozen model next to one that is trained in full, or a frozen copy of an inherited adapter."""
+    """Bytes of the reference: a second model in full fine-tuning, or a frozen copy of an inherited adapter."""
     if not keeps_reference(trainers.of(run.trainer.kind), run.trainer.args):
         return 0.0
     if run.peft.method == "none":
@@ -224,7 +224,7 @@ def keeps_reference(kind: Kind, args: dict[str, Any]) -> bool:
 
 
 def _reward_models(run: Run) -> float:
-    """The weights of reward models, as far as their files lie here."""
+    """Bytes of the reward models' weights, as far as they are local files."""
     folders = [Path(model).expanduser() for entry in run.reward.values() for model in entry.models]
     found = [one for folder in folders for one in (folder / "model", folder) if one.is_dir()][: len(folders)]
     return float(sum(file.stat().st_size for folder in found for file in folder.glob("*.safetensors")))
@@ -244,12 +244,12 @@ def forward_pass(run: Run, row: int, prompt: int, rows: int) -> Pass:
 
 
 def _activation(precision: Precision) -> int:
-    """Bytes of a number that a layer computes."""
+    """Bytes of a value that a layer computes."""
     return 2 if precision.bf16 or precision.fp16 else BYTES[precision.dtype]
 
 
 def _layer(run: Run, precision: Precision, sizes: Sizes, width: int) -> float:
-    """Bytes that a layer keeps of a token for its backward pass.
+    """Bytes that a layer keeps per token for its backward pass.
 
     Queries, keys and values (repeated for all heads), attention's output; gate, its SiLU and the other factor; the
     inputs of both norms, in float32; the inputs of linear layers that are trained or have an adapter. PyTorch's
@@ -261,7 +261,7 @@ def _layer(run: Run, precision: Precision, sizes: Sizes, width: int) -> float:
     read = 5 * hidden + heads + inner  # by query, key, value, gate and up; by the output; by down
     kept = number * (4 * heads + 3 * inner) + 4 * 2 * hidden
     if full:
-        kept += weight * 2 * hidden  # what the norms' weights multiply
+        kept += weight * 2 * hidden  # the inputs of the norms' weights
     if not full and run.peft.lora.get("lora_dropout"):
         kept += (number + 4) * read  # each adapter has a mask, in float32, and its own input
     elif number == weight and (full or weight == 4):
@@ -277,7 +277,7 @@ def checkpointing(run: Run) -> bool:
 
 
 def _activations(run: Run, precision: Precision, sizes: Sizes, step: Pass) -> tuple[float, float]:
-    """The bytes that a backward pass holds when it begins, and at its last layer, whose gradients it passes on."""
+    """Activation bytes at the start of a backward pass, and at its last layer, with the gradients in that layer."""
     layer = step.tokens * _layer(run, precision, sizes, step.width)
     number, weight = _activation(precision), BYTES[precision.dtype]
     ends = step.tokens * sizes.hidden * 4 * 4  # embeddings, the last norm, and what the head takes
@@ -289,12 +289,12 @@ def _activations(run: Run, precision: Precision, sizes: Sizes, step: Pass) -> tu
 
 
 def _without_gradient(precision: Precision, sizes: Sizes) -> float:
-    """Bytes that a token takes in a layer which keeps nothing."""
+    """Bytes per token in a layer that keeps no activations."""
     return _activation(precision) * (4 * sizes.queries + 3 * sizes.intermediate) + 4 * 3 * sizes.hidden
 
 
 def _logits(run: Run, precision: Precision, sizes: Sizes, positions: int, copies: int) -> float:
-    """The bytes of the head at once: a tile of TRL's fused head, or all logits where a trainer does without."""
+    """The peak bytes of the head: a tile of TRL's fused head, or all logits for a trainer without it."""
     kind = trainers.of(run.trainer.kind)
     trained = run.peft.method == "none"
     gradient = 4 * sizes.vocabulary * sizes.hidden if trained and copies == TILE_BACKWARD else 0

@@ -1,11 +1,11 @@
-"""The answers to one prompt in one microbatch, so that the prompt is computed once for all of them."""
+"""Puts the answers to one prompt into one microbatch, so that the prompt is computed once for all of them."""
 
 import sys
 from typing import Any
 
 
 def _order_is_free(trainer: Any) -> bool:
-    """Whether a generation batch makes one step in which no row's loss depends on the other rows of its microbatch."""
+    """Whether a generation batch is one step, and no row's loss depends on the other rows of its microbatch."""
     args = trainer.args
     return (
         args.steps_per_generation == args.gradient_accumulation_steps
@@ -23,7 +23,7 @@ def _shuffling(trainer: Any) -> Any:
 
 
 def keep_groups(trainer: Any) -> None:
-    """Put the rows of a prompt next to one another after TRL has shuffled a generation batch over microbatches."""
+    """Put the rows of a prompt next to each other after TRL has shuffled a generation batch."""
     module, prepare = _shuffling(trainer), trainer._prepare_inputs
     if module is None or not _order_is_free(trainer):
         return

@@ -1,4 +1,4 @@
-"""How long rows are in tokens, and what `max_length` does to them: before training of the first rows, then of all."""
+"""Lengths of rows in tokens, and what `max_length` does: for the first rows before training, then for all rows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ANSWERS = ("completion", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the first rows: of a whole row's longest sequence, and of its prompt alone."""
+    """Tokens of the first rows: of each row's longest sequence, and of its prompt."""
 
     sequence: list[int]
     prompt: list[int]
 
     def dropped(self, run: Run) -> int:
-        """How many of these rows TRL's trainers leave out for their length."""
+        """How many of these rows TRL's trainers drop because of their length."""
         limit, end = _limit(run)
         if not limit:
             return 0
@@ -35,7 +35,7 @@ class Lengths:
         return 0 if end else sum(length >= limit for length in self.prompt)
 
     def cut(self, run: Run) -> int:
-        """How many of these rows lose a part: answers their end, or with `keep_end` prompts their beginning."""
+        """How many of these rows are cut: at the end of the answer, or with `keep_end` at the start of the prompt."""
         limit, _ = _limit(run)
         if not limit or trainers.of(run.trainer.kind).scores:
             return 0
@@ -62,7 +62,7 @@ class Lengths:
         return sum(self.sequence) / len(self.sequence)
 
     def longest(self, run: Run) -> tuple[int, int]:
-        """Tokens of the longest row as training sees it, and how many of them are its prompt's."""
+        """Tokens of the longest row in training, and of its prompt."""
         args, kind = run.trainer.args, trainers.of(run.trainer.kind)
         row, prompt = max(zip(self.sequence, self.prompt, strict=True))
         if kind.samples_completions:
@@ -74,7 +74,7 @@ class Lengths:
 
 
 def _limit(run: Run) -> tuple[int | None, bool]:
-    """The length at which rows are cut or dropped, `None` where none is; and whether their end is kept."""
+    """The length at which rows are cut or dropped (`None`: no limit), and whether their end is kept."""
     args, kind = run.trainer.args, trainers.of(run.trainer.kind)
     if kind.samples_completions or not kind.has("max_length") or args.get("packing") or args.get("padding_free"):
         return None, False
@@ -82,9 +82,9 @@ def _limit(run: Run) -> tuple[int | None, bool]:
 
 
 def measure(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Lengths:
-    """Of rows as the trainer will render them, tools included; of pairs the longer answer.
+    """The lengths of rows as the trainer renders them, with tools; a pair counts with its longer answer.
 
-    In a conversation all that stands before the first token that is learnt is its prompt.
+    The prompt of a conversation ends at the first token that is learnt.
     """
     sequence, prompt = [], []
     only = run.trainer.args.get("assistant_only_loss")
@@ -116,7 +116,7 @@ def _count(tokenizer: PreTrainedTokenizerBase, text: str | list[dict[str, Any]],
 
 
 def check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
-    """`max_length` must leave something to learn, and everything must fit the model's context."""
+    """Raise `PosttrainError` where `max_length` leaves nothing to learn, or rows do not fit the model's context."""
     args, errors = run.trainer.args, []
     kind = trainers.of(run.trainer.kind)
     if kind.samples_completions:
@@ -145,9 +145,9 @@ def check_lengths(run: Run, lengths: Lengths, context: int | None) -> None:
 
 
 def describe_prepared(name: str, given: Any, prepared: Any, args: Any) -> str | None:
-    """The rows of a trainer that `max_length` has dropped or cut, in words; `None` for none, or where unknown.
+    """The number of rows that `max_length` has dropped or cut, in words; `None` for none, or where unknown.
 
-    `given` are the rows before TRL has prepared them, `prepared` those after, with their tokens.
+    `given` are the rows before TRL's preparation, `prepared` those after it, with their tokens.
     """
     limit = getattr(args, "max_length", None)
     if not limit or getattr(args, "packing", False) or not hasattr(given, "num_rows") or prepared is None:
@@ -156,7 +156,7 @@ def describe_prepared(name: str, given: Any, prepared: Any, args: Any) -> str | 
     dropped = len(given) - len(prepared)
     if not (dropped or cut):
         return None
-    # Of rows that TRL has cut, those of just this length are not known from the others.
+    # After TRL's cut, rows that had exactly this length cannot be distinguished from cut ones.
     most = "" if whole else "up to "
     return (
         f"{name}: of {len(given)} rows {dropped} dropped and {most}{cut} cut by max_length={limit}; "
@@ -165,7 +165,7 @@ def describe_prepared(name: str, given: Any, prepared: Any, args: Any) -> str | 
 
 
 def _cut(given: Any, prepared: Any, limit: int) -> tuple[bool, int]:
-    """How many rows are cut, and whether that is exact."""
+    """Whether the number of cut rows is exact, and the number."""
     names = prepared.column_names
     if "input_ids" in given.column_names:  # tokenized here, and cut by TRL
         return True, sum(length > limit for length in _token_counts(given, ["input_ids"])) - len(given) + len(prepared)
@@ -179,7 +179,7 @@ def _cut(given: Any, prepared: Any, limit: int) -> tuple[bool, int]:
 
 
 def _token_counts(rows: Any, columns: list[str]) -> list[int]:
-    """How many tokens the lists in `columns` have together, by row."""
+    """The number of tokens in `columns` together, per row."""
     import pyarrow.compute as pc
 
     counts: list[int] = []

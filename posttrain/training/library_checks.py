@@ -1,8 +1,8 @@
 """Checks by the libraries themselves, before weights load and before a run directory is made.
 
-The checks in `posttrain.config` answer in a second and cover what is known of options. What is left (a combination, a
-later release, a hardware that lacks something) shows when the objects are built: the trainer's config, an optimizer and
-a scheduler on one parameter, the generation config. None of them needs a model.
+The checks in `posttrain.config` take a second and cover the known rules on options. Other errors (a combination, a
+later release, missing hardware support) show when the objects are built: the trainer's config, an optimizer and a
+scheduler on one parameter, the generation config. None of them needs a model.
 """
 
 import tempfile
@@ -15,14 +15,14 @@ from posttrain.training.build import make_config
 
 
 def check_with_libraries(kind: str, args: dict[str, Any]) -> None:
-    """Build what the trainer of `kind` builds from `args`; raises `PosttrainError` with what a library says of them."""
+    """Build the objects that the trainer of `kind` builds from `args`; raises `PosttrainError` for their errors."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             _build(kind, args, folder)
         except PosttrainError:
             raise
-        except Exception as error:  # any of the libraries' own, whose classes are as many as they are
+        except Exception as error:  # each library has its own error classes
             from posttrain.training import library_errors
 
             message = library_errors.explain(error, kind, args, lambda given: _build(kind, given, folder))
@@ -47,7 +47,7 @@ def _optimizer(config: Any) -> None:
 
     name = str(config.optim)
     if config.optim_target_modules is not None or name.startswith(("lomo", "adalomo")):
-        return  # made for the layers of a model
+        return  # such an optimizer is built for the layers of a model
     parameter = torch.nn.Parameter(torch.ones(1))
     made, kwargs = Trainer.get_optimizer_cls_and_kwargs(config)
     optimizer = made([parameter], **kwargs)

@@ -1,4 +1,4 @@
-"""A library's error about options of a trainer, under the name of the option that causes it."""
+"""A library's error about options of a trainer, with the config key of the option that causes it."""
 
 import re
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from posttrain.config import options, trainers
 
 
 def explain(error: Exception, kind: str, args: dict[str, Any], build: Callable[[dict[str, Any]], None]) -> str:
-    """The error's first three lines, each with its option; `build` builds what the trainer of `kind` builds of options.
+    """The error's first three lines, each with its option; `build` makes the objects that the trainer of `kind` makes.
 
-    A message may name no option. Then the cause is the option without which all can be built, if there is one.
+    If a message names no option, the cause is the option without which `build` succeeds, if there is one.
     """
     lines = [line for line in str(error).splitlines() if line.strip()][:3] or [type(error).__name__]
     named = [_named(line, kind, args) for line in lines]
@@ -21,7 +21,7 @@ def explain(error: Exception, kind: str, args: dict[str, Any], build: Callable[[
 
 
 def _named(line: str, kind: str, args: dict[str, Any]) -> str | None:
-    """The option that a message names first, itself or by a key inside its value, and its value if it is given."""
+    """The option that a message names first, directly or by a key in its value, with its value if it is given."""
     known = options.options_of(trainers.of(kind).config)
     words = re.findall(r"\w+", line)
     inside = {key: name for name, value in args.items() if isinstance(value, dict) for key in value}

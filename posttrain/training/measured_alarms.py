@@ -12,7 +12,7 @@ Finding = tuple[float, str | None] | None
 
 
 def _kl(detector: Any, row: dict[str, Any]) -> Finding:
-    # PPO also measures it on each rollout.
+    # PPO also measures the KL on each rollout.
     values = [row[key] for key in ("probe/kl", "objective/kl") if key in row]
     budget = detector.config.kl.above
     if budget is None or not values:
@@ -56,7 +56,7 @@ def _length(detector: Any, row: dict[str, Any]) -> Finding:
         return None
     setting, growth = detector.config.length, row["probe/length"] / detector.start["probe/length"]
     ended, before = row.get("probe/ended"), detector.start.get("probe/ended")
-    # Where all are cut at the limit, they are equally long and nothing can be explained by their length.
+    # If all answers are cut at the limit, they are equally long, and R² says nothing; this check does.
     if growth >= setting.growth and ended is not None and before and ended < before / 2:
         return ended, (
             f"answers run on: they are {growth:.1f} times as long as at the start, and {ended:.0%} of them end by "
@@ -98,7 +98,7 @@ def _over_optimisation(detector: Any, row: dict[str, Any]) -> Finding:
         if drop == 0:
             detector.proxy_at_best[name] = proxy
         elif proxy is not None and name in detector.proxy_at_best:
-            # Before the first step no trainer logs: a proxy that is no gold reward began where it was first logged.
+            # No trainer logs before the first step, so a proxy's first logged value stands for its start.
             best = detector.proxy_at_best[name]
             if proxy > (detector.first[metric] if best is None else best):
                 stderr = row.get(f"probe/gold_drop_stderr/{name}")
@@ -116,12 +116,12 @@ def _over_optimisation(detector: Any, row: dict[str, Any]) -> Finding:
 
 
 def corrected_threshold(errors: float, measured: int) -> float:
-    """Standard errors that one fall among `measured` measurements must have to be as unlikely as `errors` among two.
+    """The threshold in standard errors for `measured` measurements that is as unlikely as `errors` is for two.
 
-    The best is the luckiest of them, and each later one is held against it: Bonferroni's correction over the pairs.
+    The best measurement is partly luck, and each later one is compared with it: Bonferroni's correction over all pairs.
     """
     normal, pairs = NormalDist(), max(measured * (measured - 1) // 2, 1)
-    # The lower tail, which keeps its digits where it is small.
+    # The lower tail, where small probabilities keep their precision.
     return max(errors, -normal.inv_cdf(max(normal.cdf(-errors) / pairs, 1e-300)))
 
 

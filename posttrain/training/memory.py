@@ -1,11 +1,10 @@
-"""The memory of this machine; how much a run takes is in `footprint`, what a failure to get some means in
-`out_of_memory`."""
+"""The memory of this machine. `footprint` estimates how much a run takes; `out_of_memory` explains errors."""
 
 from typing import Any
 
 
 def machine_memory() -> tuple[int, int]:
-    """Bytes of memory that are free and that there are, within the limits that this process has."""
+    """(free, total) bytes of memory, within the limits of this process."""
     import resource
 
     import psutil
@@ -20,7 +19,7 @@ def machine_memory() -> tuple[int, int]:
 
 
 def _group_limit() -> int | None:
-    """The limit of the container that this process is in, where it has one."""
+    """The memory limit of this process's control group (container) in bytes; None without one."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             with open(path, encoding="ascii") as file:
@@ -33,7 +32,7 @@ def _group_limit() -> int | None:
 
 
 def describe_batch(inputs: Any) -> str:
-    """Rows and length of the longest tensor of a batch, in words; empty where it holds none."""
+    """Rows and length of the largest tensor of a batch, in words; "" for a batch without one."""
     values = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, list) else []
     shapes = [value.shape for value in values if getattr(value, "ndim", 0) >= 2]
     if shapes:

@@ -31,7 +31,7 @@ class NoTracker:
 
 
 class Metrics(TrainerCallback):
-    """First in the callback chain: completes the vocabulary, then writes every logged point to `metrics.jsonl`.
+    """First in the callback chain: adds metrics to a logged point, then writes it to `metrics.jsonl`.
 
     DPO and KTO log `rewards/chosen` = beta * log(policy / reference) (Rafailov et al. 2023, eq. 5). Divided by beta
     it is the log-ratio in nats per sequence, comparable across betas: `logratio/chosen`, `logratio/rejected`.

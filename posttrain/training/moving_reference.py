@@ -1,4 +1,4 @@
-"""A reference adapter that follows the policy (TR-DPO); TRL moves whole models only.
+"""A reference adapter that follows the policy (TR-DPO); TRL supports this for whole models only.
 
 The reference is the frozen adapter `ref`. Every `ref_model_sync_steps` steps its matrices become
 alpha x the policy's + (1 - alpha) x their own, with alpha = `ref_model_mixup_alpha`.
@@ -14,7 +14,7 @@ from posttrain.models import inherit
 
 
 class MovingReference(TrainerCallback):
-    """Moves the adapter `ref` of the trained model; checkpoints hold it, so that a continued run resumes exactly."""
+    """Moves the adapter `ref` of the trained model; checkpoints hold it, so a run resumes exactly."""
 
     def __init__(self, model: Any, alpha: float, steps: int):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict

@@ -1,4 +1,4 @@
-"""The teacher of SDPO and SDFT, a moving average of the adapter, in a run that is continued."""
+"""Resuming the teacher of SDPO and SDFT, which is a moving average of the adapter."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def continue_moving_teacher(trainer: Any) -> None:
     """Let TRL's moving average of the adapter, the teacher of SDPO and SDFT, continue from a checkpoint.
 
-    A continued run has that adapter already, loaded from the checkpoint, and TRL would add it again.
+    A resumed run has loaded that adapter from the checkpoint, and TRL would add it again.
     """
     for callback in trainer.callback_handler.callbacks:
         begin = getattr(callback, "_initialize_teacher_adapter", None)

@@ -73,12 +73,12 @@ def _rewards_itself(environment: str) -> bool:
     """Whether an environment has TRL's `get_reward`; one that cannot be imported is reported elsewhere."""
     try:
         return hasattr(code.load(environment), "get_reward")
-    except Exception:  # the module is the user's; what is wrong with it is told where it is checked
+    except Exception:  # the user's module; another check reports its errors
         return True
 
 
 def _roles(run: Run) -> Iterator[str]:
-    """The value function and the reward model can be adapters of this policy."""
+    """Errors where the value function or the reward model cannot be an adapter of this policy."""
     from posttrain.rewards import calibration
 
     args = run.trainer.args
@@ -105,10 +105,10 @@ def _roles(run: Run) -> Iterator[str]:
 
 
 def shared_reward(run: Run) -> tuple[str, str] | None:
-    """Name and folder of the reward model that goes onto the policy's base: the first that is an adapter.
+    """Name and folder of the reward model that is attached to the policy's base: the first one that is an adapter.
 
-    For GRPO and RLOO it is one only where its base is the policy's; for PPO another base is an error of `check_ppo`. In
-    full fine-tuning there is none: the base changes.
+    In GRPO and RLOO, its base must be the policy's; in PPO, `check_ppo` reports another base as an error. In full
+    fine-tuning there is none, since the base changes.
     """
     if not trainers.of(run.trainer.kind).takes_rewards or run.peft.method == "none":
         return None
@@ -126,7 +126,7 @@ def reward_functions(run: Run) -> tuple[dict[str, Any], str | None]:
 
     shared = shared_reward(run)
     name = shared[0] if shared else None
-    # PPO takes the reward on its policy's base by itself.
+    # PPO itself loads the reward adapter on its policy's base.
     own = {n: entry for n, entry in run.reward.items() if n != name or not trainers.is_ppo(run)}
     return rewards.resolve(own, shared=name), name
 
@@ -194,13 +194,13 @@ def check_ppo(
 
 
 def _at_option(line: str) -> str:
-    """A message of PPOConfig, which begins with an option's name, under the key of that option."""
+    """A message of PPOConfig, with the option's name at its beginning replaced by its config key."""
     first = line.split("=")[0].split()[0] if line.strip() else ""
     return f"trainer.args.{line}" if first in options.options_of(trainers.of("ppo").config) else f"trainer=ppo: {line}"
 
 
 def reward_line(name: str, run: Run) -> str:
-    """A reward of the plan: its weight, and whether its model is a second one in memory."""
+    """The plan's line on a reward: its weight, and whether its model needs memory of its own."""
     entry, shared = run.reward[name], shared_reward(run)
     where = ""
     if entry.model is not None:
@@ -209,7 +209,7 @@ def reward_line(name: str, run: Run) -> str:
 
 
 def check_generation(config: Any) -> None:
-    """Raise what Transformers says of the generation that a trainer with `config` would ask for."""
+    """Raise Transformers' error for the generation options of a trainer with `config`."""
     from transformers import GenerationConfig
 
     if config.use_vllm:

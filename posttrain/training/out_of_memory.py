@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from posttrain.errors import PosttrainError
 from posttrain.training.memory import format_bytes, machine_memory
 
-# What the libraries say of memory that is not there, where they have no error of its own for it.
+# Parts of the libraries' messages on a lack of memory, where they have no error class for it.
 OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -21,7 +21,7 @@ UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 <<
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory was asked for and not there, on a CPU or a GPU."""
+    """Whether an error means that memory ran out, on a CPU or a GPU."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     if not isinstance(error, RuntimeError):  # torch.OutOfMemoryError is one
@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_message(error: BaseException, fix: str, at: str = "") -> str:
-    """One message: how much was asked for, how much there is, what was being done, and what to change."""
+    """The message for memory that ran out: the size asked for, the free memory, the work `at` hand, and the fix."""
     found = REQUESTED.search(str(error))
     asked = f"{format_bytes(float(found[1]) * UNITS[found[2]])} were asked for, " if found else ""
     return f"out of memory{at and f' in {at}'}: {asked}{available(error)}; {fix}"
@@ -38,7 +38,7 @@ def out_of_memory_message(error: BaseException, fix: str, at: str = "") -> str:
 
 @contextmanager
 def explain_memory_errors(fix: str, at: str = "") -> Iterator[None]:
-    """Say in one message what a failure to get memory means."""
+    """In the block, turn an out-of-memory error into a `PosttrainError` with the fix."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Weighted preference pairs: the column `weight`, which TRL's trainers do not read.
 
-A pair's weight scales what reaches the model of its gradient, so the step is that of the mean over the batch of
-weight x loss. In every loss of TRL's reward and DPO trainers that compares a pair's two answers with one another alone,
-this is exact, without writing the loss again; the losses that are logged are TRL's, of pairs counted alike.
+A pair's weight scales the gradient that its outputs pass to the model, so the step is that of the batch mean of
+weight x loss. This is exact for every loss of TRL's reward and DPO trainers that compares only the two answers of a
+pair, and needs no new loss. The logged losses are TRL's, without weights.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COLUMN = "weight"
-# These sort the scores of a batch, and compare answers of different pairs.
+# Losses that sort the scores of a batch, and so compare answers of different pairs.
 LOSSES_OVER_BATCH = {"aot", "aot_unpaired"}
 
 
 @dataclass
 class Collator:
-    """TRL's collator, and besides what it makes `weight`, (pairs,); a row without one counts 1."""
+    """TRL's collator, which also returns `weight`, (pairs,); it is 1 for a row without one."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -35,7 +35,7 @@ class Collator:
 
 
 class GradientScale:
-    """Takes `weight` from what a model is called with, and scales the gradient of the rows it answers with."""
+    """Takes `weight` from a model's arguments, and scales the gradients of the output's rows by it."""
 
     def __init__(self, model: Any):
         self.weight: Tensor | None = None
@@ -47,7 +47,7 @@ class GradientScale:
         return positional, named
 
     def scale(self, _model: Any, _inputs: Any, output: Any) -> None:
-        """The output's rows are all chosen answers, then all rejected ones."""
+        """Scale the gradients of the output, (2 * pairs, ...): all chosen answers, then all rejected ones."""
         weight, self.weight = self.weight, None
         rows = output.log_probs if getattr(output, "log_probs", None) is not None else output.logits
         if weight is None or not rows.requires_grad:
@@ -57,14 +57,14 @@ class GradientScale:
 
 
 def check(config: Any) -> None:
-    """Raise `PosttrainError` where TRL's config asks for what does not take pairs one by one, in their order."""
+    """Raise `PosttrainError` for options of TRL's config that mix pairs, or change their order."""
     asked = getattr(config, "loss_type", None) or ()
     if LOSSES_OVER_BATCH & ({asked} if isinstance(asked, str) else {*asked}):
         raise PosttrainError(
             f"trainer.args.loss_type={asked}: compares answers of different pairs, so a pair has no weight there; "
             "choose another, or give the column another name: 'data.columns={OTHER: weight}'"
         )
-    if config.n_gpu > 1:  # torch's DataParallel deals out answers and weights as if they were as many
+    if config.n_gpu > 1:  # DataParallel splits answers and weights alike, but there are two answers per weight
         raise PosttrainError(
             f"pairs with a weight: this process has {config.n_gpu} GPUs; give it one (CUDA_VISIBLE_DEVICES=0), or each "
             "its own process (accelerate launch)"
@@ -72,7 +72,7 @@ def check(config: Any) -> None:
 
 
 def add_pair_weights(trainer: Any) -> None:
-    """Make TRL's reward or DPO trainer weigh pairs by their column."""
+    """Make TRL's reward or DPO trainer weight pairs by the column `weight`."""
     trainer.data_collator = Collator(trainer.data_collator)
     trainer._set_signature_columns_if_needed()
     trainer._signature_columns = [*trainer._signature_columns, COLUMN]

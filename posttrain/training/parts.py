@@ -19,11 +19,11 @@ class Parts:
     """Everything a trainer is built from. `args` are options of its own config class; `model` is a path.
 
     `adapter` is the folder of an adapter on `model` to train further, `lora` then its options.
-    `reward_adapter` is the name and folder of a reward that lives on the policy's base, `reward_adjustment` what its
-    args make of its scores; `reward_weights` has its weight
-    first, then those of `rewards`. `weighted` says that pairs carry weights. `extra_arguments` are further arguments of
-    the trainer's constructor, by parameter. With `share_prompts` several answers to a prompt compute it once, where
-    that is exact. A model that `sees` images as well is loaded as its text model.
+    `reward_adapter` is the name and folder of a reward adapter on the policy's base, `reward_adjustment` adjusts its
+    scores by its args; `reward_weights` has its weight first, then those of `rewards`. `weighted` says that pairs have
+    weights. `extra_arguments` are further arguments of the trainer's constructor, by parameter. With `share_prompts`, a
+    prompt is computed once for all its answers, where that is exact. Of a model that also `sees` images, only the text
+    model is loaded.
     """
 
     model: str

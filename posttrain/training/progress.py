@@ -15,7 +15,7 @@ from posttrain.runs.metrics import without_tie
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# What is worth a place on the bar, in this order: trainer metric -> short name.
+# Metrics on the bar, in this order: trainer metric -> short name.
 FIGURE_NAMES = {
     "loss": "loss",
     "reward": "reward",
@@ -59,9 +59,9 @@ class ProgressBar(TrainerCallback):
             self.bar.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Not at the beginning of training: the measurements before the first step are no training time.
+        # The clock starts at the first step: measurements before it are no training time.
         if self.started is None:
-            # A continued run counts the tokens of its earlier processes too; the speed is that of this one.
+            # `num_tokens` includes the tokens before a resume; the speed is that of this process.
             logged = (row["num_tokens"] for row in reversed(state.log_history) if "num_tokens" in row)
             tokens = next(logged, state.num_input_tokens_seen or 0)
             self.started = (time.monotonic(), state.global_step, float(tokens))
@@ -116,7 +116,7 @@ class ProgressBar(TrainerCallback):
 
     def _figures(self, state: Any) -> str:
         assert self.started is not None
-        # PPO logs its KL per answer and per token; the first key with a short name has it.
+        # PPO logs its KL per answer and per token; of keys with the same short name, the first one counts.
         values = {name: self.latest[key] for key, name in reversed(FIGURE_NAMES.items()) if key in self.latest}
         parts = [f"{name} {values[name]:.3g}" for name in dict.fromkeys(FIGURE_NAMES.values()) if name in values]
         tokens = self.latest.get("num_tokens", float(state.num_input_tokens_seen or 0)) - self.started[2]
@@ -136,8 +136,8 @@ class ProgressBar(TrainerCallback):
 
 
 class Phase:
-    """A short piece of work within a run, in `total` parts: a bar on a terminal; in a log file one line, if it takes
-    a while, with the time that is left by then."""
+    """A short piece of work within a run, in `total` parts: a bar on a terminal; in a log file one line with the time
+    that is left, if the work takes long."""
 
     def __init__(self, label: str, total: int):
         self.label, self.total, self.done = label, total, 0
@@ -150,7 +150,7 @@ class Phase:
             return self
         from posttrain.training.terminal_bar import new_bar
 
-        # A run's own bar is shown already, and there is one live display at a time.
+        # Only one live display can be shown, so it uses the run's bar where there is one.
         self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(console, transient=True))
         name, _, what = self.label.partition(" ")
         self.task = self.bar.add_task(name, total=self.total, figures=what.strip())

@@ -1,6 +1,6 @@
-"""Caching of the reference's log-probabilities in DPO: before the first step they are the policy's.
+"""Caching of the reference's log-probabilities in DPO's evaluations; before the first step they are the policy's.
 
-Only measurements rest on it; training steps compute the reference that they compare with.
+Training steps do not use the cache.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from posttrain.training.shared_prompts import base_models
 
 
 def is_policy(trainer: Any) -> bool:
-    """Whether policy and reference are known to give the same, bit for bit: no step was taken from equal weights."""
+    """Whether policy and reference give the same outputs, bit for bit: weights were equal and no step was taken."""
     import torch
     from peft import LoraConfig, PeftModel
 
@@ -29,15 +29,15 @@ def is_policy(trainer: Any) -> bool:
     if "ref" in model.peft_config:
         own = {name: weight for name, weight in weights.items() if ".default" in name}
         return all(torch.equal(weight, weights[name.replace(".default", ".ref")]) for name, weight in own.items())
-    # B A x is nothing where B is nothing; some kinds of initialisation take what B A adds from the base.
+    # With B = 0, B A x is 0. Some initialisations instead subtract B A from the base.
     ends = [weights[name] for name in weights if "lora_B.default" in name or "lora_embedding_B.default" in name]
     return bool(ends) and config.lora_bias is False and not any(weight.any() for weight in ends)
 
 
 class CachedReference:
-    """Makes the evaluations of a DPO trainer compute the reference of each batch once, at the first of them.
+    """Makes a DPO trainer compute the reference of each evaluation batch only once, at the first evaluation.
 
-    Where it is the policy, even that is the policy's own pass.
+    Where the reference equals the policy, the policy's own forward pass serves for both.
     """
 
     def __init__(self, trainer: Any):
@@ -74,7 +74,7 @@ def cache_reference(trainer: Any) -> None:
 
 @contextmanager
 def _share_forward(backbones: list[Any]) -> Iterator[None]:
-    """Within, these backbones, of equal weights, answer the same tensor of token ids with what the first answered."""
+    """In the block, these backbones, which have equal weights, compute each tensor of token ids only once."""
     known: dict[int, tuple[Any, Any]] = {}
     forwards = [backbone.forward for backbone in backbones]
 
@@ -84,7 +84,7 @@ def _share_forward(backbones: list[Any]) -> Iterator[None]:
             if args or ids is None or kwargs.get("output_router_logits"):
                 return forward(*args, **kwargs)
             if id(ids) not in known:
-                known[id(ids)] = (ids, forward(**kwargs))  # the ids are kept, so that no other gets their number
+                known[id(ids)] = (ids, forward(**kwargs))  # a reference to ids, so that its id() is not reused
             return known[id(ids)][1]
 
         return answer

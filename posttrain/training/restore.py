@@ -1,4 +1,4 @@
-"""The way back from a checkpoint: what the trainer remembered, the rest of its step, files that do not fit."""
+"""Resuming from a checkpoint: the trainer's own state, the rest of its step, and errors in files that do not fit."""
 
 import json
 import pickle
@@ -17,10 +17,10 @@ from posttrain.training.signals import Interrupted
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Say in one message which checkpoint cannot be continued from, and how the run resumes.
+    """In the block, turn an error of reading `checkpoint` into one message that says how the run resumes.
 
-    Files that are cut or missing are found before (`posttrain.runs.damage`). torch reads tensors alone
-    (`weights_only`), so a file that holds code ends here as well.
+    Truncated and missing files are found earlier (`posttrain.runs.damage`). torch reads only tensors (`weights_only`),
+    so a file that holds code is an error here, too.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
 
 
 def check_weights(model: Any, checkpoint: Path) -> None:
-    """Raise `ValueError` where an adapter's weights are not in a checkpoint: PEFT leaves what it misses as it was."""
+    """Raise `ValueError` where a checkpoint lacks weights of the adapter; PEFT would silently keep the old values."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -52,7 +52,7 @@ def check_weights(model: Any, checkpoint: Path) -> None:
 
 
 def restore(trainer: Any, progress: Path) -> None:
-    """Give `trainer` what the process before it remembered, in the file `progress` of the checkpoint."""
+    """Restore the state of `trainer` from the file `progress` of a checkpoint."""
     with reading(str(progress.parent)):
         known = json.loads(progress.read_text(encoding="utf-8"))
         trainer._saved_step = trainer.state.global_step
@@ -75,7 +75,7 @@ def restore(trainer: Any, progress: Path) -> None:
 
 
 def end_step(trainer: Any) -> None:
-    """Do what of the checkpoint's step was still to be done: measure, evaluate, end the epoch."""
+    """Finish the checkpoint's step: measure, evaluate and end the epoch, as far as this was not done."""
     pending, control = trainer.pending, trainer.control
     try:
         trainer._measure_at_step()

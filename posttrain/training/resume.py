@@ -1,15 +1,15 @@
 """Exact resumption, for every trainer: a run that was stopped and resumed ends as one that was never stopped.
 
-`Resumable` is mixed into a TRL trainer. Beside what Transformers keeps, a checkpoint holds what the trainer remembers
-between two logs, and what of its step was still to be done (`progress.json`). So a checkpoint may be taken at once when
-a signal comes, with the measurements of that step left to the process that resumes. The sequence at a step's end is
+`Resumable` is mixed into a TRL trainer. Besides Transformers' files, a checkpoint has `progress.json`: the trainer's
+state between two logs, and the unfinished work of its step. So a checkpoint can be taken at once when a signal comes;
+the process that resumes makes the measurements of that step. The sequence at a step's end is
 
     log, measure (the probe), evaluate, save; at an epoch's last step then once more: log, evaluate, save
 
-and each part that was begun and not ended is done again. Evaluation has its own random numbers: it may be repeated,
-and training is the same with it and without.
+and each part that was started and not finished is repeated. Evaluation has its own random numbers, so it can be
+repeated, and training is the same with and without it.
 
-Trainers that learn from a generation for several steps: `resume_generation`. The way back from a checkpoint: `restore`.
+`resume_generation` is for trainers that learn from a generation for several steps; `restore` reads checkpoints.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ else:
 
 @dataclass
 class Pending:
-    """The work of a step's end that is still to be done, and the values that its log needs."""
+    """The unfinished work at a step's end, and the values that its log needs."""
 
     measure: bool = False
     evaluate: bool = False
@@ -62,10 +62,10 @@ class Resumable(_Trainer):
     records: Sequence[Path] = ()
     measures: Sequence[Any] = ()
     signals = Signals()
-    # Whether a stop has been asked for, and with a checkpoint (None: not asked).
+    # None: no stop was asked for; True: stop with a checkpoint; False: stop without one.
     stop_asked: bool | None = None
     pending = Pending()
-    # What was being done, on what, for who has to say that memory ran out.
+    # The current work and its batch, for the message when memory runs out.
     doing = "loading"
     _sizes: dict[str, int]
     _agreed = False
@@ -77,12 +77,12 @@ class Resumable(_Trainer):
     _seconds_before = 0.0
 
     def attach(self, records: Sequence[Path], measures: Sequence[Any]) -> None:
-        """Keep the files `records` in step with checkpoints, and call `measures` at step ends."""
+        """Cut the files `records` back on a resume to match the checkpoint, and call `measures` at step ends."""
         self.records, self.measures = records, measures
         self.add_callback(_Boundaries(self))
 
     def stop(self, save: bool = True) -> None:
-        """End training as soon as it can be resumed; with `save=False` at once, and nothing is saved any more."""
+        """End training at the next point that it can resume from; with `save=False` at once, without a checkpoint."""
         self.stop_asked = save and self.stop_asked is not False
         self.control.should_training_stop |= self._stops_now
 
@@ -94,35 +94,35 @@ class Resumable(_Trainer):
 
     @property
     def _interrupted(self) -> bool:
-        """Whether a signal has come, as far as the other processes know too, and can be obeyed here.
+        """Whether a signal has come to this process, or with several is known to all, and training can stop here.
 
-        Within a generation training continues to its end, and what is due on the way can only be measured now.
+        Training cannot stop within a generation; measurements that are due in it are therefore not interrupted.
         """
         came = self._agreed if self.accelerator.num_processes > 1 else bool(self.signals.number)
         return came and not self.within_generation
 
     @property
     def within_generation(self) -> bool:
-        """Whether completions are left that later steps will learn from."""
+        """Whether later steps will learn from completions that are already generated."""
         return False
 
     def _metrics_to_log(self, mode: str) -> dict[str, list[float]]:
-        """The trainer's metrics for its next log, under the name that they have in TRL's stable or older trainers."""
-        if (found := getattr(self, "stats", None)) is not None:  # of training alone
+        """The trainer's metrics for its next log; the attribute differs between TRL's stable and older trainers."""
+        if (found := getattr(self, "stats", None)) is not None:  # metrics of training only
             return found if mode == "train" else {}
         found = getattr(self, "_metrics", getattr(self, "_stored_metrics", None))
         return {} if found is None else found[mode]
 
     def check_signal(self, *_: Any) -> None:
-        """Raise `Interrupted` where a signal has come; for measurements, which are then done again.
+        """Raise `Interrupted` if a signal has come; measurements call this, and are repeated after a resume.
 
-        Not with several processes, which would wait for each other: they stop at the end of a step.
+        With several processes it does nothing, since they would wait for each other; they stop at a step's end.
         """
         if self._interrupted and self.accelerator.num_processes == 1:
             raise Interrupted
 
     def stop_on_signal(self) -> None:
-        """Take a signal to any of the processes for a wish to stop."""
+        """Ask for a stop if any process has received a signal."""
         if self.accelerator.num_processes > 1:
             flag = torch.tensor([float(bool(self.signals.number))], device=self.accelerator.device)
             self._agreed = bool(self.accelerator.gather(flag).max() > 0)
@@ -153,7 +153,7 @@ class Resumable(_Trainer):
             self.stop()
             if self._stops_now:
                 self._save_checkpoint(model, trial)
-            return  # the epoch's end is left to the process that resumes
+            return  # the process that resumes will end the epoch
         elif not (control.should_log or evaluate or save):
             return
         self._note_record_sizes()
@@ -213,7 +213,7 @@ class Resumable(_Trainer):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Transformers looks for the end, and for a wish to stop, only after a step.
+        # Transformers checks for the end, and for a stop, only after a step.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self._at_epoch_end = False
             super()._run_epoch(*args, **kwargs)
@@ -234,7 +234,7 @@ class Resumable(_Trainer):
         from posttrain.ppo.rollout import EpochSampler
 
         if not isinstance(sampler, EpochSampler):
-            # TRL's begins anew with the first epoch's order when a later epoch is resumed.
+            # TRL's sampler would start again with the first epoch's order when a later epoch is resumed.
             options = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
             sampler = EpochSampler(**{name: getattr(sampler, name) for name in options})
         self._order = sampler
@@ -258,9 +258,9 @@ class Resumable(_Trainer):
             super()._load_rng_state(checkpoint)
 
     def save_last_step_end(self) -> bool:
-        """A checkpoint of the last step's end, after a signal or a reward ended what followed; whether there is one.
+        """Save a checkpoint of the last step's end, if a signal or a failed reward ended the work after it.
 
-        Of several processes none may save alone.
+        Returns whether there is a checkpoint of that step. With several processes, a single one cannot save.
         """
         step = self.state.global_step
         if step > 0 and self._saved_step != step and self.accelerator.num_processes == 1:
@@ -268,7 +268,7 @@ class Resumable(_Trainer):
         return self._saved_step == step
 
     def remember_step_end(self) -> None:
-        """Remember this moment where what follows it may fail."""
+        """Store the state at a step's end, in trainers whose next step may fail; here it does nothing."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.stop_asked is False or self._saved_step == self.state.global_step:
@@ -283,7 +283,7 @@ class Resumable(_Trainer):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             checkpoints.seal(folder)
-            # Not before the new one is whole, and by step: the clock of a machine may have been set back.
+            # After the new checkpoint is complete, and ordered by step, since clocks can be wrong.
             rotate_checkpoints(str(args.output_dir), limit, self.state.best_model_checkpoint)
         self._saved_step = self.state.global_step
 
@@ -302,7 +302,7 @@ class Resumable(_Trainer):
             save_model(self.accelerator.unwrap_model(self.ref_model), str(Path(output_dir) / checkpoints.REFERENCE))
 
     def _note_record_sizes(self) -> None:
-        """Note how long the records are: what is written from here on is written again after a stop."""
+        """Store the sizes of the records; after a resume, later rows are written again."""
         self._sizes = {path.name: path.stat().st_size if path.is_file() else 0 for path in self.records}
 
     def _progress(self) -> dict[str, Any]:
@@ -320,7 +320,7 @@ class Resumable(_Trainer):
         }
 
     def restore_progress(self) -> None:
-        """Remember what the process before knew, and end the step that it left unfinished."""
+        """Restore the state in the checkpoint's `progress.json`, and finish its step."""
         self._began = time.time()
         source = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         path = source / checkpoints.progress_file(self.args.process_index)
@@ -335,7 +335,7 @@ class Resumable(_Trainer):
 
 
 class _Boundaries(TrainerCallback):
-    """Last in the chain: tells a trainer where it is, and stops it between steps and not within a generation."""
+    """Last in the chain: tracks the position of a trainer, and stops it between steps, never within a generation."""
 
     def __init__(self, trainer: Resumable):
         self.trainer = trainer
@@ -356,7 +356,7 @@ class _Boundaries(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._at_epoch_end = True
         if control.should_training_stop and state.global_step < state.max_steps:
-            # Not the epoch's end, or one whose measurements are left to the process that resumes.
+            # Either this is not the epoch's end, or the process that resumes will make its measurements.
             control.should_log = control.should_evaluate = control.should_save = False
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """Exact resumption of trainers that generate completions and learn from them for several steps.
 
-What is left of a generation is not in a checkpoint, so they save and stop between two generations.
+A checkpoint does not hold the rest of a generation, so these trainers save and stop between two generations.
 """
 
 import random
@@ -16,7 +16,7 @@ from posttrain.training.resume import Resumable
 
 @dataclass
 class _StepEnd:
-    """The state at a step's end, for a checkpoint of it after the next step has failed."""
+    """The state at a step's end, from which a checkpoint can be saved after the next step has failed."""
 
     progress: dict[str, Any]
     random: list[Any]
@@ -65,7 +65,7 @@ class ResumableGeneration(Resumable):
 
 
 class _GenerationBoundaries(TrainerCallback):
-    """Knows when a step begins, and saves what became due within a generation at its end."""
+    """Tracks the beginning of steps; a checkpoint that is due within a generation is saved at the generation's end."""
 
     def __init__(self, trainer: ResumableGeneration):
         self.trainer = trainer

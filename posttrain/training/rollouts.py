@@ -1,7 +1,7 @@
 """Sampling for the probe with tools, an environment or a rollout function, by the trainer itself.
 
-TRL's trainer renders the prompts with the tools, calls them, resets environments and draws again; so a measurement asks
-it for completions, and keeps what it would train on.
+TRL's trainer renders prompts with tools, calls the tools, resets environments and samples again. So a measurement lets
+the trainer sample, and takes the completions that it would train on.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from posttrain.models.generate import Generated
 
 
 class _Drawn(Exception):
-    """Ends what the trainer does with a batch once its completions are there."""
+    """Ends the trainer's work on a batch once its completions are there."""
 
 
 def needed(trainer: Any) -> bool:
-    """Whether completions of this trainer are more than one answer of the policy."""
+    """Whether completions of this trainer are more than one turn of the policy (tools, environment, rollout)."""
     return bool(getattr(trainer, "tools", None) or getattr(trainer, "rollout_func", None)) and hasattr(
         trainer, "_generate_and_score_completions"
     )
@@ -34,8 +34,8 @@ def draw(
 ) -> list[Generated]:
     """One completion of up to `trainer.args.max_completion_length` tokens for each of the `rows`, in their order.
 
-    Sampled at temperature 1, as elsewhere, but where the user's own rollout samples. What an environment rewards by
-    itself is in `Generated.scores`.
+    They are sampled at temperature 1, unless the user's own rollout samples. Rewards of an environment are in
+    `Generated.scores`.
     """
     found: list[Generated] = []
     with _measured(trainer, do_sample):
@@ -80,7 +80,7 @@ def _draw(trainer: Any, rows: list[dict[str, Any]]) -> list[Generated]:
 
 
 def _environment_scores(trainer: Any) -> dict[str, list[Any]]:
-    """The rewards of environments that reward by themselves (`get_reward`) for the rollouts they have just seen."""
+    """The rewards of environments with `get_reward` for the rollouts that they have just seen."""
     if not getattr(trainer, "environments", None):
         return {}
     found = {}
@@ -101,7 +101,7 @@ async def _awaited(values: Any) -> Any:
 
 @contextmanager
 def _measured(trainer: Any, do_sample: bool) -> Iterator[None]:
-    """Nothing of it is logged as training's, nor waits for processes that do not measure."""
+    """In the block, sampling changes none of the trainer's metrics and does not wait for other processes."""
     config, metrics = trainer.generation_config, copy.deepcopy(trainer._metrics["eval"])
     trainer.generation_config = copy.deepcopy(config)
     changed = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} if do_sample else dict.fromkeys(("temperature", "top_p"))

@@ -17,7 +17,7 @@ def schedule(run: Run, rows: int) -> tuple[int, int, int]:
         minibatches = args.get("num_mini_batches", 1)
         batch, per_rollout = batch * minibatches, args.get("num_ppo_epochs", 4) * minibatches
     if kind.samples_completions and kind.generations is not None:
-        # A row is repeated num_generations times, so a step sees fewer of them.
+        # A row is repeated num_generations times, so a step has fewer rows.
         batch = max(batch // args.get("num_generations", kind.generations), 1)
     steps = args.get("max_steps", -1)
     if steps <= 0:
@@ -31,7 +31,7 @@ def schedule(run: Run, rows: int) -> tuple[int, int, int]:
 
 
 def completions(args: dict[str, Any], factors: list[str]) -> int:
-    """The product of these options and the number of processes; 0 where one is no number, which is said elsewhere."""
+    """The product of these options and the number of processes; 0 where one is no number, which checks report."""
     values = [args.get(name, 8 if "batch_size" in name else 1) for name in factors]
     if not all(isinstance(value, int) for value in values):
         return 0

@@ -1,4 +1,4 @@
-"""Weights divided over processes, by FSDP or DeepSpeed: what was asked for, and whether it came about."""
+"""Weights sharded over processes by FSDP or DeepSpeed: what was asked for, and whether it is active."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from posttrain.errors import PosttrainError
 
 
 def engine(args: Mapping[str, Any]) -> str | None:
-    """FSDP or DEEPSPEED, where the launcher's config or `trainer.args` ask for it; accelerate's names of them."""
+    """FSDP or DEEPSPEED (accelerate's names), if the launcher's config or `trainer.args` ask for it; else None."""
     for name in ("FSDP", "DEEPSPEED"):
         if args.get(name.lower()) or os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
             return name
@@ -16,7 +16,7 @@ def engine(args: Mapping[str, Any]) -> str | None:
 
 
 def parts(args: Mapping[str, Any]) -> tuple[int, int]:
-    """Over how many processes the weights are divided, and the optimizer's state."""
+    """The numbers of processes over which the weights, and the optimizer's state, are sharded."""
     world, asked = int(os.environ.get("WORLD_SIZE", "1")), engine(args)
     if asked == "FSDP":
         return world, world
@@ -25,27 +25,27 @@ def parts(args: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def divides(trainer: Any) -> bool:
-    """Whether each process of this trainer has a part of the weights, so that a forward pass takes all of them."""
+    """Whether each process holds only a part of the weights, so that a forward pass needs all processes."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     return bool(trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())
 
 
 def own_part(parameter: Any) -> Any:
-    """What this process has of a parameter; DeepSpeed leaves the parameter itself empty."""
+    """The part of a parameter on this process; under DeepSpeed the parameter itself is empty."""
     return getattr(parameter, "ds_tensor", parameter).detach()
 
 
 def whole(tensor: Any) -> Any:
-    """What FSDP has divided over processes, put together; every process must call this at the same point."""
+    """The full tensor of one that FSDP has sharded; every process must call this at the same point."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def check_running(args: Mapping[str, Any], running: str) -> None:
     """Raise `PosttrainError` where sharding was asked for and accelerate runs something else, such as plain DDP.
 
-    `running` is the name of accelerate's `DistributedType`. Without a GPU accelerate passes over a config of FSDP
-    without a word, and each process then holds all weights.
+    `running` is the name of accelerate's `DistributedType`. Without a GPU, accelerate silently ignores a config of
+    FSDP, and each process then holds all weights.
     """
     asked = engine(args)
     if asked is not None and asked != running:

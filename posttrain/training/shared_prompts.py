@@ -19,7 +19,7 @@ def several_answers(kind: Kind, args: dict[str, Any]) -> bool:
 
 
 def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
-    """Why the prompt of several answers is computed for each of them; `None` where it is computed once, or has one."""
+    """Why a prompt is computed once per answer; `None` where it is computed once, or has a single answer."""
     kind, args = trainers.of(run.trainer.kind), run.trainer.args
     if not several_answers(kind, args):
         return None
@@ -33,7 +33,7 @@ def plan(run: Run, config: PretrainedConfig, attention: str) -> str | None:
 
 
 def base_models(trainer: Any) -> list[Any]:
-    """The policy, and a reference that is a model of its own, without wrappers and adapters."""
+    """The policy, and a reference if it is a separate model, both without wrappers and adapters."""
     models = [model for model in (trainer.model, getattr(trainer, "ref_model", None)) if model is not None]
     inside = [trainer.accelerator.unwrap_model(model) for model in models]
     return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in inside]

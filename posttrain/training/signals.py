@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted, so that work ends at a point that it can resume from."""
+"""SIGTERM and Ctrl-C are recorded, so that work ends at a point from which it can resume."""
 
 import os
 import signal
@@ -10,16 +10,15 @@ from posttrain.errors import Stopped
 
 
 class Interrupted(Exception):
-    """A measurement was left off because a signal has come; what it was for is saved where it can resume from."""
+    """A signal has interrupted a measurement; the training saves a checkpoint, and repeats it after a resume."""
 
 
-# Seconds after which a process that a signal has ended is gone, whatever still holds it: a library that swallowed the
-# end, or its work at the interpreter's exit.
+# Seconds after which a process that received a signal is killed, if a library has caught its exit or delays it.
 EXIT_SECONDS = 10.0
 
 
 class Signals:
-    """While entered, SIGTERM and SIGINT are noted in `number` instead of ending the process."""
+    """In the block, SIGTERM and SIGINT are recorded in `number` instead of ending the process."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -46,23 +45,23 @@ class Signals:
 
 
 class StopOnSignal(Signals):
-    """While entered, the first SIGTERM or SIGINT is noted for the training to act on; a second one ends the process.
+    """In the block, the first SIGTERM or SIGINT is recorded, and the training acts on it; a second ends the process.
 
-    Transformers' own `enable_jit_checkpoint` saves in the middle of a step, from where a run cannot continue exactly.
+    Transformers' own `enable_jit_checkpoint` saves in the middle of a step, where an exact resume is impossible.
     """
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         super()._note(number, frame)
         self._restore()
-        # Not `print`: the signal may have come in the middle of one. A step of a large model takes its time.
+        # Not `print`: the signal may have interrupted one.
         message = f"{self.signal}: the run stops at the next step it can resume from; send it again to stop at once"
         os.write(2, f"\n{message}\n".encode())
 
 
 class ExitOnSignal(Signals):
-    """While entered, the first SIGTERM or SIGINT ends the process with one line and 143 or 130, a second one at once.
+    """In the block, the first SIGTERM or SIGINT ends the process with one line and 143 or 130, a second one at once.
 
-    For everything but the work itself (importing, loading, saving), which notes signals in its own way.
+    For importing, loading and saving; the training itself uses `StopOnSignal`.
     """
 
     def __init__(self, command: str) -> None:

@@ -4,14 +4,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-# Columns from which a terminal has room for a bar and every figure; what a narrower one has besides the figures.
+# Columns that a bar and all figures need; columns of a narrower bar besides its figures.
 NARROW, BESIDE = 120, 36
 # The figures that a narrow terminal shows first.
 NARROW_FIGURES = ("loss", "reward", "kl")
 
 
 def new_bar(console: Console, transient: bool = False) -> Progress:
-    """Figures come last, so that a narrow terminal cuts them and never the count or the time that is left."""
+    """A progress bar. Figures come last, so that a narrow terminal cuts them, not the count or the time left."""
     name = Column(no_wrap=True, max_width=14 if narrow(console) else None, overflow="ellipsis")
     return Progress(
         TextColumn("{task.description}", table_column=name),
@@ -27,7 +27,7 @@ def new_bar(console: Console, transient: bool = False) -> Progress:
 
 
 def figures(console: Console, parts: list[str]) -> str:
-    """All figures, or as many as a narrow terminal has room for: loss, reward, KL and speed before the others."""
+    """All figures, or as many as fit on a narrow terminal: loss, reward, KL and speed first."""
     if not narrow(console):
         return "  ".join(parts)
     ordered = sorted(parts, key=lambda part: not (part.startswith(NARROW_FIGURES) or part.endswith("tokens/s")))
@@ -39,5 +39,5 @@ def figures(console: Console, parts: list[str]) -> str:
 
 
 def narrow(console: Console) -> bool:
-    """Whether a bar and all figures do not fit in a line."""
+    """Whether the terminal is too narrow for a bar and all figures."""
     return console.width < NARROW

@@ -1,7 +1,7 @@
 """Experiment tracking: W&B, Trackio or TensorBoard besides `metrics.jsonl`, under one vocabulary (docs/tracking.md).
 
-Transformers' own callbacks send what a trainer logs. This module starts the run (name, group, tags, config, resume),
-adds the probe's metrics and the samples table, and sees to it that no tracker can stop or hang a training.
+Transformers' own callbacks send a trainer's logs. This module starts the run (name, group, tags, config, resume), adds
+the probe's metrics and the samples table, and prevents that a tracker stops or blocks a training.
 """
 
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Transformers' callbacks of the backends.
 TRACKERS = ("WandbCallback", "TrackioCallback", "TensorBoardCallback", "MLflowCallback", "CometCallback")
-# Seconds until W&B counts as out of reach, and at most that its end may take.
+# Seconds until W&B counts as unreachable, and the longest time for its end.
 INIT_TIMEOUT = 8
 FINISH_TIMEOUT = 30
 
@@ -52,7 +52,7 @@ class Tracker(NoTracker):
             self._without_failing(lambda: wandb.log({name: wandb.Table(columns=columns, data=data), **point}))
 
     def alert(self, title: str, text: str) -> None:
-        """A message that W&B sends to whom the run belongs; elsewhere the console and `run.json` have it."""
+        """A message that W&B sends to the run's owner; with other trackers the console and `run.json` show it."""
         if self.backend == "wandb":
             import wandb
 
@@ -68,7 +68,7 @@ class Tracker(NoTracker):
             return
         try:
             action()
-        except Exception as error:  # a tracker's trouble, of whatever class, must not end a training
+        except Exception as error:  # no error of a tracker may end a training
             logger.warning("tracking.backend=%s: stopped (%s); metrics.jsonl has everything", self.backend, error)
             self.backend = "none"
 
@@ -91,10 +91,10 @@ class Tracker(NoTracker):
         settings: dict[str, Any] = {"silent": True, "console": "wrap"}
         self._send = lambda metrics, step: wandb.log({**metrics, "train/global_step": step})
         self._end = lambda: wandb.finish()
-        # Transformers' callback would otherwise ask for another project when W&B is restarted.
+        # Transformers' callback would otherwise use another project when W&B is restarted.
         os.environ["WANDB_PROJECT"] = config.project
         try:
-            # Offline there is nothing to wait for but this machine. What is unsent at the end stays for `wandb sync`.
+            # Offline, no timeouts are needed. Online, `wandb sync` can send later what was not sent in time.
             limits: dict[str, Any] = {}
             if mode == "online":
                 limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
@@ -104,7 +104,7 @@ class Tracker(NoTracker):
                 raise
             logger.warning("W&B cannot be reached (%s); logging offline", error)
             mode = "offline"
-            wandb.teardown()  # its service would keep the run's id in use
+            wandb.teardown()  # or its service keeps the run's id in use
             wandb.init(mode=mode, settings=wandb.Settings(**settings), **options)
         assert wandb.run is not None
         if mode == "online" and wandb.run.url:
@@ -117,7 +117,7 @@ class Tracker(NoTracker):
             wandb.log(point)
 
     def isolate_callback(self, trainer: Any) -> None:
-        """Keep what goes wrong in Transformers' callback of the backend from ending the training."""
+        """Prevent errors in Transformers' callback of the backend from ending the training."""
         chain = trainer.callback_handler.callbacks
         for i, callback in enumerate(chain):
             if type(callback).__name__ in TRACKERS:
@@ -157,7 +157,7 @@ class Tracker(NoTracker):
 
         mode = {"auto": None, "online": "online", "offline": "offline", "disabled": "disabled"}[config.mode]
         online = None if mode is None else mode == "online"
-        # Transformers' callback takes the experiment that is running.
+        # Transformers' callback uses the running experiment.
         experiment = comet_ml.start(project_name=config.project, workspace=config.entity, online=online)
         self._send = lambda metrics, step: experiment.log_metrics(metrics, step=step)
         self._end = experiment.end
@@ -168,21 +168,21 @@ class Tracker(NoTracker):
 
 
 def _wandb_mode() -> str:
-    """Online when there is a key for W&B on this machine, offline otherwise; asks neither the user nor the server."""
+    """Online if this machine has a key for W&B, else offline; asks neither the user nor the server."""
     import wandb
 
     try:
-        wandb.setup(wandb.Settings(silent=True))  # or it asks the server who is logged in, to print it
+        wandb.setup(wandb.Settings(silent=True))  # otherwise it asks the server for the user's name, to print it
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
     except Exception:  # a malformed key
         return "offline"
 
 
 class _IsolatedCallback(TrainerCallback):
-    """Transformers' callback of a tracker, until the tracker fails.
+    """Transformers' callback of a tracker, which is no longer called once the tracker has failed.
 
-    `Tracker` starts and ends a Trackio run: the callback would start it anew, in a project of its own choice, and end
-    it before the last measurements.
+    `Tracker` itself starts and ends a Trackio run: the callback would start another one, in its own project, and end it
+    before the last measurements.
     """
 
     def __init__(self, callback: TrainerCallback, tracker: Tracker):

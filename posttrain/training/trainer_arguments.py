@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 # Setting -> the trainer's parameter that takes it.
 PARAMETERS = {"tools": "tools", "environment": "environment_factory", "rollout": "rollout_func"}
-# What a rollout returns at least, each a list with an entry for each prompt.
+# Keys that a rollout must return, each a list with an entry per prompt.
 ROLLED_OUT = ("prompt_ids", "completion_ids", "logprobs")
 
 
 def check(run: Run) -> Iterator[str]:
-    """Everything wrong with them that can be known without a model; imports the user's own modules."""
+    """Everything wrong with these arguments that can be known without a model; imports the user's own modules."""
     kind = trainers.of(run.trainer.kind)
     for setting, parameter in PARAMETERS.items():
         given = getattr(run.trainer, setting)
@@ -56,7 +56,7 @@ def check(run: Run) -> Iterator[str]:
 
 
 def check_template(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `PosttrainError` where calls of tools could not be read from what the policy writes."""
+    """Raise `PosttrainError` where tool calls cannot be parsed from the policy's answers."""
     from trl.chat_template_utils import add_response_schema
 
     known = getattr(tokenizer, "response_template", None) or getattr(tokenizer, "response_schema", None)
@@ -112,9 +112,9 @@ def _misfit(setting: str, function: Any) -> str | None:
 
 
 def check_code(run: Run) -> None:
-    """Raise `PosttrainError` for what shows when the trainer, its callbacks and tools are imported, with the libraries.
+    """Raise `PosttrainError` for errors that show only when the trainer, its callbacks and tools are imported.
 
-    `check` has read the source of trainer and callbacks; what they import takes the libraries' seconds.
+    `check` only reads the source of trainer and callbacks; importing them takes some seconds.
     """
     errors = []
     if "." in run.trainer.kind:
@@ -135,7 +135,7 @@ def check_code(run: Run) -> None:
 
         try:
             get_json_schema(code.load(path))
-        except Exception as error:  # a docstring or type hints that make no schema, in errors of Transformers' own
+        except Exception as error:  # Transformers' own errors for a docstring or type hints without a schema
             errors.append(f"trainer.tools={path}: {str(error).splitlines()[0]}")
     if errors:
         raise PosttrainError("\n".join(errors))
@@ -156,7 +156,7 @@ def _no_callback(cls: Any, args: dict[str, Any]) -> str | None:
 
 
 def user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
-    """The user's callbacks: without a trainer those that do not ask for one, with it the others."""
+    """The user's callbacks: without `trainer`, those that take none; with it, those that take one."""
     made = []
     for entry in run.trainer.callbacks:
         path, args = _callback(entry)
@@ -171,7 +171,7 @@ def user_callbacks(run: Run, trainer: Any = None) -> list[Any]:
 
 
 def constructor_arguments(run: Run, dtype: str) -> dict[str, Any]:
-    """By the trainer's parameter; the teacher is loaded, its weights in `dtype` unless it was trained in another."""
+    """Parameter of the trainer -> argument; the teacher is loaded in `dtype`, or in the type it was trained in."""
     found: dict[str, Any] = {}
     for setting, parameter in PARAMETERS.items():
         if given := getattr(run.trainer, setting):
@@ -184,7 +184,7 @@ def constructor_arguments(run: Run, dtype: str) -> dict[str, Any]:
 
 
 def _guarded_rollout(path: str, rollout: Callable[..., Any]) -> Callable[..., Any]:
-    """`rollout`, whose errors and results of another form end the run as a reward's do."""
+    """`rollout`, with errors and results of a wrong form raised as `RewardError`."""
 
     @functools.wraps(rollout)
     def guarded(prompts: list[Any], trainer: Any) -> Any:
@@ -203,7 +203,7 @@ def _guarded_rollout(path: str, rollout: Callable[..., Any]) -> Callable[..., An
 
 
 def teacher_source(run: Run) -> Source:
-    """Where the teacher's weights come from."""
+    """The source of the teacher's weights."""
     from posttrain.runs import lineage
 
     teacher = run.trainer.teacher
@@ -225,14 +225,14 @@ def teacher_size(run: Run) -> tuple[Any, int, dict[str, Any]]:
 
 
 def check_teacher(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `PosttrainError` unless the teacher gives a distribution over the student's own vocabulary."""
+    """Raise `PosttrainError` unless the teacher has the student's vocabulary."""
     from posttrain.models import weights
 
     key = f"trainer.teacher.model={run.trainer.teacher.model}"
     source = teacher_source(run)
     weights.check_model(source, "trainer.teacher.model", scores=False)
     if trainers.of(run.trainer.kind).has("use_uld_loss"):
-        return  # it aligns the tokens of two tokenizers
+        return  # this trainer aligns the tokens of two tokenizers
     if weights.tokenizer(source).get_vocab() != tokenizer.get_vocab():
         raise PosttrainError(
             f"{key}: its tokens are not those of model.path={run.model.path}, so there is no distribution to compare; "
@@ -253,7 +253,7 @@ def _teacher(run: Run, dtype: str) -> Any:
 
 
 def teacher_line(run: Run) -> str:
-    """What the plan says of the teacher."""
+    """The plan's line on the teacher."""
     source = teacher_source(run)
     student = (run.model.path, run.model.revision, run.model.init_from, run.peft.quantization)
     if student == (source.name, source.revision, None, source.quantization):

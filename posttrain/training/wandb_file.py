@@ -1,8 +1,8 @@
 """The points of a run in W&B's local files, and those of `metrics.jsonl` that are missing there.
 
-W&B's service writes its files in blocks: what it had not written when the process was killed is lost to W&B, and is
-sent again when the run resumes. The format is LevelDB's log (a header of 7 bytes, then records in blocks of 32 KiB)
-around W&B's protocol buffers.
+W&B's service writes its files in blocks. When the process is killed, W&B loses the unwritten points; they are sent
+again when the run resumes. The format is LevelDB's log (a header of 7 bytes, then records in blocks of 32 KiB) around
+W&B's protocol buffers.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 BLOCK, HEADER = 32768, 7
 WHOLE, LAST = 1, 4
 STEP = "train/global_step"
-# Transformers' callback leaves these to the summary.
+# Metrics that Transformers' callback writes to W&B's summary only.
 SUMMARY = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 
 
 def records(file: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file as protocol buffers, up to the first that was cut short."""
+    """The records of a `.wandb` file as protocol buffers, up to the first truncated one."""
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
@@ -49,7 +49,7 @@ def _log_records(file: Path) -> Iterator[bytes]:
 
 
 def history(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The points of a run that are in W&B's files, of all its parts."""
+    """The points of a run in W&B's files, of all processes that have worked on it."""
     for file in sorted((run_dir / "wandb").glob("*run-*/*.wandb")):
         for record in records(file):
             if record.WhichOneof("record_type") == "history":
@@ -58,7 +58,7 @@ def history(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def missing(run_dir: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, under W&B's names, that no part of the run has in W&B's files."""
+    """The rows of `metrics.jsonl`, with W&B's names, that are in none of W&B's files."""
     known: dict[int, set[str]] = {}
     for point in history(run_dir):
         if STEP in point:
@@ -75,7 +75,7 @@ def missing(run_dir: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _name(metric: str) -> str:
-    """As Transformers' callback names what a trainer logs; the probe's metrics go under their own names."""
+    """A trainer's metric as Transformers' callback names it; metrics of the probe keep their names."""
     if metric.startswith(("probe/", "shift/")):
         return metric
     return "eval/" + metric.removeprefix("eval_") if metric.startswith("eval_") else "train/" + metric

@@ -15,7 +15,7 @@ def cache_dir() -> Path:
 
 
 def cached(name: str, build: Callable[[Path], object]) -> Path:
-    """The folder `name` in the cache; where it is missing, `build` fills an empty folder that then becomes it.
+    """The folder `name` in the cache; if it is missing, `build` fills an empty folder, which is then moved there.
 
     The name carries a version: a changed `build` needs a new name. Raises `PosttrainError` where the cache cannot be
     written; whatever `build` raises passes through, and nothing of its work stays.

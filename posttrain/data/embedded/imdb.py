@@ -1,4 +1,4 @@
-"""Movie reviews with labels, as the sentiment study of the DPO paper uses them: prompts, texts, a split for the gold.
+"""Movie reviews with labels, as in the sentiment study of the DPO paper: prompts, texts, a split for a gold reward.
 
 Reviews of IMDB (Maas et al., "Learning Word Vectors for Sentiment Analysis", ACL 2011: its training half) and of Rotten
 Tomatoes (Pang and Lee, "Seeing Stars", ACL 2005), half of them positive.
@@ -7,7 +7,7 @@ Tomatoes (Pang and Lee, "Seeing Stars", ACL 2005), half of them positive.
   its first `WORDS` words, for sampling (`prompt`)
 - `gold`: other reviews, whole (`text`), which only the gold reward (`posttrain.rewards.reviews`) is trained on
 
-A review whose first or last `WORDS` words another one has too is left out: it is the same review, or the same prompt.
+A review with the same first or last `WORDS` words as an earlier one is left out: it is the same review or prompt.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def clean(text: str) -> str:
 
 
 def distinct(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows but for those that begin or end as an earlier one does, letters and digits compared."""
+    """The rows, without those that begin or end like an earlier one; only letters and digits are compared."""
     seen: set[str] = set()
     kept = []
     for row in rows:

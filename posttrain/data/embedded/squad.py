@@ -4,9 +4,9 @@
 - answerable question: chosen = the answer, rejected = `ABSTENTION`
 
 Half of each split is of either kind, so neither "always abstain" nor "never abstain", nor a length, wins more than
-half of the pairs. The context is a part of the paragraph, to be cheap on a CPU: of an answerable question the
-sentences around the answer; of an unanswerable one other sentences of the same paragraph, in which the plausible wrong
-answer does not stand either, as when retrieval has missed. A part of a paragraph without the answer cannot hold it.
+half of the pairs. The context is a part of a paragraph, which is cheap on a CPU. An answerable question gets the
+sentences around the answer. An unanswerable one gets other sentences of the same paragraph, without the plausible wrong
+answer, as after a failed retrieval; since the paragraph does not answer the question, its sentences do not either.
 """
 
 import json
@@ -42,8 +42,8 @@ OPTIONS = ("words", "missed")
 
 @dataclass(frozen=True)
 class Contexts:
-    """Words of context: grown with whole sentences up to `least`, first backwards, where pronouns point; none above
-    `most`. `missed` says of what that of an unanswerable question is a part: its paragraph, or another of its article.
+    """Size of the context: whole sentences are added, earlier ones first, up to `least` words; none exceeds `most`.
+    `missed` says where the context of an unanswerable question comes from: its paragraph, or another of its article.
     """
 
     least: int = 35
@@ -52,7 +52,7 @@ class Contexts:
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> "Contexts":
-        """By `data.args`: `words`, the two numbers, and `missed`; raises `PosttrainError` for what it does not know."""
+        """From `data.args`: `words` is [least, most]; raises `PosttrainError` for unknown options and wrong values."""
         given = {name: value for name, value in args.items() if value is not None}
         if unknown := [name for name in given if name not in OPTIONS]:
             fix = did_you_mean(unknown[0], OPTIONS, 1, f"it has {', '.join(OPTIONS)}")
@@ -102,7 +102,7 @@ def _build(folder: Path, contexts: Contexts = DEFAULT) -> None:
 
 
 def balance(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many answerable as unanswerable rows, each kind shuffled by `SEED`, taking turns."""
+    """As many answerable as unanswerable rows, each kind shuffled with `SEED`, alternating."""
     rng = random.Random(SEED)
     kinds = [[row for row in rows if row["answerable"] is answerable] for answerable in (True, False)]
     for kind in kinds:
@@ -160,14 +160,14 @@ def sentence(answer: str) -> str:
 
 
 def sentences(context: str) -> list[int]:
-    """Where the sentences of `context` begin, and its end."""
+    """The positions at which the sentences of `context` begin, and its length."""
     return [0, *(match.end() for match in _END.finditer(context)), len(context)]
 
 
 def missed(
     article: dict[str, Any], paragraph: dict[str, Any], answers: list[str], key: str, contexts: Contexts
 ) -> str | None:
-    """The context of an unanswerable question, in which none of `answers` stands, drawn by `key`; None for none."""
+    """A context of an unanswerable question that holds none of `answers`, drawn with the seed `key`; or None."""
     texts = [paragraph["context"]]
     if contexts.missed == "article":
         others = [other["context"] for other in article["paragraphs"] if other is not paragraph]
@@ -179,7 +179,7 @@ def missed(
 
 
 def elsewhere(context: str, answers: list[str], key: str, contexts: Contexts = DEFAULT) -> tuple[int, int] | None:
-    """Bounds of sentences of `context` in which none of `answers` stands, drawn by `key`; None where there are none."""
+    """Bounds of sentences of `context` that hold none of `answers`, drawn with the seed `key`; or None."""
     windows = dict.fromkeys(crop(context, cut, cut + 1, contexts) for cut in sentences(context)[:-1])
     without = [(a, b) for a, b in windows if not any(answer.lower() in context[a:b].lower() for answer in answers)]
     short = [(a, b) for a, b in without if len(context[a:b].split()) <= contexts.most]
@@ -187,7 +187,7 @@ def elsewhere(context: str, answers: list[str], key: str, contexts: Contexts = D
 
 
 def crop(context: str, start: int, end: int, contexts: Contexts = DEFAULT) -> tuple[int, int]:
-    """Bounds of the whole sentences of `context` that hold characters `start` to `end`, grown to some `least` words.
+    """Bounds of the sentences of `context` that hold characters `start` to `end`, grown to about `least` words.
 
     Neighbours are taken whole, earlier ones first, as long as the result keeps within `most` words.
     """

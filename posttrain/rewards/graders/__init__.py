@@ -81,7 +81,7 @@ def _missing_requirement(part: Single, entry: RewardConfig, key: str) -> list[st
 
 
 def missing_columns(entry: RewardConfig, key: str, features: Mapping[str, Any]) -> list[str]:
-    """Templates that read a column, or a field of one, that the data does not have."""
+    """Errors for templates that read a column, or a field of one, that the data does not have."""
     assert entry.grader is not None
     return [
         f"{key}.grader={entry.grader}: {place}: reads {path.text}, and {lacking}"
@@ -91,7 +91,7 @@ def missing_columns(entry: RewardConfig, key: str, features: Mapping[str, Any]) 
 
 
 def _missing_field(path: template.Path, features: Mapping[str, Any], columns: list[str]) -> str | None:
-    """The columns or fields there are where `path` is missing; `features` are those of `datasets`."""
+    """A message with the columns or fields that exist, if `path` is missing; `features` are those of `datasets`."""
     found: Any = features
     for n, step in enumerate(path.steps):
         if isinstance(found, Mapping):
@@ -121,9 +121,9 @@ def check_reachable(entry: RewardConfig, key: str) -> None:
 class Grader:
     """A grader as a TRL reward function.
 
-    A row gets None, which leaves it out, where its own data lacks a value that a template names, or where a model gave
-    no score. It gets 0 where its completion lacks one (`sample.output_json` of what is not JSON), or where
-    code fails on it. The first failure of each kind is printed.
+    A row gets None, which leaves it out, if its data lacks a value that a template names, or a model gave no score.
+    It gets 0 if its completion lacks the value (`sample.output_json` of a completion that is not JSON), or if code
+    fails on it. The first failure of each kind is printed.
     """
 
     def __init__(self, name: str, node: Node, args: dict[str, Any]):
@@ -167,7 +167,7 @@ class Grader:
         place = place or part.type
         if isinstance(part, schema.Python):
             return self._executed(part, rows, place)
-        # Rows whose templates cannot be filled are settled before anything is asked or computed.
+        # Rows whose templates cannot be filled get their score before anything is asked or computed.
         scores: list[float | None] = [None] * len(rows)
         filled = []
         for n, row in enumerate(rows):

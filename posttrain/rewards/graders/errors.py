@@ -50,7 +50,7 @@ def _is_type(step: str) -> bool:
 
 def choose(given: Any, allowed: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(str(given), allowed, n=1)
-    # "equal" is nearer to nothing than to eq, by letters.
+    # difflib finds no name near "equal", although it begins with eq.
     near = near or [name for name in allowed if str(given).startswith(name) or name.startswith(str(given))][:1]
     return (f"did you mean {near[0]}? " if near else "") + f"choose from {', '.join(allowed)}"
 

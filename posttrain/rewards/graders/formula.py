@@ -32,7 +32,7 @@ _FUNCTIONS: dict[str, tuple[Any, int | None]] = {
 def parse(text: str, names: list[str]) -> ast.expr:
     """The formula's tree; raises `ValueError` for anything but numbers, `names`, + - * / ^, and known functions."""
     try:
-        # A power in Python; no operator here is spelt with ^ but that.
+        # ^ is the power of a formula, ** that of Python; no other operator here contains ^.
         tree = ast.parse(text.strip().replace("^", "**"), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"is no formula ({getattr(error, 'msg', None) or error})") from None

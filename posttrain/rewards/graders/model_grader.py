@@ -14,7 +14,7 @@ from posttrain.rewards.judge_client import JudgeClient
 def ask(
     node: ScoreModel | LabelModel, rows: list[dict[str, Any]], asker: JudgeClient, others: Mapping[str, Any]
 ) -> list[str]:
-    """The model's answer for each row, with the grader's sampling options and `others`, which go before them.
+    """The model's answer for each row, with the grader's sampling options and `others`, which take precedence.
 
     Raises `template.MissingValue` where a row lacks what a template names.
     """
@@ -31,7 +31,7 @@ def _sampling(node: ScoreModel | LabelModel) -> dict[str, Any]:
 
 
 def score(node: ScoreModel, answer: str) -> float | None:
-    """The `result` of the last JSON object that has one, within the range; a bare number, too. Else None."""
+    """The `result` of the last JSON object that has one, or a bare number, clipped to the range; else None."""
     for found in reversed(list(_objects(answer))):
         value = found.get("result")
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
@@ -71,7 +71,7 @@ def _conversation(node: ScoreModel | LabelModel, row: dict[str, Any]) -> list[di
         }
         for message in node.input
     ]
-    # OpenAI states the form by a schema of the answer; in words every server and model takes it.
+    # OpenAI prescribes the form by a JSON schema; words work with every server and model.
     if messages[0]["role"] == "system":
         first = {"role": "system", "content": f"{messages[0]['content']}\n\n{wanted}"}
         return [first, *messages[1:]]

@@ -24,7 +24,7 @@ LARGEST_SOURCE = 256 << 10  # bytes, as OpenAI has it
 class _Grader(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str = ""
-    # Says in OpenAI's evals what counts as passed; a reward is the score itself.
+    # OpenAI's evals decide by it what has passed; a reward is the score itself.
     pass_threshold: float | None = None
 
 
@@ -156,7 +156,7 @@ def read(path: str) -> Node:
 def of_json(raw: Any) -> Node:
     """The grader that a JSON value describes; raises `GraderErrors` with everything that is wrong in it."""
     if isinstance(raw, dict) and isinstance(raw.get("grader"), dict) and "type" not in raw:
-        raw = raw["grader"]  # the body of a request to run it
+        raw = raw["grader"]  # the body of an API request that runs a grader
     if not isinstance(raw, dict) or raw.get("type") != "multi":
         return _single(raw, "", (*SINGLE, "multi"))
     shape = validated(_MultiShape, raw, "")
@@ -196,7 +196,7 @@ def templates(node: Single) -> dict[str, str]:
 
 
 def columns(node: Node) -> list[tuple[str, template.Path]]:
-    """(place, path) for all of the data that templates read."""
+    """(place, path) of every value of the data that templates read."""
     return [
         (join(place, inner), path)
         for place, part in parts(node)
@@ -221,7 +221,7 @@ def _single(raw: Any, place: str, types: tuple[str, ...]) -> Single:
 
 
 def _meaning(node: Single) -> Iterator[tuple[str, str]]:
-    """Errors beyond the shape."""
+    """Errors that the JSON's shape does not show."""
     for place, text in templates(node).items():
         if (what := _failing(template.parse, text)) is not None:
             yield place, what

@@ -1,7 +1,6 @@
-"""Text similarities in [0, 1], each by a well-kept library. OpenAI names the metrics, not their settings: ours follow.
+"""Text similarities in [0, 1], each computed by a library. OpenAI names the metrics; the settings below are ours.
 
-Words are those of sacreBLEU's tokenizer 13a for bleu, gleu and meteor; rouge-score's (lower case, letters and digits)
-for rouge.
+bleu, gleu and meteor split words by sacreBLEU's tokenizer 13a; rouge by rouge-score's (lower case, letters and digits).
 """
 
 import importlib.util
@@ -82,7 +81,7 @@ def _synonyms() -> Any:
 
 
 class _NoSynonyms:
-    """In place of WordNet, so that scores are the same wherever its corpus lies or not."""
+    """Replaces WordNet, so that scores do not depend on whether its corpus is installed."""
 
     def synsets(self, word: str) -> list[Any]:
         return []

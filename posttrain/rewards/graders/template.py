@@ -44,7 +44,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Template:
-    """Text and paths in turns."""
+    """Text and paths, alternating."""
 
     parts: tuple[str | Path, ...]
 
@@ -59,7 +59,7 @@ class Template:
 
 @lru_cache(maxsize=256)
 def parse(text: str) -> Template:
-    """Raises `ValueError` for a template that no row could fill."""
+    """The template of a text; raises `ValueError` for one that no row could fill."""
     parts: list[str | Path] = []
     for number, piece in enumerate(_FIELD.split(text)):
         parts.append(_path(piece.strip()) if number % 2 else piece)

@@ -1,4 +1,4 @@
-"""Runs Python code of others in a limited subprocess: a function of some source text on JSON arguments.
+"""Runs untrusted Python code in a limited subprocess: a function of some source text on JSON arguments.
 
     outcome = run("def grade(sample, item): return 1.0", "grade", [{}, {}])
     outcome.value, outcome.error    # 1.0, None
@@ -36,7 +36,7 @@ ISOLATION = Path(__file__).with_name("isolation.py")
 START_SECONDS = 1.0  # seconds, for the interpreter to start and to tell what went wrong
 # Python itself takes some 30 MB of address space.
 MINIMUM_LIMITS: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "output": 1}
-# What is open to code that breaks out of the interpreter where none of these is in force.
+# What code that gets around the interpreter's hook can do if none of these parts is in force.
 WALLS = {
     "files of yours": {"landlock"},
     "the network and other processes": {"seccomp", "namespaces"},
@@ -124,7 +124,7 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
 
 
 def run_all(calls: list[tuple[str, str, list[Any]]], limits: Limits | None = None) -> list[Outcome]:
-    """`run` for each, some at once."""
+    """`run` each call, several at a time."""
     if len(calls) < 2:
         return [run(source, function, arguments, limits) for source, function, arguments in calls]
     with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
@@ -148,7 +148,7 @@ def check(args: dict[str, Any], key: str) -> list[str]:
 
 
 def check_walls(args: dict[str, Any], key: str) -> list[str]:
-    """Errors for a reward that runs code of others on a system without all walls."""
+    """Errors for a reward that runs untrusted code on a system without all walls."""
     if args.get("execute") is not True or args.get("walls") == "reduced":
         return []
     return [wrong] if (wrong := reduced_isolation(f"{key}.walls")) else []
@@ -161,7 +161,7 @@ def require_walls(key: str, walls: str = "full") -> None:
 
 
 def reduced_isolation(key: str) -> str | None:
-    """The message where code of others would run behind fewer walls than all; `None` where all are in force."""
+    """The message for untrusted code on a system that lacks walls; `None` where all are in force."""
     if (missing := missing_walls()) is None:
         return None
     return (
@@ -172,7 +172,7 @@ def reduced_isolation(key: str) -> str | None:
 
 @cache
 def missing_walls() -> str | None:
-    """The walls that this system lacks against code that sets out to break out; `None` where all are in force."""
+    """The walls against malicious code that this system lacks; `None` where all are in force."""
     outcome = run("def f(): return 1", "f", [])
     if outcome.error:
         raise PosttrainError(f"sandbox: does not run here: {outcome.error}")
@@ -185,7 +185,7 @@ def missing_walls() -> str | None:
 def _exchange(
     process: subprocess.Popen[bytes], order: bytes, result: int, limits: Limits, folder: str
 ) -> tuple[bytes, str, str | None]:
-    """Send the order and read until the end: the answer, what was printed, and which limit was overstepped."""
+    """Send the order and read until the end: the answer, the printed output, and the limit that was exceeded."""
     assert process.stdin is not None
     assert process.stdout is not None
     deadline = time.monotonic() + limits.seconds + START_SECONDS
@@ -237,7 +237,7 @@ def _send(process: subprocess.Popen[bytes], order: bytes) -> None:
 
 
 def _full(folder: str, limit: int) -> bool:
-    """Whether the folder holds more than the limit. The code's own file system, which limits itself, looks empty."""
+    """Whether the folder exceeds the limit. In a namespace it looks empty; the file system there has its own limit."""
     used, count, folders = 0, 0, [folder]
     with suppress(OSError):  # what the code removes meanwhile, or hides
         while folders:
@@ -261,7 +261,7 @@ def _too_long(limits: Limits) -> str:
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill the process group, so that no child stays, and reap.
 
-    With namespaces the process is the guard of the one inside, which may have left the group: on SIGTERM it kills that.
+    With namespaces, this process guards an inner one, which may have left the group: on SIGTERM it kills the inner one.
     """
     with suppress(ProcessLookupError, PermissionError):
         process.terminate()
@@ -275,14 +275,14 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _died(status: int, output: str) -> str:
-    """A process that answered nothing."""
+    """The error message for a process that ended without an answer."""
     last = output.strip().splitlines()[-1:] or [""]
     return f"the process ended without a result (status {status}){': ' + printable(last[0][:500]) if last[0] else ''}"
 
 
 @cache
 def _python() -> list[str]:
-    """Python's own folders, to read."""
+    """The folders of Python itself, which the code may read."""
     places = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.path.realpath(sys.executable))]
     places = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *places[3:]]
     return sorted({os.path.realpath(place) for place in places} | {str(ISOLATION)})

@@ -1,8 +1,8 @@
 """Assertions rewritten so that the code under test cannot make them pass.
 
 Code that is judged in its own interpreter can forge the verdict: by an object that equals everything, or by writing the
-result itself and ending the process. Of `assert EXPRESSION == LITERAL` the process gets the left side alone; its value
-comes back as text, and is compared here with that of the literal, which the code never sees.
+result itself and ending the process. So of `assert EXPRESSION == LITERAL`, the process gets the expression only. It
+returns the value as text, and this module compares that with the text of the literal, which the code never sees.
 """
 
 import ast
@@ -17,10 +17,10 @@ _NONE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 
 @lru_cache(maxsize=4096)
 def split_comparisons(test: str) -> tuple[str, list[str]]:
-    """`test` with a note of the left side in place of each such assertion, and `canonical` of the right ones.
+    """`test` with each assertion `EXPRESSION == LITERAL` replaced by a record of the expression; the literals' texts.
 
-    Taken are those that run once and in order: at the top, and in the body of a function `check` that is called there.
-    In the source, `__posttrain['noted']` has the values at the end (it begins with what makes them).
+    Only assertions that run once and in order are replaced: at the top level, and in a function `check` called there.
+    After the returned source has run, `__posttrain['noted']` has the texts of the expressions (see `canonical`).
     """
     expected = []
     with suppress(*_NONE):
@@ -48,7 +48,7 @@ def _assertions(tree: ast.Module) -> Iterator[ast.Assert]:
 
 
 def _compared(test: ast.expr) -> tuple[ast.expr, str] | None:
-    """The expression, and the literal that it is to equal."""
+    """The expression, and the text of the literal that it must equal; `None` for other assertions."""
     match test:
         case ast.Compare(left, [ast.Eq()], [right]):
             for literal, other in ((right, left), (left, right)):
@@ -58,10 +58,10 @@ def _compared(test: ast.expr) -> tuple[ast.expr, str] | None:
 
 
 def canonical(value: object) -> str:
-    """Text that plain values share if they are equal, and only then: 1, 1.0 and True; dicts in any order.
+    """A text that is the same for equal plain values only: for 1, 1.0 and True; for dicts in any order.
 
-    Of a subclass it is that of its base, which is what a Counter is compared as with a dict; of numpy's values that of
-    Python's. Raises `TypeError` for anything else. It needs nothing else: its source also runs next to the code.
+    A subclass has the text of its base, as a Counter equals a dict; a numpy value has that of the Python value.
+    Raises `TypeError` for anything else. It uses no other function: its source also runs inside the sandbox.
     """
     if callable(plain := getattr(value, "tolist", None)):
         value = plain()

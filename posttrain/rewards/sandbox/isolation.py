@@ -1,4 +1,4 @@
-"""The inside of `posttrain.rewards.sandbox`: shuts itself in, then runs the code it reads from standard input.
+"""The subprocess of `posttrain.rewards.sandbox`: isolates itself, then runs the code that it reads from stdin.
 
 Started as a script by a fresh interpreter (`python -I -S`), so it knows the standard library alone. What
 the kernel offers is used, each part where it is permitted, and its result names those in force (`isolation`):
@@ -136,7 +136,7 @@ def call(source: str, function: str, arguments: list[Any]) -> dict[str, Any]:
 
 
 def become_nobody() -> list[str]:
-    """Root could undo the rest, and limits on processes do not hold for it."""
+    """Change from root to nobody: root could undo the other parts, and limits on processes do not hold for it."""
     if os.geteuid() != 0:
         return []
     os.chown(".", NOBODY, NOBODY)
@@ -165,7 +165,7 @@ def namespaces(order: dict[str, Any]) -> list[str]:
         # Where AppArmor refuses it, the user has no name in the namespace, and no more rights than before.
         with suppress(OSError), open(f"/proc/self/{name}", "w") as file:
             file.write(text)
-    # The parent's SIGTERM ends the child before its own end: a child in another session outlives the process group.
+    # On the parent's SIGTERM this process kills the child before it ends: a child in another session would survive it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
     if child == 0:
