@@ -23,12 +23,23 @@ class Stopped(SystemExit):
 def near_path(path: str) -> str:
     """The end of a message on a missing `path`: a similar name in its last folder that exists, or the missing name."""
     whole = Path(os.path.expanduser(path))
-    folder = next((one for one in whole.parents if one.is_dir()), None)
-    if folder is None or whole.exists() or not os.access(folder, os.R_OK):
+    folder = next((one for one in whole.parents if os.path.isdir(one)), None)  # False where it cannot be looked at
+    if folder is None or os.path.exists(whole) or not os.access(folder, os.R_OK):
         return ""
     missing, *rest = whole.relative_to(folder).parts
     near = difflib.get_close_matches(missing, [one.name for one in folder.iterdir()], n=1)
     return f"; did you mean {folder.joinpath(near[0], *rest)}?" if near else f"; {folder.absolute()} has no {missing}"
+
+
+def given_path(text: str) -> Path:
+    """The path that a command line gives; a shell leaves the ~ of `--out=~/runs` as it is."""
+    return Path(os.path.expanduser(text))
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's message; the name of its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def did_you_mean(given: object, known: Iterable[object], most: int = 1, otherwise: str = "") -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.console import print_error, print_plain, quiet_libraries, show_status
-from posttrain.errors import PosttrainError, near_path
+from posttrain.errors import PosttrainError, first_line, given_path, near_path
 
 if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")
+    parser.add_argument("--out", metavar="FOLDER", type=given_path, help="default: RUN/export, with --merge RUN/merged")
     types = ("float32", "bfloat16", "float16")
     parser.add_argument(
         "--dtype", choices=types, help="type of the merged weights (default: the type of the run's base)"
@@ -186,8 +186,9 @@ def _generation_config(source: Source, tokenizer: Any, temporary: Path) -> None:
 
 def push(folder: Path, name: str, private: bool, run: str) -> str:
     """Upload `folder` as one commit on the hub's model `name`; returns its address."""
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     api = HfApi()
     try:
@@ -199,9 +200,9 @@ def push(folder: Path, name: str, private: bool, run: str) -> str:
         api.upload_folder(
             repo_id=url.repo_id, folder_path=folder, commit_message=f"posttrain.export of {Path(run).name}"
         )
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise PosttrainError(
-            f"--push-to-hub={name}: {str(error).splitlines()[0]}; the export stays in {folder}, and the same command "
+            f"--push-to-hub={name}: {first_line(error)}; the export stays in {folder}, and the same command "
             "tries the upload again"
         ) from error
     return str(url)

@@ -4,6 +4,8 @@ import sys
 import threading
 from pathlib import Path
 
+from posttrain.errors import first_line
+
 # A hub that did not answer is not asked again for this long, so that not every job of a sweep waits a minute.
 PAUSE_SECONDS = 300.0
 
@@ -20,6 +22,7 @@ def cached_commit(path: str, revision: str | None) -> str | None:
 
 def explain(error: BaseException, path: str, what: str) -> str | None:
     """Why the hub did not give the `what` ("model", "data set") at `path`; `None` for an error of another kind."""
+    from httpx2 import TransportError
     from huggingface_hub import errors
 
     chain: list[BaseException] = []
@@ -40,7 +43,7 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
     if any_of(errors.RepositoryNotFoundError) or type(error).__name__ == "DatasetNotFoundError":
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
     if (
-        any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError)
+        any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TransportError)
         or "offline" in text.lower()
     ):
         _pause()
@@ -71,4 +74,4 @@ def _pause() -> None:
 
 def cannot_load(error: BaseException, path: str) -> str:
     """Why the model at `path` cannot be loaded: `explain`, or else the first line of the error."""
-    return explain(error, path, "model") or f"cannot be loaded: {str(error).splitlines()[0]}"
+    return explain(error, path, "model") or f"cannot be loaded: {first_line(error)}"

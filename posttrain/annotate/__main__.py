@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain import extras
 from posttrain.annotate.serve import PORT
 from posttrain.console import print_error
-from posttrain.errors import PosttrainError, near_path
+from posttrain.errors import PosttrainError, first_line, given_path, near_path
 
 if TYPE_CHECKING:
     from posttrain.annotate.answers import Answers
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help="data with pairs or completions, a run of job=sample, a run to sample from, or a file *.answers.jsonl",
     )
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="see below")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="pairs, as .jsonl or .parquet")
+    parser.add_argument("--out", metavar="FILE", type=given_path, required=True, help="pairs, as .jsonl or .parquet")
     parser.add_argument("--show", type=int, default=2, metavar="K", help="completions at a time (default 2)")
     parser.add_argument("--votes", type=int, default=1, metavar="K", help="people asked about an item (default 1)")
     parser.add_argument("--overlap", type=int, default=0, metavar="N", help="items that everybody is asked about")
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--drop-flagged", action="store_true", help="no pairs of items that someone flagged")
     parser.add_argument(
-        "--guidelines", type=Path, metavar="FILE", help="Markdown with what to prefer, shown next to each item"
+        "--guidelines", type=given_path, metavar="FILE", help="Markdown with what to prefer, shown next to each item"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random order (default 0)")
     parser.add_argument(
@@ -174,7 +174,7 @@ def load_items(args: argparse.Namespace) -> list[Item]:
         OmegaConf.set_struct(schema, True)
         merged: Any = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_dotlist(settings)))
     except OmegaConfBaseException as error:
-        raise PosttrainError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise PosttrainError(f"{error.full_key}: {first_line(error)}") from None
     try:
         return items.read(merged["data"], args.show, args.seed, args.informative)
     except PosttrainError as error:

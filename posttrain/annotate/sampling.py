@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.console import print_plain
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.next_command import training_command
 
@@ -61,7 +61,7 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
         with initialize_config_dir(str(recipes.ROOT / "conf"), version_base="1.3"):
             composed = compose("config", overrides=words)
     except (HydraException, OmegaConfBaseException) as error:
-        raise PosttrainError(f"{shlex.join(overrides)}: {str(error).splitlines()[0]}") from None
+        raise PosttrainError(f"{shlex.join(overrides)}: {first_line(error)}") from None
     settings = parse.parse(composed)
     if settings.job != "sample" or settings.sample.select not in ("all", "pairs") or settings.dry_run:
         raise PosttrainError("job, dry_run, sample.select: candidates need job=sample, with sample.select=all or pairs")

@@ -32,6 +32,10 @@ def _engine(run: Run) -> Iterator[str]:
         yield f"engine=vllm: with several processes the probe does not reach the trainer's vLLM; set {other}"
 
 
+# The values of tracking.mode that a tracker knows, besides `auto`.
+MODES = {"wandb": ("auto", "online", "offline", "disabled"), "comet": ("auto", "online", "offline")}
+
+
 def _tracker(settings: TrackingConfig) -> list[str]:
     """Trackers that are extras and not installed, and names that one does not take."""
     backend = settings.backend
@@ -39,6 +43,10 @@ def _tracker(settings: TrackingConfig) -> list[str]:
     if backend == "wandb" and (refused := set(settings.project) & set("/\\#?%:")):
         # W&B says so when the run begins, and training goes on without it.
         return [f"tracking.project={settings.project}: W&B takes no {' '.join(sorted(refused))} in it"]
+    modes = MODES.get(backend, ("auto",))
+    if settings.mode not in modes:
+        fix = "set tracking=none" if settings.mode == "disabled" else "leave it out"
+        return [f"tracking.mode={settings.mode}: {backend} has {', '.join(modes)}; {fix}"]
     if module is None:
         return []
     missing = extras.missing_modules(module)

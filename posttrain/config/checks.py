@@ -62,8 +62,8 @@ def probe(run: Run) -> list[str]:
     errors: list[str] = []
     # job=sample trains nothing and has no probe.
     for name, entry in config.gold.items() if run.job != "sample" else ():
-        gold = (entry.function, entry.model, entry.args)
-        same = [n for n, e in run.reward.items() if (e.function, e.model, e.args) == gold]
+        gold = (entry.function, entry.model, entry.grader, entry.args)
+        same = [n for n, e in run.reward.items() if (e.function, e.model, e.grader, e.args) == gold]
         if name in run.reward or same:
             errors.append(f"probe.gold.{name}: training sees reward.{(same or [name])[0]}; gold must be another reward")
         if name in config.rewards:

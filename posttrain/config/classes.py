@@ -50,7 +50,7 @@ class Source:
 
     def bases(self) -> list[Source]:
         """The classes that it inherits from, as far as they have a file."""
-        found = (self.resolve_class(base.id) for base in self.node.bases if isinstance(base, ast.Name))
+        found = (_resolve(self.module, ast.unparse(base)) for base in self.node.bases)
         return [base for base in found if base is not None]
 
     def lineage(self) -> list[Source]:
@@ -96,16 +96,23 @@ def in_trl(name: str) -> str | None:
 
 
 @cache
-def _resolve(module: str, name: str) -> Source | None:
-    if _file(module) is None:
+def _resolve(module: str, name: str, asked: frozenset[str] = frozenset()) -> Source | None:
+    """The class that `name`, also `package.Name`, means in `module`; `asked` are the modules that import it so."""
+    if module in asked or _file(module) is None:
         return None
+    head, dot, rest = name.rpartition(".")
     for node in _body(_tree(module).body):
+        if isinstance(node, ast.Import) and dot:
+            for alias in node.names:
+                bound = alias.asname or alias.name
+                if f"{head}.".startswith(f"{bound}."):
+                    return _resolve(alias.name + head.removeprefix(bound), rest)
         if isinstance(node, ast.ClassDef) and node.name == name:
             return Source(module, node)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name and (there := _absolute(module, node)) != module:
-                    return _resolve(there, alias.name)
+                    return _resolve(there, alias.name, asked | {module})
     return None
 
 

@@ -13,7 +13,9 @@ SCRIPTS = {
   local word="${line##* }"
   local cut=""
   [[ "$word" == *=* && "$COMP_WORDBREAKS" == *=* ]] && cut="${word%"${word##*=}"}"
-  mapfile -t COMPREPLY < <(posttrain completion --words $line ${word:+--last} 2>/dev/null)
+  local -a words
+  read -ra words <<< "$line"
+  mapfile -t COMPREPLY < <(posttrain completion --words "${words[@]}" ${word:+--last} 2>/dev/null)
   COMPREPLY=("${COMPREPLY[@]#"$cut"}")
   [[ "${COMPREPLY[0]}" == */ || "${COMPREPLY[0]}" == *= || "${COMPREPLY[0]}" == *. ]] && compopt -o nospace
 }

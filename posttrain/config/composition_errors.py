@@ -5,7 +5,7 @@ import shlex
 from concurrent.futures import BrokenExecutor
 
 from posttrain.config import recipes, schema_errors
-from posttrain.errors import choose, did_you_mean
+from posttrain.errors import choose, did_you_mean, first_line
 
 LAUNCHERS = ("submitit", "ray", "joblib")  # launchers whose errors say why a job ended
 
@@ -37,19 +37,19 @@ def explain_hydra_error(error: BaseException) -> str | None:
             )
         return f"{group}={option}: no such option; {choose(option, known)}"
     if isinstance(error, ConfigCompositionException):
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         if several := re.match(r"Ambiguous value for argument '(.*)'", first):
             return f"{several[1]}: several values; add -m for a sweep, or write a list, KEY=[A,B]"
         if unknown := re.match(r"Could not override '([\w.]+)'\.$", first):
             return schema_errors.unknown_key(unknown[1])
-        cause = f": {str(error.__cause__).splitlines()[0]}" if error.__cause__ else ""
+        cause = f": {first_line(error.__cause__)}" if error.__cause__ else ""
         if "Got NoneType" in first or "Multiple values" in first:
             return f"{first}; a group is left out with '~GROUP', and chosen once with GROUP=OPTION"
         if "Cannot merge" in cause:
             expected = "a list" if "Cannot merge List" in cause else "settings, {KEY: VALUE}"
             return f"{first.removeprefix('Error merging override ')}: expected {expected}"
         return first.removeprefix("Error merging override ") + cause
-    return str(error).splitlines()[0] if isinstance(error, HydraException) else _broken_launcher(error)
+    return first_line(error) if isinstance(error, HydraException) else _broken_launcher(error)
 
 
 def _quoting_hint(word: str) -> str:
@@ -79,6 +79,4 @@ def _broken_launcher(error: BaseException) -> str | None:
     if not isinstance(error, BrokenExecutor) and type(error).__module__.partition(".")[0] not in LAUNCHERS:
         return None
     why = "a job's process was killed (too little memory, most likely)" if isinstance(error, BrokenExecutor) else ""
-    return (
-        f"hydra/launcher: {why or str(error).strip().splitlines()[0]}; the launcher ended, and the jobs it ran with it"
-    )
+    return f"hydra/launcher: {why or first_line(error)}; the launcher ended, and the jobs it ran with it"

@@ -129,7 +129,7 @@ def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -
     types = args.get("loss_type") or ["sigmoid"]
     types = [types] if isinstance(types, str) else types
     where = f"trainer.args.label_smoothing={amount:g}"
-    if amount and not set(types) & set(LOSSES_WITH_SMOOTHING):
+    if amount and not any(one in LOSSES_WITH_SMOOTHING for one in types):
         errors.append(
             f"{where}: TRL ignores it with loss_type=[{','.join(map(str, types))}]; set "
             f"trainer.args.loss_type=[robust], or leave it out (read by {', '.join(LOSSES_WITH_SMOOTHING)})"
@@ -300,6 +300,6 @@ def _evaluate(annotation: ast.expr, cls: Source) -> Any:
     if "_[" in text:  # a pattern written as a literal: "pissa_niter_[number of iters]"
         return bool | str
     # Names and subscripts only; an annotation with a call in it is not evaluated.
-    if any(isinstance(n, ast.Call) for n in ast.walk(annotation)):
+    if any(isinstance(n, ast.Call) for n in ast.walk(ast.parse(text, mode="eval"))):
         return Any
     return eval(text, {"__builtins__": {}}, names)

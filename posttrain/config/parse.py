@@ -1,5 +1,6 @@
 """From Hydra's composed config to a checked `Run`; imports nothing heavy."""
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,7 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
         return None, [*errors, *(f"{key}: required, and not set; {schema_errors.fix_missing(key)}" for key in missing)]
     run = OmegaConf.to_object(merged)
     assert isinstance(run, Run)
+    run.output_dir = os.path.expanduser(run.output_dir)  # a shell leaves the ~ of KEY=~/runs as it is
     if any(run.rewards.values()):
         from posttrain.config import reward_entries
 

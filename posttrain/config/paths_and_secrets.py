@@ -28,7 +28,7 @@ NOT_SECRET = re.compile(
 )
 # Values that are secrets whatever their key: keys of the hub, OpenAI, GitHub, GitLab, AWS, Slack; a password in a URL.
 VALUE = re.compile(
-    r"(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
+    r"(?<![\w-])(?:hf_[A-Za-z0-9]{20,}|sk-(?=[\w-]*[0-9A-Z])[\w-]{20,}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,})"
     r"|\w+://[^/\s:@]+:[^/\s@]+@\S+"
 )
 

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.config import hints
 from posttrain.config.schema import RewardConfig, Run
+from posttrain.errors import first_line
 
 # The types of the schema in words.
 TYPE_WORDS = {
@@ -109,7 +110,7 @@ def unresolved(merged: Any, plain: Any, path: str) -> list[str]:
     try:
         OmegaConf.select(merged, path)
     except OmegaConfBaseException as error:
-        return [f"{path}={plain}: {str(error).splitlines()[0]}"]
+        return [f"{path}={plain}: {first_line(error)}"]
     return []
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config.schema import DataConfig
 from posttrain.data import files
 from posttrain.data.row import INDEX_COLUMN, Place, Row, display_path
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -116,8 +116,8 @@ def explain(error: Exception, path: str, split: str) -> str:
     if known := explain(error, path, "data set"):
         return known
     if isinstance(error, ValueError) and "BuilderConfig" in str(error):
-        return f"{str(error).splitlines()[0]}; choose one with data.name=NAME"
+        return f"{first_line(error)}; choose one with data.name=NAME"
     if isinstance(error, ValueError) and "split" in str(error).lower():
-        return f"no split {split} ({str(error).splitlines()[0]}); choose with data.split and data.eval_split"
+        return f"no split {split} ({first_line(error)}); choose with data.split and data.eval_split"
     cause = error.__cause__ or error
-    return f"cannot be read: {str(cause).splitlines()[0] if str(cause) else type(cause).__name__}"
+    return f"cannot be read: {first_line(cause)}"

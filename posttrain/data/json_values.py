@@ -67,7 +67,7 @@ STARTS = re.compile(r"( starting)? at$")
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 19 or not -(1 << 63) <= int(digits) < 1 << 63:
+    if len(digits) > 20 or not -(1 << 63) <= int(digits) < 1 << 63:
         raise ValueError(f"holds the number {digits:.24}, which does not fit 64 bits; write it as text")
     return int(digits)
 

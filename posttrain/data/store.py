@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from posttrain.data.row import Row, RowError
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -124,7 +124,7 @@ def _write(rows: Iterable[dict[str, Any]], kinds: ColumnTypes, key: str) -> Data
             writer.finalize()
         return Dataset.from_file(str(path))
     except (ValueError, TypeError, OverflowError) as error:  # Arrow's errors are some of these
-        raise PosttrainError(f"{key}: the rows cannot be kept: {str(error).splitlines()[0]}") from error
+        raise PosttrainError(f"{key}: the rows cannot be kept: {first_line(error)}") from error
 
 
 class ColumnTypes:

@@ -55,6 +55,8 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
 
 def run(argv: list[str]) -> int:
     """Compose `argv` and run it, or each job of a sweep; returns the exit code, unless Hydra exits with its own."""
+    # A shell leaves the ~ of `data.path=~/rows.jsonl` as it is, and Hydra cannot read it.
+    argv = [re.sub(r"^([\w.+/]+=)~(?=/|$)", lambda key: key[1] + os.path.expanduser("~"), word) for word in argv]
     if any(word.startswith("hydra/") for word in argv):
         from posttrain import extras
 

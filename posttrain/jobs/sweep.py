@@ -14,7 +14,7 @@ from posttrain.config import data_override
 from posttrain.config.parse import origin, parse
 from posttrain.config.schema import Origin
 from posttrain.console import print_error
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
 
@@ -43,7 +43,7 @@ class Record(Callback):
             "command": job.command,
             "status": "failed" if failed else "finished",
             "objective": None if failed else job_return.return_value,
-            "error": _first_line(job_return._return_value) if failed else None,
+            "error": first_line(job_return._return_value) if failed else None,
             "run": None if failed else _directory(job_return.cfg, job),
         }
         _append(job.sweep_dir / "jobs.jsonl", row)
@@ -54,12 +54,6 @@ def _append(path: Path, row: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         file.write((json.dumps(row) + "\n").encode())
-
-
-def _first_line(error: object) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    words = str(error).strip().splitlines()
-    return words[0] if words else type(error).__name__
 
 
 def _directory(cfg: Any, job: Origin) -> str:

@@ -115,5 +115,5 @@ def _matches(pattern: str, names: list[str]) -> bool:
 
 def trainer_parts(peft: PeftConfig, kind: str, sees: bool) -> dict[str, Any]:
     """The settings of the adapter, of PPO's value adapter, and of quantization, as fields of `Parts`."""
-    value = lora_config(peft, kind, value=True) if peft.value else None
+    value = lora_config(peft, kind, value=True, sees=sees) if peft.value else None
     return {"lora": lora_config(peft, kind, sees=sees), "quantization": quantization_config(peft), "value_lora": value}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import ModelConfig, Run
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -105,4 +105,4 @@ def _without_weights(auto: Any, known: PretrainedConfig, model: ModelConfig) -> 
     except (ValueError, ImportError) as error:
         if not options:
             raise
-        raise PosttrainError(f"model.attn_implementation={asked}: {str(error).splitlines()[0]}") from error
+        raise PosttrainError(f"model.attn_implementation={asked}: {first_line(error)}") from error

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from posttrain.config import composition, composition_errors, data_override, parse
 from posttrain.config.flat_settings import groups
 from posttrain.config.schema import Run
-from posttrain.errors import PosttrainError, choose
+from posttrain.errors import PosttrainError, choose, first_line
 
 # Text that Hydra reads as a string even without quotes.
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
@@ -53,7 +53,7 @@ def run_of(overrides: tuple[str, ...]) -> Run:
     except PosttrainError:
         raise
     except (HydraException, ValueError) as error:
-        raise PosttrainError(composition_errors.explain_hydra_error(error) or str(error).splitlines()[0]) from None
+        raise PosttrainError(composition_errors.explain_hydra_error(error) or first_line(error)) from None
 
 
 def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:

@@ -202,7 +202,7 @@ def check_reward_adapter(
             "names stand for the same weights, correct base_model_name_or_path in adapter_config.json)."
         )
     shapes = _safetensors_shapes(weights_file)
-    heads = {k: v for k, v in shapes.items() if k.split(".")[-2] in ("score", "classifier") and k.endswith("weight")}
+    heads = {k: v for k, v in shapes.items() if f".{k}".endswith((".score.weight", ".classifier.weight"))}
     if len(heads) != 1:
         raise ValueError(f"{option} holds {len(heads)} score heads instead of one: train it with RewardTrainer.")
     shape = next(iter(heads.values()))
@@ -257,7 +257,7 @@ def longest_prompt_length(
 
     def characters(row: tuple[Any, Any]) -> int:
         prompt, own = row
-        text = prompt if isinstance(prompt, str) else "".join(str(message["content"]) for message in prompt)
+        text = prompt if isinstance(prompt, str) else "".join(str(message.get("content") or "") for message in prompt)
         return len(text) + len(str(own or ""))
 
     longest = sorted(zip(prompts, tools or [None] * len(prompts), strict=True), key=characters, reverse=True)[:sample]

@@ -139,7 +139,7 @@ class PPOConfig(RLOOConfig):
     def _check_ranges(self) -> None:
         problems = []
         for name in ("num_ppo_epochs", "num_mini_batches", "kl_horizon", "num_generations"):
-            if getattr(self, name) < 1:
+            if (getattr(self, name) or 0) < 1:
                 problems.append(f"{name}={getattr(self, name)} must be at least 1.")
         for name in ("target_kl", "kl_target", "cliprange_value", "value_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:

@@ -4,6 +4,7 @@ TRL's RLOO decodes completions without special tokens and tokenizes the text aga
 model then never sees the EOS that `RewardTrainer` trained it on.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -123,12 +124,20 @@ class TextReward:
         self.context = context
 
     def __call__(
-        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        tools: list[Any] | None = None,
+        **_: Any,
     ) -> list[float]:
-        if is_conversational({"prompt": prompts[0]}):
+        chat = is_conversational({"prompt": prompts[0]})
+        if chat:
+            own = [json.loads(t) if isinstance(t, str) else t for t in tools or [None] * len(prompts)]
+            settings = self.context.chat_template_kwargs
             texts = [
-                apply_chat_template({"messages": p + c}, self.tokenizer, **self.context.chat_template_kwargs)["text"]
-                for p, c in zip(prompts, completions, strict=True)
+                apply_chat_template({"messages": p + c}, self.tokenizer, tools=t, **settings)["text"]
+                for p, c, t in zip(prompts, completions, own, strict=True)
             ]
         else:
             eos = self.tokenizer.eos_token or ""
@@ -136,7 +145,8 @@ class TextReward:
                 p + c + (eos if self.context.ended(ids) else "")
                 for p, c, ids in zip(prompts, completions, completion_ids, strict=True)
             ]
-        sequences = self.tokenizer(text=texts, add_special_tokens=False)["input_ids"]
+        # As RewardTrainer tokenizes: the tokenizer adds its special tokens to plain text; a chat template has them.
+        sequences = self.tokenizer(text=texts, add_special_tokens=not chat)["input_ids"]
         return score_sequences(sequences, self.score, self.tokenizer.pad_token_id, self.context)
 
 

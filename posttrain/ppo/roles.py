@@ -170,10 +170,9 @@ class Roles:
         # Also aligns the precision: TRL rounds a quantized model's policy adapter to bfloat16 after copying it.
         parameters = dict(self.model.named_parameters())
         for name, parameter in parameters.items():
-            if (
-                f".{source}." in name
-                and (copied := parameters.get(name.replace(f".{source}.", f".{target}."))) is not None
-            ):
+            # An adapter's name is a part of a parameter's name, for embeddings the last: `lora_embedding_A.default`.
+            own = ".".join(target if part == source else part for part in name.split("."))
+            if own != name and (copied := parameters.get(own)) is not None:
                 copied.data = parameter.detach().clone()
 
     # Switching

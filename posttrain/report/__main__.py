@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.console import print_error, print_plain
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, given_path
 from posttrain.report import tables
 from posttrain.report.compare import compare
 from posttrain.report.runs import find
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         description="Compare runs: reward against KL, over-optimisation, failure modes, and which is best.",
     )
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="folders of runs, sweeps or pipelines, or above them"
+        "paths", nargs="+", type=given_path, metavar="PATH", help="folders of runs, sweeps or pipelines, or above them"
     )
     parser.add_argument(
         "--metric",
@@ -51,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
         "--format", choices=("table", *FORMATS), default="table", help="how the runs are printed (default table)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="page and pictures (default: ./report; with another --format: none)"
+        "--out",
+        type=given_path,
+        metavar="DIR",
+        help="page and pictures (default: ./report; with another --format: none)",
     )
     return parser
 

@@ -11,7 +11,7 @@ import yaml
 
 from posttrain.config import trainers
 from posttrain.config.schema import OTHER_JOBS
-from posttrain.errors import PosttrainError, near_path
+from posttrain.errors import PosttrainError, first_line, near_path
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
 from posttrain.runs.metrics import by_step, read
@@ -173,7 +173,7 @@ def _add_run(folder: Path, found: Found) -> None:
             raise ValueError("its files hold something else")
         points = by_step(path / "metrics.jsonl")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        found.left_out[path] = f"not a run of posttrain: {str(error).splitlines()[0]}"
+        found.left_out[path] = f"not a run of posttrain: {first_line(error)}"
         return
     unused = (*NOT_IN_DIGEST, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
     flat = flatten({key: value for key, value in settings.items() if key not in unused})

@@ -7,9 +7,12 @@ models' configs and ask endpoints.
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from posttrain.config import code
@@ -78,17 +81,27 @@ def score(
     given = [d.messages or as_completion(row["prompt"], d.text) for row, d in zip(rows, drawn, strict=True)]
     return {
         name: list(
-            function(
-                completions=given,
-                prompts=prompts,
-                prompt_ids=[d.prompt_ids for d in drawn],
-                completion_ids=[d.ids for d in drawn],
-                trainer_state=state,
-                **columns,
+            _awaited(
+                function(
+                    completions=given,
+                    prompts=prompts,
+                    prompt_ids=[d.prompt_ids for d in drawn],
+                    completion_ids=[d.ids for d in drawn],
+                    trainer_state=state,
+                    **columns,
+                )
             )
         )
         for name, function in functions.items()
     }
+
+
+def _awaited(scores: Any) -> Any:
+    """What an `async def` reward returns, or `scores` themselves; in a thread, as this one may run an event loop."""
+    if not inspect.iscoroutine(scores):
+        return scores
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, scores).result()
 
 
 def compare_completions(

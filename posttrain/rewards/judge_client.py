@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 from posttrain.rewards.answer_cache import SAMPLING, Conversation, JudgeClient
 from posttrain.rewards.endpoint import Endpoint, check_endpoint
 
@@ -92,7 +92,7 @@ class Local(JudgeClient):
         try:
             tokenizer = weights.tokenizer(self.source)
         except (OSError, ValueError) as error:
-            why = hub.explain(error, self.source.base, "model") or f"has no tokenizer: {str(error).splitlines()[0]}"
+            why = hub.explain(error, self.source.base, "model") or f"has no tokenizer: {first_line(error)}"
             raise PosttrainError(f"model={self.name}: {why}") from error
         if not tokenizer.chat_template:
             raise PosttrainError(f"model={self.source.name}: has no chat template; take an instruct model")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 from posttrain.models import weights
 from posttrain.models.shared_within import shared_within
 from posttrain.models.tokens import token_ids as token_ids
@@ -52,7 +52,7 @@ class RewardModel:
             if not shared:
                 self._load(dtype, beside)
         except (OSError, ValueError) as error:
-            raise PosttrainError(f"reward model {path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise PosttrainError(f"reward model {path}: cannot be loaded: {first_line(error)}") from error
         self.batch_size = batch_size
         self.max_length = max_length
         self.adjust = calibrations.adjustment(path, scale, length_penalty, calibration)

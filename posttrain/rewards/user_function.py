@@ -4,6 +4,7 @@ Every function named by `reward.NAME.function` (and `probe.rewards`, `probe.gold
 beyond `timeout`, or returns something else than a number or None for each completion ends in a `RewardError`.
 """
 
+import asyncio
 import contextvars
 import inspect
 import threading
@@ -16,7 +17,7 @@ from posttrain.errors import PosttrainError, RewardError
 
 def wrap(name: str, path: str, function: Callable[..., Any], timeout: float | None = None) -> Any:
     """`function` as the reward `name`, whose source is `path`; at most `timeout` seconds a call."""
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return _wrap_async(name, path, function, timeout)
     return UserFunction(name, path, function, timeout)
 
@@ -51,14 +52,12 @@ class UserFunction:
 
 def _wrap_async(name: str, path: str, function: Callable[..., Any], timeout: float | None) -> Callable[..., Any]:
     async def guarded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        import asyncio
-
         where = _where(name, path, completions, columns.get("trainer_state"))
         try:
             result = await asyncio.wait_for(function(completions=completions, **columns), timeout)
         except PosttrainError:
             raise
-        except TimeoutError as error:
+        except (TimeoutError, asyncio.TimeoutError) as error:  # one class from Python 3.11 on
             raise RewardError(
                 _timeout_message(where, timeout) if timeout else _exception_message(where, error)
             ) from error

@@ -148,6 +148,7 @@ def _call(scores: bool, folder: Path) -> str:
     """Example code that scores or generates an answer, with the chat template if the tokenizer has one."""
     chat = (folder / "chat_template.jinja").is_file()
     asked = '{"role": "user", "content": "What is the capital of France?"}'
+    extra = ", add_special_tokens=False" if chat else ""
     if scores:
         conversation = f"[{asked}, " + '{"role": "assistant", "content": "Paris."}]'
         text = (
@@ -156,10 +157,9 @@ def _call(scores: bool, folder: Path) -> str:
             else '"The capital of France is Paris."'
         )
         return f"""
-inputs = tokenizer({text}, return_tensors="pt")
+inputs = tokenizer({text}, return_tensors="pt"{extra})
 print(model(**inputs).logits.item())"""
     text = f"tokenizer.apply_chat_template([{asked}], tokenize=False, add_generation_prompt=True)"
-    extra = ", add_special_tokens=False" if chat else ""
     return f"""
 prompt = {text if chat else '"The capital of France is"'}
 inputs = tokenizer(prompt, return_tensors="pt"{extra})

@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+from posttrain.errors import first_line
 from posttrain.runs.checkpoint import MANIFEST, crc32_of, step
 
 STATE = "trainer_state.json"
@@ -105,7 +106,7 @@ def _loadable(folder: Path) -> str | None:
             with safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and torch have their own errors for the same thing
-            return f"{path.name} is damaged: {str(error).splitlines()[0]}"
+            return f"{path.name} is damaged: {first_line(error)}"
     for path in (*folder.glob("progress*.json"), *folder.glob("*_state.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))

@@ -129,7 +129,7 @@ class RunDirectory:
     def write_config(self, run: Run) -> None:
         """The composed config, and a copy of each grader it names."""
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(run))))
-        for path, entries in (("reward", run.reward), ("probe.rewards", run.probe.rewards)):
+        for path, entries in run.rewards.items():
             for name, entry in entries.items():
                 if entry.grader:
                     self.graders.mkdir(exist_ok=True)

@@ -66,6 +66,8 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
         return _of_run(RunDirectory(folder.absolute()), path, key)
     if (folder / "adapter_config.json").is_file():
         known = _json(folder / "adapter_config.json")
+        if not known.get("base_model_name_or_path"):
+            raise PosttrainError(f"{key}={path}: adapter_config.json has no base_model_name_or_path; set it there")
         base = _locate(known["base_model_name_or_path"], key)
         tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else base
         return Source(path, base, tokenizer, known.get("revision"), str(folder))

@@ -226,7 +226,7 @@ def keeps_reference(kind: Kind, args: dict[str, Any]) -> bool:
 def _reward_models(run: Run) -> float:
     """Bytes of the reward models' weights, as far as they are local files."""
     folders = [Path(model).expanduser() for entry in run.reward.values() for model in entry.models]
-    found = [one for folder in folders for one in (folder / "model", folder) if one.is_dir()][: len(folders)]
+    found = [folder / "model" if (folder / "model").is_dir() else folder for folder in folders]
     return float(sum(file.stat().st_size for folder in found for file in folder.glob("*.safetensors")))
 
 

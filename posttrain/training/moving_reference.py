@@ -29,5 +29,6 @@ class MovingReference(TrainerCallback):
             return
         parameters = dict(self.model.named_parameters())
         for name, policy in parameters.items():
-            if ".default." in name and (reference := parameters.get(name.replace(".default.", ".ref."))) is not None:
+            own = ".".join("ref" if part == "default" else part for part in name.split("."))
+            if own != name and (reference := parameters.get(own)) is not None:
                 reference.lerp_(policy.to(reference.dtype), self.alpha)

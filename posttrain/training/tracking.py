@@ -155,8 +155,7 @@ class Tracker(NoTracker):
     def _start_comet(self, config: TrackingConfig, run_config: dict[str, Any], group: str | None) -> None:
         import comet_ml
 
-        mode = {"auto": None, "online": "online", "offline": "offline", "disabled": "disabled"}[config.mode]
-        online = None if mode is None else mode == "online"
+        online = None if config.mode == "auto" else config.mode == "online"
         # Transformers' callback uses the running experiment.
         experiment = comet_ml.start(project_name=config.project, workspace=config.entity, online=online)
         self._send = lambda metrics, step: experiment.log_metrics(metrics, step=step)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import classes, code, options, trainer_names, trainers
 from posttrain.config.schema import Run
-from posttrain.errors import PosttrainError, RewardError
+from posttrain.errors import PosttrainError, RewardError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,7 +136,7 @@ def check_code(run: Run) -> None:
         try:
             get_json_schema(code.load(path))
         except Exception as error:  # Transformers' own errors for a docstring or type hints without a schema
-            errors.append(f"trainer.tools={path}: {str(error).splitlines()[0]}")
+            errors.append(f"trainer.tools={path}: {first_line(error)}")
     if errors:
         raise PosttrainError("\n".join(errors))
 

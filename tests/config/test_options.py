@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+from typing import Any
 
 import pytest
 
@@ -166,3 +167,54 @@ def test_lora_and_quantization_typos():
     assert (
         options.check(options.LORA, {"init_lora_weights": "pissa_niter_4", "target_modules": "all-linear"}, "p") == []
     )
+
+
+def test_a_gold_reward_by_another_grader_is_another_reward(tmp_path):
+    from posttrain.config import checks
+    from tests.helpers.runs import compose
+
+    words = ("+recipe=grpo_smollm2", "~reward", "+reward.mine.grader=a.json")
+    assert checks.probe(compose(*words, "+probe.gold.real.grader=b.json")[0]) == []
+    (error,) = checks.probe(compose(*words, "+probe.gold.real.grader=a.json")[0])
+    assert error == "probe.gold.real: training sees reward.mine; gold must be another reward"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("comet", "disabled"), "tracking.mode=disabled: comet has auto, online, offline; set tracking=none"),
+        (("tensorboard", "offline"), "tracking.mode=offline: tensorboard has auto; leave it out"),
+    ],
+)
+def test_a_mode_that_the_tracker_does_not_have(given, said):
+    from posttrain.config import backends
+    from tests.helpers.runs import compose
+
+    backend, mode = given
+    (error,) = backends.check(compose("+recipe=sft_smollm2", f"tracking={backend}", f"tracking.mode={mode}")[0])
+    assert error == said
+
+
+def test_classes_named_through_their_module_and_modules_that_import_each_other(tmp_path, monkeypatch):
+    from posttrain.config import classes
+
+    (tmp_path / "mine.py").write_text(
+        "import trl\nimport trl.trainer as there\nclass A(trl.DPOTrainer): pass\nclass B(there.SFTTrainer): pass\n"
+    )
+    (tmp_path / "one.py").write_text("from two import Name\n")
+    (tmp_path / "two.py").write_text("from one import Name\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, base in (("A", "DPOTrainer"), ("B", "SFTTrainer")):
+        found = classes.find(f"mine.{name}")
+        assert found is not None
+        assert base in [one.name for one in found.lineage()]
+    assert classes.find("one.Name") is None
+
+
+def test_an_annotation_with_a_call_is_not_evaluated(tmp_path, monkeypatch):
+    from posttrain.config import options
+
+    (tmp_path / "called.py").write_text("class C:\n    x: 'list[print(1)]' = None\n    y: 'int' = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = options.options_of("called.C")
+    assert (found["x"].type, found["y"].type) == (Any, int)

@@ -79,7 +79,14 @@ def test_no_false_alarms():
     }
     fine |= {"stop_token": "x", "image_token": "x", "tokenizer": "x", "key_env": "OPENAI_API_KEY", "token": None}
     fine |= {"boi_token": "<boi>", "text_tokens": 256, "endpoint": "http://host:8000/v1", "path": "sk-learn/data"}
+    fine |= {"file": "task-instructions-and-answers-2.jsonl", "id": "ORG/multi-task-preference-dataset-V2"}
+    fine |= {"other": "sk-learn-instructions-and-answers"}
     assert paths_and_secrets.secrets({"a": fine}) == []
+
+
+def test_a_home_folder_that_the_shell_leaves_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compose("+recipe=sft_smollm2", "output_dir='~/runs'")[0].output_dir == str(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\rb", "\x07", "\x9b31m", "\u202egnp.exe", "\u2066", "\ud800", "\x7f"])

@@ -150,6 +150,13 @@ def test_a_mistake_gets_one_message_and_exit_code_1(args, said, capsys, monkeypa
     assert not list(Path.cwd().iterdir()), "a rejected config leaves nothing"
 
 
+def test_a_home_folder_that_the_shell_leaves_as_it_is(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(["+recipe=dpo_smollm2", "data.path=~/pairs.jsonl"])
+    assert f"data.path={tmp_path}/pairs.jsonl: no such file" in capsys.readouterr().err
+
+
 def test_the_real_command_says_the_mistake_and_nothing_else(cli):
     done = cli("+recipe=dpo_smollm2", "trainer.args.betta=1")
     assert done.returncode == 1

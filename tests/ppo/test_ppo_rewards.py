@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -105,10 +105,12 @@ def test_full_model_with_the_same_vocabulary_is_scored_on_tokens(make_trainer, m
 
 
 def test_full_model_with_another_vocabulary_reads_text(make_trainer, tmp_path):
-    letters = {token: i for i, token in enumerate(["<p>", "</s>", *"zyxwvutsrqponmlkjihgfedcba "])}
+    letters = {token: i for i, token in enumerate(["<p>", "</s>", "<s>", *"zyxwvutsrqponmlkjihgfedcba "])}
     raw = Tokenizer(models.WordLevel(letters, unk_token="<p>"))
     raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    raw.add_special_tokens(["<p>", "</s>"])
+    raw.add_special_tokens(["<p>", "</s>", "<s>"])
+    # As RewardTrainer, on plain text the special tokens that the tokenizer adds.
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", letters["<s>"])])
     other = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<p>", eos_token="</s>", unk_token="<p>")
     torch.manual_seed(6)
     config = LlamaConfig(vocab_size=len(letters), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
@@ -119,8 +121,8 @@ def test_full_model_with_another_vocabulary_reads_text(make_trainer, tmp_path):
     trainer.train()
     ids = {"end": [9, trainer._tokenizer.eos_token_id], "truncated": [9, 10]}
     for seen, completion_ids in ids.items():
-        text = ["abc", *(["</s>"] if seen == "end" else [])]
-        expected = score_alone(model, [[letters[c] for part in text for c in ([part] if "/" in part else part)]])
+        text = ["<s>", "abc", *(["</s>"] if seen == "end" else [])]
+        expected = score_alone(model, [[letters[c] for part in text for c in ([part] if "s>" in part else part)]])
         actual = trainer.reward_funcs[0](prompts=["ab"], completions=["c"], completion_ids=[completion_ids])
         assert actual == pytest.approx(expected, abs=1e-6)
 
@@ -260,3 +262,16 @@ def test_reward_adapter_with_another_vocabulary_is_refused(make_trainer, spoiled
 def test_folder_without_an_adapter_is_refused(make_trainer, model_dir):
     with pytest.raises(ValueError, match=r"adapter_config\.json"):
         make_trainer({"reward_adapter": model_dir})
+
+
+def test_an_adapter_on_embeddings_is_copied_with_the_others(make_trainer):
+    """PEFT names the parameters of such an adapter `lora_embedding_A.default`, without an end behind the name."""
+    trainer = make_trainer(
+        {"peft_config": lora(target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)}, value_mode="adapter"
+    )
+    trainer.roles._copy_adapter("default", "value")
+    parameters = dict(trainer.roles.model.named_parameters())
+    pairs = [(name, name.replace(".default", ".value")) for name in parameters if ".default" in name]
+    assert any("lora_embedding" in name for name, _ in pairs)
+    for policy, value in pairs:
+        assert torch.equal(parameters[policy], parameters[value]), policy

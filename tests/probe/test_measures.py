@@ -266,3 +266,25 @@ def test_a_run_logs_all_of_it(train, tmp_path, capsys):
     assert 0 < found[-1]["probe/entropy"] <= math.log(259)
     assert {"step", "prompt", "completion", "gold/letter"} == set(rows(run.samples)[0])
     assert run.record()["metrics"]["probe/share"] > 0
+
+
+def test_an_async_reward_is_scored_inside_and_outside_an_event_loop():
+    import asyncio
+
+    from posttrain.rewards import score, user_function
+
+    async def short(completions, **_):
+        await asyncio.sleep(0)
+        return [float(len(text)) for text in completions]
+
+    class Short:
+        async def __call__(self, completions, **_):
+            return [float(len(text)) for text in completions]
+
+    rows, drawn = [{"prompt": "a"}], [Generated(prompt_ids=[1], ids=[2], text="xyz", ended=True)]
+    functions = {"f": user_function.wrap("f", "m.f", short), "c": user_function.wrap("c", "m.C", Short(), 5.0)}
+
+    async def inside():
+        return score(functions, rows, drawn)
+
+    assert score(functions, rows, drawn) == asyncio.run(inside()) == {"f": [3.0], "c": [3.0]}

@@ -69,3 +69,27 @@ def test_a_reference_is_the_policy_only_where_no_weight_says_otherwise(train, mo
     train(*options, "+peft.lora.init_lora_weights=false", "name=random")
     train(*options, "peft=dora", "name=dora")
     assert known == [True, False, False, False, False, False]
+
+
+def test_a_moving_reference_takes_the_adapter_of_the_embeddings_along():
+    """PEFT names its parameters `lora_embedding_A.default`, without an end behind the name."""
+    from types import SimpleNamespace
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from posttrain.data.embedded.tiny import tiny_model
+    from posttrain.training.moving_reference import MovingReference
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model())
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    moves = MovingReference(model, 1.0, 1)
+    parameters = dict(model.named_parameters())
+    policy = {name: p for name, p in parameters.items() if ".default" in name}
+    assert any("lora_embedding" in name for name in policy)
+    for parameter in policy.values():
+        parameter.data += 1
+    moves.on_step_end(None, SimpleNamespace(global_step=1), None)
+    for name, parameter in policy.items():
+        assert torch.equal(parameters[name.replace(".default", ".ref")], parameter), name

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 
 Embed = Callable[[list[str]], list[list[float]]]
 BATCH = 32
@@ -69,7 +69,7 @@ def _local(model: str) -> Embed:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         encoder: Any = AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise PosttrainError(f"embeddings={model}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise PosttrainError(f"embeddings={model}: cannot be loaded: {first_line(error)}") from error
     encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -43,9 +43,9 @@ def parse(text: str, names: list[str]) -> ast.expr:
 def evaluate(tree: ast.expr, values: Mapping[str, float]) -> float:
     """The formula's number; raises `ArithmeticError` or `ValueError` where it has none, as for log(0)."""
     result = _value(tree, values)
-    if isinstance(result, complex) or not math.isfinite(result):
+    if not math.isfinite(result):
         raise ValueError(f"gives {result}")
-    return float(result)
+    return result
 
 
 def _check(node: ast.expr, names: list[str]) -> None:
@@ -73,16 +73,20 @@ def _near(name: str, known: list[str], what: str) -> str:
     return did_you_mean(name, known, 1, f"the {what} are {', '.join(known)}")
 
 
-def _value(node: ast.expr, values: Mapping[str, float]) -> Any:
+def _value(node: ast.expr, values: Mapping[str, float]) -> float:
+    """Floats at every step: they overflow with an error, where integers would grow without end."""
     if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](_value(node.left, values), _value(node.right, values))
-    if isinstance(node, ast.UnaryOp):
-        return _SIGNS[type(node.op)](_value(node.operand, values))
-    if isinstance(node, ast.Call):
+        result = _OPERATORS[type(node.op)](_value(node.left, values), _value(node.right, values))
+    elif isinstance(node, ast.UnaryOp):
+        result = _SIGNS[type(node.op)](_value(node.operand, values))
+    elif isinstance(node, ast.Call):
         assert isinstance(node.func, ast.Name)
-        return _FUNCTIONS[node.func.id][0](*(_value(argument, values) for argument in node.args))
-    if isinstance(node, ast.Name):
-        return float(values[node.id])
-    assert isinstance(node, ast.Constant)
-    # Floats overflow with an error, where integers would grow without end.
-    return float(node.value)  # type: ignore[arg-type]
+        result = _FUNCTIONS[node.func.id][0](*(_value(argument, values) for argument in node.args))
+    elif isinstance(node, ast.Name):
+        result = values[node.id]
+    else:
+        assert isinstance(node, ast.Constant)
+        result = node.value
+    if isinstance(result, complex):  # a negative number to a power that is not whole
+        raise ValueError(f"gives {result}")
+    return float(result)

@@ -34,13 +34,13 @@ def score(node: ScoreModel, answer: str) -> float | None:
     """The `result` of the last JSON object that has one, or a bare number, clipped to the range; else None."""
     for found in reversed(list(_objects(answer))):
         value = found.get("result")
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return _within(node, float(value))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and (score := _within(node, value)) is not None:
+            return score
     try:
-        value = float(answer.strip())
+        return _within(node, float(answer.strip()))
     except ValueError:
         return None
-    return _within(node, value) if math.isfinite(value) else None
 
 
 def label(node: LabelModel, answer: str) -> str | None:
@@ -78,8 +78,11 @@ def _conversation(node: ScoreModel | LabelModel, row: dict[str, Any]) -> list[di
     return [{"role": "system", "content": wanted}, *messages]
 
 
-def _within(node: ScoreModel, value: float) -> float:
-    return min(max(value, node.range[0]), node.range[1])
+def _within(node: ScoreModel, value: float) -> float | None:
+    """`value` clipped to the range; None for NaN and infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return float(min(max(value, node.range[0]), node.range[1]))
 
 
 def _objects(text: str) -> Any:

@@ -104,6 +104,9 @@ def run(source: str, function: str, arguments: list[Any], limits: Limits | None 
                 pass_fds=[channel],
                 start_new_session=True,
             )
+        except OSError:
+            os.close(result)
+            raise
         finally:
             os.close(channel)
         try:
