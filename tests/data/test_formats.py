@@ -353,6 +353,7 @@ def test_a_run_on_every_format(name: str, train: Any, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ("-9223372036854775809", "holds the number -9223372036854775809, which does not fit 64 bits; write it as text"),
         ("12345678901234567890", "holds the number 12345678901234567890, which does not fit 64 bits; write it as text"),
         ("NaN", "is not JSON: NaN is no number there; write null"),
         ('"\\ud800"', "holds half of a surrogate pair"),

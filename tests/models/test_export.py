@@ -226,7 +226,9 @@ def test_a_reward_model_keeps_its_scores(run):
     record = json.loads((path / "merged/export.json").read_text())["drift"]
     assert (record["unit"], record["prompts"]) == ("score", 8)
     assert record["largest"] < 1e-4
-    assert "num_labels=1" in (path / "merged/README.md").read_text()
+    card = (path / "merged/README.md").read_text()
+    assert "num_labels=1" in card
+    assert "add_special_tokens=False)" in card, "the template has them already"
     from posttrain.rewards.model import RewardModel
 
     row = {"prompts": [[{"role": "user", "content": "Hi"}]], "completions": [[{"role": "assistant", "content": "yes"}]]}

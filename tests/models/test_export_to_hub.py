@@ -1,5 +1,6 @@
 """Pushing an export: the real client against the local hub."""
 
+import httpx2
 import huggingface_hub.constants
 import pytest
 
@@ -41,6 +42,10 @@ def test_push_creates_the_repository_and_uploads_the_very_folder(hub, train, cap
     assert hub.unimplemented == []
 
 
+def unreachable(*_, **__):
+    raise httpx2.ConnectError("")
+
+
 def test_push_says_what_the_hub_refuses(hub, train, capsys, monkeypatch):
     run = train("+recipe=sft_smollm2")
     (hub.root / "models/me/public").mkdir(parents=True)
@@ -54,6 +59,13 @@ def test_push_says_what_the_hub_refuses(hub, train, capsys, monkeypatch):
     assert said.startswith("--push-to-hub=me/model: ")
     assert "401" in said
     assert f"the export stays in {run.path / 'export'}" in said
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        patch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+        assert main([str(run.path), "--push-to-hub", "me/model"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("--push-to-hub=me/model: ConnectError; the export stays in"), "an error without a text"
     monkeypatch.delenv("HF_TOKEN")
     before = len(hub.requests)
     assert main([str(run.path), "--push-to-hub", "me/model"]) == 1

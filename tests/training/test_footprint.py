@@ -46,6 +46,15 @@ def test_weights_optimizer_and_reference_follow_the_options(monkeypatch):
     assert sharded["weights"] == pytest.approx(2 * 8.03e9 / 4)
 
 
+def test_every_reward_model_with_files_here_is_counted(tmp_path):
+    for name, size in (("a/model", 100), ("b", 50)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
+    given = [f"+reward.{name}.model={tmp_path / name}" for name in "ab"]
+    run, _ = compose("+recipe=grpo_smollm2", "~reward", *given)
+    assert footprint._reward_models(run) == 150
+
+
 def test_a_teacher_takes_its_weights_in_4_bits_if_asked():
     import json
 
