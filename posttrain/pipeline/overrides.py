@@ -15,6 +15,8 @@ from posttrain.errors import PosttrainError, choose, first_line
 
 # Text that Hydra reads as a string even without quotes.
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
+# Characters that a key of a dict has with a backslash before them; it cannot be quoted.
+IN_KEYS = re.compile(r"[\\()\[\]{}:=, \t]")
 KEY = re.compile(r"[\w./-]+")
 
 
@@ -36,7 +38,8 @@ def quote(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(quote, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{quote(inner)}" for key, inner in value.items()) + "}"
+        named = ((IN_KEYS.sub(r"\\\g<0>", str(key)), quote(inner)) for key, inner in value.items())
+        return "{" + ",".join(f"{key}:{inner}" for key, inner in named) + "}"
     text = str(value)
     return text if UNQUOTED.fullmatch(text) else QuotedString(text=text, quote=Quote.double).with_quotes()
 

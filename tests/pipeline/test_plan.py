@@ -120,7 +120,7 @@ def record():
     [
         *(None, True, 3, -0.5, 1e-05, "plain", "embedded:tiny", "a,b", "{x}", "a=b", 'it\'s "so"', "", "null", "1e-3"),
         *("50", "<|im_end|>", "a\\", "a b", "$HOME", "two\nlines", "~/x", "(1)", ["a", 1.5, [None]]),
-        {"a": {"b": ["x,y"]}},
+        *({"a": {"b": ["x,y"]}}, [{"x:y": 2, "a b": {"c,d": "e"}, "f=g": None, "h\\i": 1}]),
     ],
 )
 def test_a_value_is_read_back_from_its_override(value):
