@@ -99,12 +99,12 @@ def small() -> tuple[Any, dict[str, Run]]:
     return stages, frontier.settings(Stages(once, {}), run)
 
 
-def test_the_small_study_fits_into_its_90_minutes_with_a_tenth_to_spare(small):
+def test_the_small_study_fits_into_its_two_hours_with_a_tenth_to_spare(small):
     stages, runs = small
     once = {name: frontier_budget.seconds(run, frontier.SMALL.rates) for name, run in runs.items()}
     costs = {name: once[re.sub("_seed[23]$", "_seed1", name)] for name in stages.stages}
     assert all(second > frontier.SMALL.rates.start for second in costs.values())
-    assert frontier_runner.makespan(stages.stages, costs, 2) < 0.9 * 90 * 60
+    assert frontier_runner.makespan(stages.stages, costs, 2) < 0.9 * frontier.SMALL.minutes * 60
     assert frontier_runner.makespan(stages.stages, costs, 1) == pytest.approx(sum(costs.values()))
 
 
@@ -123,7 +123,7 @@ def test_the_small_study_compares_the_methods_on_the_same_256_prompts_with_three
 def test_the_study_of_over_optimisation_has_the_stages_that_the_small_one_leaves_out():
     stages = {name: frontier.composed(frontier.SIZES[name], Path("outputs")).stages for name in frontier.SIZES}
     shared = {"sft", "held_out", "pairs"}
-    few = {"reward_few", "best_of_n_few", *(f"overoptimize_seed{n}" for n in (1, 2))}
+    few = {"reward_few", "best_of_n_few", *(f"overoptimize_seed{n}" for n in (1, 2, 3))}
     assert set(stages["overoptimization"]) == {*shared, *few}
     assert set(stages["overoptimization"]) & set(stages["small"]) == shared
     medium = {name.split("_beta")[0].split("_seed")[0] for name in stages["medium"]}
