@@ -64,13 +64,13 @@ def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -
                 return int(module.main(rest) or 0)
         return int(module.main(rest) or 0)
     if HELP & set(rest):
-        from posttrain.config import help_pages
+        from posttrain.jobs import help_page
 
-        print(help_pages.page(name, [word for word in rest if word not in HELP]))
-        return 0
+        return help_page.show(name, [word for word in rest if word not in HELP])
     from posttrain.jobs import command
 
-    return command.run([*rest, *([f"job={job}"] if (job := where.removeprefix("job:")) else [])])
+    job = where.removeprefix("job:")
+    return command.run([*rest, f"job={job}"] if job else rest)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from posttrain.console import SafeConsole, print_error, printable, quiet_libraries, show_status
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 
 if TYPE_CHECKING:
     from posttrain.models.dialogue import Dialogue, Settings
@@ -46,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         chat(args)
     except PosttrainError as error:
         print_error(error)
+        return 1
+    except BrokenPipeError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:  # a name that is too long; other bytes than text in the pipe
+        whose = "stdin" if isinstance(error, UnicodeDecodeError) else error.filename or "RUN"
+        print_error(f"{whose}: {first_line(error)}")
         return 1
     except KeyboardInterrupt:  # while loading, or in a pipe
         return 130

@@ -31,15 +31,9 @@ def near_path(path: str) -> str:
     return f"; did you mean {folder.joinpath(near[0], *rest)}?" if near else f"; {folder.absolute()} has no {missing}"
 
 
-def given_path(text: str) -> Path:
-    """The path that a command line gives; a shell leaves the ~ of `--out=~/runs` as it is."""
-    return Path(os.path.expanduser(text))
-
-
 def first_line(error: object) -> str:
     """The first line of an error's message; the name of its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def did_you_mean(given: object, known: Iterable[object], most: int = 1, otherwise: str = "") -> str:

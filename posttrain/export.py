@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.console import print_error, print_plain, quiet_libraries, show_status
-from posttrain.errors import PosttrainError, first_line, given_path, near_path
+from posttrain.errors import PosttrainError, first_line, near_path
 
 if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
-    parser.add_argument("--out", metavar="FOLDER", type=given_path, help="default: RUN/export, with --merge RUN/merged")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")
     types = ("float32", "bfloat16", "float16")
     parser.add_argument(
         "--dtype", choices=types, help="type of the merged weights (default: the type of the run's base)"
@@ -62,6 +62,11 @@ def main(argv: list[str] | None = None) -> int:
     except PosttrainError as error:
         print_error(error)
         return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name that is too long, a folder below a file, a full or read-only disk
+        print_error(f"{error.filename or args.run}: {error.strerror or error}; choose another place")
+        return 1
     return 0
 
 
@@ -74,6 +79,7 @@ def export(args: argparse.Namespace) -> None:
     from posttrain.training.out_of_memory import explain_memory_errors
 
     source = lineage.source(args.run)
+    scores = source.scores
     check(args, source)
     folder = args.out or Path(args.run).expanduser() / ("merged" if args.merge else "export")
     before = folder.is_dir() and any(folder.iterdir())
@@ -93,7 +99,7 @@ def export(args: argparse.Namespace) -> None:
     if args.push_to_hub:
         url = push(folder, args.push_to_hub, args.private, source.name)
         print_plain(f"hub      {url}")
-    if not source.scores:
+    if not scores:
         print_plain(f"next     posttrain chat {folder}")
 
 

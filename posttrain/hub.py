@@ -4,8 +4,6 @@ import sys
 import threading
 from pathlib import Path
 
-from posttrain.errors import first_line
-
 # A hub that did not answer is not asked again for this long, so that not every job of a sweep waits a minute.
 PAUSE_SECONDS = 300.0
 
@@ -74,4 +72,7 @@ def _pause() -> None:
 
 def cannot_load(error: BaseException, path: str) -> str:
     """Why the model at `path` cannot be loaded: `explain`, or else the first line of the error."""
-    return explain(error, path, "model") or f"cannot be loaded: {first_line(error)}"
+    return (
+        explain(error, path, "model")
+        or f"cannot be loaded: {next(iter(str(error).splitlines()), type(error).__name__)}"
+    )

@@ -11,18 +11,20 @@ import importlib.util
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
 from posttrain.annotate.serve import PORT
 from posttrain.console import print_error
-from posttrain.errors import PosttrainError, first_line, given_path, near_path
+from posttrain.errors import PosttrainError, first_line, near_path
 
 if TYPE_CHECKING:
     from posttrain.annotate.answers import Answers
     from posttrain.annotate.items import Item
     from posttrain.annotate.session import Session
+    from posttrain.config.schema import DataConfig
 
 # module -> package
 PACKAGES = {
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         help="data with pairs or completions, a run of job=sample, a run to sample from, or a file *.answers.jsonl",
     )
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="see below")
-    parser.add_argument("--out", metavar="FILE", type=given_path, required=True, help="pairs, as .jsonl or .parquet")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="pairs, as .jsonl or .parquet")
     parser.add_argument("--show", type=int, default=2, metavar="K", help="completions at a time (default 2)")
     parser.add_argument("--votes", type=int, default=1, metavar="K", help="people asked about an item (default 1)")
     parser.add_argument("--overlap", type=int, default=0, metavar="N", help="items that everybody is asked about")
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--drop-flagged", action="store_true", help="no pairs of items that someone flagged")
     parser.add_argument(
-        "--guidelines", type=given_path, metavar="FILE", help="Markdown with what to prefer, shown next to each item"
+        "--guidelines", type=Path, metavar="FILE", help="Markdown with what to prefer, shown next to each item"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random order (default 0)")
     parser.add_argument(
@@ -88,25 +90,33 @@ def main(argv: list[str] | None = None) -> int:
 def check(args: argparse.Namespace) -> None:
     """Raise `PosttrainError` with everything that is wrong in the options."""
     from posttrain.annotate.answers import answers_path
-    from posttrain.annotate.export import FORMATS
+    from posttrain.annotate.export import FORMATS, votes_file
     from posttrain.annotate.items import MAX_COMPLETIONS
 
     errors, source = [], Path(args.source).expanduser()
+    exports = args.source.endswith(".answers.jsonl")
+    # What lies next to a file that this command has written.
+    beside = [answers_path(args.out), *([votes_file(args.out)] if exports else [])]
     if args.out.suffix not in FORMATS or args.out.name.endswith((".answers.jsonl", ".votes.jsonl")):
         errors.append(f"--out={args.out}: expected a file that ends in .jsonl or .parquet")
     elif not args.out.absolute().parent.is_dir():
         errors.append(f"--out={args.out}: no folder {args.out.parent}; make it first")
     elif args.out.exists() and args.out.resolve() == source.resolve():
         errors.append(f"--out={args.out}: that is the data itself; choose another name")
-    elif args.out.exists() and not args.source.endswith(".answers.jsonl") and not answers_path(args.out).exists():
+    elif args.out.exists() and not any(file.exists() for file in beside):
+        names = " or ".join(file.name for file in beside)
         errors.append(
-            f"--out={args.out}: exists, without {answers_path(args.out).name} next to it, and would be overwritten; "
-            "choose another name"
+            f"--out={args.out}: exists, without {names} next to it, and would be overwritten; choose another name"
         )
     if not 2 <= args.show <= MAX_COMPLETIONS:
         errors.append(f"--show={args.show}: expected 2 to {MAX_COMPLETIONS}")
     if args.guidelines and not args.guidelines.is_file():
         errors.append(f"--guidelines={args.guidelines}: no such file")
+    elif args.guidelines:
+        try:
+            args.guidelines.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            errors.append(f"--guidelines={args.guidelines}: cannot be read ({error}); save it as UTF-8")
     errors += [f"--votes={args.votes}: expected at least 1"] if args.votes < 1 else []
     errors += [f"--overlap={args.overlap}: expected 0 or more"] if args.overlap < 0 else []
     errors += [f"--port={args.port}: expected 1 to 65535"] if not 1 <= (args.port or PORT) <= 65535 else []
@@ -114,7 +124,7 @@ def check(args: argparse.Namespace) -> None:
     if len(os.environ.get(TOKEN_VARIABLE) or "x" * 16) < 16:
         errors.append(f"{TOKEN_VARIABLE}: expected at least 16 characters")
     missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing and not args.source.endswith(".answers.jsonl"):
+    if missing and not exports:
         errors.append(f"{', '.join(missing)} not installed: {extras.install_command('annotate')}")
     if errors:
         raise PosttrainError("\n".join(errors))
@@ -147,7 +157,7 @@ def annotate(args: argparse.Namespace, command: str) -> None:
             seed=args.seed,
         )
         if args.guidelines:
-            session.guidelines = args.guidelines.read_text(encoding="utf-8")
+            session.guidelines = args.guidelines.read_text(encoding="utf-8-sig")
         plan(args, items, session)
         serve.run(session, listening, args.host, os.environ.get(TOKEN_VARIABLE))
         print_summary(session, args, command)
@@ -157,6 +167,7 @@ def load_items(args: argparse.Namespace) -> list[Item]:
     """The items of the data or of a run of job=sample; another run is sampled from first."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from posttrain.annotate import items, sampling
     from posttrain.config.schema import DataConfig
@@ -174,11 +185,31 @@ def load_items(args: argparse.Namespace) -> list[Item]:
         OmegaConf.set_struct(schema, True)
         merged: Any = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.from_dotlist(settings)))
     except OmegaConfBaseException as error:
-        raise PosttrainError(f"{error.full_key}: {first_line(error)}") from None
+        raise PosttrainError(f"{error.full_key or 'data'}: {first_line(error)}") from None
+    except YAMLError as error:
+        raise PosttrainError(f"{shlex.join(settings)}: cannot be read: {' '.join(str(error).split())}") from None
+    if errors := setting_errors(merged["data"], source):
+        raise PosttrainError("\n".join(errors))
     try:
         return items.read(merged["data"], args.show, args.seed, args.informative)
     except PosttrainError as error:
         raise PosttrainError(str(error).replace("data.path=", "DATA=")) from error
+
+
+def setting_errors(data: DataConfig, source: str) -> list[str]:
+    """Errors in the settings of the data."""
+    from posttrain.config import ranges
+    from posttrain.config.checks import wrong_choice
+    from posttrain.jobs.preflight import CHOICES
+
+    wrong = [
+        wrong_choice(key, getattr(data, key[5:]), allowed) for key, allowed in CHOICES.items() if key[:5] == "data."
+    ]
+    errors = [one for one in wrong if one] + ranges.check_schema({"data": asdict(data)})
+    if data.path != source:
+        errors.append(f"data.path={data.path}: DATA={source} names the data; leave it out")
+    errors += ["data.mix: one source is read here; leave it out"] if data.mix else []
+    return errors + (["data.streaming=true: the data is read as a whole here; leave it out"] if data.streaming else [])
 
 
 def _local(source: str) -> bool:

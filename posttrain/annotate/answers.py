@@ -22,7 +22,14 @@ from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
 
 SUFFIX = ".answers.jsonl"
-LINE_TYPES = ("task", "item", "shown", "answer", "undo")
+# Kind of a line -> the keys that it has.
+LINE_KEYS = {
+    "task": {"seed"},
+    "item": {"item", "prompt", "completions", "extra", "preferred"},
+    "shown": {"item", "annotator", "time"},
+    "answer": {"ticket", "item", "annotator", "choice", "place", "reason", "flag", "seconds", "time"},
+    "undo": {"ticket", "item", "annotator", "time"},
+}
 
 
 def answers_path(out: Path) -> Path:
@@ -104,21 +111,35 @@ def read(path: Path) -> list[dict[str, Any]]:
         text = path.read_bytes()
     except OSError as error:
         raise PosttrainError(f"{path}: cannot be read: {error.strerror}") from error
-    lines = []
+    lines: list[dict[str, Any]] = []
+    items: dict[str, int] = {}  # item -> number of its completions
     # Text after the last line end is a line that a kill has cut.
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
-        if (
-            not isinstance(value, dict)
-            or value.get("kind") not in LINE_TYPES
-            or (number == 1) != (value["kind"] == "task")
-        ):
+        if not _fits(value, items) or (number == 1) != (value["kind"] == "task"):
             raise PosttrainError(
                 f"{path}, line {number}: not a line of an answers file: {line[:60].decode(errors='replace')!r}; "
                 "repair or remove that line, or choose another --out"
             )
         lines.append(value)
     return lines
+
+
+def _fits(line: Any, items: dict[str, int]) -> bool:
+    """Whether a line has its keys, and is about one of the `items` before it, to which a line of an item adds."""
+    kind = line.get("kind") if isinstance(line, dict) else None
+    if not isinstance(kind, str) or not LINE_KEYS.get(kind, {"kind of another file"}) <= line.keys():
+        return False
+    if kind == "task":
+        return True
+    item = line["item"]
+    if kind == "item":
+        if not (isinstance(item, str) and isinstance(line["completions"], list) and isinstance(line["extra"], dict)):
+            return False
+        items[item] = len(line["completions"])
+    if not isinstance(item, str) or item not in items:
+        return False
+    return kind != "answer" or line["choice"] in ("tie", "skip") or line["choice"] in range(items[item])

@@ -132,8 +132,11 @@ def _write_rows(rows: list[dict[str, Any]], out: Path) -> None:
     if out.suffix == ".jsonl":
         write_atomic(out, "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows))
         return
-    from datasets import Dataset
+    from posttrain.data.row import Place
+    from posttrain.data.store import store
 
+    # Stored as read data are: with the columns of all rows, and columns of several types.
+    numbered = ((Place(str(out), "row", number), row) for number, row in enumerate(rows, 1))
     temporary = out.with_name(out.name + ".incomplete")
-    Dataset.from_list(rows).to_parquet(temporary)
+    store(numbered, dict, str(out))[0].to_parquet(temporary)
     os.replace(temporary, out)

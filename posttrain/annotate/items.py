@@ -146,9 +146,9 @@ def _numbers(values: Any) -> dict[str, float]:
 
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    # In JSON's types: dates as text, NaN as null.
-    extra = {k: None if isinstance(v, float) and v != v else v for k, v in row.items() if k not in OWN_COLUMNS}
-    return json.loads(json.dumps(extra, default=str))
+    # In JSON's types: dates as text, NaN and infinity as null.
+    extra = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
+    return json.loads(json.dumps(extra, default=str), parse_constant=lambda name: None)
 
 
 def _distinct(group: Group) -> Group:

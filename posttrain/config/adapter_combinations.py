@@ -16,7 +16,7 @@ RESERVED_LORA = {
 }
 # LoRA initialisations that need a pass over data, or gradients, before training: not supported. Below, the supported.
 UNSUPPORTED_INITIALISATIONS = ("eva", "corda", "lora_ga")
-INITIALISATIONS = re.compile(r"gaussian|olora|pissa|pissa_niter_[1-9]\d*|orthogonal|mica")
+INITIALISATIONS = re.compile(r"gaussian|olora|pissa|orthogonal|mica")
 INITIALISATION_OPTIONS = {
     "eva_config": "eva",
     "corda_config": "corda",
@@ -100,13 +100,17 @@ def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> lis
             f"{where}: needs passes over data before training, which are not made here; leave it out, or choose "
             "gaussian, pissa or olora"
         )
+    elif start.startswith("pissa_niter_"):
+        errors.append(
+            f"{where}: its SVD is random, so that the saved adapter fits no other load of the base; take pissa"
+        )
     elif start == "loftq":
         errors.append(
             f"{where}: needs full-precision weights to quantize, and this base is loaded quantized; leave it out, or "
             "choose gaussian"
         )
     elif not INITIALISATIONS.fullmatch(start):
-        errors.append(f"{where}: choose from true, gaussian, pissa, pissa_niter_N, olora, orthogonal, mica")
+        errors.append(f"{where}: choose from true, gaussian, pissa, olora, orthogonal, mica")
     elif peft.quantization and start not in ("gaussian", "olora"):
         errors.append(f"{where}: needs weights that are not quantized; choose peft=lora, or gaussian")
     if start == "orthogonal" and isinstance(rank := lora.get("r", 8), int) and rank % 2:
@@ -115,11 +119,19 @@ def _initialisation(path: str, lora: Mapping[str, Any], peft: PeftConfig) -> lis
 
 
 def _changed_reference(run: Run) -> list[str]:
-    """PiSSA, OLoRA and the like change the base weights, so a base without the adapter is no reference."""
-    start = run.peft.lora.get("init_lora_weights", True)
-    if run.peft.method == "none" or isinstance(start, bool) or start == "gaussian":
+    """Options that change the base weights, so that a base without the adapter is no reference.
+
+    PiSSA, OLoRA and the like do so at the start, `bias` in training.
+    """
+    start, bias = run.peft.lora.get("init_lora_weights", True), run.peft.lora.get("bias", "none")
+    if run.peft.method == "none" or not (trainers.of(run.trainer.kind).reference or run.model.init_from):
         return []
-    if not trainers.of(run.trainer.kind).reference and not run.model.init_from:
+    if bias != "none":
+        return [
+            f"peft.lora.bias={bias}: trains the base's biases, and the base is the reference of {run.trainer.kind} and "
+            "of the runs that start from it; leave it out"
+        ]
+    if isinstance(start, bool) or start == "gaussian":
         return []
     return [
         f"peft.lora.init_lora_weights={start}: changes the base weights, which are the reference of "

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable, Iterator
 
-from posttrain.config import recipes
+from posttrain.config import recipe_list, recipes
 from posttrain.config.commands import COMMANDS
 
 # Bash's COMP_WORDBREAKS holds "=", so it completes only the part behind it: the script cuts off the part before it.
@@ -79,7 +79,7 @@ def _all(before: list[str], word: str) -> Iterator[str]:
         yield from COMMANDS
         yield from ("--help", "--version")
     if command == "recipes":
-        yield from recipes.purposes()
+        yield from recipe_list.purposes()
     elif command == "completion":
         yield from SCRIPTS
     elif command in ("chat", "report", "export", "annotate"):
@@ -87,7 +87,7 @@ def _all(before: list[str], word: str) -> Iterator[str]:
     elif word.startswith("trainer.args."):
         yield from (f"trainer.args.{name}=" for name in _options(before))
     else:
-        yield from (f"+recipe={name}" for name in recipes.purposes())
+        yield from (f"+recipe={name}" for name in recipe_list.purposes())
         yield from (f"{group}={option}" for group, names in recipes.groups().items() for option in names)
         yield from KEYS
 

@@ -28,7 +28,7 @@ def explain_hydra_error(error: BaseException) -> str | None:
         return _quoting_hint(error.override)
     if isinstance(error, MissingConfigException) and (wanted := re.search(r"'(\w+)/([^']*)'", str(error))):
         group, option = wanted.groups()
-        known = recipes.purposes() if group == "recipe" else recipes.groups().get(group, [])
+        known = [file.stem for file in recipes.recipe_files()] if group == "recipe" else recipes.groups().get(group, [])
         if group in ("model", "data") and re.search(r"[/.:]", option):
             return f"{group}={option}: chooses one of {', '.join(known)}; a path or hub id is {group}.path={option}"
         if group == "recipe":

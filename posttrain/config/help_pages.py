@@ -5,8 +5,9 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from posttrain.config import composition, recipes
+from posttrain.config import composition, recipe_list, recipes
 from posttrain.config.commands import COMMANDS
+from posttrain.errors import PosttrainError, first_line
 
 EXAMPLES = """\
   posttrain +recipe=dpo_smollm2                                one run
@@ -86,7 +87,7 @@ def _settings(section: str) -> Iterator[str]:
 
 def _choices() -> str:
     families: dict[str, list[str]] = {}
-    for name in recipes.purposes():
+    for name in recipe_list.purposes():
         model = name.rpartition("_")[2]
         families.setdefault(model if model in MODELS else "others", []).append(name)
     listed = "\n".join(_hanging(model, families[model]) for model in (*MODELS, "others"))
@@ -106,19 +107,22 @@ def trainer_options(words: list[str]) -> str:
     """
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    from posttrain.config import options, trainer_names, trainers
+    from posttrain.config import composition_errors, options, trainer_names, trainers
     from posttrain.config.reserved_options import reserved_options
 
     try:
         config = composition.compose(words)
+        name = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)
     except HydraException as error:
-        return str(error)
-    name = OmegaConf.select(config, "trainer.kind", throw_on_missing=False)
+        raise PosttrainError(composition_errors.explain_hydra_error(error)) from error
+    except OmegaConfBaseException as error:
+        raise PosttrainError(f"trainer.kind: {first_line(error)}") from error
     if name is None:
         return f"trainer: choose one of {', '.join(trainer_names.names())}, as in `posttrain train --help trainer=dpo`"
     if (kind := trainers.find(name)) is None:
-        return trainer_names.unknown(name)
+        raise PosttrainError(trainer_names.unknown(name))
     chosen: Any = OmegaConf.to_container(config.trainer.args, resolve=False)
     known = options.options_of(kind.config)
     own, decided = options.own_options(kind.config), reserved_options(kind)

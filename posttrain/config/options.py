@@ -127,7 +127,7 @@ def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -
     if "DPOTrainer" not in lineage or isinstance(amount, bool) or not isinstance(amount, (int, float)):
         return errors
     types = args.get("loss_type") or ["sigmoid"]
-    types = [types] if isinstance(types, str) else types
+    types = types if isinstance(types, list) else [types]
     where = f"trainer.args.label_smoothing={amount:g}"
     if amount and not any(one in LOSSES_WITH_SMOOTHING for one in types):
         errors.append(

@@ -1,5 +1,6 @@
 """From Hydra's composed config to a checked `Run`; imports nothing heavy."""
 
+import json
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -81,11 +82,14 @@ def origin(hydra_config: Any) -> Origin:
     except OmegaConfBaseException:  # an interpolation that `read` reports
         words = tuple(str(word) for word in OmegaConf.to_container(task, resolve=False) or ())
     sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
-    return Origin(
-        recipe=hydra_config.runtime.choices.get("recipe"),
-        overrides=words,
-        sweep_dir=Path(hydra_config.sweep.dir).absolute() if sweep else None,
-    )
+    folder = Path(hydra_config.sweep.dir).absolute() if sweep else None
+    return Origin(hydra_config.runtime.choices.get("recipe"), (*words, *own_folders(hydra_config)), folder)
+
+
+def own_folders(hydra_config: Any) -> list[str]:
+    """The word that finds the user's own config folders again: those of `--config-dir` and `hydra.searchpath`."""
+    found = [one.path for one in hydra_config.runtime.config_sources if "command-line" in one.provider]
+    return [f"hydra.searchpath={json.dumps([f'file://{Path(one).absolute()}' for one in found])}"] if found else []
 
 
 def unread_settings(run: Run, overrides: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ PLACES = ("path", "eval_path", "init_from", "chat_template", "model", "texts", "
 
 # Parts of the names of keys that hold secrets.
 SECRET = re.compile(
-    r"api_?key|secret|passw(or)?d|passphrase|credential|private_?key|access_?key|bearer|authorization", re.IGNORECASE
+    r"api[_-]?key|secret|passw(or)?d|passphrase|credential|(private|access)[_-]?key|bearer|authorization", re.IGNORECASE
 )
 # `hf_token` holds a secret; keys for the tokens of a tokenizer, such as `eos_token`, do not.
 TOKEN_KEY = re.compile(r"(?:^|.*[_-])token", re.IGNORECASE)

@@ -7,8 +7,13 @@ import textwrap
 from typing import Any
 
 from posttrain.config.composition import compose
-from posttrain.config.recipes import purposes
+from posttrain.config.recipes import recipe_files
 from posttrain.errors import did_you_mean
+
+
+def purposes() -> dict[str, str]:
+    """Recipe -> its purpose, from the first line of its file."""
+    return {p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for p in recipe_files()}
 
 
 def main(argv: list[str]) -> int:
@@ -35,12 +40,13 @@ def main(argv: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
+    from posttrain.config.composition_errors import explain_hydra_error
     from posttrain.config.schema import Run, used_settings
 
     try:
         config = compose([f"+recipe={args.name}", *args.overrides])
     except HydraException as error:
-        print(error, file=sys.stderr)
+        print(explain_hydra_error(error), file=sys.stderr)
         return 1
     plain: Any = _differing(
         OmegaConf.to_container(config, resolve=False), OmegaConf.to_container(OmegaConf.structured(Run))

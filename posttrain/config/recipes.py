@@ -40,8 +40,8 @@ def register(words: tuple[str, ...] | None = None) -> None:
 
 
 def _mentioned_recipes(text: str) -> set[str] | None:
-    """The recipes that a command line names, and those named in them; None where any recipe may be meant."""
-    if re.search(r"recipe\S*(?:glob|\$)", text):
+    """The recipes that a command line names, and those named in them; None where any may be meant, or a user's own."""
+    if re.search(r"recipe\S*(?:glob|\$)|(?:^|\s)(?:--config-|-cd|-cp|hydra\.searchpath)", text):
         return None
     files = {file.stem: file for file in recipe_files()}
     named: set[str] = set()
@@ -55,11 +55,6 @@ def _mentioned_recipes(text: str) -> set[str] | None:
 
 def recipe_files() -> list[Path]:
     return sorted((ROOT / "recipes").glob("*.yaml"))
-
-
-def purposes() -> dict[str, str]:
-    """Recipe -> its purpose, from the first line of its file."""
-    return {p.stem: p.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ") for p in recipe_files()}
 
 
 def groups() -> dict[str, list[str]]:

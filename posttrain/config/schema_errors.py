@@ -44,6 +44,8 @@ def take_known(cls: Any, plain: dict[Any, Any], path: str, errors: list[str]) ->
         elif (group := _group(known[key])) is not None:
             if isinstance(value, dict):
                 fit[key] = take_known(group, value, f"{where}.", errors)
+            elif where.startswith("alarms") and value is None:  # would keep the defaults
+                errors.append(f"{where}=null: an alarm is switched off with alarms.NAME.action=off")
             elif value is not None:  # a group that is left out: peft=null
                 errors.append(f"{where}={value}: expected settings below it, such as {where}.{fields(group)[0].name}")
         elif _fits(cls, key, value):

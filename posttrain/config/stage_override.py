@@ -21,7 +21,9 @@ def restore(run: Run, overrides: Sequence[str]) -> None:
     given = {word: path for word in overrides if (path := _path(word))}
     if not given:
         return
-    before, _ = parse.read(composition.composed([word for word in overrides if word not in given]))
+    before, _ = parse.read(
+        composition.composed([w for w in overrides if w not in given and not w.startswith("hydra.")])
+    )
     if before is None:
         return
     after = {"stages": run.stages, "common": run.common}

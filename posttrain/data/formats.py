@@ -14,8 +14,6 @@ ROW_SETTINGS = {"system", *TOOLS, "parallel_tool_calls", "chat_template_kwargs"}
 # Columns of a row with several scored answers, or one rated answer, before they are converted for the trainer.
 SCORED_COLUMNS = ("completions", "scores")
 RATED_COLUMNS = ("completion", "rating")
-
-
 # What a trainer reads (`Kind.reads`) -> the sets of columns it can be given, best first; the last ones are converted.
 ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "text": [("messages",), ("prompt", "completion"), ("text",), PAIRS],

@@ -11,11 +11,11 @@ from posttrain.data.row import RowError
 
 Found: TypeAlias = Iterator[tuple[int, dict[str, Any] | RowError]]
 
-# The beginning of: an array of objects; objects over several lines each; one object that holds the array of rows.
+# The beginning of: an array of objects; objects over several lines each; one object, no row, that holds all rows.
 _ARRAY = re.compile(rb"\s*\[\s*[\{\]]")
 _SPREAD = re.compile(rb'\s*\{\s*\n\s*"')
 _WRAPPER = re.compile(
-    rb'\s*\{\s*("\w+"\s*:\s*("[^"]*"|[\w.+-]+)\s*,\s*)*"(data|rows|examples|instances|items|train)"\s*:\s*\[\s*\{'
+    rb'\s*\{\s*("(?!(?:prompt|text|chosen|instruction|question)")\w+"\s*:\s*("[^"]*"|[\w.+-]+)\s*,\s*)*"(data|rows|examples|instances|items|train)"\s*:\s*\[\s*\{'
 )
 
 

@@ -25,8 +25,6 @@ ROLES = {
 TOOL_CALL_ROLES = ("function_call", "tool_call")
 # The keys that say whether a message is learnt.
 LEARN_KEYS = ("weight", "train", "training", "loss", "loss_weight")
-
-
 # Keys that mark parts of a message as learnt, which no trainer here supports.
 PARTIAL_LEARN_KEYS = ("train_detail", "training_detail")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
@@ -73,7 +71,7 @@ def _messages_in(value: str, field: str) -> Any:
     if isinstance(given, list):
         alike = [isinstance(one, Mapping) and _keys(one)[0] in one and _keys(one)[1] in one for one in given]
         return given if all(alike) else value
-    return given if isinstance(given, Mapping) and given.get(_keys(given)[0]) in ROLES else value
+    return given if isinstance(given, Mapping) and given.get(_keys(given)[0]) in [*ROLES] else value
 
 
 def conversation(value: Any, field: str, what: str = "messages") -> Turns:

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
+from posttrain.config import checks, schema_errors
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import TRL_COLUMNS
+from posttrain.data.formats import NAMES
 from posttrain.errors import PosttrainError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ SOURCE_SETTINGS = (
     *("path", "name", "revision", "split", "eval_path", "eval_split"),
     *("columns", "args", "min_score", "format"),
 )
+CHOICES = {"format": NAMES, "on_error": ("stop", "skip"), "pairs": ("all", "one")}
 # Settings of the mixture as a whole.
 MIXTURE_SETTINGS = ("mix", "stopping_strategy", "streaming")
 
@@ -29,10 +34,11 @@ MIXTURE_SETTINGS = ("mix", "stopping_strategy", "streaming")
 def parts(config: DataConfig) -> dict[str, DataConfig]:
     """The sources by name."""
     common = {name: getattr(config, name) for name in INHERITED_SETTINGS}
-    return {
-        name: DataConfig(**{**common, **{key: value for key, value in entry.items() if key != "weight"}})
-        for name, entry in config.mix.items()
-    }
+    found: dict[str, Any] = {}
+    for name, entry in config.mix.items():
+        given = {**common, **{key: value for key, value in entry.items() if key != "weight"}}
+        found[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), given))
+    return found
 
 
 def check(config: DataConfig) -> Iterator[str]:
@@ -47,6 +53,7 @@ def check(config: DataConfig) -> Iterator[str]:
             if key not in known:
                 fix = did_you_mean(key, known, 1, f"known here: {', '.join(known)}")
                 yield f"{where}.{key}: unknown key; {fix}"
+        yield from _wrong_values({key: value for key, value in entry.items() if key in known[:-1]}, where)
         if not entry.get("path"):
             yield f"{where}.path: required, and not set"
         weight = entry.get("weight")
@@ -56,6 +63,14 @@ def check(config: DataConfig) -> Iterator[str]:
     given = [isinstance(entry, dict) and entry.get("weight") is not None for entry in config.mix.values()]
     if any(given) and not all(given):
         yield "data.mix: some parts have a weight and some have none; give all of them one, or none"
+
+
+def _wrong_values(given: dict[str, Any], where: str) -> list[str]:
+    """Errors in the settings of a part, as the schema and `preflight` have them for `data`."""
+    errors: list[str] = []
+    fit = schema_errors.take_known(DataConfig, given, f"{where}.", errors)
+    wrong = (checks.wrong_choice(f"{where}.{key}", fit[key], allowed) for key, allowed in CHOICES.items() if key in fit)
+    return errors + [one for one in wrong if one]
 
 
 def _unused_settings(config: DataConfig) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.data.example import Example, Message, TextOrTurns, Turns, as_turns
 from posttrain.data.formats import ANSWER_COLUMNS, PAIRS, QUESTION_COLUMNS, RATING_COLUMNS
+from posttrain.data.json_values import parse_json_string
 from posttrain.data.labels import number, rating
 from posttrain.data.messages import conversation, message, text_or_turns
 from posttrain.data.prompts import check_last_is_answer, check_whole_answer, split_prompt, without_learn_marks
@@ -22,7 +23,8 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 def alpaca(row: Row) -> Example:
     """`instruction`, `input`, `output` (or `chosen` and `rejected`); `system` and `history` as in LLaMA-Factory."""
     asked = text(row.get("instruction"), "instruction")
-    if more := text(row.get("input") or "", "input", empty=True).strip():
+    given = row.get("input")
+    if more := text("" if given is None else given, "input", empty=True).strip():
         asked = f"{asked}\n\n{more}"
     prompt = [*_history(row.get("history")), Message("user", asked)]
     theirs = {"completion": "output"}
@@ -37,8 +39,14 @@ def alpaca(row: Row) -> Example:
     return Example(prompt=prompt, used=used, **answers)
 
 
+def _listed(value: Any, field: str) -> Any:
+    """A list that may be written as JSON, as in a cell of a CSV file; any other value as it is."""
+    return parse_json_string(value, field) if isinstance(value, str) and value.lstrip().startswith("[") else value
+
+
 def _history(given: Any) -> Turns:
     """Earlier questions with their answers, in pairs."""
+    given = _listed(given, "history")
     turns: Turns = []
     for index, pair in enumerate(given if isinstance(given, list) else [given] if given else []):
         field = f"history[{index}]"
@@ -148,7 +156,7 @@ def hh(row: Row) -> Example:
 
 def ultrafeedback(row: Row) -> Example:
     """UltraFeedback as published: `instruction`, `completions` with `response` and `overall_score`."""
-    given = row.get("completions")
+    given = _listed(row.get("completions"), "completions")
     if not isinstance(given, list) or not given:
         raise RowError("completions", f"expected a list of completions, got {shortened(given)}")
     said: list[TextOrTurns] = []
@@ -166,7 +174,7 @@ def ultrafeedback(row: Row) -> Example:
 
 def rankings(row: Row) -> Example:
     """`completions` with `ranks` (1 is best) or `scores`; without either, best first; or Nectar's `answers`."""
-    given, ranks, scores = row.get("completions"), row.get("ranks"), row.get("scores")
+    given, ranks, scores = (_listed(row.get(name), name) for name in ("completions", "ranks", "scores"))
     where = "completions"
     if given is None and isinstance(answers := row.get("answers"), list):
         where = "answers"

@@ -34,11 +34,17 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 
 
 def rename_dataset(dataset: Dataset, columns: dict[str, str]) -> Dataset:
-    """Rename columns by `{ours: theirs}`; a column that already has the new name is dropped."""
+    """Rename columns by `{ours: theirs}`; a column that already has the new name is dropped.
+
+    One of theirs may have several of our names.
+    """
     _check_names(columns, dataset.column_names)
     in_the_way = [ours for ours, theirs in columns.items() if ours != theirs and ours in dataset.column_names]
     dataset = dataset.remove_columns([c for c in in_the_way if c not in columns.values()])
-    return dataset.rename_columns({theirs: ours for ours, theirs in columns.items() if ours != theirs})
+    first: dict[str, str] = {}
+    copies = {ours: theirs for ours, theirs in columns.items() if first.setdefault(theirs, ours) != ours}
+    dataset = dataset.rename_columns({theirs: ours for theirs, ours in first.items() if ours != theirs})
+    return dataset.map(lambda row: {ours: row[first[theirs]] for ours, theirs in copies.items()}) if copies else dataset
 
 
 def _check_names(columns: dict[str, str], have: list[str]) -> None:

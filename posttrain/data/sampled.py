@@ -16,10 +16,13 @@ def data_file(path: Any) -> Any:
     record = Path(os.path.expanduser(path)) / "run.json"
     if not record.is_file():
         return path
-    run = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        run = dict(json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PosttrainError(f"{path}: its run.json cannot be read ({error}); sample again") from None
     if run.get("job") != "sample":
         raise PosttrainError(f"{path}: this run has no data; data is made by runs of job=sample")
-    if run["status"] != "finished":
+    if run.get("status") != "finished":
         raise PosttrainError(f"{path}: this run is not finished; continue it with the command in its run.json")
     return str(record.parent / "data" / "train.parquet")
 

@@ -34,8 +34,6 @@ ITEM_TYPES: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
 
 _files = itertools.count()
 _passing: list[str] = []
-
-
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
 

@@ -115,14 +115,12 @@ def _candidate(
 
 def reference(source: Source) -> tuple[Source | str | None, str | None]:
     """The reference of `source`: the model that its run started from; or why there is none."""
-    from omegaconf import OmegaConf
-
-    from posttrain.runs import lineage
+    from posttrain.runs import lineage, stored_config
 
     if source.run is None:
         known = "adapter off" if source.adapter else None
         return known, None if known else f"{source.name} is no run and no adapter, so nothing says what it started from"
-    model = OmegaConf.load(source.run.path / "config.yaml").model
+    model = stored_config.load(source.run.path).model
     start = model.get("init_from")
     if source.adapter and (not start or "merge" in source.record):
         return "adapter off", None

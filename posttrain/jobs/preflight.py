@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from operator import attrgetter
 
 from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
+from posttrain.config.given_options import GivenOptions
 from posttrain.config.reserved_options import reserved_options
 from posttrain.config.schema import Run
 from posttrain.data import files
@@ -48,7 +49,7 @@ def _settings(run: Run) -> Iterator[str]:
     """Errors in settings that every run has."""
     kind = trainers.of(run.trainer.kind)
     for key, allowed in CHOICES.items():
-        if wrong := checks.wrong_choice(key, _value(run, key), allowed):
+        if wrong := checks.wrong_choice(key, attrgetter(key)(run), allowed):
             yield wrong
     yield from options.check(kind.config, run.trainer.args, "trainer.args", reserved_options(kind))
     if not kind.evaluates and run.trainer.args.get("eval_strategy", "no") != "no":
@@ -116,12 +117,8 @@ def _parts(run: Run) -> Iterator[str]:
     if run.data.streaming:
         from posttrain.data import stream
 
-        yield from stream.check(run.data, run.trainer.kind, run.trainer.args.get("max_steps", -1), run.job)
-
-
-def _value(run: Run, key: str) -> Any:
-    group, _, name = key.partition(".")
-    return getattr(getattr(run, group), name) if name else getattr(run, group)
+        steps = int(GivenOptions(run.trainer.args).number("max_steps", -1))
+        yield from stream.check(run.data, run.trainer.kind, steps, run.job)
 
 
 def _paths(run: Run) -> Iterator[str]:
@@ -146,16 +143,12 @@ def _paths(run: Run) -> Iterator[str]:
             data_file(value)
         except PosttrainError as error:
             yield f"{key}={error}"
-    if run.model.init_from and not _exists(run.model.init_from):
+    if run.model.init_from and not os.path.exists(os.path.expanduser(run.model.init_from)):
         yield f"model.init_from={run.model.init_from}: no such run directory{near_path(run.model.init_from)}"
     template = run.model.chat_template
     if template and template.startswith("trl:"):
         from posttrain.models import chat_templates
 
         yield from chat_templates.unknown_template(template)
-    elif template and not _exists(template):
+    elif template and not os.path.exists(os.path.expanduser(template)):
         yield f"model.chat_template={template}: no such file{near_path(template)}"
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(os.path.expanduser(path))

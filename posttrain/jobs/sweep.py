@@ -64,12 +64,13 @@ def _directory(cfg: Any, job: Origin) -> str:
 
 
 def of_grid(words: list[str]) -> list[tuple[str, ...]]:
-    """The settings of each job of a grid; [] for another sweeper, or words that Hydra cannot read."""
+    """The settings of each job of a grid; [] for another sweeper, a user's own config folder, or unreadable words."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    if any(word.startswith(("hydra/sweeper", "hydra.sweeper")) for word in words):
+    elsewhere = ("hydra/sweeper", "hydra.sweeper", "hydra.searchpath", "--config-", "-cd")
+    if any(word.startswith(elsewhere) for word in words):
         return []
     own = [word for word in words if not word.startswith("-") and not word.lstrip("+~").startswith("hydra")]
     try:

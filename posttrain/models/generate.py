@@ -96,7 +96,7 @@ def generate(
             progress([drawn[i] for i in part])
 
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    if hasattr(model, "draw"):
+    if hasattr(model, "draw") and order:
         keep(order, model.draw([encoded[i] for i in order], batch_size, settings))
         if step is not None:
             step(-(-len(order) // batch_size) * max_new_tokens)

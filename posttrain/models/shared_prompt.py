@@ -44,7 +44,8 @@ def unsupported_reason(config: PretrainedConfig, attention: str | None) -> str |
         return "the model reads more than one text"
     if not getattr(text, "num_attention_heads", None):
         return "the model has no attention"
-    if others := set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+    types = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None) or ()  # GPT-Neo: the latter
+    if others := {*types} - {"full_attention", "sliding_attention", "global"}:
         return f"the model has layers of {', '.join(sorted(others))}"
     return None
 
@@ -182,8 +183,7 @@ class SharedPrompts:
         finally:
             self.backbone.train(training)
         apart = apart * mask[..., None]
-        limit = ROUNDING.get(apart.dtype, HALF_PRECISION_ROUNDING)
-        if not (together - apart).norm() <= limit * apart.norm():
+        if not (together - apart).norm() <= ROUNDING.get(apart.dtype, HALF_PRECISION_ROUNDING) * apart.norm():
             return f"{type(self.backbone).__name__} gives other results for rows that are put together"
         return None
 

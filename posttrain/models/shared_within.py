@@ -13,10 +13,10 @@ from posttrain.models.shared_prompt import SharedPrompts, is_shared, share_promp
 def shared_within(model: Any, share: Callable[[Any], object] = share_prompts) -> Iterator[None]:
     """Apply `share` to `model`, which may be PEFT's, while the block runs, unless it was applied before.
 
-    An object that is no model, such as an engine, is left unchanged.
+    An object that is no model, such as an engine, and a model without a backbone are left unchanged.
     """
     inside = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(inside, PreTrainedModel):
+    if not isinstance(inside, PreTrainedModel) or inside.base_model is inside:  # Llama 4's text model has no backbone
         yield
         return
     backbone: Any = inside.base_model

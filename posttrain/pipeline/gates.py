@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ class Gate:
         metric, sign, bound = parts.groups()
         try:
             number = float(bound)
+            if math.isnan(number):  # no metric would ever meet it
+                raise ValueError
         except ValueError:
             raise ValueError(f"{bound} is not a number; expected METRIC OP NUMBER") from None
         return cls(metric.removeprefix(f"{stage}."), sign, number)

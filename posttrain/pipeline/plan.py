@@ -9,15 +9,17 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from posttrain import __version__
-from posttrain.config import paths_and_secrets
+from posttrain.config import parse, paths_and_secrets
 from posttrain.config.flat_settings import flatten
 from posttrain.config.schema import Origin, Run, TrackingConfig
 from posttrain.errors import PosttrainError, did_you_mean
 from posttrain.pipeline import overrides
 from posttrain.pipeline.stages import Stage, Stages, read
+from posttrain.runs import stored_config
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
 
@@ -93,7 +95,7 @@ class Progress:
         before = newest(Path(step.run.output_dir), step.run.name or stage.name)
         if before is None:
             return "run", "new"
-        changes = differences(before.path / "config.yaml", step.run, without=stage.parents)
+        changes = differences(before.path, step.run, without=stage.parents)
         if changes:
             more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
             return "run", f"changed: {', '.join(changes[:3])}{more}"
@@ -153,7 +155,8 @@ def arguments(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: 
     """The overrides of a stage's command; `parents` maps config keys to run directories."""
     words = [f"+recipe={stage.recipe}"] if stage.recipe else []
     own = {"name": stage.name, **({"output_dir": output_dir} if output_dir != "outputs" else {})}
-    return words + overrides.to_overrides(flatten(own, below, stage.settings, parents))
+    folders = parse.own_folders(HydraConfig.get()) if HydraConfig.initialized() else []
+    return words + overrides.to_overrides(flatten(own, below, stage.settings, parents)) + folders
 
 
 def run_of(stage: Stage, output_dir: str, below: Mapping[str, Any], parents: Mapping[str, str]) -> Run:
@@ -182,9 +185,9 @@ def newest(output_dir: Path, name: str) -> RunDirectory | None:
     return RunDirectory(max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)) if found else None
 
 
-def differences(file: Path, run: Run, without: Mapping[str, str]) -> list[str]:
-    """The settings in which `run` differs from the `config.yaml` at `file`, as `key old -> new`."""
-    old = flatten(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+def differences(folder: Path, run: Run, without: Mapping[str, str]) -> list[str]:
+    """The settings in which `run` differs from the run in `folder`, as `key old -> new`."""
+    old = flatten(OmegaConf.to_container(stored_config.load(folder)))  # type: ignore[arg-type]
     new = flatten(asdict(run))
     keys = [k for k in dict.fromkeys([*new, *old]) if k.partition(".")[0] not in NOT_IN_DIGEST and k not in without]
     pairs = [(key, old.get(key, UNSET), new.get(key, UNSET)) for key in keys]
@@ -231,14 +234,21 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
     for one in objective.parse(run.objective) if not errors else []:
         name, metric = of_stage(stages, one.metric)
         own = runs[stages.rounds[name].results[-1] if name in stages.rounds else name]
-        if own.job != "doctor":
-            said = objective.unmeasured(replace(own, objective=one.text.replace(one.metric, metric, 1)))
-            errors += [
-                f"objective={one.text}: {line.partition(': ')[2]}" for line in said if line.startswith("objective")
-            ]
+        errors += _unmeasured(own, one.text.replace(one.metric, metric, 1), f"objective={one.text}")
+    for stage in stages.stages.values() if not errors else []:
+        for gate in stage.gates:
+            errors += _unmeasured(runs[stage.name], gate.metric, f"{stage.path}.gate={gate}")
     if errors:
         raise PosttrainError("\n".join(dict.fromkeys(errors)))
     return stages
+
+
+def _unmeasured(own: Run, metric: str, where: str) -> list[str]:
+    """Errors for a metric that the stage's run will not measure; those of job=doctor depend on the data."""
+    from posttrain.config import objective
+
+    said = objective.unmeasured(replace(own, objective=metric)) if own.job != "doctor" else []
+    return [f"{where}: {line.partition(': ')[2]}" for line in said if line.startswith("objective")]
 
 
 def errors(run: Run, check_stage: Callable[[Run], None]) -> list[str]:

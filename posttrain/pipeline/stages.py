@@ -131,6 +131,8 @@ def _stage(name: str, path: str, entry: dict[str, Any], common: Mapping[str, Any
                 f"common.{key}: {path}.{group}={choice} begins that group anew and would drop it; set {path}.{key}, or "
                 f"choose {group} in common"
             )
+    if "each" in entry:
+        errors.append(f"{path}.each: lists a value for every round; only a stage in a group of rounds has it")
     for key, fix in OF_PIPELINE.items():
         errors += [f"{at}.{key}: {fix}" for at, layer in (("common", common), (path, entry)) if key in layer]
     if settings.get("job") == "pipeline":
@@ -185,6 +187,16 @@ def _expand(
     """The stages of a group that repeats, once for each round, `NAME_1`, `NAME_2`, ..."""
     path, count, inner = f"stages.{name}", entry["rounds"], entry.get("stages")
     errors += [f"{path}.{k}: unknown key; known here: {', '.join(GROUP_KEYS)}" for k in entry if k not in GROUP_KEYS]
+    for key in ("start", "result", "stop"):
+        if not isinstance(entry.get(key), str | None):
+            errors.append(f"{path}.{key}={entry[key]}: expected {'STAGE.METRIC' if key == 'stop' else 'a stage'}")
+            entry = {**entry, key: None}
+    if isinstance(inner, dict):
+        errors += [
+            f"{path}.stages.{stage}={written!r}: expected a recipe and settings, {{recipe: NAME, ...}}"
+            for stage, written in inner.items()
+            if not isinstance(written, dict | None)
+        ]
     if not isinstance(inner, dict) or not (inner := {k: v for k, v in inner.items() if isinstance(v, dict)}):
         errors.append(f"{path}.stages: a group of rounds needs its own stages")
         return [], Rounds(None, (), (), None)
@@ -222,7 +234,11 @@ def _expand(
 
 def _of_round(entry: dict[str, Any], number: int, count: int, path: str, errors: list[str]) -> dict[str, Any]:
     """The settings of a stage in round `number`: `each` lists a value for every round."""
-    each = flatten(entry.get("each") or {})
+    written = entry.get("each") or {}
+    if not isinstance(written, dict):
+        errors.append(f"{path}.each={written}: expected settings, {{KEY: [VALUE, ...]}}")
+        written = {}
+    each = flatten(written)
     for key, values in each.items():
         if not isinstance(values, list) or len(values) < count:
             errors.append(f"{path}.each.{key}={values}: expected a list of {count}, a value for every round")

@@ -144,7 +144,9 @@ def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> 
 
     def complete(self, batch, labels, want, hold_logits):
         result = CompletionOutput()
-        with completion_states(self.base_model, labels.size(1)) as states:
+        # OPT's head reads the decoder in its backbone.
+        backbone = getattr(self.base_model, "decoder", self.base_model)
+        with completion_states(backbone, labels.size(1)) as states:
             if "log_probs" in want:
                 if hold_logits:
                     scored = inner(use_cache=False, **batch)
@@ -174,7 +176,10 @@ def add_completion_forward(model: PreTrainedModel, temperature: float = 1.0) -> 
         batch = {key: value for key, value in kwargs.items() if value is not None}
         if "aux_loss" in want:
             batch["output_router_logits"] = True
-        hold_logits = completion_labels.numel() * self.get_output_embeddings().weight.size(0) <= KEPT_LOGITS
+        # The value pass needs no head, and one in `modules_to_save` has no weight while the value adapter is active.
+        hold_logits = "log_probs" in want and (
+            completion_labels.numel() * self.get_output_embeddings().weight.size(0) <= KEPT_LOGITS
+        )
         passes = [(batch, completion_labels)] if is_mixture_of_experts else split_batch(batch, completion_labels)
         results = [complete(self, part, labels, want, hold_logits) for part, labels in passes]
         return results[0] if len(results) == 1 else join(results, completion_labels.size(1))

@@ -194,7 +194,12 @@ def adapter_score(roles: Roles, pad_token_id: int, autocast: Callable[[], Abstra
 
     def score(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         assert roles.reward_head is not None
-        with roles.use(REWARD), autocast():
-            return head_score(roles.base.base_model, roles.reward_head, input_ids, mask, pad_token_id)
+        training = roles.base.training
+        roles.base.eval()  # the policy may be trained with dropout, and scores are without
+        try:
+            with roles.use(REWARD), autocast():
+                return head_score(roles.base.base_model, roles.reward_head, input_ids, mask, pad_token_id)
+        finally:
+            roles.base.train(training)
 
     return score

@@ -174,7 +174,7 @@ class PPOTrainer(ExperienceTrainer):
             scale = 1.0 if args.reward_weights is None else args.reward_weights[0]
             self.roles.add_value_function(args.value_mode, args.value_init, value_config, scale)
         if args.disable_dropout:
-            disable_dropout_in_model(self.model)
+            _disable_dropout(self.model)
         if args.use_vllm and getattr(self.model, "is_quantized", False):
             logger.warning("vLLM gets the policy merged into its quantized base model, which rounds it; not tested.")
         if self.ref_model is not None:
@@ -318,6 +318,7 @@ class PPOTrainer(ExperienceTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         created = self.optimizer is None
+        self.roles.repair()  # something may have switched adapters with PEFT's own methods before the training
         optimizer = super().create_optimizer(model)
         if created and self.args.value_learning_rate is not None:
             value = {id(p) for p in self.roles.value_parameters}
@@ -352,6 +353,15 @@ class PPOTrainer(ExperienceTrainer):
 def _reward_adapter(**_: Any) -> list[float]:
     """A placeholder for the reward adapter until its base model is loaded."""
     raise NotImplementedError
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off, also where a probability is a plain number (OPT, XGLM), which TRL's function leaves on."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name in ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _as_list(value: Any) -> list[Any]:

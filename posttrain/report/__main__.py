@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.console import print_error, print_plain
-from posttrain.errors import PosttrainError, given_path
+from posttrain.errors import PosttrainError
 from posttrain.report import tables
 from posttrain.report.compare import compare
 from posttrain.report.runs import find
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         description="Compare runs: reward against KL, over-optimisation, failure modes, and which is best.",
     )
     parser.add_argument(
-        "paths", nargs="+", type=given_path, metavar="PATH", help="folders of runs, sweeps or pipelines, or above them"
+        "paths", nargs="+", type=Path, metavar="PATH", help="folders of runs, sweeps or pipelines, or above them"
     )
     parser.add_argument(
         "--metric",
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=given_path,
+        type=Path,
         metavar="DIR",
         help="page and pictures (default: ./report; with another --format: none)",
     )
@@ -76,6 +76,11 @@ def main(argv: list[str] | None = None) -> int:
         report(args)
     except PosttrainError as error:
         print_error(error)
+        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name that is too long, a folder below a file, a full or read-only disk
+        print_error(f"{error.filename or args.out}: {error.strerror or error}; choose another place")
         return 1
     return 0
 

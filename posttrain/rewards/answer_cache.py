@@ -80,7 +80,7 @@ class JudgeClient:
         temporary = file.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"answer": answer}, ensure_ascii=False), encoding="utf-8")
+            temporary.write_text(json.dumps({"answer": answer}), encoding="ascii")  # it may hold half a character
             os.replace(temporary, file)
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from posttrain.runs.identity import CALIBRATION
 
 SCALES = ("none", "zscore", "batch", "temperature")
 ARGS = ("scale", "length_penalty", "calibration")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 BINS = 10
 
 
@@ -95,11 +96,18 @@ def read(folder: str, key: str) -> Calibration:
 
 
 def check(args: dict[str, Any], key: str) -> list[str]:
-    """Errors in `scale`, `length_penalty` and `calibration` of a reward model's args; nothing is read."""
+    """Errors in a reward model's args, `scale` and `length_penalty` among them; nothing is read."""
+    for name in ("batch_size", "max_length"):
+        value = args.get(name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not whole and (value is not None or (name == "batch_size" and name in args)):
+            return [f"{key}.{name}={value}: expected a whole number of at least 1"]
+    if args.get("dtype", "auto") not in DTYPES:
+        return [f"{key}.dtype={args['dtype']}: choose from {', '.join(DTYPES)}"]
     scale, penalty = args.get("scale", "none"), args.get("length_penalty")
     if scale not in SCALES:
         return [f"{key}.scale={scale}: choose from {', '.join(SCALES)}"]
-    number = isinstance(penalty, (int, float)) and not isinstance(penalty, bool)
+    number = isinstance(penalty, (int, float)) and abs(penalty) < float("inf") and not isinstance(penalty, bool)
     if penalty is not None and penalty != "fitted" and not number:
         return [f"{key}.length_penalty={penalty}: expected fitted, or a number: reward taken off per token"]
     if number and scale in ("zscore", "temperature"):

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 # Functions that load nothing when they are called without rows.
 CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
+# Functions whose column holds text to compare with.
+READ_TEXT = (*CHECKED_BY_CALL[:2], "posttrain.rewards.verify.math_equal", "posttrain.rewards.verify.unit_tests")
+LONGEST_TIMEOUT = 1e9  # seconds; threads take no longer one
+# The args that name a column of the data.
+COLUMN_ARGS = ("column", "entry_point")
 # What TRL's trainers give a reward besides the data's columns.
 GIVEN = (
     *("completions", "prompts", "prompt_ids", "completion_ids", "trainer_state", "environments"),
@@ -32,7 +37,7 @@ def check(entries: dict[str, RewardConfig], path: str) -> list[str]:
             errors.append(
                 f"{key}: give one of function=package.module.function, model=RUN_OR_HUB_ID or grader=FILE.json"
             )
-        elif entry.timeout is not None and (entry.function is None or entry.timeout <= 0):
+        elif entry.timeout is not None and (entry.function is None or not 0 < entry.timeout < LONGEST_TIMEOUT):
             errors.append(f"{key}.timeout={entry.timeout}: expected a positive number of seconds, for a function")
         elif entry.grader is not None:
             from posttrain.rewards import graders
@@ -74,6 +79,10 @@ def _check_function(entry: RewardConfig, key: str) -> list[str]:
         # A reward function takes **columns, so a misspelt option would vanish among them.
         if argument not in accepted and (not takes_any or path.startswith("posttrain."))
     ]
+    if path.startswith("posttrain."):
+        named = {name: args[name] for name in COLUMN_ARGS if args.get(name) is not None and name in accepted}
+        if wrong_names := [name for name, column in named.items() if not isinstance(column, str)]:
+            return [f"{key}.args.{name}={args[name]}: expected the name of a column" for name in wrong_names]
     if path.startswith("posttrain.rewards.verify."):
         from posttrain.rewards import verify
 
@@ -183,14 +192,23 @@ def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Map
             from posttrain.rewards import graders
 
             errors += graders.missing_columns(entry, f"{path}.{name}", columns)
-        elif (column := entry.args.get("column") or default_column(entry)) and column not in columns:
-            errors.append(f"{path}.{name}: reads the column {column!r}, and the data has {', '.join(sorted(columns))}")
+        elif absent := [column for column in _columns_of(entry) if column not in columns]:
+            errors.append(
+                f"{path}.{name}: reads the column {absent[0]!r}, and the data has {', '.join(sorted(columns))}"
+            )
         elif entry.function is not None and (lacking := _lacking(entry, columns)):
             errors.append(
                 f"{path}.{name}.function={entry.function}: needs {lacking[0]}, which is neither in its args nor a "
                 f"column of the data, which has {', '.join(sorted(columns))}"
             )
     return errors
+
+
+def _columns_of(entry: RewardConfig) -> list[str]:
+    """The columns of the data that a reward's args name, or that it reads by default."""
+    own = str(entry.function).startswith("posttrain.")  # what the args of a user's function mean, only they know
+    named = [entry.args.get("column") or default_column(entry), entry.args.get("entry_point") if own else None]
+    return [column for column in named if column]
 
 
 def _lacking(entry: RewardConfig, columns: Mapping[str, Any]) -> list[str]:
@@ -219,8 +237,24 @@ def check_columns(run: Run, first: Dataset, prompts: Dataset | None) -> None:
     for path, entries in run.rewards.items():
         rows = first if path == "reward" or not prompts else prompts
         errors += missing_columns(entries, path, rows.features)
+        errors += [] if errors else _unreadable_columns(entries, path, rows)
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def _unreadable_columns(entries: Mapping[str, RewardConfig], path: str, rows: Dataset) -> list[str]:
+    """Errors for rewards of this package whose column holds what is no reference, in these rows."""
+    from posttrain.rewards.text import references
+
+    errors = []
+    for name, entry in entries.items():
+        column = entry.args.get("column") or default_column(entry)
+        if column and str(entry.function).startswith(READ_TEXT):
+            try:
+                references({column: rows[column]}, column)
+            except PosttrainError as error:
+                errors.append(f"{path}.{name}: {str(error).removeprefix('reward: ')}")
+    return errors
 
 
 def check_all_reachable(run: Run) -> None:

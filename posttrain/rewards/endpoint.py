@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from posttrain.errors import PosttrainError
 from posttrain.rewards.answer_cache import Conversation, JudgeClient
@@ -25,11 +26,25 @@ def _pause(stop: threading.Event, seconds: float) -> None:
 
 def check_endpoint(endpoint: Any) -> str | None:
     """The error in a base URL, as it is written."""
+    wrong = "expected a base URL such as http://127.0.0.1:8000/v1"
     if not isinstance(endpoint, str) or not re.match(r"https?://[^/?#]", endpoint) or set(endpoint) & set("?# "):
-        return "expected a base URL such as http://127.0.0.1:8000/v1"
+        return wrong
     if "@" in endpoint.split("/")[2]:
         return "holds a password, which would be stored; put the key into the environment, and name it with key_env"
-    return None
+    try:
+        place = urlsplit(endpoint)
+        (place.hostname or "").encode("idna")
+        return wrong if place.port == 0 else None
+    except ValueError as error:
+        return f"{error}; {wrong}"
+
+
+def key_header(key_env: str) -> dict[str, str]:
+    """The header with the key in the environment variable `key_env`, or none; raises `PosttrainError` for no key."""
+    key = (os.environ.get(key_env) or "").strip()
+    if not (key.isascii() and (key.isprintable() or not key)):  # libraries would repeat it in their errors
+        raise PosttrainError(f"key_env={key_env}: the environment variable holds characters that no key has; set it")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class Endpoint(JudgeClient):
@@ -97,9 +112,9 @@ class Endpoint(JudgeClient):
     def _client(self, seconds: float) -> httpx2.Client:
         import httpx2
 
-        key = os.environ.get(self.key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(headers=headers, timeout=httpx2.Timeout(seconds, connect=min(seconds, 10.0)))
+        return httpx2.Client(
+            headers=key_header(self.key_env), timeout=httpx2.Timeout(seconds, connect=min(seconds, 10.0))
+        )
 
     def _post(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> str:
         """One answer; busy and failing servers are asked again, after waits that double, until `stop` is set."""
@@ -109,7 +124,7 @@ class Endpoint(JudgeClient):
             last = attempt == self.retries or stop.is_set()
             try:
                 response = client.post(f"{self.url}/chat/completions", json=body)
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 if last:
                     raise self._unreachable(error) from error
                 self._wait(attempt, None, stop)
@@ -167,6 +182,6 @@ class Endpoint(JudgeClient):
             text = str(error["message"] if isinstance(error, dict) else error)
         except (ValueError, KeyError, TypeError):
             text = response.text
-        if key := os.environ.get(self.key_env):
+        if key := (os.environ.get(self.key_env) or "").strip():
             text = text.replace(key, "***")
         return " ".join(text.split())[:200]

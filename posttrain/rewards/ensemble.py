@@ -89,10 +89,10 @@ class Ensemble:
         if (combine := args.get("combine", "mean")) not in COMBINE:
             errors.append(f"{key}.combine={combine}: choose from {', '.join(COMBINE)}")
         k = args.get("k", 1.0)
-        if not isinstance(k, (int, float)) or isinstance(k, bool) or k < 0:
+        if not isinstance(k, (int, float)) or isinstance(k, bool) or not 0 <= k < float("inf"):
             errors.append(f"{key}.k={k}: expected a number of at least 0")
         stored = args.get("calibration")
-        if stored is not None and (type(stored), len(stored)) != (type(args["models"]), len(models)):
+        if stored is not None and (type(stored) is not type(args["models"]) or len(stored) != len(models)):
             errors.append(f"{key}.calibration={stored}: expected a folder, or null, for each of models, in its form")
         return errors + calibrations.check(args, key)
 

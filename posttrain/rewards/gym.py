@@ -51,14 +51,20 @@ def _answer(text: str, extract: str) -> str:
 def _score(answer: str, task: str) -> float:
     from posttrain.data.embedded.gym import dataset
 
-    place = json.loads(task)
-    tasks = dataset(place["name"], json.dumps(place["options"], sort_keys=True), "reward reasoning_gym")
+    try:
+        place = json.loads(task)
+        options, index = json.dumps(place["options"], sort_keys=True), int(place["index"])
+    except (ValueError, TypeError, KeyError):
+        raise PosttrainError(
+            f"reward reasoning_gym: a row's task is {task!r:.60}; it scores rows of data.path=reasoning_gym:TASK"
+        ) from None
+    tasks = dataset(place["name"], options, "reward reasoning_gym")
     if (place["name"] in LISTS and re.search(r"[(*]|<<", answer)) or (
         place["name"] in FORMULAS and not _formula(answer)
     ):
         answer = ""
     # The entry is generated again, since its metadata may not survive JSON.
-    return float(tasks.score_answer(answer, entry=tasks[place["index"]]))
+    return float(tasks.score_answer(answer, entry=tasks[index]))
 
 
 def _formula(text: str) -> bool:

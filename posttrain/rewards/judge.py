@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain.errors import PosttrainError
 from posttrain.models.tokens import as_text
-from posttrain.rewards.judge_client import JudgeClient, check_endpoint, open_judge
+from posttrain.rewards.judge_client import JudgeClient, check_args, open_judge
 from posttrain.rewards.text import Completion, references, text_of
 
 TEMPLATE = """\
@@ -203,12 +203,11 @@ class Judge:
         errors = []
         if not isinstance(args.get("model"), str) or not args["model"]:
             errors.append(f"{key}.model={args.get('model')}: expected the judge: a name at the endpoint, or a run")
-        if args.get("endpoint") is not None and (wrong := check_endpoint(args["endpoint"])):
-            errors.append(f"{key}.endpoint={args['endpoint']}: {wrong}")
-        for name, least in (("concurrency", 1), ("batch_size", 1), ("retries", 0), ("max_tokens", 1)):
-            value = args.get(name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                errors.append(f"{key}.{name}={value}: expected a whole number of at least {least}")
+        errors += check_args(args, key)
+        temperature = args.get("temperature")
+        number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+        if temperature is not None and not (number and 0 <= temperature < float("inf")):
+            errors.append(f"{key}.temperature={temperature}: expected a number of at least 0")
         if args.get("template"):
             errors += _check_template(args["template"], f"{key}.template={args['template']}")
         return errors

@@ -1,5 +1,6 @@
 """Questions to a language model: one behind an OpenAI-compatible endpoint, or one loaded here. Answers are kept."""
 
+import math
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -10,15 +11,43 @@ from posttrain.errors import PosttrainError, first_line
 from posttrain.rewards.answer_cache import SAMPLING, Conversation, JudgeClient
 from posttrain.rewards.endpoint import Endpoint, check_endpoint
 
-__all__ = ["Endpoint", "JudgeClient", "Local", "check_endpoint", "open_judge"]
+__all__ = ["Endpoint", "JudgeClient", "Local", "check_args", "check_endpoint", "open_judge"]
+
+ENDPOINT_OPTIONS = ("key_env", "concurrency", "timeout", "retries", "backoff")
+LOCAL_OPTIONS = ("batch_size",)
+
+
+def check_args(args: dict[str, Any], key: str) -> list[str]:
+    """Errors in the args of a reward that say where a model answers and how it is asked."""
+    errors = []
+    if args.get("endpoint") is not None and (wrong := check_endpoint(args["endpoint"])):
+        errors.append(f"{key}.endpoint={args['endpoint']}: {wrong}")
+    for name, least in (("concurrency", 1), ("batch_size", 1), ("retries", 0), ("max_tokens", 1)):
+        value = args.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            errors.append(f"{key}.{name}={value}: expected a whole number of at least {least}")
+    for name in ("timeout", "backoff"):
+        value = args.get(name, 1)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            errors.append(f"{key}.{name}={value}: expected a number of seconds above 0")
+    if not isinstance(args.get("cache", True), bool):
+        errors.append(f"{key}.cache={args['cache']}: expected true or false")
+    if not isinstance(args.get("key_env", ""), str):
+        errors.append(f"{key}.key_env={args['key_env']}: expected the name of an environment variable")
+    if not isinstance(args.get("sampling") or {}, dict):
+        errors.append(f"{key}.sampling={args['sampling']}: expected options of the protocol, as {{seed: 1}}")
+    return errors
 
 
 def open_judge(model: str, endpoint: str | None = None, **options: Any) -> JudgeClient:
     """A client for `model` at the base URL `endpoint` (e.g. http://127.0.0.1:8000/v1), or for a run, folder or hub id.
 
     Options of an endpoint: `key_env` (the environment variable that holds its key), `concurrency`, `timeout` and
-    `backoff` in seconds, `retries`; of a local model: `batch_size`; of both: `cache`.
+    `backoff` in seconds, `retries`; of a local model: `batch_size`; of both: `cache`. Those of the other are not read.
     """
+    unread = LOCAL_OPTIONS if endpoint else ENDPOINT_OPTIONS
+    options = {name: value for name, value in options.items() if name not in unread}
     return Endpoint(model, endpoint, **options) if endpoint else Local(model, **options)
 
 

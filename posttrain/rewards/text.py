@@ -8,7 +8,7 @@ keywords, bound by `functools.partial` from the config.
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -22,21 +22,42 @@ NOT_COLUMNS = {"prompts", "prompt_ids", "completion_ids", "trainer_state", "log_
 
 
 def text_of(completion: Completion) -> str:
-    """The completion's text, stripped: the string itself, or the content of its last message."""
-    if not isinstance(completion, str):
-        completion = completion[-1]["content"] if completion else ""
-    return completion.strip()
+    """The completion's text, stripped: the string itself, or the content of its last message, which may have none."""
+    said = completion if isinstance(completion, str) else completion[-1].get("content") if completion else ""
+    if isinstance(said, list):
+        said = "".join(part if isinstance(part, str) else part.get("text") or "" for part in said)
+    return (said or "").strip()
 
 
 def references(columns: dict[str, Any], column: str) -> list[list[str]]:
-    """The reference answers of each row; a row may hold one string, a list of them, or None for none.
+    """The reference answers of each row; a row may hold one string or number, a list of them, or None for none.
 
-    Raises `PosttrainError` where the data has no such column.
+    Numbers become text; SQuAD's objects stand for their `text`; messages in a list stay. Raises `PosttrainError` where
+    the data has no such column, and for other objects.
     """
     if column not in columns:
         there = ", ".join(sorted(columns.keys() - NOT_COLUMNS)) or "none"
         raise PosttrainError(f"reward: the data has no column {column!r}; its columns besides the prompt: {there}")
-    return [[] if row is None else [row] if isinstance(row, str) else list(row) for row in columns[column]]
+    return [_texts(row, column) for row in columns[column]]
+
+
+def _texts(row: Any, column: str) -> list[Any]:
+    if isinstance(row, Mapping):
+        if "text" not in row:
+            raise PosttrainError(
+                f"reward: the column {column!r} holds objects, such as {row!r:.80}; a reference is text, a number, or "
+                "a list of them"
+            )
+        row = row["text"]
+    values = row if isinstance(row, (list, tuple)) else [row]
+    return [_as_text(value) for value in values if value is not None and value == value]  # NaN is no value
+
+
+def _as_text(value: Any) -> Any:
+    """A number as it is written, 42 for 42.0; anything else as it is."""
+    if not isinstance(value, (bool, int, float)):
+        return value
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def normalize(text: str) -> str:
@@ -114,7 +135,7 @@ def length(
     Raises `PosttrainError` where both are given or one is below 1.
     """
     limit = aim if at_most is None else at_most
-    if (aim is not None and at_most is not None) or (limit is not None and limit < 1):
+    if (aim is not None and at_most is not None) or (limit is not None and (limit < 1 or not limit < float("inf"))):
         raise PosttrainError(f"reward length: give aim or at_most, at least 1; got aim={aim}, at_most={at_most}")
     words = [len(text_of(completion).split()) for completion in completions]
     if limit is None:

@@ -113,9 +113,15 @@ def _check_result(where: str, result: Any, count: int) -> list[float | None]:
     """A list with a float or None for each completion; raises `RewardError` for any other result."""
     wanted = f"return a list with a number, or None where it does not apply, for each of the {count} completions"
     scalar = getattr(result, "ndim", 1) == 0  # a tensor or an array without dimensions
-    if scalar or isinstance(result, (str, bytes, dict)) or not hasattr(result, "__iter__"):
+    unordered = isinstance(result, (dict, set, frozenset))
+    if scalar or unordered or isinstance(result, (str, bytes)) or not hasattr(result, "__iter__"):
         raise RewardError(f"{where}: returned {_shortened(result)}; {wanted}")
-    values = list(result)
+    try:
+        values = list(result)
+    except PosttrainError:
+        raise
+    except Exception as error:  # of a generator, which runs only now
+        raise RewardError(_exception_message(where, error)) from error
     if len(values) != count:
         raise RewardError(f"{where}: returned {len(values)} values; {wanted}")
     numbers: list[float | None] = []
@@ -124,7 +130,7 @@ def _check_result(where: str, result: Any, count: int) -> list[float | None]:
             if isinstance(value, (str, bytes)):
                 raise TypeError
             numbers.append(None if value is None else float(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise RewardError(f"{where}: returned {_shortened(value)} for completion {i}; {wanted}") from None
     return numbers
 

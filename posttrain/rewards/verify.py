@@ -1,5 +1,6 @@
 """Rewards that verify mathematics, JSON and code; signature and None as in `rewards.text`."""
 
+import ast
 import importlib.util
 import json
 import logging
@@ -7,11 +8,13 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from posttrain import extras
+from posttrain.data.json_values import DECODER
 from posttrain.errors import PosttrainError
 from posttrain.rewards import sandbox
 from posttrain.rewards.sandbox.assertions import split_comparisons
@@ -33,6 +36,8 @@ def check(function: str, args: dict[str, Any], key: str) -> list[str]:
     if function == "json_schema":
         if (args.get("schema") is None) == (args.get("column") is None):
             return [f"{key}.args: give schema=FILE.json, or column=NAME of the column that holds each row's schema"]
+        if not isinstance(args.get("schema"), (str, type(None))):
+            return [f"{key}.args.schema={args['schema']}: expected a file, FILE.json"]
         try:
             if args.get("schema") is not None:
                 _schema_file(args["schema"])
@@ -81,9 +86,11 @@ def json_schema(
     """1.0 where the completion as a whole is JSON that its schema accepts, else 0.0; None without a schema.
 
     The schema (JSON Schema, the draft by its `$schema`) is that of the file `schema`, or each row's own, as JSON text
-    in `column`. Its references stay within it: no other document is fetched.
+    or an object in `column`. Its references stay within it: no other document is fetched.
     """
     if column is not None:
+        if column in columns:
+            columns[column] = [json.dumps(row) if isinstance(row, dict) else row for row in columns[column]]
         schemas = [row[0] if row else None for row in references(columns, column)]
         validators = [None if text is None else _validator(text) for text in schemas]
     else:
@@ -97,7 +104,7 @@ def json_schema(
 def _valid(validator: Any, text: str) -> bool:
     try:
         return _accepts(validator, json.loads(text))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, ArithmeticError):  # ArithmeticError: a number of hundreds of digits
         return False
 
 
@@ -115,9 +122,11 @@ def _accepts(validator: Any, value: Any) -> bool:
 @cache
 def _schema_file(path: str) -> Any:
     try:
-        return _validator(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        return _validator(Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PosttrainError(f"cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise PosttrainError(f"cannot be read ({error})") from None
 
 
 @cache
@@ -128,18 +137,23 @@ def _validator(text: str) -> Any:
     from referencing.jsonschema import EMPTY_REGISTRY
 
     try:
-        schema = json.loads(text)
+        schema = DECODER.decode(text)
         kind = validator_for(schema)
         kind.check_schema(schema)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise PosttrainError(f"not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # a key twice, NaN
+        raise PosttrainError(f"no JSON schema: {error}") from None
     except SchemaError as error:
         where = "".join(f"[{step!r}]" for step in error.path)
         raise PosttrainError(f"no JSON schema: {where + ': ' if where else ''}{error.message}") from None
     validator = kind(schema, registry=EMPTY_REGISTRY)  # the default one would fetch what references name
     values: tuple[Any, ...] = (None, 0, "", [], {})
-    for value in values:  # finds most references that cannot be resolved
-        _accepts(validator, value)
+    try:
+        for value in values:  # finds most references that cannot be resolved
+            _accepts(validator, value)
+    except RecursionError:
+        raise PosttrainError("no JSON schema: a $ref leads back to itself") from None
     return validator
 
 
@@ -161,13 +175,14 @@ def unit_tests(
     assertion), run after the code in its own limited subprocess (`posttrain.rewards.sandbox`: `seconds`, `memory`
     in bytes, `packages`). Assertions of equality with a literal are compared out of the code's reach
     (`posttrain.rewards.sandbox.assertions`). HumanEval's tests define `check(candidate)`: `entry_point` is the column
-    with the name of the function to give it. None without tests. Raises `PosttrainError` without `execute`,
+    with the name of the function to give it. A list of tests may be in a string, as JSON or as Python prints it, as in
+    a cell of a CSV file. None without tests. Raises `PosttrainError` without `execute`,
     and where the system lacks a wall of the sandbox unless `walls` is `reduced`.
     """
     if execute is not True:
         raise PosttrainError("reward unit_tests: runs code of completions; allow it with execute=true")
     sandbox.require_walls("reward.unit_tests.args.walls", walls)
-    tests = references(columns, column)
+    tests = [_tests(row, column) for row in references(columns, column)]
     names = (
         [row[0] if row else None for row in references(columns, entry_point)] if entry_point else [None] * len(tests)
     )
@@ -184,6 +199,18 @@ def unit_tests(
     passed = iter([outcome.value == values for outcome, values in zip(outcomes, expected, strict=True)])
     shares = [[next(passed) for _ in row] for row in tests]
     return [None if not row else float(all(row)) if every else sum(row) / len(row) for row in shares]
+
+
+def _tests(row: list[Any], column: str) -> list[str]:
+    """The tests of a row; raises `PosttrainError` for one that is no code, and would pass whatever the code does."""
+    if len(row) == 1 and isinstance(row[0], str) and row[0].lstrip().startswith("["):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                row = read(row[0])
+                break
+    if wrong := next((test for test in row if not isinstance(test, str)), None):
+        raise PosttrainError(f"reward: the column {column!r} holds {wrong!r:.80}; a test is Python code, as text")
+    return row
 
 
 def code_of(text: str) -> str:

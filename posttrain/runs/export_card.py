@@ -17,11 +17,8 @@ def describe(folder: Path, source: Source, drift: list[str] | None = None) -> No
         text = f"{made} `{source.base}`.\n{card.drift_section(drift)}\n## Use\n\n{use}\n"
         ModelCard(f"---\ntags: [posttrain]\n---\n\n{text}").save(folder / "README.md")
         return
-    from omegaconf import DictConfig, OmegaConf
-
     from posttrain.config.parse import parse
+    from posttrain.runs import stored_config
 
-    composed = OmegaConf.load(source.run.path / "config.yaml")
-    assert isinstance(composed, DictConfig)
-    run = parse(composed)
+    run = parse(stored_config.load(source.run.path))
     card.write_card(folder, run, source.record, source.run.metrics, form, drift)

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ def _trainer(settings: dict[str, Any]) -> dict[str, Any]:
     if teacher:
         found["teacher"] = {**teacher, "model": _path_content(teacher.get("model"))}
     paths = [found["kind"], *settings["tools"], settings["environment"], settings["rollout"]]
-    paths += [next(iter(one)) if isinstance(one, dict) else one for one in settings["callbacks"]]
-    sources = {path: _source(path) for path in paths if path and "." in path and not path.startswith("trl.")}
+    paths += [next(iter(one), "") if isinstance(one, dict) else one for one in settings["callbacks"]]
+    named = [path for path in paths if isinstance(path, str) and "." in path and not path.startswith("trl.")]
+    sources = {path: _source(path) for path in named}
     return {**found, "sources": sources} if sources else found
 
 
@@ -158,7 +160,9 @@ def _source(function: str) -> str | None:
 def _made_content(folder: Path) -> str | None:
     """The digest in the record of a finished run in `folder`."""
     record = folder / "run.json"
-    return json.loads(record.read_text(encoding="utf-8")).get("content") if record.is_file() else None
+    with suppress(ValueError, AttributeError):  # whoever uses a run with a damaged record says so
+        return json.loads(record.read_text(encoding="utf-8")).get("content") if record.is_file() else None
+    return None
 
 
 def files_digest(files: list[Path]) -> str:

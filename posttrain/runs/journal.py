@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import PosttrainError
+
 
 class Journal:
     """The finished pieces (`done`), and `append` for the next one; a partial last piece is dropped on opening."""
@@ -15,10 +17,16 @@ class Journal:
         whole = 0
         if path.is_file():
             with path.open("rb") as file:
-                for line in file:
+                for number, line in enumerate(file, 1):
                     if not line.endswith(b"\n"):
                         break
-                    self.done.append(json.loads(line))
+                    try:
+                        self.done.append(json.loads(line))
+                    except ValueError as error:
+                        raise PosttrainError(
+                            f"{path}:{number}: is damaged ({error}); restore the file, or remove this line and all "
+                            "after it: the run's command then does them again"
+                        ) from error
                     whole += len(line)
             if whole < path.stat().st_size:
                 with path.open("r+b") as file:

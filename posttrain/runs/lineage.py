@@ -105,7 +105,10 @@ def _locate(path: str, key: str) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise PosttrainError(f"{path}: is damaged ({error}); restore it, or copy the folder again") from error
 
 
 def _of_run(run: RunDirectory, path: str, key: str) -> Source:
@@ -113,7 +116,7 @@ def _of_run(run: RunDirectory, path: str, key: str) -> Source:
     weights = "adapter_model.safetensors" if record.get("adapter") is not None else "config.json"
     if not (run.model / weights).is_file():
         raise PosttrainError(f"{key}={path}: model/{weights} is missing; was the folder moved in part?")
-    if "base" not in record:
+    if not {"path", "local", "revision", "commit", "dtype"} <= set(record.get("base") or ()):
         raise PosttrainError(f"{key}={path}: its run.json does not say what it was trained on; train it again")
     if record.get("adapter") is None:
         return Source(path, str(run.model), str(run.model), dtype=record["base"]["dtype"], run=run)

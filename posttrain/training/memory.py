@@ -14,16 +14,13 @@ def machine_memory() -> tuple[int, int]:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if 0 <= limit < total:
         free, total = min(free, max(limit - psutil.Process().memory_info().vms, 0)), limit
-    group, used = (_of_group(names) for names in (("memory.max", "memory.limit_in_bytes"), USED))
+    group, used = _of_group("memory.max", "memory.limit_in_bytes"), _of_group("memory.current", "memory.usage_in_bytes")
     return (min(free, max(group - (used or 0), 0)), min(total, group)) if group else (free, total)
 
 
-USED = ("memory.current", "memory.usage_in_bytes")
-
-
-def _of_group(names: tuple[str, str]) -> int | None:
+def _of_group(now: str, before: str) -> int | None:
     """A number of bytes of this process's control group (container), by its name in versions 2 and 1; None without."""
-    for path in (f"/sys/fs/cgroup/{names[0]}", f"/sys/fs/cgroup/memory/{names[1]}"):
+    for path in (f"/sys/fs/cgroup/{now}", f"/sys/fs/cgroup/memory/{before}"):
         try:
             with open(path, encoding="ascii") as file:
                 text = file.read().strip()

@@ -6,12 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sklearn.metrics import cohen_kappa_score
 
 from posttrain import extras
 from posttrain.annotate import __main__ as command
 from posttrain.annotate import agreement, export, items, selection
-from posttrain.annotate.answers import read
+from posttrain.annotate.answers import Answers, read
 from posttrain.annotate.candidates import Candidate, Group
 from posttrain.annotate.session import LEASE_SECONDS, Session, order
 from posttrain.config.schema import DataConfig
@@ -488,6 +489,17 @@ def test_a_recipe_trains_on_them_as_the_command_says(tmp_path, capsys):
         (["d.jsonl", "--out", "x.jsonl", "--host", "no.such.invalid"], ["--host=no.such.invalid: no such address"]),
         (["none.answers.jsonl", "--out", "x.jsonl"], ["none.answers.jsonl: cannot be read"]),
         (["unfinished", "--out", "x.jsonl"], ["unfinished: this run is not finished"]),
+        (["d.jsonl", "--out", "x.jsonl", "--guidelines", "latin.md"], ["--guidelines=latin.md: cannot be read"]),
+        (["d.jsonl", "--out", "x.jsonl", "data.columns={a"], ["'data.columns={a': cannot be read: while parsing"]),
+        (
+            ["d.jsonl", "--out", "x.jsonl", "data.format=foo", "data.max_train_rows=0", "data.streaming=true"],
+            ["data.format=foo: choose from", "data.max_train_rows=0: expected", "data.streaming=true: "],
+        ),
+        (["d.jsonl", "--out", "x.jsonl", "data.path=null"], ["data.path=None: DATA=d.jsonl names the data"]),
+        (
+            ["mine.answers.jsonl", "--out", "there.jsonl"],
+            ["there.jsonl: exists, without there.answers.jsonl or there."],
+        ),
     ],
 )
 def test_bad_input_ends_before_the_server_starts(tmp_path, monkeypatch, capsys, arguments, messages):
@@ -497,6 +509,8 @@ def test_bad_input_ends_before_the_server_starts(tmp_path, monkeypatch, capsys, 
     (tmp_path / "there.jsonl").write_text("mine\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.answers.jsonl").write_text("mine\n")
+    (tmp_path / "mine.answers.jsonl").write_text('{"kind": "task", "seed": 0}\n')
+    (tmp_path / "latin.md").write_bytes(b"caf\xe9")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "run.json").write_text('{"job": "sample", "status": "running"}')
     assert command.main(arguments) == 1
@@ -585,3 +599,39 @@ def test_guidelines_are_shown_beside_each_item_sanitised(tmp_path):
     said = client.get("/api/state", params={"annotator": "ann"}).json()["guidelines"]
     assert "<strong>shorter</strong>" in said
     assert "<script" not in said
+
+
+TASK = {"kind": "task", "seed": 0}
+ITEM = {"kind": "item", "item": "i", "prompt": "q", "completions": ["a", "b"], "extra": {}, "preferred": None}
+ANSWER = {
+    **{"kind": "answer", "ticket": "i-0", "item": "i", "annotator": "ann", "choice": 0, "place": 0, "reason": ""},
+    **{"flag": False, "seconds": 1.0, "time": 2.0},
+}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [TASK, ANSWER],  # its item was removed
+        [TASK, ITEM, {"kind": "answer"}],
+        [TASK, ITEM, {**ANSWER, "choice": 2}],
+        [TASK, ITEM, {**ANSWER, "item": ["i"]}],
+        [{"kind": "task"}],
+    ],
+)
+def test_a_line_that_does_not_fit_the_lines_before_it_is_named(tmp_path, lines):
+    write(tmp_path / "x.answers.jsonl", *lines)
+    with pytest.raises(PosttrainError, match=rf"x\.answers\.jsonl, line {len(lines)}: not a line of an answers file"):
+        read(tmp_path / "x.answers.jsonl")
+
+
+def test_parquet_keeps_columns_of_several_types_and_those_of_later_rows(tmp_path):
+    more = [{**ITEM, "item": "j", "extra": {"m": 1}}, {**ITEM, "item": "k", "extra": {"m": "x"}}]
+    given = [{**ANSWER, "item": name, "ticket": f"{name}-0"} for name in "ijk"]
+    export.write(Answers([TASK, ITEM, *more, *given]), tmp_path / "x.parquet", "majority", False)
+    assert Dataset.from_parquet(str(tmp_path / "x.parquet"))["m"][:] == [None, 1, "x"]
+
+
+def test_other_columns_of_an_item_are_json():
+    row = {"prompt": "p", "a": [float("nan")], "b": float("inf"), "c": float("nan"), "d": 1}
+    assert items._extra(row) == {"a": [None], "b": None, "c": None, "d": 1}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.config import options, trainer_names, trainers
+from posttrain.errors import PosttrainError
 
 # Some trainers need packages or machines to be imported that are not here.
 HERE = [name for name in trainer_names.names() if not name.startswith("async_")]
@@ -164,9 +165,29 @@ def test_the_losses_that_smooth_are_those_of_the_library():
 def test_lora_and_quantization_typos():
     assert "did you mean lora_alpha" in options.check(options.LORA, {"lora_alfa": 8}, "peft.lora")[0]
     assert "load_in_4bit" in options.check(options.QUANTIZATION, {"load_in_4bits": True}, "peft.quantization")[0]
-    assert (
-        options.check(options.LORA, {"init_lora_weights": "pissa_niter_4", "target_modules": "all-linear"}, "p") == []
-    )
+    known = {"init_lora_weights": "pissa", "target_modules": "all-linear"}
+    assert options.check(options.LORA, known, "p") == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "said"),
+    [
+        (
+            "sft_smollm2",
+            "init_lora_weights=pissa_niter_4",
+            "its SVD is random, so that the saved adapter fits no other",
+        ),
+        ("dpo_smollm2", "bias=all", "trains the base's biases, and the base is the reference of dpo"),
+        ("ppo_smollm2", "bias=lora_only", "trains the base's biases, and the base is the reference of ppo"),
+    ],
+)
+def test_lora_options_that_would_change_the_base(recipe, given, said):
+    from posttrain.jobs import preflight
+    from tests.helpers.runs import compose
+
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(compose(f"+recipe={recipe}", f"peft.lora.{given}")[0])
+    assert str(error.value).startswith(f"peft.lora.{given}: {said}")
 
 
 def test_a_gold_reward_by_another_grader_is_another_reward(tmp_path):

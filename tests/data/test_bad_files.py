@@ -104,3 +104,42 @@ def test_a_pair_without_its_answer_has_a_place():
     Path("d.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "rejected": "b"}\n')
     with pytest.raises(PosttrainError, match=r"d\.jsonl, line 2, chosen: is missing"):
         load(DataConfig(path="d.jsonl", eval_size=0), "dpo")
+
+
+@pytest.mark.parametrize("record", ['{"job": "sam', '"sample"'])
+def test_a_run_whose_record_is_cut_is_named(tmp_path: Path, record: str):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(record)
+    with pytest.raises(PosttrainError, match=r"^run: its run\.json cannot be read"):
+        load(DataConfig(path="run"), "sft")
+
+
+def test_a_single_row_with_a_list_is_no_file_around_rows():
+    Path("d.jsonl").write_text('{"prompt": "q", "items": [{"a": 1}]}\n')
+    row = load(DataConfig(path="d.jsonl", eval_size=0), "grpo").train[0]
+    assert row == {"prompt": "q", "items": [{"a": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells"),
+    [
+        ("dpo", 'prompt,completions,scores\nq,"[""a"", ""b""]","[2, 1]"\n'),
+        ("dpo", 'prompt,completions,ranks\nq,"[""a"", ""b""]","[1, 2]"\n'),
+    ],
+)
+def test_lists_in_cells_of_csv(kind: str, cells: str):
+    Path("d.csv").write_text(cells)
+    row = load(DataConfig(path="d.csv", eval_size=0), kind).train[0]
+    assert (row["chosen"], row["rejected"]) == ("a", "b")
+
+
+def test_a_history_in_a_cell_of_csv():
+    Path("d.csv").write_text('instruction,output,history\nhi,x,"[[""a"", ""b""]]"\nho,x,[]\n')
+    rows = load(DataConfig(path="d.csv", eval_size=0), "sft").train
+    assert [[turn["content"] for turn in row["prompt"]] for row in rows] == [["a", "b", "hi"], ["ho"]]
+
+
+@pytest.mark.parametrize("columns", [{"text": "t", "again": "t"}, {"t": "t", "text": "t"}])
+def test_two_names_for_a_column_of_parquet(columns: dict[str, str]):
+    Path("d.parquet").write_bytes(parquet(t=["a"]))
+    assert load(DataConfig(path="d.parquet", eval_size=0, columns=columns), "sft").train["text"][:] == ["a"]

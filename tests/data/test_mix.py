@@ -133,6 +133,34 @@ def test_settings_of_a_mixture_are_checked_at_once():
         assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("format: foo", "data.mix.a.format=foo: choose from auto, trl"),
+        ("on_error: skp", "data.mix.a.on_error=skp: did you mean skip?"),
+        ("pairs: two", "data.mix.a.pairs=two: choose from all, one"),
+        ("eval_size: abc", "data.mix.a.eval_size=abc: expected a number"),
+        ("columns: 5", "data.mix.a.columns=5: expected settings"),
+        ("max_train_rows: 1.5", "data.mix.a.max_train_rows=1.5: expected a whole number"),
+        ("conversational: maybe", "data.mix.a.conversational=maybe: expected true or false"),
+    ],
+)
+def test_settings_of_a_part_are_checked_as_those_of_data(setting: str, said: str):
+    from posttrain.jobs import preflight
+
+    write("a.jsonl", [{"text": "a"}])
+    run, _ = compose("trainer=sft", "model=tiny", f"data.mix={{a: {{path: a.jsonl, {setting}}}}}")
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(run)
+    assert str(error.value).startswith(said)
+
+
+def test_settings_of_a_part_get_their_types():
+    given = {"a": {"path": "a.jsonl", "conversational": "false", "eval_size": "2"}}
+    part = mix.parts(DataConfig(path="", mix=given))["a"]
+    assert (part.conversational, part.eval_size) == (False, 2.0)
+
+
 def test_settings_of_one_source_beside_a_mixture_are_one_error():
     from posttrain.jobs import preflight
 

@@ -54,6 +54,12 @@ LEARNT: list[tuple[dict[str, Any], str, str, str]] = [
         "",
     ),
     ({"prompt": "q", "completion": "['a', 'b']"}, "sft", "['a', 'b']<|im_end|>", ""),
+    (
+        {"prompt": "q", "completion": '{"role": ["user"], "content": "x"}'},
+        "sft",
+        '{"role": ["user"], "content": "x"}<|im_end|>',
+        "",
+    ),
     # A system prompt and tools beside the turns reach every format.
     ({"messages": [USER, said("a")], "rejected_response": "b", "system": "SYS"}, "dpo", "a" + END, "SYS"),
     (
@@ -133,6 +139,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "sft",
         "arguments: expected an",
     ),
+    ({"instruction": "add 1", "input": 0, "output": "1"}, "sft", "line 1, input: expected text, got 0"),
     ({**TEXT_PAIR, "prompt": " \n"}, "dpo", "line 1, prompt: is empty"),
     ({**TEXT_PAIR, "prompt": None}, "reward", "line 1, prompt: is missing"),
     ({"prompt": "", "completion": "a"}, "sft", "line 1, prompt: is empty"),

@@ -18,6 +18,9 @@ BAD = {
     "too few": (lambda completions, **_: [1.0], "returned 1 values; return a list .* each of the 2 completions"),
     "words": (lambda completions, **_: ["good", 1], "returned str 'good' for completion 0"),
     "pairs": (lambda completions, **_: [(1, 2), 1], r"returned tuple \(1, 2\) for completion 0"),
+    "a number without end": (lambda completions, **_: [10**400, 1], r"returned int 10+\.\.\. for completion 0"),
+    "no order": (lambda completions, **_: {1.0, 0.0}, r"returned set {0\.0, 1\.0}; return a list"),
+    "an error of a generator": (lambda completions, **_: (1 / 0 for _ in completions), "raised ZeroDivisionError"),
     "an error": (lambda completions, **_: 1 / 0, r"raised ZeroDivisionError: division by zero at .*test_rewards.py:\d"),
     "an empty error": (lambda completions, **_: [][0], "raised IndexError"),
     "an answer that never comes": (

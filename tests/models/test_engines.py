@@ -79,6 +79,12 @@ def test_continuous_batching_ends_where_the_model_ends_and_follows_the_seed(vari
     assert (last.ended, last.ids[-1], len(last.ids) <= 3) == (True, third, True)
 
 
+def test_no_prompts_are_no_completions(varied):
+    """The check of DPO's pairs asks for none where the probe has sampled them all."""
+    model, tokenizer, _ = varied
+    assert generate(engines.Continuous(model), tokenizer, [], max_new_tokens=4, batch_size=2) == []
+
+
 def test_what_fails_in_its_thread_is_raised(varied, monkeypatch):
     model, tokenizer, encoded = varied
 

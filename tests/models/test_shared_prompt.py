@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GPTNeoConfig
 
 from posttrain.models import prompt_tree, shared_prompt, shared_within
 from posttrain.models.prompt_tree import Row
@@ -70,6 +71,16 @@ def test_router_logits_are_those_of_the_rows():
     assert all(same(a[real], b[real]) for a, b in zip(found, wanted, strict=True))
 
 
+def test_a_model_without_a_backbone_is_left_alone(monkeypatch):
+    """The prefix in Llama 4's text model names no module, so Transformers gives the whole model as its backbone."""
+    model = tiny("llama")
+    monkeypatch.setattr(type(model), "base_model_prefix", "language_model")
+    assert model.base_model is model
+    with shared_within.prefilling_once(model), torch.no_grad():
+        found = model.generate(torch.tensor([[5, 6, 7]] * 2), max_new_tokens=2, do_sample=False)
+    assert found[0].tolist() == found[1].tolist()
+
+
 @pytest.mark.parametrize(
     ("family", "attention", "said"),
     [
@@ -87,6 +98,14 @@ def test_what_cannot_be_shared_is_left_alone_and_says_why(family, attention, sai
     assert reason is not None
     assert said in reason
     assert model.base_model.forward == before
+
+
+def test_a_window_longer_than_the_trial_is_seen_in_the_config():
+    """GPT-Neo's counts columns; the short rows of the trial lie within it."""
+    config = GPTNeoConfig(hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]])
+    assert shared_prompt.unsupported_reason(config, "eager") == "the model has layers of local"
+    config.attention_layers = ["global"] * 2
+    assert shared_prompt.unsupported_reason(config, "eager") is None
 
 
 def test_an_architecture_that_reads_masks_in_its_own_way_is_found_out(monkeypatch):

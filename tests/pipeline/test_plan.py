@@ -220,6 +220,14 @@ def test_a_gate_is_no_code(text):
             {"a": {"rounds": 2, "stages": {"b": {**SFT, "trainer": {"args": {"x": 1}}}}}},
             "stages.a.stages.b.trainer.args.x",
         ),
+        ({"a": {"rounds": 2, "result": ["b"], "stages": {"b": SFT}}}, "stages.a.result=['b']: expected a stage"),
+        ({"a": {"rounds": 2, "start": 3, "stages": {"b": SFT}}}, "stages.a.start=3: expected a stage"),
+        ({"a": {"rounds": 2, "stop": 3, "stages": {"b": SFT}}}, "stages.a.stop=3: expected STAGE.METRIC"),
+        ({"a": {"rounds": 2, "stages": {"b": SFT, "c": 3}}}, "stages.a.stages.c=3: expected a recipe and settings"),
+        ({"a": {"rounds": 2, "stages": {"b": {**SFT, "each": [1]}}}}, "stages.a.stages.b.each=[1]: expected settings"),
+        ({"a": {**SFT, "each": {"trainer.args.seed": [1]}}}, "stages.a.each: lists a value for every round"),
+        ({"a": {**SFT, "gate": "eval_losss < 1"}}, "stages.a.gate=eval_losss < 1: sft logs no such metric; did you"),
+        ({"a": {**SFT, "gate": "eval_loss < nan"}}, "stages.a.gate=eval_loss < nan: nan is not a number"),
     ],
 )
 def test_a_mistake_is_said_before_anything_runs(stages, said):
@@ -441,8 +449,8 @@ def test_a_gate_that_is_not_met_stops_the_pipeline_also_when_the_run_is_reused(s
     ]
     pipeline(*command({**stages, "reward": {**REWARD, "gate": "eval_accuracy >= 0.5"}}))
     assert stand.stages == ["reward", "ppo"], "a gate is no part of the run"
-    with pytest.raises(PosttrainError, match="acc >= 1: not measured; there are eval_accuracy, eval_loss"):
-        pipeline(*command({"reward": {**REWARD, "gate": "acc >= 1"}}))
+    with pytest.raises(PosttrainError, match="train_loss >= 1: not measured; there are eval_accuracy, eval_loss"):
+        pipeline(*command({"reward": {**REWARD, "gate": "train_loss >= 1"}}))
 
 
 REST = {

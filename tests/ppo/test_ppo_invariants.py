@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, TrainerCallback
 
 from posttrain.ppo import PPOTrainer, forward, maths
 from posttrain.ppo.rollout import take
@@ -104,6 +104,15 @@ def test_callbacks_that_switch_adapters_freeze_nothing(make_trainer, reward_dir)
     for name, value in weights(trainer).items():
         trained = ("lora_" in name or "value_head" in name) and ".reward." not in name
         assert torch.equal(before[name], value) != trained, name
+
+
+def test_switching_adapters_before_training_freezes_nothing(make_trainer):
+    trainer = make_trainer(max_steps=6, learning_rate=0.05)
+    with trainer.model.disable_adapter():
+        before = weights(trainer)
+    trainer.train()
+    for name, value in weights(trainer).items():
+        assert torch.equal(before[name], value) != ("lora_" in name or "value_head" in name), name
 
 
 def test_base_and_reward_adapter_stay_bit_equal(make_trainer, reward_dir):
@@ -242,6 +251,28 @@ def test_dropout_is_off_in_all_adapters(make_trainer):
     dropouts = [m for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout)]
     assert dropouts
     assert all(m.p == 0 for m in dropouts)
+
+
+def test_a_head_trained_in_full(make_trainer):
+    """PEFT's wrapper of such a module has no weight while the value adapter is active."""
+    trainer = make_trainer({"peft_config": lora(modules_to_save=["lm_head"])}, Ratios, max_steps=2)
+    trainer.train()
+    assert (trainer.ratios[0] == 1).all()
+    assert logged(trainer, "objective/kl")[0] == 0
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_model_whose_head_reads_its_decoder_and_whose_dropout_is_a_number(make_trainer, tokenizer, monkeypatch, held):
+    if not held:
+        monkeypatch.setattr(forward, "KEPT_LOGITS", 0)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 64, "num_hidden_layers": 2, "init_std": 0.3}
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = OPTConfig(vocab_size=len(tokenizer), num_attention_heads=2, dropout=0.5, **shape, **ids)
+    trainer = make_trainer({"model": OPTForCausalLM(config)}, Ratios, max_steps=2)
+    trainer.train()
+    assert (trainer.ratios[0] == 1).all()
+    assert logged(trainer, "objective/kl")[0] == 0
 
 
 @pytest.mark.parametrize("mode", ["adapter", "head"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -66,6 +67,18 @@ def test_scores_stay_the_same_while_the_policy_trains(make_trainer, reward_dir):
     trainer.train()
     assert call(trainer.reward_funcs[0], SEQUENCES[:3]) == before
     assert logged(trainer, "rewards/reward_adapter/mean") == logged(trainer, "reward")
+
+
+def test_scores_are_without_dropout_where_the_policy_has_it(make_trainer, reward_dir):
+    arguments = {"reward_adapter": reward_dir, "reward_funcs": None, "peft_config": lora(lora_dropout=0.5)}
+    trainer = make_trainer(arguments, disable_dropout=False)
+    for module in trainer.model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.lora_dropout["reward"] = torch.nn.Dropout(0.5)
+    trainer.model.train()
+    first, second = (call(trainer.reward_funcs[0], SEQUENCES[:3]) for _ in range(2))
+    assert first == second
+    assert trainer.model.training
 
 
 def test_adapter_and_functions_together(make_trainer, reward_dir):

@@ -88,6 +88,9 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path):
     [
         ({"scale": "minmax"}, "args.scale=minmax: choose from none, zscore, batch, temperature"),
         ({"length_penalty": "fit"}, "args.length_penalty=fit: expected fitted, or a number"),
+        ({"length_penalty": float("nan")}, "args.length_penalty=nan: expected fitted, or a number"),
+        ({"batch_size": 0}, "args.batch_size=0: expected a whole number of at least 1"),
+        ({"dtype": "fp16"}, "args.dtype=fp16: choose from auto, float32, bfloat16, float16"),
         ({"length_penalty": 0.1, "scale": "zscore"}, "scale=zscore was measured without it"),
         ({"calibration": "x"}, "args.calibration: only read for scale=zscore"),
     ],

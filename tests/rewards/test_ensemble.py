@@ -120,6 +120,11 @@ def test_an_evaluation_calibrates_and_rewards_read_it(train):
         (["reward.ensemble.args.models=[a,a]"], "args.models: a is named twice"),
         (["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.combine=max"], "combine=max: choose from mean"),
         (["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.k=-1"], "args.k=-1: expected a number"),
+        (["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.k=nan"], "args.k=nan: expected a number"),
+        (
+            ["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.calibration=5"],
+            "args.calibration=5: expected a folder, or null, for each of models",
+        ),
         (["reward.ensemble.args.models=[a,b]", "+reward.ensemble.args.scale=z"], "args.scale=z: choose from none"),
         (
             ["reward.ensemble.args.models=[a,b]", "reward.ensemble.args.calibration=[c]"],

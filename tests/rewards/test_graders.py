@@ -537,3 +537,55 @@ def test_column_missing_from_the_data_of_a_run(train, write):
         PosttrainError, match=r"reward\.g\.grader=g\.json: reference: reads item\.answer, and the data has answers"
     ):
         train("+recipe=grpo_smollm2", *SHORT, f"+reward.g.grader={write(CHECK)}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(CHECK)[:-1] + ', "reference": "b"}', "has the key 'reference' twice"),
+        (json.dumps({**CHECK, "type": ["string_check"]}), 'type=["string_check"]: did you mean string_check?'),
+        (json.dumps(CHECK)[:-1] + ', "pass_threshold": NaN}', "is not JSON: NaN is no number there"),
+        (json.dumps({"type": "multi", "calculate_output": "g", "graders": {**CHECK, "name": ["g"]}}), "expected a val"),
+    ],
+)
+def test_odd_json_of_a_grader_is_refused(write, text: str, message: str):
+    assert message in graders.check(RewardConfig(grader=write(text)), "reward.g")[0]
+
+
+def test_a_grader_saved_with_a_byte_order_mark(write):
+    assert graders.check(RewardConfig(grader=write("\ufeff" + json.dumps(CHECK))), "reward.g") == []
+
+
+def test_args_that_say_how_a_model_answers_are_checked(write):
+    args = {
+        "endpoint": "http://h:99999/v1",
+        "concurrency": 0,
+        "timeout": -1,
+        "cache": "no",
+        "model": 5,
+        "batch_size": 1,
+    }
+    said = graders.check(RewardConfig(grader=write(SCORE), args=args), "reward.g")
+    keys = [line.split(":")[0].removeprefix("reward.g.args.") for line in said]
+    assert keys == ["endpoint=http", "concurrency=0", "timeout=-1", "cache=no", "model=5"]
+
+
+def test_options_of_the_other_kind_of_model_are_not_read(write):
+    entry = RewardConfig(grader=write(SCORE), args={"endpoint": "http://127.0.0.1:9/v1", "batch_size": 4})
+    with pytest.raises(PosttrainError, match=r"^reward\.g\.args: endpoint=.*cannot be reached"):
+        graders.check_reachable(entry, "reward.g")
+    entry = RewardConfig(grader=write(SCORE), args={"model": "./none", "concurrency": 4})
+    with pytest.raises(PosttrainError, match=r"^reward\.g\.args: model=\./none: no such run"):
+        graders.check_reachable(entry, "reward.g")
+
+
+@pytest.mark.parametrize("data", [[], [{"index": 0, "embedding": None}], [{"index": 0, "embedding": []}]])
+def test_an_endpoint_without_an_embedding_for_each_text(monkeypatch, data):
+    import httpx2
+
+    from posttrain.rewards.graders import embed
+
+    answer = httpx2.Response(200, json={"data": data}, request=httpx2.Request("POST", "http://h/v1"))
+    monkeypatch.setattr(httpx2, "post", lambda *a, **k: answer)
+    with pytest.raises(PosttrainError, match="answered something other than embeddings"):
+        embed.open_embedder("m", "http://h/v1")(["a"])

@@ -190,3 +190,28 @@ def test_other_weights_in_the_same_folder_are_another_model(tmp_path: Path):
     assert open_judge(str(tmp_path / "model")).identity["model"] == before["model"]
     (tmp_path / "model" / "config.json").write_text("{ }")
     assert open_judge("./model").identity["model"] != before["model"]
+
+
+def test_an_answer_with_half_a_character_is_kept():
+    with endpoint.serve(lambda body: "cut \ud83d") as server:
+        first = open_judge("m", server.url).ask([say("a")])
+        assert open_judge("m", server.url).ask([say("a")]) == first == ["cut \ud83d"]
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("key", ["sk-SECRET\nX", "sk-SECR\u00c9T"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with endpoint.serve(shout) as server:
+        with pytest.raises(PosttrainError, match=r"^key_env=OPENAI_API_KEY: the environment") as error:
+            open_judge("m", server.url, retries=0).check_reachable()
+        assert "SECR" not in str(error.value)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-SECRET\n")  # of a file that was read with its line end
+        open_judge("m", server.url, retries=0).ask([say("a")])
+    assert server.keys == ["Bearer sk-SECRET"]
+
+
+@pytest.mark.parametrize("url", ["http://h:abc/v1", "http://[::1/v1", "http://a..b/v1", "http://h:0/v1"])
+def test_a_base_url_that_no_library_takes(url: str):
+    with pytest.raises(PosttrainError, match=r"expected a base URL"):
+        open_judge("m", url)

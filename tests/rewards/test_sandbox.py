@@ -503,3 +503,15 @@ def f():
 """
     # Root stays root where its Python lies in its own home.
     assert run(source, "f", [], SHORT).value in ((0, 5) if os.geteuid() == 0 else (0,))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seconds": float("nan")}, "a.seconds=nan: expected at least 0.1"),
+        ({"seconds": float("inf")}, "a.seconds=inf: expected at most 1125899906842624"),
+        ({"memory": 10**20}, f"a.memory={10**20}: expected at most 1125899906842624"),
+    ],
+)
+def test_limits_that_no_system_takes(given, message):
+    assert sandbox.check(given, "a") == [message]

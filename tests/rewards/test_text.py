@@ -149,3 +149,57 @@ def test_invented_and_abstention():
 def test_wrong_column_everywhere(function):
     with pytest.raises(PosttrainError, match=r"no column 'answers'; its columns besides the prompt: label$"):
         function(["a"], label=["x"])
+
+
+def test_references_that_are_numbers_nothing_or_squads_objects():
+    assert text.exact_match(["42", "1.5", "42"], answers=[42, 1.5, [None, 42.0]]) == [1.0, 1.0, 1.0]
+    assert text.last_number(["so 42"] * 2, answer=[42, float("nan")]) == [1.0, None]
+    squad = {"text": ["Paris"], "answer_start": [3]}
+    assert text.exact_match(["paris", "text"], answers=[squad, squad]) == [1.0, 0.0]
+    with pytest.raises(PosttrainError, match=r"^reward: the column 'answers' holds objects, such as .*'value'.*text"):
+        text.exact_match(["a"], answers=[{"value": "a"}])
+
+
+def test_what_is_no_reference_is_refused_before_training():
+    from datasets import Dataset
+
+    from posttrain.rewards.checks import check_columns
+    from tests.helpers.runs import compose
+
+    run, _ = compose("trainer=grpo", "model=tiny", "reward=exact_match", "data.path=x.jsonl")
+    with pytest.raises(PosttrainError, match=r"^reward\.exact_match: the column 'answers' holds objects"):
+        check_columns(run, Dataset.from_list([{"prompt": "q", "answers": {"value": "a"}}]), None)
+
+
+def test_a_last_message_without_text_counts_as_empty():
+    call = {"role": "assistant", "tool_calls": [{}]}
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
+    assert [text.text_of([one]) for one in (call, {**call, "content": None}, parts)] == ["", "", "a"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            RewardConfig(function="posttrain.rewards.text.length", timeout=float("nan")),
+            "r.a.timeout=nan: expected a pos",
+        ),
+        (RewardConfig(function="posttrain.rewards.text.length", timeout=1e12), "r.a.timeout=1000000000000.0: expected"),
+        (RewardConfig(function="posttrain.rewards.text.length", args={"aim": float("nan")}), "got aim=nan"),
+        (
+            RewardConfig(function="posttrain.rewards.text.exact_match", args={"column": ["a"]}),
+            "r.a.args.column=['a']: expected the name of a column",
+        ),
+    ],
+)
+def test_odd_settings_of_a_reward_are_refused(entry: RewardConfig, said: str):
+    (message,) = check({"a": entry}, "r")
+    assert said in message
+
+
+def test_the_column_of_an_entry_point_is_looked_for():
+    from posttrain.rewards.checks import missing_columns
+
+    entry = RewardConfig(function="posttrain.rewards.verify.unit_tests", args={"entry_point": "nope"})
+    (message,) = missing_columns({"a": entry}, "r", {"tests": None})
+    assert message == "r.a: reads the column 'nope', and the data has tests"

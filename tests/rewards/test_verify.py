@@ -322,3 +322,41 @@ def test_bad_tasks(path: str, args: dict, expected: str):
     with pytest.raises(PosttrainError) as error:
         tasks.load(f"reasoning_gym:{path}", args)
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("tests", ['["assert f() == 1"]', "['assert f() == 1']"])
+def test_a_list_of_tests_in_a_cell_is_no_test_that_always_passes(tests: str):
+    assert verify.unit_tests(["def f(): return 2"], tests=[tests], execute=True, walls="reduced") == [0.0]
+
+
+def test_a_test_that_is_no_code_is_refused():
+    with pytest.raises(PosttrainError, match=r"^reward: the column 'tests' holds {'input': 1}; a test is Python code"):
+        verify.unit_tests(["def f(): return 2"], tests=[[{"input": 1}]], execute=True, walls="reduced")
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "object"}, "k.args.schema={'type': 'object'}: expected a file, FILE.json"),
+        (b'{"title": "caf\xe9"}', "k.args.schema=odd.json: cannot be read ("),
+        (b'{"type": "object", "type": "string"}', "k.args.schema=odd.json: no JSON schema: has the key 'type' twice"),
+        (b'{"$ref": "#"}', "k.args.schema=odd.json: no JSON schema: a $ref leads back to itself"),
+    ],
+)
+def test_odd_schemas_are_refused(tmp_path, schema: Any, message: str):
+    if isinstance(schema, bytes):
+        verify._schema_file.cache_clear()
+        (tmp_path / "odd.json").write_bytes(schema)
+        schema = "odd.json"
+    (said,) = verify.check("json_schema", {"schema": schema}, "k")
+    assert said.startswith(message)
+
+
+def test_schemas_as_objects_and_numbers_of_hundreds_of_digits():
+    assert verify.json_schema(["{}", "1"], column="shape", shape=[{"type": "object"}] * 2) == [1.0, 0.0]
+    assert verify.json_schema(["1" * 400], column="shape", shape=['{"multipleOf": 0.5}']) == [0.0]
+
+
+def test_a_task_of_other_data_is_named():
+    with pytest.raises(PosttrainError, match=r"^reward reasoning_gym: a row's task is 'summarize'; it scores rows of"):
+        gym.reasoning_gym(["a"], task=["summarize"])

@@ -34,14 +34,17 @@ def check(entry: RewardConfig, key: str) -> list[str]:
     start = f"{key}.grader={entry.grader}"
     errors = [f"{key}.args.{name}: a grader takes {', '.join(ARGS)}" for name in entry.args if name not in ARGS]
     errors += sandbox.check(entry.args, f"{key}.args")
-    if not isinstance(sampling := entry.args.get("sampling") or {}, Mapping):
-        errors.append(f"{key}.args.sampling={sampling}: expected options of the protocol, as {{seed: 1}}")
+    if set(entry.args) & {*JUDGE_ARGS, "sampling", "embeddings"}:
+        from posttrain.rewards.judge_client import check_args
+
+        errors += check_args(entry.args, f"{key}.args")
+        errors += [
+            f"{key}.args.{name}={entry.args[name]}: expected a run, a hub id, or a name at the endpoint"
+            for name in ("model", "embeddings")
+            if entry.args.get(name) is not None and not isinstance(entry.args[name], str)
+        ]
     if not isinstance(wordnet := entry.args.get("wordnet", False), bool):
         errors.append(f"{key}.args.wordnet={wordnet}: expected true or false")
-    if (endpoint := entry.args.get("endpoint")) is not None:
-        from posttrain.rewards.judge_client import check_endpoint
-
-        errors += [f"{key}.args.endpoint={endpoint}: {wrong}"] if (wrong := check_endpoint(endpoint)) else []
     try:
         node = schema.read(entry.grader)
     except GraderErrors as bad:

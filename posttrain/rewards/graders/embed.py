@@ -1,11 +1,11 @@
 """Cosine similarity of embeddings, by an OpenAI-compatible endpoint or an encoder loaded here."""
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
 from posttrain.errors import PosttrainError, first_line
+from posttrain.rewards.endpoint import key_header
 
 Embed = Callable[[list[str]], list[list[float]]]
 BATCH = 32
@@ -39,15 +39,17 @@ def _served(model: str, endpoint: str, key_env: str, timeout: float) -> Embed:
     url = f"{endpoint.rstrip('/')}/embeddings"
 
     def embed(texts: list[str]) -> list[list[float]]:
-        key = os.environ.get(key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = key_header(key_env)
         try:
             # An endpoint takes no empty text.
             body = {"model": model, "input": [text or " " for text in texts]}
             response = httpx2.post(url, json=body, headers=headers, timeout=timeout)
             response.raise_for_status()
             rows = sorted(response.json()["data"], key=lambda row: row["index"])
-            return [row["embedding"] for row in rows]
+            vectors = [[float(value) for value in row["embedding"]] for row in rows]
+            if len(vectors) != len(texts) or {len(vector) for vector in vectors} != {len(vectors[0]) or 1}:
+                raise ValueError
+            return vectors
         except httpx2.HTTPStatusError as error:
             raise PosttrainError(
                 f"endpoint={endpoint}: {error.response.status_code} for embeddings of {model}"

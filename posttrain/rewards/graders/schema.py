@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from posttrain.data.json_values import DECODER
 from posttrain.rewards.graders import formula, template
 from posttrain.rewards.graders.errors import GraderErrors, choose, join, validated
 
@@ -142,7 +143,7 @@ SINGLE: dict[str, type[Single]] = {
 def read(path: str) -> Node:
     """The grader in a file; raises `GraderErrors`."""
     try:
-        return of_json(json.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8")))
+        return of_json(DECODER.decode(Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise GraderErrors([("", "no such file")]) from None
     except OSError as error:
@@ -151,6 +152,8 @@ def read(path: str) -> Node:
         raise GraderErrors([(f"line {error.lineno}, column {error.colno}", f"not JSON: {error.msg}")]) from None
     except (UnicodeDecodeError, RecursionError) as error:
         raise GraderErrors([("", f"not JSON: {error}")]) from None
+    except ValueError as error:  # a key twice, NaN
+        raise GraderErrors([("", str(error))]) from None
 
 
 def of_json(raw: Any) -> Node:
@@ -163,7 +166,7 @@ def of_json(raw: Any) -> Node:
     wrong: list[tuple[str, str]] = []
     graders: dict[str, Single] = {}
     # One grader without a name takes the name in it.
-    inner = {shape.graders.get("name", "grader"): shape.graders} if "type" in shape.graders else shape.graders
+    inner = {str(shape.graders.get("name", "grader")): shape.graders} if "type" in shape.graders else shape.graders
     for name, part in inner.items():
         try:
             graders[name] = _single(part, f"graders.{name}", tuple(SINGLE))
@@ -210,7 +213,7 @@ def _single(raw: Any, place: str, types: tuple[str, ...]) -> Single:
     if not isinstance(raw, dict):
         raise GraderErrors([(place, f"expected an object with a type, one of {', '.join(types)}")])
     kind = raw.get("type")
-    if kind not in SINGLE:
+    if not isinstance(kind, str) or kind not in SINGLE:
         given = f"{join(place, 'type')}={json.dumps(kind)}" if "type" in raw else join(place, "type")
         raise GraderErrors([(given, "multi graders cannot be nested" if kind == "multi" else choose(kind, types))])
     node = validated(SINGLE[kind], raw, place)

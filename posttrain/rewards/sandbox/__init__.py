@@ -36,6 +36,7 @@ ISOLATION = Path(__file__).with_name("isolation.py")
 START_SECONDS = 1.0  # seconds, for the interpreter to start and to tell what went wrong
 # Python itself takes some 30 MB of address space.
 MINIMUM_LIMITS: dict[str, Any] = {"seconds": 0.1, "memory": 64 << 20, "disk": 4096, "output": 1}
+MOST = 1 << 50  # of seconds and of bytes; limits of processes take no more than 64 bits
 # What code that gets around the interpreter's hook can do if none of these parts is in force.
 WALLS = {
     "files of yours": {"landlock"},
@@ -141,8 +142,10 @@ def check(args: dict[str, Any], key: str) -> list[str]:
         value = args.get(name, least)
         if isinstance(value, bool) or not isinstance(value, (int, float) if name == "seconds" else int):
             errors.append(f"{key}.{name}={value}: expected a number{'' if name == 'seconds' else ' of bytes'}")
-        elif value < least:
+        elif not value >= least:  # NaN is no limit
             errors.append(f"{key}.{name}={value}: expected at least {least}")
+        elif value > MOST:
+            errors.append(f"{key}.{name}={value}: expected at most {MOST}")
     if not isinstance(args.get("packages", False), bool):
         errors.append(f"{key}.packages={args['packages']}: expected true or false")
     if (walls := args.get("walls", "full")) not in WALLS_CHOICES:
