@@ -5,9 +5,9 @@ import shlex
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain.config import help_pages, options, parse, paths_and_secrets, recipe_list, recipes
+from posttrain.config import options, parse, paths_and_secrets, recipe_list, recipes
 from posttrain.errors import PosttrainError
-from posttrain.jobs import preflight, sweep
+from posttrain.jobs import help_page, preflight, sweep
 from posttrain.runs.identity import digest
 from tests.helpers.runs import compose
 
@@ -45,9 +45,9 @@ def test_a_secret_may_be_in_a_header(key):
 
 
 def test_the_help_of_an_unknown_trainer_is_an_error(capsys):
-    assert help_pages.show("train", ["trainer=nope"]) == 1
+    assert help_page.show("train", ["trainer=nope"]) == 1
     assert "trainer=nope: no such option; choose from" in capsys.readouterr().err
-    assert help_pages.show("train", ["trainer.kind=${nope}"]) == 1
+    assert help_page.show("train", ["trainer.kind=${nope}"]) == 1
     assert "trainer.kind: Interpolation key 'nope' not found" in capsys.readouterr().err
 
 

@@ -48,7 +48,7 @@ def test_a_worker_that_was_killed_is_one_message(capsys):
     ("error", "said"), [(ValueError(), "ValueError"), (KeyError("k"), "'k'"), (OSError("\na"), "a")]
 )
 def test_an_error_without_words_has_its_type(error, said):
-    assert sweep._first_line(error) == said
+    assert first_line(error) == said
 
 
 def test_two_sweeps_have_a_folder_each_and_optuna_goes_on():
