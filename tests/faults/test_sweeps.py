@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.errors import PosttrainError, first_line
 from posttrain.jobs import sweep
 from tests.faults.test_stops import command
 from tests.helpers.faults import directory, run, start, wait
@@ -96,7 +97,6 @@ def test_a_pipeline_that_is_stopped_is_not_left_running(tmp_path, pairs, monkeyp
 
 
 def test_a_disk_that_is_full_from_the_start_is_said(pairs, monkeypatch):
-    from posttrain.errors import PosttrainError
     from posttrain.runs import directory as module
 
     def full(self):
