@@ -134,7 +134,9 @@ def test_the_plan_names_what_belongs_to_the_recipes_own_data(monkeypatch, capsys
     overrides = ("+recipe=sft_llama", *settings, "data.path=mine.jsonl", "data.eval_size=0", "dry_run=true")
     overrides += ("peft=none", "trainer.args.max_length=128")
     hydra = SimpleNamespace(
-        mode=None, runtime=SimpleNamespace(choices={"recipe": "sft_llama"}), overrides=SimpleNamespace(task=overrides)
+        mode=None,
+        runtime=SimpleNamespace(choices={"recipe": "sft_llama"}, config_sources=[]),
+        overrides=SimpleNamespace(task=overrides),
     )
     monkeypatch.setattr(command.HydraConfig, "get", staticmethod(lambda: hydra))
     command.job(composed(overrides))
