@@ -219,23 +219,23 @@ def test_a_mode_that_the_tracker_does_not_have(given, said):
 def test_classes_named_through_their_module_and_modules_that_import_each_other(tmp_path, monkeypatch):
     from posttrain.config import classes
 
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "through_module.py").write_text(
         "import trl\nimport trl.trainer as there\nclass A(trl.DPOTrainer): pass\nclass B(there.SFTTrainer): pass\n"
     )
-    (tmp_path / "one.py").write_text("from two import Name\n")
-    (tmp_path / "two.py").write_text("from one import Name\n")
+    (tmp_path / "importing_one.py").write_text("from importing_two import Name\n")
+    (tmp_path / "importing_two.py").write_text("from importing_one import Name\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, base in (("A", "DPOTrainer"), ("B", "SFTTrainer")):
-        found = classes.find(f"mine.{name}")
+        found = classes.find(f"through_module.{name}")
         assert found is not None
         assert base in [one.name for one in found.lineage()]
-    assert classes.find("one.Name") is None
+    assert classes.find("importing_one.Name") is None
 
 
 def test_an_annotation_with_a_call_is_not_evaluated(tmp_path, monkeypatch):
     from posttrain.config import options
 
-    (tmp_path / "called.py").write_text("class C:\n    x: 'list[print(1)]' = None\n    y: 'int' = 1\n")
+    (tmp_path / "annotated_by_call.py").write_text("class C:\n    x: 'list[print(1)]' = None\n    y: 'int' = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = options.options_of("called.C")
+    found = options.options_of("annotated_by_call.C")
     assert (found["x"].type, found["y"].type) == (Any, int)
