@@ -200,11 +200,9 @@ def setting_errors(data: DataConfig, source: str) -> list[str]:
     """Errors in the settings of the data."""
     from posttrain.config import ranges
     from posttrain.config.checks import wrong_choice
-    from posttrain.jobs.preflight import CHOICES
+    from posttrain.data.formats import SETTINGS
 
-    wrong = [
-        wrong_choice(key, getattr(data, key[5:]), allowed) for key, allowed in CHOICES.items() if key[:5] == "data."
-    ]
+    wrong = [wrong_choice(f"data.{name}", getattr(data, name), allowed) for name, allowed in SETTINGS.items()]
     errors = [one for one in wrong if one] + ranges.check_schema({"data": asdict(data)})
     if data.path != source:
         errors.append(f"data.path={data.path}: DATA={source} names the data; leave it out")

@@ -110,3 +110,6 @@ ABOUT = {
     "ratings": "rated answers",
 }
 NAMES = ("auto", *ABOUT)
+# Settings of `data` with a few values, and these.
+SETTINGS: dict[str, tuple[str, ...]] = {"format": NAMES, "on_error": ("stop", "skip"), "pairs": ("all", "one")}
+SETTINGS["stopping_strategy"] = ("first_exhausted", "all_exhausted")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from posttrain.config import checks, schema_errors
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import TRL_COLUMNS
-from posttrain.data.formats import NAMES
+from posttrain.data.formats import SETTINGS
 from posttrain.errors import PosttrainError, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ SOURCE_SETTINGS = (
     *("path", "name", "revision", "split", "eval_path", "eval_split"),
     *("columns", "args", "min_score", "format"),
 )
-CHOICES = {"format": NAMES, "on_error": ("stop", "skip"), "pairs": ("all", "one")}
 # Settings of the mixture as a whole.
 MIXTURE_SETTINGS = ("mix", "stopping_strategy", "streaming")
 
@@ -69,7 +68,9 @@ def _wrong_values(given: dict[str, Any], where: str) -> list[str]:
     """Errors in the settings of a part, as the schema and `preflight` have them for `data`."""
     errors: list[str] = []
     fit = schema_errors.take_known(DataConfig, given, f"{where}.", errors)
-    wrong = (checks.wrong_choice(f"{where}.{key}", fit[key], allowed) for key, allowed in CHOICES.items() if key in fit)
+    wrong = (
+        checks.wrong_choice(f"{where}.{key}", fit[key], allowed) for key, allowed in SETTINGS.items() if key in fit
+    )
     return errors + [one for one in wrong if one]
 
 

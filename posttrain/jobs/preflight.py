@@ -10,7 +10,7 @@ from posttrain.config.given_options import GivenOptions
 from posttrain.config.reserved_options import reserved_options
 from posttrain.config.schema import Run
 from posttrain.data import files
-from posttrain.data.formats import NAMES
+from posttrain.data.formats import SETTINGS
 from posttrain.data.sampled import data_file
 from posttrain.errors import PosttrainError, near_path
 
@@ -22,10 +22,7 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "tracking.backend": ("wandb", "trackio", "tensorboard", "mlflow", "comet", "none"),
     "tracking.mode": ("auto", "online", "offline", "disabled"),
-    "data.format": NAMES,
-    "data.on_error": ("stop", "skip"),
-    "data.pairs": ("all", "one"),
-    "data.stopping_strategy": ("first_exhausted", "all_exhausted"),
+    **{f"data.{name}": allowed for name, allowed in SETTINGS.items()},
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from posttrain.config import trainers
+from posttrain.config.flat_settings import leaves
 from posttrain.config.schema import OTHER_JOBS
 from posttrain.errors import PosttrainError, first_line, near_path
 from posttrain.runs.directory import RunDirectory
@@ -176,7 +177,8 @@ def _add_run(folder: Path, found: Found) -> None:
         found.left_out[path] = f"not a run of posttrain: {first_line(error)}"
         return
     unused = (*NOT_IN_DIGEST, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
-    flat = flatten({key: value for key, value in settings.items() if key not in unused})
+    used = {key: value for key, value in settings.items() if key not in unused}
+    flat = {key: value for key, value in leaves(used) if value is not None and value != {}}
     found.runs[path] = Run(path, _status(path, record), record, flat, points)
 
 
@@ -243,14 +245,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is not an object")
     return content
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, without empty mappings and nulls."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat
