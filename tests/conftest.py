@@ -88,6 +88,9 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded data sets have 256 rows a split: a run reads, checks and renders all there are before it selects."""
     from datasets import DatasetDict
 
+    from posttrain.rewards import reviews
+
+    reviews.accuracy()  # trains the gold reward, which is kept in the cache, on all rows
     for name in ("squad", "imdb"):
         module = importlib.import_module(f"posttrain.data.embedded.{name}")
 
