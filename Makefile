@@ -28,13 +28,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install  ## DPO on the embedded model and data, with a before/after table (5 minutes on 2 CPU cores with AVX-512)
+demo: install  ## DPO on the embedded model and data, with a before/after table (5 to 7 minutes on 2 CPU cores)
 	$(RUN) +recipe=dpo_smollm2 $(ARGS)
 
 doctor: install  ## what is wrong with a recipe's data: make doctor ARGS="+recipe=dpo_llama data.path=pairs.jsonl"
 	$(RUN) doctor $(if $(ARGS),$(ARGS),+recipe=dpo_smollm2)
 
-test: install  ## the test suite (6 minutes on 2 CPU cores with AVX-512)
+test: install  ## the test suite (9 minutes on 2 CPU cores with AVX2)
 	$(TEST_ENV) $(VENV)/bin/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 test-slow: install  ## tests on the real embedded model

@@ -116,8 +116,11 @@ def _trainer(
     run: Run, plan: train_plan.Plan, directory: RunDirectory, tracker: NoTracker, bar: ProgressBar, alarms: Alarms
 ) -> Any:
     """The trainer with its callbacks: progress, alarms, the user's, the measurements, and the log."""
-    from posttrain.training import sharding
+    from posttrain.training import memory, sharding
     from posttrain.training.metrics_log import Metrics
+
+    if plan.precision.device == "CPU":
+        memory.keep_freed_memory()
 
     functions: dict[str, Any] = {}
     shared: str | None = None

@@ -18,6 +18,19 @@ def machine_memory() -> tuple[int, int]:
     return (min(free, max(group - (used or 0), 0)), min(total, group)) if group else (free, total)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory (blocks up to 32 MiB, 2 GiB in all), since each step asks for the same again.
+
+    By default the kernel gets it back and clears it anew, which is some 5% of a training step on a CPU. Other C
+    libraries are left as they are.
+    """
+    import ctypes
+
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at most this on 64 bits
+        mallopt(-1, (2 << 30) - 1)  # M_TRIM_THRESHOLD, a C int
+
+
 def _of_group(now: str, before: str) -> int | None:
     """A number of bytes of this process's control group (container), by its name in versions 2 and 1; None without."""
     for path in (f"/sys/fs/cgroup/{now}", f"/sys/fs/cgroup/memory/{before}"):
