@@ -100,7 +100,7 @@ SMALL = Size(
     seeds=(1, 2, 3),
     jobs=2,
     rates=CORE,
-    minutes=120,
+    minutes=90,
     without=POOR_REWARD,
     **MANY_PROMPTS,
 )
@@ -194,15 +194,21 @@ def composed(size: Size, output: Path) -> Run:
 
 
 def expand(entries: Mapping[str, Any], grid: Mapping[str, tuple[float, ...]], seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Stages named in `grid` once for each beta and seed: `dpo` becomes `dpo_beta0p1_seed1`, ..."""
+    """Stages named in `grid` once for each beta and seed: `dpo` becomes `dpo_beta0p1_seed1`, ...
+
+    All start from the same model, so only the first run measures the start; over-optimisation compares with it.
+    """
     stages: dict[str, Any] = {}
+    start: dict[str, Any] = {}
     for name, entry in entries.items():
         if name not in grid:
             stages[name] = entry
             continue
         for beta, seed in itertools.product(grid[name] or (None,), seeds):
             point = name if beta is None else f"{name}_beta{beta:g}".replace(".", "p")
-            stages[f"{point}_seed{seed}"] = {**entry, SEED: seed, **({} if beta is None else {BETA: beta})}
+            measured = {} if name == "overoptimize" else start
+            stages[f"{point}_seed{seed}"] = {**entry, SEED: seed, **({} if beta is None else {BETA: beta}), **measured}
+            start = {"probe.start": False}
     return stages
 
 

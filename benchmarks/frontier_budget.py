@@ -72,8 +72,8 @@ def _evaluations(run: Run) -> int:
 
 
 def _probes(run: Run) -> int:
-    """At the start and the end, and every so many steps."""
-    return 2 + ((run.trainer.args["max_steps"] - 1) // run.probe.every if run.probe.every else 0)
+    """At the start (unless that is off) and the end, and every so many steps."""
+    return run.probe.start + 1 + ((run.trainer.args["max_steps"] - 1) // run.probe.every if run.probe.every else 0)
 
 
 def _draw(completions: int, tokens: int, rates: Rates) -> float:

@@ -102,7 +102,7 @@ def _pairs(golds: Mapping[str, Sequence[float]], held_out: RunDirectory) -> list
 
 
 def _start(directory: RunDirectory) -> float | None:
-    """The gold reward before training: of the same samples of the same model in all runs."""
+    """The gold reward before training, where it was measured: of the same samples of the same model in all runs."""
     first = by_step(directory.metrics).get(0, {})
     return next((first[metric] for metric in GOLD if metric in first), None)
 

@@ -76,7 +76,9 @@ def probe(run: Run) -> list[str]:
         sampled = kind is None or not kind.scores
         during = sampled and bool(config.prompts) and bool(config.every or config.during)
         measured = {
-            "forgetting": None if config.texts else "probe.texts=embedded:texts, or a file",
+            **({} if config.start else dict.fromkeys(("collapse", "length"), "probe.start=true")),
+            "forgetting": ("probe.texts=embedded:texts, or a file" if not config.texts else None)
+            or (None if config.start else "probe.start=true"),
             "over_optimisation": None if config.gold else "probe.gold.NAME.function or model, a reward not trained on",
         }
         errors += alarms.check(run.alarms, during, kind is not None and kind.is_a("PPOTrainer"), measured)

@@ -170,8 +170,8 @@ class SafetyConfig:
 
 @dataclass
 class ProbeConfig:
-    """The policy's own samples on held-out prompts, before and after training, every `every` steps, and, with `during`,
-    at evaluations (docs/probe.md).
+    """The policy's own samples on held-out prompts: with `start` before training, every `every` steps, with `during` at
+    evaluations, and after training (docs/probe.md).
 
     `prompts` of them are sampled for KL, length and diversity; the run's rewards, `rewards` and `gold`, which training
     must not see, are scored on the same samples, or, where `greedy_prompts` is set, on greedy completions of that many
@@ -182,6 +182,7 @@ class ProbeConfig:
 
     prompts: int = 32
     greedy_prompts: int = 0
+    start: bool = True
     every: int | None = None
     during: bool = False
     shift_prompts: int = 16

@@ -141,7 +141,7 @@ class Probe(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.cost = Cost(first=state.global_step)
         self._restore()
-        if state.global_step == 0:
+        if state.global_step == 0 and self.config.start:
             self.measure(args, state, control)
 
     def at_step(self, args: Any, state: Any, control: Any) -> None:

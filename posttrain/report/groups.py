@@ -20,7 +20,7 @@ METHODS = ("sft", "distillation", "dpo", "kto", "cpo", "orpo", "ppo", "grpo", "r
 # Most settings in a label; runs that differ in more settings are labelled by their names.
 MAX_LABEL_SETTINGS = 3
 # Settings that change neither training nor results, only how often and where a run measures, logs and saves.
-IGNORED_SETTINGS = ("probe.every", "probe.during", "probe.batch_size", "probe.shift_prompts")
+IGNORED_SETTINGS = ("probe.start", "probe.every", "probe.during", "probe.batch_size", "probe.shift_prompts")
 IGNORED_ARGS = re.compile(
     r"trainer\.args\.(eval_|save_|logging_|per_device_eval_|dataloader_(num_|pin_|persistent_|prefetch_)|log_"
     r"|report_to$|run_name$|output_dir$|disable_tqdm$|num_completions_to_print$)"

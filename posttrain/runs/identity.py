@@ -44,6 +44,8 @@ def digest(run: Run) -> str:
     places: list[tuple[dict[str, Any], tuple[str, ...]]] = [(settings["model"], ("path", "init_from", "chat_template"))]
     if settings.get("engine") == "transformers":  # the only one of earlier versions
         del settings["engine"]
+    if probe.get("start"):  # what earlier versions did
+        del probe["start"]
     settings["trainer"] = _trainer(settings["trainer"])
     judges = (settings["reward"], probe["rewards"], probe["gold"])
     rewards = [entry for entries in judges for entry in entries.values()]

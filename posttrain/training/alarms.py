@@ -64,8 +64,8 @@ class AlarmDetector:
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         self.last |= numbers
         self.first = numbers | self.first
-        if "probe/length" in row:
-            self.start = self.start or dict(row)
+        if "probe/length" in row and row["step"] == 0:
+            self.start = dict(row)
         raised = []
         conditions: dict[str, Callable[[dict[str, Any]], Finding]]
         conditions = {"non_finite": self._non_finite, "gradient": self._gradient}

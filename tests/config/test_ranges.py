@@ -140,6 +140,7 @@ def test_the_ranges_of_our_own_schema_hold_its_defaults_and_name_its_fields():
         (["data.mix={a: {path: a.jsonl, weight: inf}}"], "data.mix.a.weight=inf: expected above 0"),
         (["alarms.collapse.below=1.5"], "alarms.collapse.below=1.5: expected above 0 and below 1"),
         (["alarms.forgetting.action=alert"], "alarms.forgetting.action=alert: nothing measures it; set probe.texts"),
+        (["alarms.length.action=stop", "probe.every=2", "probe.start=false"], "nothing measures it; set probe.start"),
         (["alarms.over_optimisation.action=stop", "probe.every=2"], "nothing measures it; set probe.gold.NAME"),
     ],
 )

@@ -67,6 +67,24 @@ def test_the_probe_leaves_training_untouched(train):
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
+def test_a_start_that_is_known_is_not_measured(train, tmp_path):
+    """Forgetting and wins, which compare with the start, are left out; the rest is measured as with it."""
+    (tmp_path / "texts.jsonl").write_text('{"text": "Some words.", "domain": "words"}\n')
+    kind = ("+recipe=sft_smollm2", "probe.prompts=3", "probe.max_new_tokens=4", "~probe.rewards.invented")
+    kind += ("+probe.rewards.length.function=posttrain.rewards.text.length", "probe.texts=texts.jsonl")
+    kind += ("probe.every=1", "trainer.args.max_steps=3", "trainer.args.learning_rate=1e-2")
+    whole, without = train(*kind), train(*kind, "probe.start=false")
+    found, left = ([r for r in rows(run.metrics) if "probe/length" in r] for run in (whole, without))
+    assert [r["step"] for r in found] == [0, 1, 2, 3]
+    assert [r["step"] for r in left] == [1, 2, 3]
+    compared = ("probe/seconds", "probe/share", "probe/forgetting/words", "probe/win_rate")
+    for row, same in zip(left, found[1:], strict=True):
+        assert all(any(key.startswith(name) for name in compared) for key in same.keys() - row.keys())
+        assert all(row[key] == same[key] for key in row if key not in compared)
+        assert "probe/forgetting/words" in same
+    assert not [r for r in rows(without.metrics) if "alarm" in str(r)]
+
+
 ONLINE = (
     *("~reward", "+reward.letter.function=tests.helpers.rewards.letter", "trainer.args.max_completion_length=6"),
     *("trainer.args.max_steps=3", "trainer.args.beta=0.1"),
