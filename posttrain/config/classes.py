@@ -35,11 +35,6 @@ class Source:
         return f"{self.module}.{self.name}"
 
     @property
-    def text(self) -> str:
-        """The whole file."""
-        return _text(self.module)
-
-    @property
     def tree(self) -> ast.Module:
         """The whole file, parsed."""
         return _tree(self.module)
@@ -155,20 +150,14 @@ def _file(module: str) -> Path | None:
 
 
 @cache
-def _text(module: str) -> str:
+def _tree(module: str) -> ast.Module:
     file = _file(module)
     assert file is not None
     try:
-        return file.read_text(encoding="utf-8")
+        return ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PosttrainError(f"{file}: cannot be read as a Python file: {error}") from error
-
-
-@cache
-def _tree(module: str) -> ast.Module:
-    try:
-        return ast.parse(_text(module))
     except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         at = f":{line}" if line else ""
-        raise PosttrainError(f"{_file(module)}{at}: {getattr(error, 'msg', error)}") from error
+        raise PosttrainError(f"{file}{at}: {getattr(error, 'msg', error)}") from error

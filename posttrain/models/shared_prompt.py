@@ -152,7 +152,9 @@ class SharedPrompts:
     def _as_attention_takes_it(self, layout: Layout, window: int | None) -> Any:
         kind = self.config._attn_implementation
         if kind == "flex_attention":
-            return _block_mask(layout, window)
+            from posttrain.models.block_mask import block_mask
+
+            return block_mask(layout, window)
         seen = layout.attention_mask(window)
         if kind == "sdpa":
             return seen
@@ -216,19 +218,3 @@ def _rows(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor 
         Row(row[start : start + length], start, position)
         for row, start, length, position in zip(tokens, starts, counted, opened, strict=True)
     ]
-
-
-def _block_mask(layout: Layout, window: int | None) -> Any:
-    """The mask of FlexAttention, which skips blocks that are masked as a whole."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    group, branch, position = layout.group, layout.branch, layout.position
-
-    def sees(b: Any, _head: Any, q: Any, k: Any) -> Any:
-        own = (branch[b, q] == branch[b, k]) | (branch[b, k] == 0)
-        seen = (group[b, q] == group[b, k]) & own & (q >= k)
-        if window is not None:
-            seen = seen & (position[b, q] - position[b, k] < window)
-        return seen | (q == k)
-
-    return create_block_mask(sees, len(group), None, group.size(1), group.size(1), device=str(group.device))
