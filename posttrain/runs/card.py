@@ -61,107 +61,50 @@ def write_card(
         pipeline_tag="text-classification" if trainers.of(run.trainer.kind).scores else "text-generation",
         tags=["posttrain", "trl", run.trainer.kind],
     )
-    what = {"adapter": "A LoRA adapter on", "full": "Fine-tuned from", "merged": "A LoRA adapter merged into"}[form]
-    note = base_note(base) if form == "adapter" else None
-    source = record["data"]
-    text = f"""---
-{card.to_yaml()}
----
-
-# {record["name"]}
-
-{what} `{base}`{f" at revision `{record['model']['commit']}`" if record["model"].get("commit") else ""}, \
-trained by `{run.trainer.kind}` with [TRL](https://github.com/huggingface/trl) {record["versions"]["trl"]}.
-{f"{chr(10)}{note}{chr(10)}" if note else ""}
-- Data: `{data}`{f" ({source['name']})" if source["name"] else ""}, split `{source["split"]}`, \
-fingerprint `{source["fingerprint"]}`. Trained on: {source["train_rows"]} rows; held out: {source["held_out_rows"]} \
-({source["held_out"]}).
-- Steps: {record["steps"]}, seed {record["seed"]}; {record["precision"]}.
-- Command: `{record["command"]}`
-- Licence: {f"`{LICENCES[base]}`, that of the base" if base in LICENCES else "that of the base; see its page"}.
-
-## Hyperparameters
-
-| option | value |
-|---|---|
-{_options(run)}
-
-Other options that decide the result have the defaults of TRL {record["versions"]["trl"]}.
-
-## Held out, before and after
-
-{_before_after(logged)}
-{drift_section(drift)}
-## Use
-
-{usage(trainers.of(run.trainer.kind).scores, form, folder, record.get("quantization") or {})}
-"""
+    text = render(
+        *("card.md.jinja", folder, form, trainers.of(run.trainer.kind).scores),
+        card=card.to_yaml(),
+        record=record,
+        base=base,
+        kind=run.trainer.kind,
+        note=base_note(base) if form == "adapter" else None,
+        licence=LICENCES.get(base),
+        options=_options(run),
+        measured=metrics.before_and_after(logged),
+        drift=drift,
+        quantization=record.get("quantization"),
+    )
     ModelCard(text).save(folder / "README.md")
 
 
-def _options(run: Run) -> str:
+def render(
+    template: str, folder: Path, form: str, scores: bool, quantization: dict[str, Any] | None = None, **values: Any
+) -> str:
+    """A card for the model in `folder` by one of the templates beside this file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("posttrain.runs", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    loaded = quantization if form == "adapter" and quantization else {}
+    return environment.get_template(template).render(
+        **values,
+        form=form,
+        scores=scores,
+        has_template=(folder / "chat_template.jinja").is_file(),
+        own_generation=form == "adapter" and (folder / "generation_config.json").is_file(),
+        quantization=", ".join(f"{key}={value!r}" for key, value in loaded.items()),
+    )
+
+
+def _options(run: Run) -> list[tuple[str, Any]]:
     """The options of the trainer and of LoRA that the run sets."""
     given = {**run.trainer.args, **{f"peft.{key}": value for key, value in run.peft.lora.items()}}
     if run.peft.method == "none":
         given = dict(run.trainer.args)
     given |= {f"quantization.{key}": value for key, value in run.peft.quantization.items()}
-    return "\n".join(f"| {key} | {value} |" for key, value in sorted(given.items()) if value is not None)
-
-
-def _before_after(logged: Path) -> str:
-    """The held-out metrics that describe the model, as a table."""
-    rows = [f"| {' | '.join(row)} |" for row in metrics.before_and_after(logged)]
-    return "\n".join(["| metric | before | after |", "|---|---|---|", *rows]) if rows else "No rows were held out."
-
-
-def drift_section(drift: list[str] | None) -> str:
-    if drift is None:
-        return ""
-    lines = "\n".join(f"- {line[0].upper()}{line[1:]}." for line in drift)
-    return f"\n## The merge\n\nThe saved weights against the adapter on the base that it was trained on:\n\n{lines}\n"
-
-
-def usage(scores: bool, form: str, folder: Path, quantization: dict[str, Any]) -> str:
-    kind = "SequenceClassification" if scores else "CausalLM"
-    auto = f"AutoPeftModelFor{kind}" if form == "adapter" else f"AutoModelFor{kind}"
-    module = "peft" if form == "adapter" else "transformers"
-    labels = ", num_labels=1" if scores else ""
-    imports, options, after = "AutoTokenizer", "", ""
-    if form == "adapter" and quantization:
-        imports = "AutoTokenizer, BitsAndBytesConfig"
-        settings = ", ".join(f"{key}={value!r}" for key, value in quantization.items())
-        options = f", quantization_config=BitsAndBytesConfig({settings})"
-    if form == "adapter" and (folder / "generation_config.json").is_file():
-        imports += ", GenerationConfig"
-        after = '\nmodel.generation_config = GenerationConfig.from_pretrained("path/to/this/folder")'
-    return f"""```python
-from {module} import {auto}
-from transformers import {imports}
-
-model = {auto}.from_pretrained("path/to/this/folder"{labels}{options})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"){after}
-{_call(scores, folder)}
-```"""
-
-
-def _call(scores: bool, folder: Path) -> str:
-    """Example code that scores or generates an answer, with the chat template if the tokenizer has one."""
-    chat = (folder / "chat_template.jinja").is_file()
-    asked = '{"role": "user", "content": "What is the capital of France?"}'
-    extra = ", add_special_tokens=False" if chat else ""
-    if scores:
-        conversation = f"[{asked}, " + '{"role": "assistant", "content": "Paris."}]'
-        text = (
-            f"tokenizer.apply_chat_template({conversation}, tokenize=False)"
-            if chat
-            else '"The capital of France is Paris."'
-        )
-        return f"""
-inputs = tokenizer({text}, return_tensors="pt"{extra})
-print(model(**inputs).logits.item())"""
-    text = f"tokenizer.apply_chat_template([{asked}], tokenize=False, add_generation_prompt=True)"
-    return f"""
-prompt = {text if chat else '"The capital of France is"'}
-inputs = tokenizer(prompt, return_tensors="pt"{extra})
-output = model.generate(**inputs, max_new_tokens=64)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
+    return [(key, value) for key, value in sorted(given.items()) if value is not None]

@@ -13,9 +13,8 @@ def describe(folder: Path, source: Source, drift: list[str] | None = None) -> No
         from huggingface_hub import ModelCard
 
         made = {"merged": "An adapter merged into", "adapter": "A LoRA adapter on", "full": "A copy of"}[form]
-        use = card.usage(source.scores, form, folder, {})
-        text = f"{made} `{source.base}`.\n{card.drift_section(drift)}\n## Use\n\n{use}\n"
-        ModelCard(f"---\ntags: [posttrain]\n---\n\n{text}").save(folder / "README.md")
+        use = card.render("use.md.jinja", folder, form, source.scores, drift=drift)
+        ModelCard(f"---\ntags: [posttrain]\n---\n\n{made} `{source.base}`.\n\n{use}").save(folder / "README.md")
         return
     from posttrain.config.parse import parse
     from posttrain.runs import stored_config

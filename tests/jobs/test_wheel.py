@@ -39,6 +39,8 @@ def run(site, *args):
 def test_the_wheel_has_recipes_and_groups(site):
     names = {p.name for p in (ROOT / "recipes").glob("*.yaml")}
     assert {p.name for p in (site / "posttrain/recipes").glob("*.yaml")} == names
+    templates = {p.relative_to(ROOT) for p in (ROOT / "posttrain").rglob("*.jinja")}
+    assert {p.relative_to(site) for p in (site / "posttrain").rglob("*.jinja")} == templates
     assert (site / "posttrain/conf/config.yaml").is_file()
     pages = {p.name for p in (site / "posttrain/annotate/page").iterdir()}
     assert pages == {"index.html", "app.js", "style.css", "icon.svg"}
