@@ -172,7 +172,7 @@ def of_one(accuracy: float, pairs: int) -> tuple[float, float]:
 
 
 def estimate(found: Sequence[dict[str, Any]]) -> str:
-    """What the doctor says of each seed: a rate, a bound, or nothing; by the rules of `posttrain.doctor.noise`."""
+    """What the doctor says of each seed (once, if it is the same): a rate, a bound, or nothing, as `doctor.noise` does."""
     from posttrain.doctor.noise import ACCURACY, WEAK
 
     said = []
@@ -183,7 +183,7 @@ def estimate(found: Sequence[dict[str, Any]]) -> str:
             said.append(f"at most {one['rate']:.0%}")
         else:
             said.append(f"{one['rate']:.1%} [{one['low']:.1%}, {one['high']:.1%}]")
-    return ", ".join(said)
+    return ", ".join(said if len(set(said)) > 1 else said[:1])
 
 
 def draw(study: Study, seeds: Sequence[int], path: Path) -> None:

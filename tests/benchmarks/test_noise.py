@@ -43,8 +43,8 @@ def test_the_table_by_hand():
     lines = noise.table(Kept(), (1, 2, 3)).splitlines()
     assert lines[0] == "| flipped | the doctor, 1,200 pairs | the doctor, 8,000 pairs | DPO | robust DPO |"
     # Of 1,200 pairs the doctor's model agrees with 0.75, 0.65, 0.55 of the labels: an estimate, a bound, nothing.
-    assert lines[3].startswith("| 10% | at most 10%, at most 10%, at most 10% | 10.0% [5.0%, 20.0%], ")
-    assert lines[4].startswith("| 20% | nothing, nothing, nothing | ")
+    assert lines[3].startswith("| 10% | at most 10% | 10.0% [5.0%, 20.0%] | ")
+    assert lines[4].startswith("| 20% | nothing | ")
     assert lines[5].endswith("| 0.420 ± 0.010 | 0.520 ± 0.010 |")
 
 
