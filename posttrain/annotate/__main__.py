@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain import extras
 from posttrain.annotate.serve import PORT
 from posttrain.console import print_error
-from posttrain.errors import PosttrainError, first_line, near_path
+from posttrain.errors import PosttrainError, first_line
 
 if TYPE_CHECKING:
     from posttrain.annotate.answers import Answers
@@ -171,6 +171,7 @@ def load_items(args: argparse.Namespace) -> list[Item]:
 
     from posttrain.annotate import items, sampling
     from posttrain.config.schema import DataConfig
+    from posttrain.data import files
     from posttrain.runs.directory import RunDirectory
 
     settings, source = list(args.settings), args.source
@@ -178,8 +179,8 @@ def load_items(args: argparse.Namespace) -> list[Item]:
     record = RunDirectory(folder).record() if folder.is_dir() else None
     if sampling.generates(record):
         source, settings = str(sampling.sample(folder, record or {}, settings)), []
-    elif not folder.exists() and _local(source):
-        raise PosttrainError(f"DATA={source}: no such file or folder{near_path(source)}")
+    elif wrong := files.check(source):
+        raise PosttrainError(f"DATA={source}: {wrong}")
     try:
         schema = OmegaConf.structured({"data": OmegaConf.structured(DataConfig(path=source))})
         OmegaConf.set_struct(schema, True)
@@ -208,12 +209,6 @@ def setting_errors(data: DataConfig, source: str) -> list[str]:
         errors.append(f"data.path={data.path}: DATA={source} names the data; leave it out")
     errors += ["data.mix: one source is read here; leave it out"] if data.mix else []
     return errors + (["data.streaming=true: the data is read as a whole here; leave it out"] if data.streaming else [])
-
-
-def _local(source: str) -> bool:
-    """Whether this is a local path, not a hub id or a pattern."""
-    named = source.startswith((".", "/", "~")) or Path(source).suffix in (".jsonl", ".json", ".csv", ".parquet")
-    return named and not set(source) & set("*?[,")
 
 
 def plan(args: argparse.Namespace, items: list[Item], session: Session) -> None:

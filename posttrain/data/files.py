@@ -119,13 +119,10 @@ def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
 @contextmanager
 def _open(file: Path) -> Iterator[IO[bytes]]:
     if file.suffix == ".zst":
-        import zstandard
+        from posttrain.data.zstd_file import ZstdFile
 
-        with (
-            file.open("rb") as packed,
-            zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as z,
-        ):
-            yield io.BufferedReader(z)
+        with file.open("rb") as packed:
+            yield io.BufferedReader(ZstdFile(packed))
         return
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
     with opener(file, "rb") as stream:

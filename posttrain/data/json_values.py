@@ -78,7 +78,7 @@ def _number(digits: str) -> float:
     return value
 
 
-def _constant(name: str) -> None:
+def reject_constant(name: str) -> None:
     raise ValueError(f"is not JSON: {name} is no number there; write null")
 
 
@@ -92,5 +92,5 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(
-    object_pairs_hook=_reject_duplicate_keys, parse_int=_integer, parse_float=_number, parse_constant=_constant
+    object_pairs_hook=_reject_duplicate_keys, parse_int=_integer, parse_float=_number, parse_constant=reject_constant
 )

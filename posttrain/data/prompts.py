@@ -54,7 +54,8 @@ def split_prompt(
     if prompt is None:
         asked, turns = _common_turns(turns)
     else:
-        asked = without_learn_marks(as_turns(prompt, "user"))
+        if not (asked := without_learn_marks(as_turns(prompt, "user"))):
+            raise RowError("", "has no turn before the answer; put the user's there")
         for name, value in turns.items():
             if whole[name]:
                 if without_learn_marks(value[: len(asked)]) != asked or len(value) == len(asked):

@@ -18,7 +18,7 @@ def schemas(value: Any, field: str = "tools") -> list[dict[str, Any]] | None:
     for index, one in enumerate(given):
         one = parse_json_string(one, f"{field}[{index}]")
         function = one.get("function", one) if isinstance(one, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        if not isinstance(function, Mapping) or not _named(function):
             raise RowError(f"{field}[{index}]", f"expected a tool with function.name, got {shortened(one)}")
         made.append(dict(one) if "function" in one else {"type": "function", "function": dict(one)})
     return made
@@ -32,12 +32,16 @@ def calls(given: Any, field: str) -> tuple[dict[str, Any], ...]:
         where = field if single else f"{field}[{index}]"
         function = call.get("function", call) if isinstance(call, Mapping) else None
         inside = f"{where}.function" if isinstance(call, Mapping) and "function" in call else where
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        if not isinstance(function, Mapping) or not _named(function):
             raise RowError(where, f"expected a call with function.name, got {shortened(call)}")
         arguments = function.get("arguments", function.get("parameters"))
-        arguments = parse_json_string(arguments or {}, f"{inside}.arguments")
+        arguments = {} if arguments in (None, "") else parse_json_string(arguments, f"{inside}.arguments")
         if not isinstance(arguments, dict):
             raise RowError(f"{inside}.arguments", f"expected an object, got {shortened(arguments)}")
         known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         made.append({**known, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return tuple(made)
+
+
+def _named(function: Mapping[str, Any]) -> bool:
+    return isinstance(name := function.get("name"), str) and bool(name.strip())

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.example import REASONING_KEYS
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -69,9 +71,10 @@ def _text(value: Any, system: bool = False) -> str:
 
 
 def _turn_text(turn: dict[str, Any]) -> str:
-    """A turn's text, which may be in several parts, and its tool calls as JSON."""
+    """A turn's reasoning, its text, which may be in several parts, and its tool calls as JSON."""
+    thoughts = [turn[key] for key in REASONING_KEYS if turn.get(key)]
     content = turn.get("content") or ""
     if isinstance(content, list):
         content = "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
     calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls") or []]
-    return "\n".join([*([content] if content or not calls else []), *calls])
+    return "\n".join([*thoughts, *([content] if content or not (thoughts or calls) else []), *calls])

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # Functions that load nothing when they are called without rows.
 CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "posttrain.rewards.gym.")
 # Functions whose column holds text to compare with.
-READ_TEXT = (*CHECKED_BY_CALL[:2], "posttrain.rewards.verify.math_equal", "posttrain.rewards.verify.unit_tests")
+VERIFY = "posttrain.rewards.verify."
+READ_TEXT = (*CHECKED_BY_CALL[:2], f"{VERIFY}math_equal")
 LONGEST_TIMEOUT = 1e9  # seconds; threads take no longer one
 # The args that name a column of the data.
 COLUMN_ARGS = ("column", "entry_point")
@@ -83,7 +84,7 @@ def _check_function(entry: RewardConfig, key: str) -> list[str]:
         named = {name: args[name] for name in COLUMN_ARGS if args.get(name) is not None and name in accepted}
         if wrong_names := [name for name, column in named.items() if not isinstance(column, str)]:
             return [f"{key}.args.{name}={args[name]}: expected the name of a column" for name in wrong_names]
-    if path.startswith("posttrain.rewards.verify."):
+    if path.startswith(VERIFY):
         from posttrain.rewards import verify
 
         return unknown + verify.check(path.rpartition(".")[2], args, key)
@@ -182,11 +183,16 @@ def check_reachable(entries: dict[str, RewardConfig], path: str) -> list[str]:
 
 
 def missing_columns(entries: Mapping[str, RewardConfig], path: str, columns: Mapping[str, Any]) -> list[str]:
-    """Errors for rewards whose args name data columns that do not exist.
+    """Errors for rewards whose args name data columns that do not exist, and for columns in the way of what is given.
 
     `columns` are the data's with their features, as `datasets` has them.
     """
-    errors = []
+    errors = [
+        f"{path}: the data has a column {name}, and rewards are given something else by that name; give it another: "
+        f"'data.columns={{OTHER: {name}}}'"
+        for name in GIVEN
+        if entries and name in columns
+    ]
     for name, entry in entries.items():
         if entry.grader is not None:
             from posttrain.rewards import graders
@@ -244,14 +250,17 @@ def check_columns(run: Run, first: Dataset, prompts: Dataset | None) -> None:
 
 def _unreadable_columns(entries: Mapping[str, RewardConfig], path: str, rows: Dataset) -> list[str]:
     """Errors for rewards of this package whose column holds what is no reference, in these rows."""
+    from posttrain.rewards import verify
     from posttrain.rewards.text import references
 
     errors = []
     for name, entry in entries.items():
-        column = entry.args.get("column") or default_column(entry)
-        if column and str(entry.function).startswith(READ_TEXT):
+        column, function = entry.args.get("column") or default_column(entry), str(entry.function)
+        if column and function.startswith((*READ_TEXT, VERIFY)):
             try:
-                references({column: rows[column]}, column)
+                verify.check_column(function.removeprefix(VERIFY), {column: rows[column]}, column)
+                if function.startswith(READ_TEXT):
+                    references({column: rows[column]}, column)
             except PosttrainError as error:
                 errors.append(f"{path}.{name}: {str(error).removeprefix('reward: ')}")
     return errors

@@ -116,7 +116,7 @@ class Judge:
         options: dict[str, Any] = remote if endpoint else {"batch_size": batch_size}
         self.asker: JudgeClient = open_judge(model, endpoint, cache=cache, **options)
         self.column = column
-        self.template = Path(os.path.expanduser(template)).read_text(encoding="utf-8") if template else TEMPLATE
+        self.template = Path(os.path.expanduser(template)).read_text(encoding="utf-8-sig") if template else TEMPLATE
         self.sampling = {"max_tokens": max_tokens, "temperature": temperature, **(sampling or {})}
         self.counts = Counts()
         self.__name__ = "judge"
@@ -129,7 +129,7 @@ class Judge:
         if self.column is None:
             rewards = self._among(completions, prompts)
         else:
-            others = [reference_answer(row) for row in references(columns, self.column)]
+            others = [reference_answer(row) for row in references(columns, self.column, messages=True)]
             asked = [n for n, other in enumerate(others) if other is not None]
             rewards = [None] * len(completions)
             verdicts = self.compare(
@@ -249,7 +249,7 @@ def _check_template(path: Any, key: str) -> list[str]:
     if not file.is_file():
         return [f"{key}: no such file"]
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         return [f"{key}: cannot be read ({error})"]
     missing = [f"{{{{{name}}}}}" for name in PLACES if not re.search(rf"\{{\{{\s*{name}\s*\}}\}}", text)]

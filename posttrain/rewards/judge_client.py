@@ -35,8 +35,15 @@ def check_args(args: dict[str, Any], key: str) -> list[str]:
         errors.append(f"{key}.cache={args['cache']}: expected true or false")
     if not isinstance(args.get("key_env", ""), str):
         errors.append(f"{key}.key_env={args['key_env']}: expected the name of an environment variable")
-    if not isinstance(args.get("sampling") or {}, dict):
-        errors.append(f"{key}.sampling={args['sampling']}: expected options of the protocol, as {{seed: 1}}")
+    if not isinstance(sampling := args.get("sampling") or {}, dict):
+        errors.append(f"{key}.sampling={sampling}: expected options of the protocol, as {{seed: 1}}")
+    elif args.get("endpoint") is None:
+        try:
+            _generation({name: value for name, value in sampling.items() if value is not None})
+        except PosttrainError as error:
+            errors.append(f"{key}.sampling.{error}")
+        except (TypeError, ValueError) as error:
+            errors.append(f"{key}.sampling={sampling}: {error}")
     return errors
 
 

@@ -5,6 +5,7 @@ None means that the reward does not apply to that row; TRL leaves it out of the 
 keywords, bound by `functools.partial` from the config.
 """
 
+import math
 import re
 import string
 from collections import Counter
@@ -29,35 +30,35 @@ def text_of(completion: Completion) -> str:
     return (said or "").strip()
 
 
-def references(columns: dict[str, Any], column: str) -> list[list[str]]:
+def references(columns: dict[str, Any], column: str, messages: bool = False) -> list[list[Any]]:
     """The reference answers of each row; a row may hold one string or number, a list of them, or None for none.
 
-    Numbers become text; SQuAD's objects stand for their `text`; messages in a list stay. Raises `PosttrainError` where
-    the data has no such column, and for other objects.
+    Numbers and dates become text; SQuAD's objects stand for their `text`; with `messages` those in a list stay. Raises
+    `PosttrainError` where the data has no such column, and for anything else in it.
     """
     if column not in columns:
         there = ", ".join(sorted(columns.keys() - NOT_COLUMNS)) or "none"
         raise PosttrainError(f"reward: the data has no column {column!r}; its columns besides the prompt: {there}")
-    return [_texts(row, column) for row in columns[column]]
+    return [_texts(row, column, messages) for row in columns[column]]
 
 
-def _texts(row: Any, column: str) -> list[Any]:
-    if isinstance(row, Mapping):
-        if "text" not in row:
-            raise PosttrainError(
-                f"reward: the column {column!r} holds objects, such as {row!r:.80}; a reference is text, a number, or "
-                "a list of them"
-            )
-        row = row["text"]
+def _texts(row: Any, column: str, messages: bool) -> list[Any]:
+    row = row["text"] if isinstance(row, Mapping) and "text" in row else row
     values = row if isinstance(row, (list, tuple)) else [row]
+    turns = [one for one in values if messages and isinstance(one, Mapping) and "content" in one]
+    if other := [one for one in values if isinstance(one, (Mapping, list, tuple, bytes)) and one not in turns]:
+        raise PosttrainError(
+            f"reward: the column {column!r} holds objects, such as {other[0]!r:.80}; a reference is text, a number, or "
+            "a list of them"
+        )
     return [_as_text(value) for value in values if value is not None and value == value]  # NaN is no value
 
 
 def _as_text(value: Any) -> Any:
-    """A number as it is written, 42 for 42.0; anything else as it is."""
-    if not isinstance(value, (bool, int, float)):
-        return value
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    """A number as it is written, 42 for 42.0 and no exponent; messages as they are."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{Decimal(int(value) if value.is_integer() else repr(value)):f}"
+    return value if isinstance(value, (str, Mapping)) else str(value)
 
 
 def normalize(text: str) -> str:

@@ -35,7 +35,7 @@ class UserFunction:
         return getattr(self.function, attribute)
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        where = _where(self.name, self.path, completions, columns.get("trainer_state"))
+        where, count = _where(self.name, self.path, completions, columns.get("trainer_state")), len(completions)
         try:
             if self.timeout is None:
                 result = self.function(completions=completions, **columns)
@@ -45,14 +45,14 @@ class UserFunction:
                 )
         except PosttrainError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit(0) would end the run as if it had succeeded
             raise RewardError(_exception_message(where, error)) from error
-        return _check_result(where, result, len(completions))
+        return _check_result(where, result, count)
 
 
 def _wrap_async(name: str, path: str, function: Callable[..., Any], timeout: float | None) -> Callable[..., Any]:
     async def guarded(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        where = _where(name, path, completions, columns.get("trainer_state"))
+        where, count = _where(name, path, completions, columns.get("trainer_state")), len(completions)
         try:
             result = await asyncio.wait_for(function(completions=completions, **columns), timeout)
         except PosttrainError:
@@ -61,9 +61,9 @@ def _wrap_async(name: str, path: str, function: Callable[..., Any], timeout: flo
             raise RewardError(
                 _timeout_message(where, timeout) if timeout else _exception_message(where, error)
             ) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(_exception_message(where, error)) from error
-        return _check_result(where, result, len(completions))
+        return _check_result(where, result, count)
 
     guarded.__name__ = name
     return guarded
@@ -74,7 +74,7 @@ def _where(name: str, path: str, completions: Sequence[Any], state: Any) -> str:
     return f"reward {name} ({path}){step}, on {len(completions)} completions"
 
 
-def _exception_message(where: str, error: Exception) -> str:
+def _exception_message(where: str, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     at = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

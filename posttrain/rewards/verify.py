@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import extras
-from posttrain.data.json_values import DECODER
+from posttrain.data.json_values import DECODER, reject_constant
 from posttrain.errors import PosttrainError
 from posttrain.rewards import sandbox
 from posttrain.rewards.sandbox.assertions import split_comparisons
 from posttrain.rewards.text import Completion, best, references, text_of
 
 NEEDS = {"math_equal": ("math_verify", "math-verify"), "json_schema": ("jsonschema", "jsonschema")}
-_FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[\w+-]*[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def check(function: str, args: dict[str, Any], key: str) -> list[str]:
@@ -88,22 +88,36 @@ def json_schema(
     The schema (JSON Schema, the draft by its `$schema`) is that of the file `schema`, or each row's own, as JSON text
     or an object in `column`. Its references stay within it: no other document is fetched.
     """
-    if column is not None:
-        if column in columns:
-            columns[column] = [json.dumps(row) if isinstance(row, dict) else row for row in columns[column]]
-        schemas = [row[0] if row else None for row in references(columns, column)]
-        validators = [None if text is None else _validator(text) for text in schemas]
-    else:
-        validators = [_schema_file(str(schema))] * len(completions)
+    validators = _validators(columns, column) if column is not None else [_schema_file(str(schema))] * len(completions)
     return [
         None if validator is None else float(_valid(validator, text_of(completion)))
         for completion, validator in zip(completions, validators, strict=True)
     ]
 
 
+def _validators(columns: dict[str, Any], column: str) -> list[Any]:
+    """The validator of each row's schema, None where it has none."""
+    if column in columns:
+        columns = {**columns, column: [json.dumps(row) if isinstance(row, dict) else row for row in columns[column]]}
+    schemas = [row[0] if row else None for row in references(columns, column)]
+    try:
+        return [None if text is None else _validator(text) for text in schemas]
+    except PosttrainError as error:
+        raise PosttrainError(f"reward: the column {column!r}: {error}") from None
+
+
+def check_column(function: str, columns: dict[str, Any], column: str) -> None:
+    """Raise `PosttrainError` for a column that a function here cannot read."""
+    if function == "json_schema":
+        _validators(columns, column)
+    elif function == "unit_tests":
+        for row in references(columns, column):
+            _tests(row, column)
+
+
 def _valid(validator: Any, text: str) -> bool:
     try:
-        return _accepts(validator, json.loads(text))
+        return _accepts(validator, json.loads(text, parse_constant=reject_constant))
     except (ValueError, RecursionError, ArithmeticError):  # ArithmeticError: a number of hundreds of digits
         return False
 
@@ -208,9 +222,20 @@ def _tests(row: list[Any], column: str) -> list[str]:
             with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 row = read(row[0])
                 break
-    if wrong := next((test for test in row if not isinstance(test, str)), None):
-        raise PosttrainError(f"reward: the column {column!r} holds {wrong!r:.80}; a test is Python code, as text")
+    row = [test for test in row if not isinstance(test, str) or test.strip()]
+    if wrong := [test for test in row if not isinstance(test, str) or _tests_nothing(test)]:
+        raise PosttrainError(
+            f"reward: the column {column!r} holds {wrong[0]!r:.80}; a test is Python code, as text, with an assert"
+        )
     return row
+
+
+def _tests_nothing(test: str) -> bool:
+    """Whether it is a value, such as inputs and outputs as JSON, or a comment: any code would pass it."""
+    try:
+        return not any(isinstance(node, (ast.Assert, ast.Raise, ast.Call)) for node in ast.walk(ast.parse(test)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
 
 
 def code_of(text: str) -> str:

@@ -482,6 +482,9 @@ def test_a_recipe_trains_on_them_as_the_command_says(tmp_path, capsys):
         (["d.jsonl", "--out", "x.jsonl", "data.pth=1"], ["data.pth"]),
         (["./none.jsonl", "--out", "x.jsonl"], ["DATA=./none.jsonl: no such file"]),
         (["none.jsonl", "--out", "x.jsonl"], ["DATA=none.jsonl: no such file"]),
+        (["none.jsonl.gz", "--out", "x.jsonl"], ["DATA=none.jsonl.gz: no such file"]),
+        (["*.none", "--out", "x.jsonl"], ["DATA=*.none: no file matches"]),
+        (["d.txt", "--out", "x.jsonl"], ["DATA=d.txt: expected a .jsonl, .json, .csv or .parquet file"]),
         (["empty.jsonl", "--out", "x.jsonl"], ["DATA=empty.jsonl"]),
         (["one.jsonl", "--out", "x.jsonl"], ["DATA=one.jsonl: no prompt has two different completions"]),
         (["d.jsonl", "--out", "x.jsonl", "--informative"], ["--informative: d.jsonl has no scores"]),
@@ -507,6 +510,7 @@ def test_bad_input_ends_before_the_server_starts(tmp_path, monkeypatch, capsys, 
     write(tmp_path / "d.jsonl", {"prompt": "p", "chosen": "x", "rejected": "y"})
     write(tmp_path / "one.jsonl", {"prompt": "p", "completion": "x"})
     (tmp_path / "there.jsonl").write_text("mine\n")
+    (tmp_path / "d.txt").write_text("mine\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bad.answers.jsonl").write_text("mine\n")
     (tmp_path / "mine.answers.jsonl").write_text('{"kind": "task", "seed": 0}\n')

@@ -128,6 +128,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "system: differs from the system turn",
     ),
     (chat("q", "a", system=["s"]), "sft", "system: expected text"),
+    *(
+        ({"messages": [said("a")], "rejected_response": "b"}, kind, "line 1: has no turn before the answer")
+        for kind in ("dpo", "grpo")
+    ),
+    ({"messages": [said("a")], "label": True}, "kto", "line 1: has no turn before the answer"),
     (chat("q", said(None, refusal="No.")), "sft", "messages[1].content: an assistant turn is empty"),
     (
         chat("q", said([{"type": "tool_use", "name": "f"}])),
@@ -139,6 +144,16 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "sft",
         "arguments: expected an",
     ),
+    *(
+        (
+            chat("q", said(None, tool_calls=[{"function": {"name": "f", "arguments": given}}])),
+            "sft",
+            "expected an object",
+        )
+        for given in ([], 0, False)
+    ),
+    (chat("q", said(None, tool_calls=[{"function": {"name": " "}}])), "sft", "expected a call with function.name"),
+    (chat("q", "a", tools=[{"name": ""}]), "sft", "tools[0]: expected a tool with function.name"),
     ({"instruction": "add 1", "input": 0, "output": "1"}, "sft", "line 1, input: expected text, got 0"),
     ({**TEXT_PAIR, "prompt": " \n"}, "dpo", "line 1, prompt: is empty"),
     ({**TEXT_PAIR, "prompt": None}, "reward", "line 1, prompt: is missing"),

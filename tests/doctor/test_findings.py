@@ -11,7 +11,7 @@ from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor import duplicates, language, noise, pairs, privacy, prompts
 from posttrain.doctor.finding import excerpt, severity, share, wilson
 from posttrain.doctor.patterns import kinds, masked
-from posttrain.doctor.texts import Texts
+from posttrain.doctor.texts import Texts, of
 
 SETTINGS = DoctorConfig()
 WORDS = re.findall(
@@ -358,6 +358,16 @@ def test_the_kto_weights_of_the_fix_balance():
 
 def test_shares_in_words():
     assert (share(3, 200), share(0, 200)) == ("3 of 200 (1.5%)", "none of 200")
+
+
+def test_reasoning_is_read_for_secrets():
+    from datasets import Dataset, Json, List
+
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "with AKIAIOSFODNN7EXAMPLE"}
+    rows = Dataset.from_list([{"messages": [{"role": "user", "content": "q"}, thought]}])
+    read = of(rows.cast_column("messages", List(Json())), "train")
+    assert read.answers["completion"] == ["with AKIAIOSFODNN7EXAMPLE\na"]
+    assert privacy.check([read], DoctorConfig())[0].severity == "error"
 
 
 def test_a_special_token_in_a_message_is_found():

@@ -1,6 +1,7 @@
 """A reward of the user's that fails says which it is, on what, and how to go on; and the run goes on from there."""
 
 import math
+import sys
 import time
 
 import pytest
@@ -22,6 +23,11 @@ BAD = {
     "no order": (lambda completions, **_: {1.0, 0.0}, r"returned set {0\.0, 1\.0}; return a list"),
     "an error of a generator": (lambda completions, **_: (1 / 0 for _ in completions), "raised ZeroDivisionError"),
     "an error": (lambda completions, **_: 1 / 0, r"raised ZeroDivisionError: division by zero at .*test_rewards.py:\d"),
+    "an end": (lambda completions, **_: sys.exit(0), "raised SystemExit: 0 at"),
+    "completions of its own": (
+        lambda completions, **_: [1.0 for _ in (completions.append("c"), *completions)],
+        "returned 4 values; return a list .* each of the 2 completions",
+    ),
     "an empty error": (lambda completions, **_: [][0], "raised IndexError"),
     "an answer that never comes": (
         lambda completions, **_: time.sleep(60),
@@ -53,8 +59,12 @@ def test_a_function_that_waits_for_others_is_guarded_too():
     async def broken(completions, **_):
         raise KeyError("x")
 
-    with pytest.raises(RewardError, match=r"reward mine .*raised KeyError: 'x'"):
-        asyncio.run(wrap("mine", "m.f", broken)(completions=["a"]))
+    async def ending(completions, **_):
+        sys.exit(0)
+
+    for function, said in ((broken, "KeyError: 'x'"), (ending, "SystemExit: 0")):
+        with pytest.raises(RewardError, match=rf"reward mine .*raised {said}"):
+            asyncio.run(wrap("mine", "m.f", function)(completions=["a"]))
 
 
 def test_a_reward_that_fails_in_the_fifth_step_costs_nothing(tmp_path, pairs, monkeypatch):

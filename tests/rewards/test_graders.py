@@ -162,6 +162,9 @@ def test_cosine_by_an_endpoint(monkeypatch):
     embed = open_embedder("m", "http://127.0.0.1:1/v1/")
     assert embed(["a", ""]) == [[1.0], [2.0]], "in the order of the texts"
     assert seen["url"] == "http://127.0.0.1:1/v1/embeddings"
+    open_embedder("m", "http://127.0.0.1:1/v1/chat/completions")(["a", "b"])
+    assert seen["url"] == "http://127.0.0.1:1/v1/embeddings"
+    embed(["a", ""])
     assert seen["body"] == {"model": "m", "input": ["a", " "]}
     assert seen["headers"] == {"Authorization": "Bearer k"}
     seen["status"] = 500
@@ -216,6 +219,7 @@ def test_what_a_row_lacks(capsys):
         ("a ^ 2 - -b", 7.0),
         ("2 ^ 3 ^ 0", 2.0),
         ("min(a, b, 1) + max(a, b) / abs(-2)", 2.5),
+        ("min(a) +\n  max(b)", 5.0),
         ("floor(2.7) + ceil(2.1) + sqrt(4)", 7.0),
         ("log(exp(a))", 2.0),
     ],
@@ -374,6 +378,30 @@ WRONG = [
     ({"type": "python", "source": "def grade(sample, item:\n"}, "source: line 1: "),
     ({"type": "python", "source": "def grad(): pass"}, "source: defines no function grade"),
     (
+        {"type": "python", "source": "x = 1\ndef grade(item): return 1"},
+        "source: line 2: grade is called with two values",
+    ),
+    ({"type": "python", "source": "def grade(a, b, c): return 1"}, "source: line 1: grade is called with two values"),
+    (
+        {"type": "python", "source": "def grade(*, sample, item): pass"},
+        "source: line 1: grade is called with two values",
+    ),
+    ({"type": "python", "source": "x = '\0'"}, "source: line 1: "),
+    (
+        {**SCORE, "sampling_params": {"max_tokens": 9}},
+        "sampling_params.max_tokens: unknown here; did you mean max_completions_tokens? choose from seed, temperature",
+    ),
+    ({**SCORE, "sampling_params": {"temperature": -1}}, "sampling_params.temperature=-1: expected greater than or"),
+    ({**SCORE, "sampling_params": {"top_p": 2}}, "sampling_params.top_p=2: expected less than or equal to 1"),
+    (
+        {**SCORE, "input": [{"role": "user", "content": "x", "nme": 1}]},
+        "input[0].nme: unknown here; choose from role, content",
+    ),
+    (
+        {"type": "label_model", "model": "m", "input": SCORE["input"], "labels": ["Yes", "yes"], "passing_labels": []},
+        'labels=["Yes", "yes"]: a label is blank, or differs from another in its case alone',
+    ),
+    (
         {"type": "python", "source": "def grade(s, i): return 1"},
         "python: runs code in a limited subprocess; allow it with reward.g.args.execute=true",
     ),
@@ -431,6 +459,16 @@ def test_one_of_function_model_and_grader(write):
     assert rewards.check({"g": RewardConfig(grader="no.json")}, "reward") == ["reward.g.grader=no.json: no such file"]
 
 
+@pytest.mark.parametrize("name", ["completions", "prompts", "completion_ids", "trainer_state"])
+def test_a_column_with_the_name_of_what_a_reward_is_given(write, name: str):
+    columns = {"prompt": Value("string"), "answer": Value("string"), name: Value("string")}
+    for entry in (RewardConfig(grader=write(CHECK)), RewardConfig(function="posttrain.rewards.text.length")):
+        (error,) = rewards.missing_columns({"g": entry}, "reward", columns)
+        assert error.startswith(f"reward: the data has a column {name}, and rewards are given something else")
+        assert error.endswith(f"'data.columns={{OTHER: {name}}}'")
+    assert rewards.missing_columns({}, "reward", columns) == []
+
+
 def test_columns_the_data_does_not_have(write):
     entry = {"g": RewardConfig(grader=write(multi()))}
     text = Value("string")
@@ -450,6 +488,28 @@ def test_fields_of_columns_the_data_does_not_have(write):
     assert said("task.answer") == said("task.parts[0].text") == said("prompt[0].content") == []
     assert said("task.anwser") == ["item.task.anwser, and item.task has answer, parts"]
     assert said("task.parts[0].name") == ["item.task.parts[0].name, and item.task.parts.0 has text"]
+
+
+def test_numbers_of_the_data_in_templates(capsys):
+    """A column with 12 and 5.5 holds 12.0, and one of pandas has NaN for what is missing."""
+    assert grade(CHECK, ["12", "5.5", "nan"], answer=[12.0, 5.5, float("nan")]) == [1, 1, None]
+    assert "{{ item.answer }}: has no value; left out" in capsys.readouterr().out
+    assert grade(CHECK, ["[1, 2.5]"], answer=[[1.0, 2.5]]) == [1]
+    own = {**CHECK, "input": "{{ sample.output_json.a }}", "reference": "1.0"}
+    assert grade(own, ['{"a": 1.0}', '{"a": 1}', '{"a": NaN}']) == [1, 0, 0], "a completion's are as it wrote them"
+
+
+def test_null_is_what_is_not_set():
+    params = {"seed": None, "temperature": None}
+    for nulls in ({"sampling_params": None, "name": None}, {"sampling_params": params}):
+        node = schema.of_json({**SCORE, **nulls, "range": None})
+        assert (node.range, node.sampling_params) == ([0, 1], schema.Sampling())
+
+
+def test_a_name_that_no_formula_can_hold(write):
+    grader = multi(graders={"exact-match": CHECK}, calculate_output="exact-match")
+    said = graders.check(RewardConfig(grader=write(grader)), "reward.g")
+    assert said[1] == "reward.g.grader=g.json: graders.exact-match: a formula cannot name it; use letters, digits and _"
 
 
 def test_sampling_options_of_a_reasoning_model():
@@ -495,6 +555,32 @@ def test_an_endpoint_that_does_not_answer_is_said_before_weights_load(write):
     errors = rewards.check_reachable({"g": entry}, "reward")
     assert len(errors) == 1
     assert errors[0].startswith("reward.g.args: endpoint=http://127.0.0.1:9/v1: cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({"endpoint": "http://127.0.0.1:9/v1"}, "reward.g.args: endpoint=http://127.0.0.1:9/v1: cannot be reached"),
+        ({}, "reward.g.args: embeddings=./none: "),
+    ],
+)
+def test_embeddings_that_will_not_come_are_said_before_weights_load(write, args, expected: str):
+    grader = {"type": "text_similarity", "input": "a", "reference": "b", "evaluation_metric": "cosine"}
+    entry = RewardConfig(grader=write(grader), args={"embeddings": "./none", **args})
+    (error,) = rewards.check_reachable({"g": entry}, "reward")
+    assert error.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [({"temprature": 1}, "sampling.temprature: a local model does not take it"), ({"temperature": "hot"}, "sampling=")],
+)
+def test_sampling_of_a_local_model_is_checked(write, sampling, expected: str):
+    args = {"model": "embedded:tiny", "sampling": sampling}
+    (error,) = graders.check(RewardConfig(grader=write(SCORE), args=args), "reward.g")
+    assert error.startswith(f"reward.g.args.{expected}")
+    remote = {**args, "endpoint": "http://127.0.0.1:9/v1"}
+    assert graders.check(RewardConfig(grader=write(SCORE), args=remote), "reward.g") == []
 
 
 def test_another_grader_is_another_run(write):

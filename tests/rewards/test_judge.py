@@ -113,7 +113,7 @@ def test_what_an_answer_says_of_the_template_stays_text(tmp_path: Path):
     assert fill_template("{{prompt}}|{{ first }}|{{second}}", "p", hostile, "s") == f"p|{hostile}|s"
     for place_ in ("{{prompt}}", "{{first}}", "{{second}}"):
         assert TEMPLATE.count(place_) == 1
-    (tmp_path / "t.txt").write_text("Q {{prompt}} 1 {{first}} 2 {{second}}")
+    (tmp_path / "t.txt").write_text("\ufeffQ {{prompt}} 1 {{first}} 2 {{second}}", encoding="utf-8")
     with endpoint.serve(place("C")) as server:
         Judge("m", server.url, template="t.txt", concurrency=1, max_tokens=9, sampling={"top_p": 0.5}).compare(
             ["p"], ["a"], ["b"]

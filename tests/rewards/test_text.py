@@ -1,5 +1,7 @@
 """Rewards against values worked by hand."""
 
+from datetime import date
+from decimal import Decimal
 from functools import partial
 
 import pytest
@@ -156,8 +158,16 @@ def test_references_that_are_numbers_nothing_or_squads_objects():
     assert text.last_number(["so 42"] * 2, answer=[42, float("nan")]) == [1.0, None]
     squad = {"text": ["Paris"], "answer_start": [3]}
     assert text.exact_match(["paris", "text"], answers=[squad, squad]) == [1.0, 0.0]
-    with pytest.raises(PosttrainError, match=r"^reward: the column 'answers' holds objects, such as .*'value'.*text"):
-        text.exact_match(["a"], answers=[{"value": "a"}])
+    odd = [0.00001, Decimal("2.50"), date(2026, 9, 2)]
+    assert text.references({"a": odd}, "a") == [["0.00001"], ["2.50"], ["2026-09-02"]]
+    assert text.last_number(["0.00001"], answer=[0.00001]) == [1.0]
+    turn = {"role": "assistant", "content": "a"}
+    assert text.references({"a": [[turn], turn]}, "a", messages=True) == [[turn], [turn]]
+    for other in ({"value": "a"}, [{"value": "a"}], [["value"]], [turn | {"value": 1}], b"value"):
+        with pytest.raises(PosttrainError, match=r"^reward: the column 'answers' holds objects, such as .*value.*text"):
+            text.exact_match(["a"], answers=[other])
+    with pytest.raises(PosttrainError, match="holds objects"):
+        text.references({"a": [{"value": "a"}]}, "a", messages=True)
 
 
 def test_what_is_no_reference_is_refused_before_training():

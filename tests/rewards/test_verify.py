@@ -7,6 +7,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from datasets import Dataset
 from hypothesis import strategies as st
 
 from posttrain import rewards
@@ -53,6 +54,13 @@ def test_json_schema(tmp_path):
     assert verify.json_schema(completions, schema="s.json") == expected
     own = [json.dumps(SCHEMA), '{"type": "string"}', None]
     assert verify.json_schema(['{"n": 1}', '"a"', '"a"'], column="shape", shape=own) == [1.0, 1.0, None]
+    with pytest.raises(PosttrainError, match=r"^reward: the column 'shape': not JSON"):
+        verify.json_schema(["1"], column="shape", shape=["none"])
+    assert verify.json_schema(["1.5", "NaN", "-Infinity"], column="shape", shape=['{"type": "number"}'] * 3) == [
+        1,
+        0,
+        0,
+    ]
     inside = json.dumps({"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}})
     assert verify.json_schema(['"a"', "1"], column="shape", shape=[inside] * 2) == [1.0, 0.0]
 
@@ -174,6 +182,7 @@ def test_code_of():
     assert verify.code_of("a = 1") == "a = 1"
     assert verify.code_of("```py\na\n```\n```\nb\n```") == "b\n"
     assert verify.code_of("```python\ncut off") == "cut off"
+    assert verify.code_of("```python\r\na\r\n```") == "a\r\n"
 
 
 @pytest.mark.parametrize(
@@ -329,9 +338,27 @@ def test_a_list_of_tests_in_a_cell_is_no_test_that_always_passes(tests: str):
     assert verify.unit_tests(["def f(): return 2"], tests=[tests], execute=True, walls="reduced") == [0.0]
 
 
-def test_a_test_that_is_no_code_is_refused():
-    with pytest.raises(PosttrainError, match=r"^reward: the column 'tests' holds {'input': 1}; a test is Python code"):
-        verify.unit_tests(["def f(): return 2"], tests=[[{"input": 1}]], execute=True, walls="reduced")
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ([{"input": 1}], "objects, such as {'input': 1}; a reference is text"),
+        ('[{"input": 1}]', "{'input': 1}; a test is Python code, as text, with an assert"),
+        ('{"inputs": ["1"], "outputs": ["2"]}', '\'{"inputs": '),
+        ("# nothing", "'# nothing'; a test"),
+        (5, "'5'; a test"),
+    ],
+)
+def test_a_test_that_any_code_would_pass_is_refused(tests, said: str):
+    run, _ = compose("trainer=grpo", "model=tiny", "reward=unit_tests", "data.path=x.jsonl")
+    with pytest.raises(PosttrainError) as error:
+        rewards.check_columns(run, Dataset.from_list([{"prompt": "q", "tests": tests}]), None)
+    assert str(error.value).startswith(f"reward.unit_tests: the column 'tests' holds {said}")
+    with pytest.raises(PosttrainError, match=r"^reward: the column 'tests' holds"):
+        verify.unit_tests(["def f(): return 2"], tests=[tests], execute=True, walls="reduced")
+
+
+def test_blank_tests_are_none():
+    assert verify.unit_tests(["x = 1"] * 2, tests=["", [" \n"]], execute=True, walls="reduced") == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -113,12 +113,18 @@ def check_reachable(entry: RewardConfig, key: str) -> None:
 
     assert entry.grader is not None
     given = {name: entry.args[name] for name in JUDGE_ARGS if name in entry.args}
-    asked = [part for _, part in schema.parts(schema.read(entry.grader)) if isinstance(part, _MODEL_GRADERS)]
-    for model in dict.fromkeys(given.get("model", part.model) for part in asked):
-        try:
+    parts = [part for _, part in schema.parts(schema.read(entry.grader))]
+    asked = [part for part in parts if isinstance(part, _MODEL_GRADERS)]
+    try:
+        for model in dict.fromkeys(given.get("model", part.model) for part in asked):
             open_judge(**{**given, "model": model}).check_reachable()
-        except PosttrainError as error:
-            raise PosttrainError(f"{key}.args: {error}") from error
+        if any(isinstance(part, schema.TextSimilarity) and part.evaluation_metric == "cosine" for part in parts):
+            from posttrain.rewards.graders import embed
+
+            where = {name: given[name] for name in ("endpoint", "key_env") if name in given}
+            embed.check_reachable(entry.args["embeddings"], **where)
+    except PosttrainError as error:
+        raise PosttrainError(f"{key}.args: {error}") from error
 
 
 class Grader:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from posttrain.errors import PosttrainError, first_line
-from posttrain.rewards.endpoint import key_header
+from posttrain.rewards.endpoint import Endpoint, key_header
 
 Embed = Callable[[list[str]], list[list[float]]]
 BATCH = 32
@@ -16,6 +16,20 @@ def open_embedder(
 ) -> Embed:
     """A function from texts to vectors: of `model` at the base URL `endpoint`, or of that folder or hub id."""
     return _served(model, endpoint, key_env, timeout) if endpoint else _local(model)
+
+
+def check_reachable(model: str, endpoint: str | None = None, key_env: str = "OPENAI_API_KEY") -> None:
+    """Raise `PosttrainError` where it is certain that no embeddings will come; no weights are loaded."""
+    if endpoint:
+        return Endpoint(model, endpoint, key_env).check_reachable()
+    from transformers import AutoConfig
+
+    from posttrain import hub
+
+    try:
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:
+        raise PosttrainError(f"embeddings={model}: {hub.cannot_load(error, model)}") from error
 
 
 def cosines(embed: Embed, pairs: list[tuple[str, str]]) -> list[float]:
@@ -36,7 +50,7 @@ def _cosine(first: list[float], second: list[float]) -> float:
 def _served(model: str, endpoint: str, key_env: str, timeout: float) -> Embed:
     import httpx2
 
-    url = f"{endpoint.rstrip('/')}/embeddings"
+    url = f"{endpoint.rstrip('/').removesuffix('/chat/completions')}/embeddings"
 
     def embed(texts: list[str]) -> list[list[float]]:
         headers = key_header(key_env)

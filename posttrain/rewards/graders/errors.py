@@ -2,9 +2,9 @@
 
 import difflib
 import json
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 
 class GraderErrors(Exception):
@@ -17,7 +17,9 @@ class GraderErrors(Exception):
 
 def validated(model: type[Any], raw: dict[str, Any], place: str) -> Any:
     try:
-        return model.model_validate_json(json.dumps(raw))  # as JSON: 1 is fine for a float
+        # Null is what is not set.
+        given = {name: value for name, value in raw.items() if value is not None or name not in model.model_fields}
+        return model.model_validate_json(json.dumps(given))  # as JSON: 1 is fine for a float
     except ValidationError as error:
         found: dict[str, str] = {}
         for one in error.errors():
@@ -35,13 +37,25 @@ def _explain(model: type[Any], error: Any) -> tuple[str, str]:
     if kind == "missing":
         return where, "required, and not there"
     if kind == "extra_forbidden":
-        known = [name for name in model.model_fields if name not in ("name", "type")]
+        known = [name for name in _model_at(model, steps[:-1]).model_fields if name not in ("name", "type")]
         return where, f"unknown here; {choose(str(error['loc'][-1]), tuple(known))}"
     if kind == "literal_error":
         allowed = tuple(part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ", ").split(","))
         return f"{where}={given}", choose(error["input"], allowed)
     shown = f"={given}" if len(given) < 60 else ""
     return f"{where}{shown}", error["msg"].lower().replace("input should be", "expected")
+
+
+def _model_at(model: type[Any], steps: list[Any]) -> type[Any]:
+    """The model of the object at `steps` within one of `model`."""
+    for step in steps:
+        inside = [model.model_fields[step].annotation] if step in model.model_fields else []
+        while inside:
+            one = inside.pop(0)
+            inside += get_args(one)
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                model, inside = one, []
+    return model
 
 
 def _is_type(step: str) -> bool:

@@ -18,8 +18,8 @@ _OPERATORS: dict[type, Any] = {
 _SIGNS: dict[type, Any] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 # name -> function and number of arguments, None for one or more
 _FUNCTIONS: dict[str, tuple[Any, int | None]] = {
-    "min": (min, None),
-    "max": (max, None),
+    "min": (lambda *scores: min(scores), None),
+    "max": (lambda *scores: max(scores), None),
     "abs": (abs, 1),
     "floor": (math.floor, 1),
     "ceil": (math.ceil, 1),
@@ -33,7 +33,7 @@ def parse(text: str, names: list[str]) -> ast.expr:
     """The formula's tree; raises `ValueError` for anything but numbers, `names`, + - * / ^, and known functions."""
     try:
         # ^ is the power of a formula, ** that of Python; no other operator here contains ^.
-        tree = ast.parse(text.strip().replace("^", "**"), mode="eval").body
+        tree = ast.parse(" ".join(text.replace("^", "**").split()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"is no formula ({getattr(error, 'msg', None) or error})") from None
     _check(tree, names)

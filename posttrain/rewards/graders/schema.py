@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,9 +89,9 @@ class Message(BaseModel):
 class Sampling(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     seed: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_completions_tokens: int | None = None
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    max_completions_tokens: int | None = Field(default=None, ge=1)
     reasoning_effort: str | None = None
 
 
@@ -176,6 +177,8 @@ def of_json(raw: Any) -> Node:
         tree = formula.parse(shape.calculate_output, list(inner))
     except ValueError as error:
         wrong.append((f'calculate_output="{shape.calculate_output}"', str(error)))
+        odd = [name for name in inner if not name.isidentifier() or keyword.iskeyword(name)]
+        wrong += [(f"graders.{name}", "a formula cannot name it; use letters, digits and _") for name in odd]
     if wrong:
         raise GraderErrors(wrong)
     return Multi(graders, tree)
@@ -233,10 +236,12 @@ def _meaning(node: Single) -> Iterator[tuple[str, str]]:
     elif isinstance(node, ScoreModel):
         if len(node.range) != 2 or node.range[0] >= node.range[1]:
             yield f"range={json.dumps(node.range)}", "expected two numbers, the lower one first"
-    elif isinstance(node, LabelModel) and (
-        other := [label for label in node.passing_labels if label not in node.labels]
-    ):
-        yield f"passing_labels={json.dumps(node.passing_labels)}", f"{other[0]} is not one of the labels"
+    elif isinstance(node, LabelModel):
+        if other := [label for label in node.passing_labels if label not in node.labels]:
+            yield f"passing_labels={json.dumps(node.passing_labels)}", f"{other[0]} is not one of the labels"
+        alike = [label.strip().casefold() for label in node.labels]
+        if "" in alike or len({*alike}) < len(alike):
+            yield f"labels={json.dumps(node.labels)}", "a label is blank, or differs from another in its case alone"
 
 
 def _source(source: str) -> Iterator[tuple[str, str]]:
@@ -246,7 +251,7 @@ def _source(source: str) -> Iterator[tuple[str, str]]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
-        yield "source", f"line {getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)}"
+        yield "source", f"line {getattr(error, 'lineno', None) or 1}: {getattr(error, 'msg', error)}"
         return
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     names += [
@@ -258,6 +263,17 @@ def _source(source: str) -> Iterator[tuple[str, str]]:
     ]
     if "grade" not in names:
         yield "source", "defines no function grade; write def grade(sample, item): and return a number"
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef) or node.name != "grade" or node.decorator_list:
+            continue
+        if not _takes_two(node.args):
+            yield "source", f"line {node.lineno}: grade is called with two values: write def grade(sample, item):"
+
+
+def _takes_two(given: ast.arguments) -> bool:
+    most = len(given.posonlyargs) + len(given.args)
+    least = most - len(given.defaults)
+    return least <= 2 and (most >= 2 or given.vararg is not None) and None not in given.kw_defaults
 
 
 def _failing(function: Callable[[str], Any], text: str) -> str | None:

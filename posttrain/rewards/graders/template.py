@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from posttrain.data.json_values import reject_constant
+
 _FIELD = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _STEP = re.compile(r"\.([\w-]+)|\[(\d+)\]|\[(?:'([^']*)'|\"([^\"]*)\")\]")
 SAMPLE = ("output_text", "output_json", "choices")
@@ -37,7 +39,7 @@ class Path:
                 found = found[step]
             except (KeyError, IndexError, TypeError):
                 raise MissingValue(self.of, self.text) from None
-        if found is None:
+        if found is None or found != found:  # NaN is no value
             raise MissingValue(self.of, self.text)
         return found
 
@@ -53,8 +55,11 @@ class Template:
         return [part for part in self.parts if isinstance(part, Path)]
 
     def render(self, row: dict[str, Any]) -> str:
-        """The text for a row: strings as they are, all else as JSON. Raises `MissingValue`."""
-        return "".join(part if isinstance(part, str) else _text(part.value(row)) for part in self.parts)
+        """The text for a row: strings as they are, all else as JSON. Raises `MissingValue`.
+
+        Whole numbers of the data are written without .0: beside 5.5, a column holds 12 as 12.0.
+        """
+        return "".join(part if isinstance(part, str) else _text(part.value(row), part.of) for part in self.parts)
 
 
 @lru_cache(maxsize=256)
@@ -95,11 +100,19 @@ def sample(text: str) -> dict[str, Any]:
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],
     }
     try:
-        found["output_json"] = json.loads(text)
+        found["output_json"] = json.loads(text, parse_constant=reject_constant)
     except (ValueError, RecursionError):
         found["output_json"] = None
     return found
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _text(value: Any, of: str) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(_whole(value) if of == "item" else value, ensure_ascii=False, default=str)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
