@@ -26,6 +26,8 @@ def near_path(path: str) -> str:
     folder = next((one for one in whole.parents if os.path.isdir(one)), None)  # False where it cannot be looked at
     if folder is None or os.path.exists(whole) or not os.access(folder, os.R_OK):
         return ""
+    if whole.is_symlink():
+        return f"; it is a link to {os.readlink(whole)}, which is missing"
     missing, *rest = whole.relative_to(folder).parts
     near = difflib.get_close_matches(missing, [one.name for one in folder.iterdir()], n=1)
     return f"; did you mean {folder.joinpath(near[0], *rest)}?" if near else f"; {folder.absolute()} has no {missing}"

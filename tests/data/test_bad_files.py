@@ -143,3 +143,9 @@ def test_a_history_in_a_cell_of_csv():
 def test_two_names_for_a_column_of_parquet(columns: dict[str, str]):
     Path("d.parquet").write_bytes(parquet(t=["a"]))
     assert load(DataConfig(path="d.parquet", eval_size=0, columns=columns), "sft").train["text"][:] == ["a"]
+
+
+def test_a_link_to_a_file_that_is_missing_is_named_with_it():
+    Path("d.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(PosttrainError, match=r"data\.path=d\.jsonl: .*; it is a link to gone\.jsonl, which is missing"):
+        load(DataConfig(path="d.jsonl", eval_size=0), "sft")
