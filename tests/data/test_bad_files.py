@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from posttrain.config.schema import DataConfig
+from posttrain.data import files
 from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
 
@@ -147,5 +148,4 @@ def test_two_names_for_a_column_of_parquet(columns: dict[str, str]):
 
 def test_a_link_to_a_file_that_is_missing_is_named_with_it():
     Path("d.jsonl").symlink_to("gone.jsonl")
-    with pytest.raises(PosttrainError, match=r"data\.path=d\.jsonl: .*; it is a link to gone\.jsonl, which is missing"):
-        load(DataConfig(path="d.jsonl", eval_size=0), "sft")
+    assert str(files.check("d.jsonl")).endswith("; it is a link to gone.jsonl, which is missing")
