@@ -172,7 +172,7 @@ def of_one(accuracy: float, pairs: int) -> tuple[float, float]:
 
 
 def estimate(found: Sequence[dict[str, Any]]) -> str:
-    """What the doctor says of each seed (once, if it is the same): a rate, a bound, or nothing, as `doctor.noise` does."""
+    """What the doctor says of the seeds, once if the same: a rate, a bound, or nothing, as `doctor.noise` does."""
     from posttrain.doctor.noise import ACCURACY, WEAK
 
     said = []

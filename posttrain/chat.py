@@ -103,6 +103,8 @@ def check(args: argparse.Namespace) -> None:
         errors.append(f"--top-p={args.top_p}: expected above 0, and at most 1")
     if args.max_new_tokens < 1:
         errors.append(f"--max-new-tokens={args.max_new_tokens}: expected at least 1")
+    if args.seed is not None and not 0 <= args.seed < 2**32:
+        errors.append(f"--seed={args.seed}: expected at least 0 and at most {2**32 - 1}")
     if errors:
         raise PosttrainError("\n".join(errors))
 

@@ -118,6 +118,8 @@ def check(args: argparse.Namespace, source: Source) -> None:
         errors.append(f"--max-kl={args.max_kl}: expected a number above 0")
     if source.run is None and not args.out:
         errors.append(f"--out: needed, since {args.run} is no run directory")
+    if args.out is not None and args.out.name in ("", ".."):
+        errors.append(f"--out={args.out}: expected a new folder, by its name")
     if args.private and not args.push_to_hub:
         errors.append("--private: only for --push-to-hub")
     if args.push_to_hub:
@@ -137,10 +139,9 @@ def check(args: argparse.Namespace, source: Source) -> None:
 
 def plain(source: Source, folder: Path) -> None:
     """Copy adapter or full weights into `folder`, with what is needed to use them; an equal export is left alone."""
-    from transformers import AutoTokenizer
-
     from posttrain.atomic_folder import atomic_folder, folder_lock
     from posttrain.models.merge import find_existing, identity, write_marker
+    from posttrain.models.weights import saved_tokenizer
     from posttrain.runs import export_card
 
     wanted = {"form": "adapter" if source.adapter else "full", **identity(source)}
@@ -154,7 +155,7 @@ def plain(source: Source, folder: Path) -> None:
                     shutil.copyfile(file, temporary / file.name)
             if source.adapter:
                 _adapter_config(source, temporary)
-            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
+            tokenizer = saved_tokenizer(source)
             tokenizer.save_pretrained(temporary)
             if not source.scores:
                 _generation_config(source, tokenizer, temporary)

@@ -11,6 +11,11 @@ from posttrain.config.trainers import Kind
 RESERVED_LORA = {
     "task_type": "it follows the trainer",
     "inference_mode": "it would train nothing",
+    "peft_type": "it is LORA",
+    "peft_version": "PEFT writes it",
+    "base_model_name_or_path": "set model.path",
+    "revision": "set model.revision",
+    "auto_mapping": "it follows the model",
     "runtime_config": "it is for loading, and no training reads it",
     "arrow_config": "it routes between adapters that are trained already",
 }

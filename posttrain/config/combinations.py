@@ -76,12 +76,10 @@ def packages(args: Mapping[str, Any], named: str | None = None) -> list[str]:
     ]
 
 
-def _precision(args: GivenOptions, kind: Kind, peft: PeftConfig) -> list[str]:
-    return [
-        f"{one}=true: {other}=true is set too; leave one of them out"
-        for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval"))
-        if args.get(one) is True and args.get(other) is True
-    ]
+def _precision(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+    for one, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
+        if args.get(one) is True and args.get(other) is True:
+            yield f"{one}=true: {other}=true is set too; leave one of them out"
 
 
 def _schedule(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
@@ -115,14 +113,16 @@ def _evaluation(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[st
 
 
 WORKER_OPTIONS = [f"dataloader_{name}" for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context")]
+ONE_PROCESS = "one process has no process group"
+BY_LENGTH = ("group_by_length", "batch_rebalance")  # these read a row's `input_ids`
 
 
-def _loading(args: GivenOptions, kind: Kind, peft: PeftConfig) -> list[str]:
-    given = [name for name in WORKER_OPTIONS if args.get(name) and not args.get("dataloader_num_workers")]
-    return [
-        f"{name}={args[name]}: only read with dataloader_num_workers above 0; leave it out, or set that"
-        for name in given
-    ]
+def _loading(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+    for name in WORKER_OPTIONS:
+        if args.get(name) and not args.get("dataloader_num_workers"):
+            yield f"{name}={args[name]}: only read with dataloader_num_workers above 0; leave it out, or set that"
+    if (order := args.get("train_sampling_strategy")) in BY_LENGTH and kind.reads not in ("text", "messages"):
+        yield f"train_sampling_strategy={order}: {kind.name}'s rows have no one length; leave it out"
 
 
 def _lengths(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
@@ -174,5 +174,6 @@ def _reference(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str
 def _parallel(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
     if args.get("fsdp_config") and not args.get("fsdp"):
         yield "fsdp_config: nothing reads it without fsdp; set trainer.args.fsdp=full_shard, or leave it out"
-    if (backend := args.get("ddp_backend")) and os.environ.get("WORLD_SIZE", "1") == "1":
-        yield f"ddp_backend={backend}: one process has no process group; leave it out, or start with accelerate launch"
+    for name in ("ddp_backend", "fsdp") if os.environ.get("WORLD_SIZE", "1") == "1" else ():
+        if args.get(name):
+            yield f"{name}={args[name]}: {ONE_PROCESS}; leave it out, or use accelerate launch"

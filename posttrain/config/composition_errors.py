@@ -42,6 +42,8 @@ def explain_hydra_error(error: BaseException) -> str | None:
             return f"{several[1]}: several values; add -m for a sweep, or write a list, KEY=[A,B]"
         if unknown := re.match(r"Could not override '([\w.]+)'\.$", first):
             return schema_errors.unknown_key(unknown[1])
+        if there := re.match(r"Could not append to config. An item is already at '(.*)'", first):
+            return f"{there[1]}: is there already; leave the + out"
         cause = f": {first_line(error.__cause__)}" if error.__cause__ else ""
         if "Got NoneType" in first or "Multiple values" in first:
             return f"{first}; a group is left out with '~GROUP', and chosen once with GROUP=OPTION"

@@ -26,6 +26,8 @@ from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight
 from posttrain.training.signals import ExitOnSignal
 
+FLAGS = ("-m", "--multirun", "--resolve")
+
 
 def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, ...] | None:
     """One run; Hydra calls this once, or once per job of a sweep. `errors` are those of the command line."""
@@ -72,7 +74,8 @@ def run(argv: list[str]) -> int:
             print_error(recipe[0])  # the other errors follow from the missing recipe
             return 1
     recipes.register(tuple(argv))
-    words = [word for word in argv if word not in unknown]
+    # argparse takes overrides in one stretch, so what would part them comes first.
+    words = sorted((word for word in argv if word not in unknown), key=lambda word: word not in FLAGS)
     multirun = bool({"-m", "--multirun"} & set(words))
     if multirun:
         from posttrain.jobs import sweep

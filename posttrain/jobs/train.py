@@ -96,6 +96,8 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
         if alarms.ended:
             trainer.accelerator.wait_for_everyone()
             raise PosttrainError(stop_message(alarms.record_stop()))
+        if not trainer.state.global_step:
+            raise PosttrainError("no step was made, since the rows that are left fill no batch; nothing is saved")
         _finish(run, plan, directory, trainer, tracker, started)
     finally:
         tracker.finish()

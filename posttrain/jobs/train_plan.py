@@ -77,7 +77,7 @@ def _steps(run: Run, plan: Plan) -> str:
     what = "prompt" if trainers.of(run.trainer.kind).samples_completions else "row"
     each = f", of {plan.rows_per_step} {what}{'s' if plan.rows_per_step > 1 else ''} each"
     if plan.steps_per_rollout > 1:
-        each = f": {plan.steps_per_rollout} on each rollout of {plan.rows_per_step} prompts"
+        each = f", {plan.steps_per_rollout} per rollout of {plan.rows_per_step} prompts"
     rate = run.trainer.args.get("learning_rate")
     return f"{plan.steps}{each}" + (f"; learning rate {rate:g}" if isinstance(rate, float) else "")
 
@@ -207,7 +207,12 @@ def prepare(run: Run, output_dir: Path) -> Plan:
 
         probe_texts = texts.load(run.probe, tokenizer, not isinstance(data.prompts[0]["prompt"], str))
     known_all = data.rows == len(lengths.sequence)
-    steps = schedule(run, (data.rows or 0) - (lengths.dropped(run) if known_all else 0))
+    rows, kind = (data.rows or 0) - (lengths.dropped(run) if known_all else 0), trainers.of(run.trainer.kind)
+    if rows and (run.trainer.args.get("dataloader_drop_last") or kind.samples_completions or kind.generations):
+        from posttrain.training import online
+
+        online.check_rows(run, rows)
+    steps = schedule(run, rows)
     prompts = shared_prompts.plan(run, known, precision.attn_implementation)
     notes = rendering.notes()
     if value_head.has_value_head(start.base):

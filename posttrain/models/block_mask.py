@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from torch.nn.attention.flex_attention import create_block_mask
+
 from posttrain.models.prompt_tree import Layout
 
 
 def block_mask(layout: Layout, window: int | None) -> Any:
     """The mask of FlexAttention, which skips blocks that are masked as a whole."""
-    from torch.nn.attention.flex_attention import createblock_mask
-
     group, branch, position = layout.group, layout.branch, layout.position
 
     def sees(b: Any, _head: Any, q: Any, k: Any) -> Any:
@@ -18,4 +18,4 @@ def block_mask(layout: Layout, window: int | None) -> Any:
             seen = seen & (position[b, q] - position[b, k] < window)
         return seen | (q == k)
 
-    return createblock_mask(sees, len(group), None, group.size(1), group.size(1), device=str(group.device))
+    return create_block_mask(sees, len(group), None, group.size(1), group.size(1), device=str(group.device))

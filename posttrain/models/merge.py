@@ -15,7 +15,7 @@ from posttrain.atomic_folder import atomic_folder, folder_lock
 from posttrain.console import console
 from posttrain.errors import PosttrainError
 from posttrain.models.drift import Drift, ReferenceOutputs, held_out
-from posttrain.models.weights import free_memory, load, load_base
+from posttrain.models.weights import free_memory, load, load_base, saved_tokenizer
 from posttrain.runs import export_card
 from posttrain.runs.identity import content, files_digest
 from posttrain.runs.lineage import Source
@@ -105,9 +105,7 @@ def find_existing(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None
 
 def _merge(source: Source, temporary: Path, dtype: str | None, prompts: list[Any], into: str, limit: float) -> Drift:
     """One model in memory at a time: first the reference's outputs, then the merged model's, read back from disk."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=False)
+    tokenizer = saved_tokenizer(source)
     reference = load(source)
     dtype = dtype or str(reference.dtype).removeprefix("torch.")
     reference_outputs = ReferenceOutputs(reference, tokenizer, prompts, source.scores)

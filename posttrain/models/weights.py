@@ -10,16 +10,27 @@ from posttrain.runs.lineage import Source
 
 def tokenizer(origin: Source) -> Any:
     """The tokenizer of the weights, with a token to pad with."""
-    from transformers import AutoTokenizer
-
-    found = AutoTokenizer.from_pretrained(
-        origin.tokenizer,
-        revision=None if origin.run else origin.revision,
-        trust_remote_code=origin.options.get("trust_remote_code", False),
-    )
+    found = saved_tokenizer(origin)
     if found.pad_token_id is None:
         found.pad_token = found.eos_token
     return found
+
+
+def saved_tokenizer(origin: Source) -> Any:
+    """The tokenizer of the weights; raises `PosttrainError` if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    from posttrain import hub
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            origin.tokenizer,
+            revision=None if origin.run else origin.revision,
+            trust_remote_code=origin.options.get("trust_remote_code", False),
+        )
+    except Exception as error:  # each kind of tokenizer has its own
+        why = hub.cannot_load(error, origin.tokenizer)
+        raise PosttrainError(f"RUN={origin.name}: its tokenizer {origin.tokenizer}: {why}") from error
 
 
 def check_model(origin: Source, key: str, scores: bool) -> int | None:
@@ -68,6 +79,7 @@ def load(origin: Source, device: str | None = None, dtype: str | None = None, sc
 def load_base(origin: Source, device: str | None = None, dtype: str | None = None, scores: bool | None = None) -> Any:
     """The weights under the adapter of `origin`, with its quantization; raises `PosttrainError` if they cannot load."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from posttrain import hub
@@ -90,7 +102,7 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
         auto, kwargs["num_labels"] = AutoModelForSequenceClassification, 1
     try:
         model = auto.from_pretrained(origin.base, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         of = "no such run or folder; as a hub id" if origin.base == origin.name else f"its base {origin.base}"
         of = "" if Path(origin.name).is_dir() and not origin.adapter else f"{of}: "
         raise PosttrainError(f"RUN={origin.name}: {of}{hub.cannot_load(error, origin.base)}") from error

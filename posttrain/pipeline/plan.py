@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from posttrain import __version__
-from posttrain.config import parse, paths_and_secrets
+from posttrain.config import combinations, parse, paths_and_secrets
 from posttrain.config.flat_settings import flatten
 from posttrain.config.schema import Origin, Run, TrackingConfig
 from posttrain.errors import PosttrainError, did_you_mean
@@ -226,6 +226,8 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
                     check_stage(own)
             except PosttrainError as error:
                 wrong = str(error).replace(f"{folder}{os.sep}", "").splitlines()
+                if stage.launch:  # which starts several
+                    wrong = [line for line in wrong if combinations.ONE_PROCESS not in line]
             if stage.recipe is None and any("required, and not set" in line for line in wrong):
                 others = [name for name in stages.stages if name != stage.name]
                 if hint := did_you_mean(stage.name, others):
@@ -279,7 +281,7 @@ def _unread(run: Run) -> list[str]:
     own = ("trainer", "model", "peft", "data", "reward", "probe", "alarms", "sample", "evaluate")
     changed = [key for key, value in given.items() if key.partition(".")[0] in own and plain.get(key) != value]
     return [
-        f"{key}={given[key]}: no stage reads it here; set common.{key}, or stages.NAME.{key}"
+        f"{key}={str(given[key]).removesuffix('.0')}: no stage reads it here; set common.{key}, or stages.NAME.{key}"
         for key in changed
         if given[key] not in ({}, None)
     ]

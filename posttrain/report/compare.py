@@ -187,6 +187,8 @@ def _reference(probed: list[Group], found: Found, wanted: str | None, result: Co
     of = {id(group): reference(group.runs[0], found) for group in probed}
     counts = Counter(key for key, _ in of.values())
     labels = dict(of.values())
+    if not counts and wanted is not None:
+        raise PosttrainError(f"--reference={wanted}: no run here measured a KL; leave it out")
     if not counts:
         return []
     if wanted is None:

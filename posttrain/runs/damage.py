@@ -20,7 +20,7 @@ def damage(folder: Path) -> str | None:
     try:
         if (folder / MANIFEST).is_file():
             return _against_manifest(folder) or _state(folder)
-        return _structure(folder) or _state(folder) or _loadable(folder)
+        return weights(folder) or _structure(folder) or _state(folder) or _loadable(folder)
     except OSError as error:
         return f"{error.strerror or error}"
 
@@ -67,11 +67,9 @@ def _state(folder: Path) -> str | None:
     return None
 
 
-def _structure(folder: Path) -> str | None:
-    """What a checkpoint without a list of files lacks: weights, optimizer, schedule or random states."""
-
-    def one_of(*patterns: str) -> str | None:
-        return None if any(any(folder.glob(p)) for p in patterns) else f"{patterns[0]} is missing"
+def weights(folder: Path) -> str | None:
+    """Why the safetensors in a folder cannot be loaded: a part is missing or cut short; `None` if they can."""
+    from safetensors import SafetensorError, safe_open
 
     for index in folder.glob("*.safetensors.index.json"):
         try:
@@ -80,6 +78,21 @@ def _structure(folder: Path) -> str | None:
             return f"{index.name} is damaged"
         if missing := sorted(name for name in shards if not (folder / name).is_file()):
             return f"{missing[0]} is missing"
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy"):  # reads the header, and compares it with the file's size
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{path.relative_to(folder)} is damaged: {error}"
+    return None
+
+
+def _structure(folder: Path) -> str | None:
+    """What a checkpoint without a list of files lacks: weights, optimizer, schedule or random states."""
+
+    def one_of(*patterns: str) -> str | None:
+        return None if any(any(folder.glob(p)) for p in patterns) else f"{patterns[0]} is missing"
+
     if not (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
         return "adapter_config.json is missing"
     return (
@@ -92,15 +105,8 @@ def _structure(folder: Path) -> str | None:
 
 def _loadable(folder: Path) -> str | None:
     import torch
-    from safetensors import SafetensorError, safe_open
     from transformers.trainer_pt_utils import safe_globals
 
-    for path in sorted(folder.rglob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            return f"{path.relative_to(folder)} is damaged: {error}"
     for path in (*folder.glob("*.pt"), *folder.glob("rng_state*.pth")):
         try:
             with safe_globals():

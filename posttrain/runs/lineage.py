@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError, near_path
+from posttrain.runs import damage
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.pretrained import check_trained, pretrained_path
 
@@ -61,6 +62,8 @@ def source(path: str, revision: str | None = None, key: str = "RUN") -> Source:
     whose base is not there any more.
     """
     folder = Path(os.path.expanduser(path))
+    if folder.is_file():
+        raise PosttrainError(f"{key}={path}: is a file; give the folder of a run or of a model")
     _no_pickle(folder, f"{key}={path}")
     if (folder / "run.json").is_file():
         return _of_run(RunDirectory(folder.absolute()), path, key)
@@ -116,6 +119,8 @@ def _of_run(run: RunDirectory, path: str, key: str) -> Source:
     weights = "adapter_model.safetensors" if record.get("adapter") is not None else "config.json"
     if not (run.model / weights).is_file():
         raise PosttrainError(f"{key}={path}: model/{weights} is missing; was the folder moved in part?")
+    if why := damage.weights(run.model):
+        raise PosttrainError(f"{key}={path}: model/{why}; restore it, or copy the folder again")
     if not {"path", "local", "revision", "commit", "dtype"} <= set(record.get("base") or ()):
         raise PosttrainError(f"{key}={path}: its run.json does not say what it was trained on; train it again")
     if record.get("adapter") is None:

@@ -48,11 +48,7 @@ def check(run: Run) -> list[str]:
             "reward.NAME.weight in its place"
         )
     group = args.get("num_generations", kind.generations)
-    factors = ["per_device_train_batch_size", "gradient_accumulation_steps"]
-    if kind.is_a("PPOTrainer"):
-        factors.append("num_mini_batches")
-    elif args.get("steps_per_generation"):
-        factors[1] = "steps_per_generation"
+    factors = _batch_factors(run)
     batch = args.get("generation_batch_size") or completions(args, factors)
     if batch and isinstance(batch, int) and isinstance(group, int) and group > 0 and batch % group:
         errors.append(
@@ -67,6 +63,37 @@ def check(run: Run) -> list[str]:
             f"groups of {group}; set a multiple of it, or num_generations_eval"
         )
     return [*errors, *_roles(run)] if kind.is_a("PPOTrainer") else errors
+
+
+def _batch_factors(run: Run) -> list[str]:
+    """The options whose product, times the number of processes, is the number of completions of a generation batch."""
+    factors = ["per_device_train_batch_size", "gradient_accumulation_steps"]
+    if trainers.is_ppo(run):
+        factors.append("num_mini_batches")
+    elif run.trainer.args.get("steps_per_generation"):
+        factors[1] = "steps_per_generation"
+    return factors
+
+
+def check_rows(run: Run, rows: int) -> None:
+    """Raise `PosttrainError` where all rows do not fill one batch: the trainer drops it, and would train nothing."""
+    args, kind = run.trainer.args, trainers.of(run.trainer.kind)
+    if kind.has("generation_batch_size") or kind.is_a("DistillationTrainer"):
+        factors, fix = _batch_factors(run), "lower it, or add rows"
+        needed = (args.get("generation_batch_size") or completions(args, factors)) // (
+            args.get("num_generations") or kind.generations or 1
+        )
+    elif args.get("dataloader_drop_last"):
+        factors, fix = ["per_device_train_batch_size"], "lower it, add rows, or set dataloader_drop_last=false"
+        needed = completions(args, factors)
+    else:
+        return
+    if rows < needed:
+        option = "generation_batch_size" if args.get("generation_batch_size") else factors[0]
+        raise PosttrainError(
+            f"trainer.args.{option}: a batch takes {needed} rows and there are {rows}; an incomplete batch is dropped, "
+            f"so that nothing would be trained; {fix}"
+        )
 
 
 def _rewards_itself(environment: str) -> bool:

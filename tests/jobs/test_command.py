@@ -130,6 +130,8 @@ def test_cfg_job_shows_the_composed_config(cli):
             ["+recipe=grpo_smollm2", "reward.mine.functon=x"],
             ["reward.mine.functon: unknown key; did you mean function?"],
         ),
+        (["+recipe=dpo_smollm2", "+trainer.args.beta=1"], ["trainer.args.beta: is there already; leave the + out\n"]),
+        (["+recipe=dpo_smollm2", "-m", "trainer.args.beta=-1,-2"], ["trainer.args.beta=-1: expected above 0"]),
         (["+recipe=grpo_smollm2", "reward.abstention.args.colum=x"], ["reward.abstention.args.colum"]),
     ],
 )

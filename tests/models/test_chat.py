@@ -218,6 +218,8 @@ def test_a_run_that_is_not_there_is_looked_for_among_its_neighbours(runs, capsys
     [
         (("./nowhere",), "RUN=./nowhere: no such run or folder"),
         (("outputs/nowhere",), "RUN=outputs/nowhere: no such run or folder; as a hub id: not in the local cache"),
+        (("a", "--seed", "-1"), "--seed=-1: expected at least 0 and at most 4294967295"),
+        ((__file__,), f"RUN={__file__}: is a file; give the folder of a run or of a model"),
         (("embedded:nope",), "RUN=embedded:nope: choose from embedded:smollm2, embedded:tiny"),
         (
             ("a", "b", "c", "--top-p", "2", "--temperature", "-1"),

@@ -1,5 +1,6 @@
 """Exports load in plain Transformers and PEFT and are what was trained; a merge that is not is refused."""
 
+import io
 import json
 import os
 import re
@@ -315,6 +316,30 @@ def test_nothing_is_overwritten_and_nothing_done_twice(run, capsys):
     assert [p.name for p in Path("mine").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize(
+    ("file", "keep", "said"),
+    [
+        ("model.safetensors", 200, "model/model.safetensors is damaged: "),
+        ("model.safetensors", -1, "model/model.safetensors is damaged: "),
+        ("tokenizer.json", 0, "its tokenizer "),
+    ],
+)
+def test_a_damaged_run_is_refused_by_export_and_chat(run, file, keep, said, monkeypatch, capsys):
+    from posttrain import chat
+
+    path = run("full")
+    whole = (path / "model" / file).read_bytes()
+    (path / "model" / file).write_bytes(whole[:keep])
+    monkeypatch.setattr("sys.stdin", io.StringIO("2?"))
+    for start, words in ((main, ["--out", "out"]), (chat.main, [])):
+        capsys.readouterr()
+        assert start([str(path), *words]) == 1
+        said_of_it = capsys.readouterr().err
+        assert f"RUN={path}: {said}" in said_of_it
+        assert "Traceback" not in said_of_it
+    assert not Path("out").exists()
+
+
 def test_an_export_does_not_change_what_is_trained_from_the_run(run):
     from posttrain.runs.identity import digest
 
@@ -342,6 +367,9 @@ def test_bad_input_is_said_in_a_line(run, monkeypatch, capsys):
     assert "--into: the base was not quantized" in said
     assert "--push-to-hub=a/b/c: " in said
     assert "hf auth login" in said
+    for folder in ("", ".", ".."):
+        assert main([str(path), "--out", folder]) == 1
+        assert "expected a new folder, by its name\n" in capsys.readouterr().err
     record = json.loads((path / "run.json").read_text()) | {"status": "running", "command": "posttrain x"}
     (path / "run.json").write_text(json.dumps(record))
     assert main([str(path)]) == 1

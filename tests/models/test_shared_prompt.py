@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPTNeoConfig
 
-from posttrain.models import prompt_tree, shared_prompt, shared_within
+from posttrain.models import block_mask, prompt_tree, shared_prompt, shared_within
 from posttrain.models.prompt_tree import Row
 from tests.helpers.tiny_models import VOCABULARY, tiny
 
@@ -184,6 +184,19 @@ def test_a_mask_hides_one_answer_from_the_other():
     narrow = layout.attention_mask(window=2)[0, 0]
     assert not narrow[at[3], at[7]]
     assert narrow[at[3], at[8]]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_mask_of_flex_attention_is_the_same(window):
+    ids = torch.tensor([[7, 8, 1, 2, 4], [7, 8, 3, 0, 0], [5, 6, 9, 1, 0], [5, 6, 2, 2, 2]])
+    rows = [Row(row[: len(row) - row.count(0)], 0, 0) for row in ids.tolist()]
+    layout = prompt_tree.arrange(ids, rows, hidden=64)
+    assert layout is not None
+    mask = block_mask.block_mask(layout, window)
+    places = torch.arange(layout.group.size(1))
+    at = [[[mask.mask_mod(torch.tensor(b), torch.tensor(0), q, k) for k in places] for q in places]
+          for b in range(len(layout.group))]  # fmt: skip
+    assert torch.equal(torch.tensor(at), layout.attention_mask(window)[:, 0])
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma2"])

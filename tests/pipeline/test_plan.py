@@ -592,6 +592,12 @@ def test_a_launcher_stands_in_front(stand):
     assert record()["stages"]["sft"]["command"].startswith("accelerate launch --num_processes 2 -m posttrain ")
 
 
+def test_a_launcher_starts_the_processes_that_an_option_needs():
+    own = {"recipe": "sft_smollm2", "trainer": {"args": {"ddp_backend": "gloo"}}}
+    assert "one process has no process group" in message({"a": own})
+    command({"a": {**own, "launch": ["accelerate", "launch"]}})
+
+
 HOLD = """
 import sys, time
 from filelock import FileLock

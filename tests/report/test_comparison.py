@@ -202,6 +202,9 @@ def test_only_kl_to_the_same_reference_is_compared(tmp_path, capsys):
     assert groups(other)["grpo beta=0.3"]["on_front"]
     assert main([str(outputs), "--reference", "sft-9"]) == 1
     assert "--reference=sft-9: no KL is to that; there are" in capsys.readouterr().err
+    write_run(tmp_path / "other" / "sft-0", "sft", [], parent=None)
+    assert main([str(tmp_path / "other"), "--reference", "sft-9"]) == 1
+    assert "--reference=sft-9: no run here measured a KL; leave it out" in capsys.readouterr().err
 
 
 def test_best_of_n_of_the_start_is_on_the_same_axes(tmp_path, capsys):

@@ -1,9 +1,14 @@
 """Settings that a library takes without a word, or refuses when weights are loaded: the plan says it before."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
+from posttrain.data.embedded.tiny import tiny_model
 from posttrain.errors import PosttrainError
 from posttrain.jobs import preflight, train_plan
+from posttrain.training import online
 from tests.helpers.runs import SMALL, compose
 
 LORA = ("+recipe=sft_smollm2", "peft=lora")
@@ -63,6 +68,19 @@ REFUSED = [
         ("trainer=grpo", "reward=length", "+trainer.args.generation_batch_size=auto"),
         r"generation_batch_size='auto': expected",
     ),
+    # Incomplete batches are dropped.
+    (
+        ("trainer=sft", "trainer.args.per_device_train_batch_size=60", "+trainer.args.dataloader_drop_last=true"),
+        r"^trainer\.args\.per_device_train_batch_size: a batch takes 60 rows and there are \d+; .*nothing would be",
+    ),
+    (
+        ("trainer=grpo", "reward=length", "trainer.args.num_generations=2", "+trainer.args.steps_per_generation=50"),
+        r"^trainer\.args\.per_device_train_batch_size: a batch takes 200 rows and there are",
+    ),
+    (
+        ("trainer=rloo", "reward=length", "+trainer.args.generation_batch_size=800"),
+        r"^trainer\.args\.generation_batch_size: a batch takes 200 rows",
+    ),
     ((*VALUE, "+peft.value={target_modules: [nope_proj]}"), r"peft\.value\.target_modules=nope_proj: no such module"),
     ((*VALUE, "+peft.value={target_modules: nope_.*}"), r"peft\.value: .*nope_"),
 ]
@@ -81,6 +99,14 @@ def test_before_weights_load(overrides, why, tmp_path, pairs):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]
 
 
+def test_weights_that_are_cut_short(tmp_path, pairs):
+    model = shutil.copytree(tiny_model(), tmp_path / "model")
+    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:200])
+    run, _ = compose(*SMALL, "+recipe=sft_smollm2", f"model.path={model}")
+    with pytest.raises(PosttrainError, match=r"model\.safetensors: is damaged \(.*copy the folder again"):
+        train_plan.prepare(run, tmp_path / "outputs")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -94,3 +120,16 @@ def test_what_the_libraries_take_is_taken(overrides, tmp_path, pairs):
     run, _ = compose(*SMALL, *overrides)
     preflight.check(run)
     assert train_plan.prepare(run, tmp_path / "outputs").parameters[1] > 0
+
+
+def test_a_training_without_a_step_saves_nothing(train, monkeypatch):
+    """Where the plan cannot know it, as with a stream."""
+    monkeypatch.setattr(online, "check_rows", lambda *args: None)
+    dropped = (
+        "trainer.args.per_device_train_batch_size=64",
+        "trainer.args.dataloader_drop_last=true",
+        "trainer.args.max_steps=2",
+    )
+    with pytest.raises(PosttrainError, match="no step was made"):
+        train("+recipe=sft_smollm2", *dropped)
+    assert not list(Path("outputs").glob("*/model"))
