@@ -49,9 +49,9 @@ def page(session: Session) -> str:
 {"item" if several == 1 else "items"} with two or more votes</p>
 <p>1 is full agreement, 0 what chance would give; below 0.67 few conclusions hold. Of {len(session.items)} items
 {known} {"has" if known == 1 else "have"} a vote.</p>
-<h2>Each two of them</h2>
+<h2>Two people at a time</h2>
 {_table(PAIRS, pairs) if pairs else "<p>Nobody shares an item yet.</p>"}
-<h2>Each of them</h2>
+<h2>Each person</h2>
 {_table(PEOPLE, people)}
 <p class="note">First place: the share of choices that fell on the completion shown first; near 0.5 for two completions
 where the place does not matter. As the data: the share of choices that the data's own labels or scores would make.

@@ -216,7 +216,7 @@ class SampleConfig:
     )
     split: str = _setting("train", "rows to take prompts from: train or eval")
     prompts: int | None = _setting(None, "prompts at most; null: all")
-    temperature: float = _setting(1.0, "0 is greedy")
+    temperature: float = _setting(1.0, "above 0; 1 is the model's own distribution")
     top_p: float = _setting(1.0, "nucleus sampling")
     max_new_tokens: int = _setting(64, "tokens of a completion")
     batch_size: int = _setting(32, "completions at a time")

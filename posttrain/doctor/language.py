@@ -34,7 +34,7 @@ def check_languages(texts: Texts, settings: DoctorConfig) -> Finding:
     main = counts.most_common(1)[0][0] if counts else ""
     others = [index for index, language in known.items() if language != main]
     listed = ", ".join(f"{name} {count / len(known):.1%}" for name, count in counts.most_common(5))
-    sampled = f"{len(known):,} sampled rows whose language is plain"
+    sampled = f"{len(known):,} sampled row{'' if len(known) == 1 else 's'} whose language is plain"
     # The lower end of the interval, since a detector may be wrong on a row or two.
     low = wilson(len(others), len(known))[0] if known else 0.0
     return finding(

@@ -57,9 +57,11 @@ def _tokens(tokenized: Tokenized) -> Finding:
     return finding(
         "tokens",
         "info",
-        f"{tokenized.rows:,} rows, {about}{total:,.0f} tokens; a row's longest sequence has "
-        + ", ".join(f"{mark[1:]}%: {value:.0f}" for mark, value in marks.items())
-        + f", longest {longest:,}{tokenized.where}",
+        f"{tokenized.rows:,} rows, {about}{total:,.0f} tokens; the longest sequence of "
+        + ", ".join(f"{mark[1:]}%" for mark in marks)
+        + " of the rows has at most "
+        + ", ".join(f"{value:,.0f}" for value in marks.values())
+        + f"; longest {longest:,}{tokenized.where}",
         {"rows": tokenized.rows, "tokens": total, "trained_share": trained / every, "longest": longest, **marks},
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import Origin, Run
-from posttrain.console import quiet_libraries, show_status
+from posttrain.console import print_plain, quiet_libraries, show_status
 from posttrain.jobs.evaluate_plan import Candidate, Measurements, Plan, prepare
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.lineage import Source
@@ -68,6 +68,8 @@ def _measure_model(run: Run, plan: Plan, candidate: Candidate) -> Measurements:
     from posttrain.training.counters import Counter
 
     measured = Measurements()
+    if len(plan.candidates) > 1:
+        print_plain(f"measure  {candidate.source.name}")
     if trainers.of(run.trainer.kind).scores:
         measured.scores, measured.lengths = _reward_scores(candidate, plan.rows)
         weights.free_memory()

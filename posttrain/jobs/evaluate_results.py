@@ -19,7 +19,7 @@ from posttrain.probe import heldout
 from posttrain.probe.intervals import Metric, difference, interval, mean
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.durable import write_atomic
-from posttrain.runs.metrics import title
+from posttrain.runs.metrics import format_number, title
 
 if TYPE_CHECKING:
     from posttrain.rewards.calibration import Calibration
@@ -239,5 +239,5 @@ def _cell(record: dict[str, Any], name: str) -> str:
     if name not in record["metrics"]:
         return ""
     ends = record["intervals"].get(name)
-    figure = f"{record['metrics'][name]:.3f}"
-    return escape(figure + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
+    figure = format_number(record["metrics"][name])
+    return escape(figure + (f" [{format_number(ends[0])}, {format_number(ends[1])}]" if ends else ""))

@@ -18,6 +18,7 @@ from posttrain.console import console, print_facts, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.jobs import selection
 from posttrain.runs.directory import RunDirectory
+from posttrain.runs.metrics import format_number, title
 from posttrain.runs.next_command import training_command
 
 if TYPE_CHECKING:
@@ -118,9 +119,12 @@ def _nothing(run: Run, completions: list[list[Completion]]) -> str:
         return "no reward applies to any completion; see which rows the reward functions return None for"
     if run.sample.select == "threshold":
         return f"no score reaches sample.threshold={run.sample.threshold:g}, the highest is {max(scores):g}; lower it"
+    more = "raise sample.n or sample.temperature"
+    if not run.sample.margin:
+        return f"no prompt has two completions with different scores; {more}"
     return (
         f"no prompt has two different completions with scores at least sample.margin={run.sample.margin:g} apart; "
-        "lower it, or raise sample.n or sample.temperature"
+        f"lower it, or {more}"
     )
 
 
@@ -179,7 +183,7 @@ def write_card(
         f"\n- Reward `{name}`: `{entry.function or entry.model or entry.grader}`, weight {entry.weight:g}"
         for name, entry in run.reward.items()
     )
-    table = "\n".join(f"| {TITLES.get(name, name)} | {value:.4g} |" for name, value in figures.items())
+    table = "\n".join(f"| {' | '.join(_figure(name, value))} |" for name, value in figures.items())
     text = f"""---
 {card.to_yaml()}
 ---
@@ -226,9 +230,15 @@ def _rule(run: Run) -> str:
         "best": f"the best of {settings.n} of each prompt",
         "top": f"the highest {settings.fraction:.4g} of all scores",
         "threshold": f"scores of at least {settings.threshold}",
-        "pairs": f"the best and the worst of each prompt, at least {settings.margin:g} apart",
+        "pairs": "the best and the worst of each prompt, "
+        + (f"at least {settings.margin:g} apart" if settings.margin else "if their scores differ"),
     }[settings.select]
     return rule + ("" if settings.unfinished else "; none that is empty or cut off")
+
+
+def _figure(name: str, value: float) -> tuple[str, str]:
+    """A figure's title, and its value; counts have no decimals."""
+    return TITLES.get(name) or title(name), f"{value:,}" if isinstance(value, int) else format_number(value)
 
 
 def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
@@ -240,7 +250,7 @@ def show_plan(run: Run, plan: Plan, directory: RunDirectory) -> None:
             "run": f"sample, {settings.n} completions of up to {settings.max_new_tokens} tokens for each prompt",
             "model": plan.source.name,
             "prompts": f"{plan.data['path']}, {settings.split}: {len(plan.prompts)} of about {mean:.0f} tokens, in "
-            f"{len(plan.batches)} batches",
+            f"{len(plan.batches)} batch{'es' if len(plan.batches) > 1 else ''}",
             "rewards": ", ".join(run.reward) or "none: completions are not scored",
             "kept": _rule(run),
             "directory": str(directory.path),
@@ -255,7 +265,7 @@ def show(directory: RunDirectory) -> None:
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name in sorted(record["metrics"], key=lambda name: ([*TITLES, name].index(name), name)):
-        table.add_row(escape(TITLES.get(name, name)), f"{record['metrics'][name]:.4g}")
+        table.add_row(*map(escape, _figure(name, record["metrics"][name])))
     console.print(table)
     kind = "dpo" if record["sample"]["select"] == "pairs" else "sft"
     command = training_command(kind, record["model"]["path"], record["recipe"], str(directory.path))

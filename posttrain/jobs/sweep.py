@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from posttrain.config import data_override
 from posttrain.config.parse import origin, parse
 from posttrain.config.schema import Origin
-from posttrain.console import print_error
+from posttrain.console import print_error, print_plain
 from posttrain.errors import PosttrainError, first_line
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
@@ -33,6 +33,7 @@ class Record(Callback):
         job = origin(config.hydra)
         if job.sweep_dir is not None:
             _append(job.sweep_dir / "started.jsonl", {"command": job.command})
+            print_plain(f"\njob {config.hydra.job.num + 1}    {job.command}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         job = origin(config.hydra)

@@ -69,7 +69,8 @@ class Cost:
     def describe(self, config: ProbeConfig, step: int) -> str:
         """The cost as a sentence, with the fix if it exceeds `MAX_SHARE`."""
         measured = f"{self.times} measurement{'s' if self.times > 1 else ''}"
-        text = f"{measured} took {self.seconds:.0f} s, {self.share:.1%} of the training time"
+        seconds = f"{self.seconds:.{0 if self.seconds >= 10 else 1}f} s"
+        text = f"{measured} took {seconds}, {self.share:.1%} of the training time"
         if self.share <= MAX_SHARE or self.trained < LONG_RUN_SECONDS:
             return text
         return f"{text}; {self._fix(config, self.trained, step - self.first)}"

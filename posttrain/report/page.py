@@ -48,7 +48,7 @@ PICTURES = {
 def render(c: Comparison, figures: dict[str, Figure]) -> str:
     """The page; every text in it is escaped, and its policy allows only its own script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
     of_method = {group.method: group.method for group in c.groups}
@@ -58,7 +58,8 @@ def render(c: Comparison, figures: dict[str, Figure]) -> str:
         script=script,
         # The policy names the script by its digest, so no other script can run, even if escaping failed.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        breakable=Markup(".<wbr>"),
+        # At the parts of a setting's name, and never within a number.
+        breakable=lambda text: Markup(re.sub("(?<=[._=])(?=[A-Za-z])", "<wbr>", str(escape(text)))),
         methods=list(of_method),
         colours={group.method: style.style(group)[0] for group in c.groups},
         pictures=[

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NAMED, MOST_NAMED = 8, 24
 # Most panels of over-optimisation and of failure modes.
 MOST_REWARDS, MOST_MODES = 4, 18
+# Inches of a legend's entry that names a group.
+LEGEND = 3.4
 # Training panels -> metrics of the same unit; of several that a run logged, the one with most points is shown.
 TRAINING = {
     "training loss": ("loss",),
@@ -187,7 +189,7 @@ def training(c: Comparison) -> Figure | None:
         axis.set_title(heading, fontsize=9)
         axis.set_xlabel("optimizer step", fontsize=8)
         whole_steps(axis)
-    style.legend(figure, style.lines(c.groups), width=2.6)
+    style.legend(figure, style.lines(c.groups), width=LEGEND)
     return figure
 
 

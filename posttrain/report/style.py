@@ -73,7 +73,10 @@ def panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 def legend(figure: Figure, entries: Sequence[Line2D], width: float = 1.25) -> None:
     """One legend below all panels, in columns of `width` inches."""
     columns = max(min(int(figure.get_figwidth() // width), len(entries)), 1)
-    figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    # Long enough for a dash pattern around its marker.
+    length = 4 if any(one.get_linestyle() in DASHES[1:] for one in entries) else 2
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8, "handlelength": length}
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, **look)
 
 
 def entry(label: str, color: str = "#444444", **look: Any) -> Line2D:

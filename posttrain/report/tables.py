@@ -55,7 +55,9 @@ def held_out(c: Comparison) -> list[list[str]]:
     """The metrics of each run on its held-out rows."""
     found = [["run", "rows", *map(title, c.held_out)]]
     for group in c.groups:
-        means = [group.mean(metric) for metric in c.held_out]
+        # Beside a reward the loss is a surrogate, which compares with nothing.
+        surrogate = group.mean("eval_reward") is not None
+        means = [None if surrogate and metric == "eval_loss" else group.mean(metric) for metric in c.held_out]
         if any(means):
             counts = dict.fromkeys(str(run.held_out_rows or "") for run in group.counted)
             found.append([group.label, ", ".join(counts), *("" if mean is None else str(mean) for mean in means)])

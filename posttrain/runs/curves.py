@@ -86,6 +86,7 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("optimizer step", fontsize=8)
         axis.tick_params(labelsize=8)
+        axis.yaxis.offsetText.set_fontsize(7)
         axis.grid(alpha=0.25)
         axis.margins(y=0.12)
         axis.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
@@ -132,7 +133,9 @@ def _line(axis: Any, key: str, points: Sequence[tuple[float, float]], label: str
     held_out = key.startswith(HELD_OUT)
     if held_out or len(values) < 20:
         joined = len(values) >= LINE_FROM
-        axis.plot(steps, values, marker="o", ls=(":" if held_out else "-") if joined else "", ms=5, lw=1.2, label=label)
+        # Smaller than those before them, so that points at the same place are all seen.
+        look = {"ls": (":" if held_out else "-") if joined else "", "ms": max(6 - 1.2 * len(axis.lines), 2), "lw": 1.2}
+        axis.plot(steps, values, marker="o", label=label, **look)
         return
     (line,) = axis.plot(steps, smooth(values), lw=1.6, label=label)
     axis.plot(steps, values, lw=0.8, alpha=0.3, color=line.get_color())

@@ -145,7 +145,9 @@ def stderr_metric(metric: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """A number of a table or a sentence: three decimals, fewer for large numbers."""
-    if value == 0 or 0.001 <= abs(value) < 1000:
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return f"{value:.3g}"
+    """A number of a table or a sentence: three decimals, none from 1,000 on; rounding errors are 0.000."""
+    if abs(value) < 0.001:
+        return f"{value:.4f}" if abs(value) >= 0.0001 else "0.000"
+    if 1000 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:.{3 if abs(value) < 10 else 1}f}"

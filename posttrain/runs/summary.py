@@ -61,10 +61,11 @@ def _short_path(path: Path) -> str:
 
 def before_after(directory: RunDirectory) -> Table:
     """The held-out metrics at the first and at the last measurement."""
-    table = Table(title=f"{directory.name}: held out, before and after", title_justify="left")
-    table.add_column("metric")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    for row in before_and_after(directory.metrics):
-        table.add_row(*row)
+    rows = before_and_after(directory.metrics)
+    measured = any(before for _, before, _ in rows)
+    table = Table(title=f"{directory.name}: held out, {'before and ' if measured else ''}after", title_justify="left")
+    for name in ("metric", *(["before"] if measured else []), "after"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for title, before, after in rows:
+        table.add_row(title, *([before] if measured else []), after)
     return table

@@ -152,6 +152,8 @@ def describe_prepared(name: str, given: Any, prepared: Any, args: Any) -> str | 
     limit = getattr(args, "max_length", None)
     if not limit or getattr(args, "packing", False) or not hasattr(given, "num_rows") or prepared is None:
         return None
+    if name == "training" and not len(prepared):
+        raise PosttrainError(f"trainer.args.max_length={limit}: it leaves nothing to learn in any row; raise it")
     whole, cut = _cut(given, prepared, limit)
     dropped = len(given) - len(prepared)
     if not (dropped or cut):

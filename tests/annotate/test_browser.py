@@ -238,6 +238,7 @@ def test_readable_on_a_phone(browser, serving):
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
         assert box["y"] + box["height"] <= 844, "in reach without scrolling"
+    assert not page.locator("#keys").is_visible(), "a phone has no keys"
     page.locator("#choices button").nth(1).tap()
     counted(page, 1)
     assert next(iter(session.answers.standing.values()))["place"] == 1

@@ -70,6 +70,15 @@ def test_conversations_of_which_nothing_would_be_left(train):
         train("trainer=sft", f"data.path={path}", *ROOMY, "trainer.args.max_length=8", "dry_run=true")
 
 
+def test_rows_that_are_all_dropped_by_the_trainer_alone(train):
+    """The plan counts a prompt without the header of its answer, so it expects a token of the answer to be left."""
+    row = chat("q " * 60, "a")["messages"]
+    path = write({"prompt": row[:1], "completion": row[1:]})
+    train("trainer=sft", f"data.path={path}", *ROOMY, "trainer.args.max_length=212", "dry_run=true")
+    with pytest.raises(PosttrainError, match="max_length=212: it leaves nothing to learn in any row; raise it"):
+        train("trainer=sft", f"data.path={path}", *ROOMY, "trainer.args.max_length=212")
+
+
 def test_rows_that_are_read_skipped_held_out_and_trained_on(train, capsys):
     rows = [pair(f"{n}?", note=n) for n in range(9)] + [{"prompt": 3}]
     train("trainer=dpo", f"data.path={write(*rows)}", "dry_run=true", "data.on_error=skip", "data.eval_size=2")

@@ -98,6 +98,7 @@ def test_cfg_job_shows_the_composed_config(cli):
         (["+recipe=dpo_smollm2", "peft.lora=[1]"], ["peft.lora=[1]: expected settings, {KEY: VALUE}"]),
         (["+recipe=dpo_smollm2", "name=${a}", "data.path=${b}"], ["name=${a}: Interp", "data.path=${b}: Interp"]),
         (["+recipe=sft_dpo_smollm2", "model=tiny"], ["model.path=embedded:tiny: no stage reads it here; set common."]),
+        (["+recipe=sft_dpo_smollm2", "data.eval_size=4"], ["data.eval_size=4: no stage reads it here"]),
         (["+recipe=sft_dpo_smollm2", "objective=dpo.eval_acc"], ["objective=dpo.eval_acc: dpo logs no such metric"]),
         (["+recipe=sft_dpo_smollm2", "stages.dpo.output_dir=x"], ["stages.dpo.output_dir: set output_dir; the runs"]),
         (["+recipe=sft_dpo_smollm2", "+common.name=x"], ["common.name: a stage is named by its key"]),

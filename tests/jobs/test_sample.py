@@ -188,6 +188,7 @@ def test_a_finished_one_is_shown_again(train, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "is finished" in out
     assert "mean score of the best of n" in out
+    assert "reward: " in out
 
 
 def test_it_samples_from_a_finished_run_and_its_seed(train):
@@ -298,6 +299,7 @@ def test_answers_that_were_cut_off_are_left_out(train, monkeypatch):
     [
         (("sample.select=threshold", "sample.threshold=7"), "no score reaches sample.threshold=7, the highest is"),
         (("sample.select=pairs", "sample.margin=3"), "no prompt has two different completions"),
+        (("sample.select=pairs", "sample.temperature=1e-4"), "different scores; raise sample.n or sample.temperature$"),
     ],
 )
 def test_nothing_selected_is_an_error_and_keeps_what_was_drawn(train, options, said):

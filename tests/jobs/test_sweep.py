@@ -17,6 +17,9 @@ def test_a_sweep_trains_each_job_and_names_the_one_that_failed(cli, tmp_path):
     )
     assert done.returncode == 1
     assert "2 of 3 jobs finished" in done.stderr
+    begun = [line.split(" ", 2)[1:] for line in done.stdout.splitlines() if line.startswith("job ")]
+    assert [number for number, _ in begun] == ["1", "2", "3"]
+    assert "trainer.args.max_length=256" in begun[2][1]
     (failed,) = [line for line in done.stderr.splitlines() if line.startswith("failed ")]
     assert failed.split()[1:3] == ["posttrain", "+recipe=dpo_smollm2"]
     assert "trainer.args.max_length=999999" in failed

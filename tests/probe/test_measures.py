@@ -181,7 +181,7 @@ def test_the_cost_is_a_share_of_the_time_without_it(long):
     cost.add(0.25, 5)
     assert cost.add(0.25, 10)["probe/share"] == pytest.approx(0.1, abs=1e-3)
     said = cost.describe(ProbeConfig(every=5), 10)
-    assert said.startswith("3 measurements took 1 s, 10.0% of the training time; fewer probe.prompts or a smaller")
+    assert said.startswith("3 measurements took 1.0 s, 10.0% of the training time; fewer probe.prompts or a smaller")
     cost.began -= 1000
     assert cost.describe(ProbeConfig(every=5), 10).endswith("of the training time")
 

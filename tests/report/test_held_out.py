@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from posttrain.report import maths, page
+from posttrain.report import maths, page, tables
 from posttrain.report.__main__ import main
 from posttrain.report.compare import compare
 from posttrain.report.runs import find
@@ -128,3 +128,11 @@ def test_changes_are_words_and_what_shares_little_is_new():
     assert pieces == [("same", "The "), ("gone", "cat "), ("new", "dog "), ("same", "sat on the mat.")]
     assert page.changes("one two three four", "quite another answer here") == [("new", "quite another answer here")]
     assert "".join(text for kind, text in page.changes("a b  c", "a  b c d") if kind != "gone") == "a  b c d"
+
+
+def test_a_loss_beside_a_reward_is_left_out(tmp_path):
+    write_held_out(tmp_path / "a", "dpo", dpo(0.8))
+    write_held_out(tmp_path / "b", "grpo", {"eval_loss": (0.0, 0.01), "eval_reward": (0.1, 0.7)})
+    head, *lines = tables.held_out(compare(find([tmp_path]), None, [], None))
+    assert {line[0]: line[head.index("held-out loss")] for line in lines}.get("grpo", "") == ""
+    assert any("0.600" in line for line in lines), "that of DPO stays"

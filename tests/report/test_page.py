@@ -5,8 +5,11 @@ import re
 
 import pytest
 
+from posttrain.report import plots, style
 from posttrain.report.__main__ import main
-from tests.helpers.report_runs import HOSTILE, write_all, write_held_out
+from posttrain.report.compare import compare
+from posttrain.report.runs import find
+from tests.helpers.report_runs import HOSTILE, write_all, write_held_out, write_run
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +112,26 @@ def test_the_file_holds_everything_and_forbids_the_rest(page_file):
     assert text.count("<script") == 1
     assert text.count('class="method-dpo"') > 5
     assert 'id="method-' not in text, "an id in several pictures would not be one"
+
+
+def test_names_of_runs_break_between_words_and_never_within_a_number(page_file):
+    text = page_file.read_text(encoding="utf-8")
+    assert "dpo beta=0.01" in text
+    assert "trainer.<wbr>args.<wbr>beta" in text
+    assert not re.search(r"\d\.<wbr>\d", text)
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3])
+def test_the_legend_of_long_names_is_within_the_picture(panels, tmp_path):
+    """Twelve runs, whose names are as long as a legend shows them."""
+    for i, kind in enumerate(["dpo", "kto", "ppo", "grpo"] * 3):
+        args = {"beta": i + 0.5, "optim": "a_name_of_more_than_forty_characters_" + str(i)}
+        write_run(tmp_path / f"{kind}-{i}", kind, [(0, 0, 0.1), (5, 1.0, 0.2), (9, 2.0, 0.3)], args=args)
+    groups = compare(find([tmp_path]), None, [], None).groups
+    figure, _ = style.panels(panels, 3, (3.7, 2.7))
+    style.legend(figure, style.lines(groups), width=plots.LEGEND)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    style.close({"one": figure})

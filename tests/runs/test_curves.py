@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from posttrain.runs import curves, metrics
+from posttrain.runs import curves, metrics, summary
+from posttrain.runs.directory import RunDirectory
 
 
 def write(path, rows):
@@ -85,3 +86,38 @@ def test_the_accuracy_of_a_policy_that_is_its_reference_is_in_no_picture(tmp_pat
     assert "eval_rewards/accuracies" not in points[0]
     assert points[4]["eval_rewards/accuracies"] == 1
     assert curves.series(tmp_path / "metrics.jsonl")["accuracy"] == {"eval_rewards/accuracies": [(4, 1.0)]}
+
+
+def test_without_a_measurement_before_training_there_is_no_column_of_it(tmp_path):
+    rows = [{"step": step, "eval_loss": 0.5} for step in (0, 9)]
+    run = RunDirectory(tmp_path)
+    for logged, names in ((rows[1:], ["metric", "after"]), (rows, ["metric", "before", "after"])):
+        write(run.metrics, logged)
+        table = summary.before_after(run)
+        assert [column.header for column in table.columns] == names
+        assert table.title == f"{run.name}: held out, {'before and ' * (len(names) == 3)}after"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((-2.16e-7, "0.000"), (4.8e-5, "0.000"), (-0.000706, "-0.0007"), (0.5, "0.500"), (20.57, "20.6")),
+        *((2048.4, "2,048"), (1.2e7, "1.2e+07"), (float("nan"), "nan")),
+    ],
+)
+def test_a_number_shows_no_rounding_error_and_no_exponent(value, text):
+    assert metrics.format_number(value) == text
+
+
+def test_points_at_one_place_are_all_seen():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axis = plt.subplots()
+    for key in ("reward", "eval_reward", "probe/reward"):
+        curves._line(axis, key, [(0, 1.0), (4, 1.0)], key)
+    sizes = [line.get_markersize() for line in axis.lines]
+    assert sizes == sorted(set(sizes), reverse=True)
+    plt.close("all")

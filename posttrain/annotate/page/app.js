@@ -89,7 +89,8 @@ function draw() {
   const open = Boolean(state.ticket);
   $("tools").classList.toggle("over", !open);
   $("done").hidden = open;
-  $("done").textContent = open ? "" : `No more items for you now. Thank you for ${state.answered} ${state.answered === 1 ? "answer" : "answers"}.`;
+  const thanks = state.answered ? ` Thank you for ${state.answered} ${state.answered === 1 ? "answer" : "answers"}.` : "";
+  $("done").textContent = open ? "" : `No more items for you now.${thanks}`;
   $("prompt").replaceChildren(...(state.prompt || []).map(turn));
   $("sides").replaceChildren(...(state.sides || []).map(side));
   $("sides").dataset.count = (state.sides || []).length;
