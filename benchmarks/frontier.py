@@ -1,7 +1,7 @@
 """Reward against KL for every method, on one picture: the study in docs/studies/frontier.md, two runs at a time.
 
     python benchmarks/frontier.py --size small --dry-run       # what would run, and how long each takes
-    python benchmarks/frontier.py --size small                 # three seeds: two hours on 2 CPU cores
+    python benchmarks/frontier.py --size small                 # three seeds: 90 minutes on 2 CPU cores
     python benchmarks/frontier.py --size overoptimization      # PPO against a poor reward model, three seeds
     python benchmarks/frontier.py --size medium                # all of it with more betas: a night
     python benchmarks/frontier.py --size full                  # more data, more points, three seeds: for a GPU
