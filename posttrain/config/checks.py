@@ -75,10 +75,10 @@ def probe(run: Run) -> list[str]:
         kind = trainers.find(run.trainer.kind)
         sampled = kind is None or not kind.scores
         during = sampled and bool(config.prompts) and bool(config.every or config.during)
+        start = None if config.start else "probe.start=true"
         measured = {
-            **({} if config.start else dict.fromkeys(("collapse", "length"), "probe.start=true")),
-            "forgetting": ("probe.texts=embedded:texts, or a file" if not config.texts else None)
-            or (None if config.start else "probe.start=true"),
+            **dict.fromkeys(("collapse", "length"), start),
+            "forgetting": start if config.texts else "probe.texts=embedded:texts, or a file",
             "over_optimisation": None if config.gold else "probe.gold.NAME.function or model, a reward not trained on",
         }
         errors += alarms.check(run.alarms, during, kind is not None and kind.is_a("PPOTrainer"), measured)

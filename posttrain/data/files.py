@@ -4,7 +4,6 @@ import bz2
 import functools
 import glob
 import gzip
-import importlib.util
 import io
 import lzma
 import os
@@ -85,10 +84,6 @@ def _check_one(path: Any, listed: bool) -> str | None:
             return f"{where}expected a .jsonl, .json, .csv or .parquet file (text also as {', '.join(COMPRESSED)})"
         if suffix == ".parquet" and file.suffix in COMPRESSED:
             return f"{file}: Parquet is compressed inside; unpack it"
-        if file.suffix == ".zst" and importlib.util.find_spec("zstandard") is None:
-            from posttrain import extras
-
-            return f"{file}: needs the library zstandard: {extras.install_command('zstd')}"
     return None
 
 
@@ -110,19 +105,15 @@ def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
             yield Place(str(file), "line", line), row
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise PosttrainError(f"{file}: cannot be read: {error}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
-            raise PosttrainError(f"{file}: cannot be read: {error}") from error
-        raise
 
 
 @contextmanager
 def _open(file: Path) -> Iterator[IO[bytes]]:
     if file.suffix == ".zst":
-        from posttrain.data.zstd_file import ZstdFile
+        import pyarrow
 
-        with file.open("rb") as packed:
-            yield io.BufferedReader(ZstdFile(packed))
+        with file.open("rb") as packed, pyarrow.CompressedInputStream(packed, "zstd") as plain:
+            yield io.BufferedReader(plain)
         return
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
     with opener(file, "rb") as stream:
