@@ -14,8 +14,8 @@ from posttrain.jobs import preflight
 from posttrain.runs.directory import RunDirectory
 from posttrain.training import alarms, measured_alarms
 from posttrain.training.alarms import AlarmDetector
-from posttrain.training.wandb_file import records
 from tests.helpers.runs import SMALL, compose, rows, weights
+from tests.helpers.wandb_run import finished_records
 
 START = {"step": 0, "probe/length": 10.0, "probe/entropy": 2.0, "probe/distinct_2": 0.8, "probe/reward": 0.1}
 NORMS = [{"step": i, "grad_norm": 1.0 + i % 3} for i in range(12)]
@@ -237,12 +237,7 @@ def test_a_kl_budget_stops_with_a_checkpoint_and_the_command_does_not_go_past_it
 
 
 def alerts(run):
-    found = []
-    for file in (run.path / "wandb").glob("offline-run-*/*.wandb"):
-        for record in records(file):
-            if record.WhichOneof("record_type") == "alert":
-                found.append(record.alert.title)
-    return found
+    return [record.alert.title for record in finished_records(run) if record.WhichOneof("record_type") == "alert"]
 
 
 def test_a_run_that_breaks_keeps_its_last_whole_checkpoint(train, monkeypatch):

@@ -6,23 +6,22 @@ import time
 import pytest
 
 from posttrain.training.tracking import Tracker
-from posttrain.training.wandb_file import records
 from tests.helpers.runs import rows
+from tests.helpers.wandb_run import finished_records
 
 
 def wandb_records(run):
     """What the run's offline file holds: (config, history rows, run records)."""
     history, config, started = [], {}, []
-    for file in sorted((run.path / "wandb").glob("offline-run-*/*.wandb")):
-        for record in records(file):
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                started.append(record.run)
-                config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
-            elif kind == "config":
-                config |= {i.key: json.loads(i.value_json) for i in record.config.update}
-            elif kind == "history":
-                history.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+    for record in finished_records(run):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            started.append(record.run)
+            config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
+        elif kind == "config":
+            config |= {i.key: json.loads(i.value_json) for i in record.config.update}
+        elif kind == "history":
+            history.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
     return config, history, started
 
 
