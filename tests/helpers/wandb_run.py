@@ -9,7 +9,7 @@ WAIT = 60.0
 
 
 def finished_records(run: Any) -> list[Any]:
-    """The records of a run's offline files. W&B's own process may write the last, `exit`, after `finish` has returned."""
+    """The records of a run's offline files, once W&B's own process has written the last one, `exit`."""
     end = time.monotonic() + WAIT
     while True:
         files = sorted((run.path / "wandb").glob("offline-run-*/*.wandb"))
