@@ -69,27 +69,10 @@ def choose_columns(columns: list[str], kind: str, name: str = "trl") -> tuple[st
     raise PosttrainError(missing_columns.message(columns, kind, name))
 
 
-def check_learnable(example: Example, kind: str | None) -> None:
-    """Raise `RowError` for a row that has the right columns but teaches the trainer `kind` nothing."""
-    turns, reads = example.messages, trainers.of(kind).reads if kind else None
-    if turns is not None and reads in ("text", "messages"):
-        if not any(one.role == "assistant" for one in turns):
-            raise RowError("messages", "no message is the assistant's, so nothing is learnt from it")
-        if not any(one.role == "assistant" and one.learn is not False for one in turns):
-            raise RowError("messages", "every assistant message has weight 0; nothing is learned from it")
-    if turns is not None and reads == "messages" and (turns[-1].role != "assistant" or turns[-1].learn is False):
-        raise RowError(
-            f"messages[{len(turns) - 1}]", f"{kind} learns the last message alone, which has to be an answer"
-        )
-    if turns is not None and reads == "prompts" and all(one.role in ("assistant", "system") for one in turns):
-        raise RowError("messages", "no message is the user's, so there is no prompt")
-    if reads == "prompts" and isinstance(example.prompt, list) and example.prompt[-1].role == "assistant":
-        raise RowError(
-            f"prompt[{len(example.prompt) - 1}]",
-            "is the assistant's, and TRL does not continue a turn; end with the user's",
-        )
-    # A reward model may learn from two answers without a question; trainers that sample need a question only.
-    needs_prompt = kind and not (trainers.of(kind).samples_completions or trainers.of(kind).scores)
+def check_prompt(example: Example, kind: str) -> None:
+    """Raise `RowError` for two answers without a question, unless the trainer `kind` can learn from them."""
+    # A reward model may learn from two answers alone; trainers that sample need a question only.
+    needs_prompt = not (trainers.of(kind).samples_completions or trainers.of(kind).scores)
     if example.prompt == "" and "prompt" not in example.used and needs_prompt:
         raise RowError(
             "chosen",
@@ -135,30 +118,3 @@ def check_weight(row: Mapping[str, Any]) -> None:
             f"a pair's weight is a number from 0 to {MAX_WEIGHT:,}, got {value!r:.120} (a column that means something "
             "else gets another name: 'data.columns={OTHER: weight}')",
         )
-
-
-def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
-    """Rows as the trainer `kind` takes them; columns that are not TRL's stay, for reward functions.
-
-    Raises `PosttrainError` for the wrong columns.
-    """
-    found, trainer = choose_columns(dataset.column_names, kind, name), trainers.of(kind)
-    if {*found} >= {*PAIRS}:
-        found = ("prompt", *found)
-    if trainer.reads != "pairs" or not trainer.weights_pairs:
-        from posttrain.data import conversion
-
-        dataset, found = conversion.convert(dataset, kind, found)
-    return dataset.remove_columns([c for c in dataset.column_names if c in TRL_COLUMNS and c not in found])
-
-
-def prompts(rows: Dataset) -> Dataset | None:
-    """The prompts of rows, with their other columns, for sampling; `None` for plain text, which has no prompt."""
-    columns = set(rows.column_names)
-    if "prompt" not in columns and "messages" in columns:
-        from posttrain.data.conversion import turns_to_answer
-
-        rows = turns_to_answer(rows).filter(lambda row: bool(row["prompt"]))
-    elif "prompt" not in columns:
-        return None
-    return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c != "prompt"])

@@ -1,23 +1,20 @@
 """The files that a data path names, and their rows, each with its place."""
 
-import bz2
 import functools
 import glob
-import gzip
-import io
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 from posttrain.config.data_override import BUILT_IN
 from posttrain.data import json_rows
 from posttrain.data.row import Place, Row
-from posttrain.errors import PosttrainError, near_path
+from posttrain.errors import PosttrainError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -75,6 +72,8 @@ def _check_one(path: Any, listed: bool) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     if not exists and looks_local(path):
+        from posttrain.suggestions import near_path
+
         return "no file matches" if glob.has_magic(path) else f"no such file or folder{near_path(path)}"
     if listed and not files:
         return "expected a file; a list names files (other sources: data.mix)"
@@ -92,9 +91,15 @@ def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
 
     Raises `PosttrainError` where the rest of the file cannot be read either.
     """
+    opened: Callable[[], AbstractContextManager[IO[bytes]]] = lambda: file.open("rb")  # noqa: E731
     try:
-        check_content(file)
-        opened = functools.partial(_open, file)
+        with opened() as stream:
+            plain = file.suffix in (".jsonl", ".json") and re.match(rb"[{\[][^\0]", stream.read(2))
+        if not plain:
+            from posttrain.data import file_contents
+
+            file_contents.check(file, kind(file))
+            opened = functools.partial(file_contents.opened, file)
         if kind(file) == ".csv":
             from posttrain.data import csv_rows
 
@@ -105,54 +110,3 @@ def rows(file: Path, columns: dict[str, str]) -> Iterator[Row]:
             yield Place(str(file), "line", line), row
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise PosttrainError(f"{file}: cannot be read: {error}") from error
-
-
-@contextmanager
-def _open(file: Path) -> Iterator[IO[bytes]]:
-    if file.suffix == ".zst":
-        import pyarrow
-
-        with file.open("rb") as packed, pyarrow.CompressedInputStream(packed, "zstd") as plain:
-            yield io.BufferedReader(plain)
-        return
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(file.suffix, open)
-    with opener(file, "rb") as stream:
-        yield stream
-
-
-# The first bytes of files of other kinds.
-_MAGIC = {
-    b"PAR1": "a Parquet file; call it .parquet",
-    b"\x1f\x8b": "compressed by gzip; add .gz to its name",
-    b"BZh": "compressed by bzip2; add .bz2 to its name",
-    b"\xfd7zXZ": "compressed by xz; add .xz to its name",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; add .zst to its name",
-    b"PK\x03\x04": "a zip or Excel file; unpack it, or save it as CSV",
-    b"ARROW1": "an Arrow file; save it as Parquet",
-    b"version https://git-lfs": "a pointer of Git LFS to the file itself; fetch that with git lfs pull",
-    b"\xff\xfe": "UTF-16 or UTF-32; save it as UTF-8",
-    b"\xfe\xff": "UTF-16; save it as UTF-8",
-}
-_PACKED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b""}
-
-
-def check_content(file: Path) -> None:
-    """Raise `PosttrainError` for a file whose content does not match its suffix."""
-    with file.open("rb") as stream:
-        start = stream.read(64)
-    packed = _PACKED.get(file.suffix)
-    wrong = next((what for magic, what in _MAGIC.items() if start.startswith(magic)), None)
-    if kind(file) == ".parquet":
-        if not start or start.startswith(b"PAR1"):
-            return
-        wrong = wrong or "not a Parquet file, whatever its name says"
-    elif packed is not None:
-        if start.startswith(packed):
-            return
-        wrong = f"not compressed as {file.suffix}; take {file.suffix} off its name"
-    elif not wrong and b"\0" in start[:2]:
-        wrong = "UTF-16 or UTF-32, or no text; save it as UTF-8"
-    elif kind(file) == ".csv" and re.match(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"\w+"\s*:', start):
-        wrong = "JSON; call it .jsonl or .json"
-    if wrong:
-        raise PosttrainError(f"{file}: cannot be read: it is {wrong}")

@@ -1,7 +1,4 @@
-"""The names of the data formats, and detection of a format by columns and first rows."""
-
-from collections.abc import Iterable, Mapping
-from typing import Any
+"""The names of the data formats, and the columns that trainers take."""
 
 PAIRS = ("chosen", "rejected")
 RATING_COLUMNS = ("rating", "ratings", "stars", "thumb", "thumbs", "thumbs_up", "vote", "feedback")
@@ -24,71 +21,15 @@ ACCEPTS: dict[str, list[tuple[str, ...]]] = {
     "prompts": [("prompt",), PAIRS, ("messages",)],
     "advised": [("prompt", "privileged_context")],
 }
+# Columns that are TRL's where there are no others, unless the answers are dialogues in one string.
+PLAIN_COLUMNS = {"text", "prompt", "completion", *PAIRS}
 # Number of first rows from which the format is detected.
 DETECTION_ROWS = 200
-
-
-def detect(columns: Iterable[str], first: list[dict[str, Any]]) -> str:
-    """The name of the format, one of `NAMES`; `trl` where no other is recognised."""
-    have, rows = set(columns), [row for row in first if isinstance(row, Mapping)]
-    if {"input", "preferred_output", "non_preferred_output"} <= have:
-        return "openai_preference"
-    if have & {"conversations", "conversation"}:
-        return "sharegpt"
-    if {"chosen_messages", "rejected_messages"} <= have or {"messages", "rejected_messages"} <= have:
-        return "message_pairs"
-    if "messages" in have and "rejected_response" in have:
-        return "ms_swift_preference"
-    if {"instruction", "completions"} <= have:
-        return "ultrafeedback"
-    if "instruction" in have and ({"output"} <= have or have >= set(PAIRS)):
-        return "alpaca"
-    if "prompt" not in have and "messages" not in have and have >= set(PAIRS) and have & set(QUESTION_COLUMNS):
-        return "orca"
-    if have >= set(PAIRS):
-        return "hh" if any(_dialogue(row.get("chosen")) for row in rows) else "trl"
-    if "prompt" in have and _ranked(have, rows):
-        return "rankings"
-    if "prompt" in have and have & set(ANSWER_COLUMNS) and have & set(RATING_COLUMNS) and "label" not in have:
-        return "ratings"
-    if {"messages", "label"} <= have and "completion" not in have:
-        return "labelled_messages"
-    if {"query", "response"} <= have and not have & {"prompt", "messages", "text"}:
-        return "ms_swift"
-    chats = [row["messages"] for row in rows if isinstance(row.get("messages"), list) and row["messages"]]
-    if chats and not {"prompt", "text"} & have:
-        asking = [isinstance(chat[-1], dict) and chat[-1].get("role") in ("user", "developer") for chat in chats]
-        if 2 * sum(asking) > len(chats):  # the majority decides, since single rows may be wrong
-            return "openai_rft"
-        if any(_openai(message) for chat in chats for message in chat):
-            return "openai"
-    return "trl"
 
 
 def is_scored(columns: list[str], name: str) -> bool:
     """Whether rows of the format `name` hold scored or rated answers, which are converted for the trainer."""
     return name in ("ultrafeedback", "rankings", "ratings") and bool({"scores", "rating"} & set(columns))
-
-
-def _dialogue(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
-
-
-def _ranked(have: set[str], rows: list[dict[str, Any]]) -> bool:
-    if "completions" in have and have & {"ranks", "scores"}:
-        return True
-    lists = (row["answers"] for row in rows if isinstance(row.get("answers"), list))
-    return any(isinstance(answer, dict) and "rank" in answer for answers in lists for answer in answers)
-
-
-def _openai(message: Any) -> bool:
-    """Whether a message has features of OpenAI's API that TRL's documentation does not have."""
-    if not isinstance(message, dict):
-        return False
-    calls = message.get("tool_calls") if isinstance(message.get("tool_calls"), list) else []
-    functions = [call.get("function") for call in calls or [] if isinstance(call, dict)]
-    as_text = any(isinstance(f, dict) and isinstance(f.get("arguments"), str) for f in functions)
-    return message.get("weight") is not None or isinstance(message.get("content"), list) or as_text
 
 
 # Format -> its description in messages.

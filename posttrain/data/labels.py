@@ -1,13 +1,13 @@
 """Labels and ratings of answers: booleans, numbers, thumbs and words for them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from posttrain.data.example import Example
-from posttrain.data.prompts import check_last_is_answer, split_prompt
 from posttrain.data.row import RowError, shortened
+from posttrain.data.turns import check_last_is_answer, split_turns
 from posttrain.errors import PosttrainError
 
 THUMBS_UP = ("up", "thumbs_up", "👍", "+1", "good", "like", "true", "desirable")
@@ -31,15 +31,16 @@ def label(value: Any) -> bool:
     return good
 
 
-def with_label(example: Example, good: Any) -> Example:
-    """`example` with the label of its answer; in `messages` that is the last turn, as in LLaMA-Factory's KTO."""
+def labelled(make: Callable[[Mapping[str, Any]], Example], row: Mapping[str, Any]) -> Example:
+    """The row with the label of its answer; in `messages` that is the last turn, as in LLaMA-Factory's KTO."""
+    example = make(row)
     if example.messages is not None:
         turns = check_last_is_answer(example.messages, example.used[0])
-        asked, answers = split_prompt(turns[:-1], {"completion": turns[-1:]})
+        asked, answers = split_turns(turns[:-1], {"completion": turns[-1:]})
         example = replace(example, messages=None, prompt=asked, **answers)
     if example.completion is None:
         return example
-    return replace(example, label=label(good), used=(*example.used, "label"))
+    return replace(example, label=label(row.get("label")), used=(*example.used, "label"))
 
 
 def check_scale(labels: Iterable[Any]) -> None:

@@ -12,8 +12,8 @@ from posttrain.config.schema import DataConfig
 from posttrain.data.columns import TRL_COLUMNS, with_template_options
 from posttrain.data.formats import ABOUT, PAIRS
 from posttrain.data.reading import display_path
-from posttrain.data.split import SPLIT_SEED, overlap, take
-from posttrain.data.trainer_rows import TrainerRows, load_rows
+from posttrain.data.split import SPLIT_SEED, split_rows, take
+from posttrain.data.trainer_rows import TrainerRows, for_trainer
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -66,21 +66,20 @@ class Data:
         """The files that name the rows which were left out."""
         return [one.path for one in self.skipped if one.count]
 
-    @property
-    def _skipped(self) -> int:
-        return sum(part["skipped"] for part in self.source["parts"].values())
-
     def describe(self, kept: bool = True) -> dict[str, str]:
         """The plan's lines on the rows: their formats, the shares of a mixture, what is left out.
 
         `kept`: the job lists the rows that are left out in its run directory.
         """
-        parts = self.source["parts"]
-        read = [_named(name) + how for name, part in parts.items() if (how := _read_as(part))]
-        row = self.first[0]
+        parts, row = self.source["parts"], self.first[0]
+
+        def each(shown: Callable[[dict[str, Any]], str]) -> list[str]:
+            """What is shown of the parts, with their names; "" leaves one out."""
+            return [f"{name}: {text}" if name else text for name, part in parts.items() if (text := shown(part))]
+
         form = "conversations" if any(isinstance(row.get(name), list) for name in LEARNT) else "text"
         columns = f"{', '.join(name for name in (*LEARNT, 'label') if name in row)} ({form})"
-        found = {"columns": "; ".join([columns, *read])}
+        found = {"columns": "; ".join([columns, *each(_read_as)])}
         if len(parts) > 1:
             shares = (f"{name} {part['share']:.1%} ({part['train_rows']} rows)" for name, part in parts.items())
             found["mixture"] = ", ".join(shares)
@@ -88,25 +87,23 @@ class Data:
             weights = [1.0 if weight is None else weight for weight in self.first["weight"]]
             least, most = min(weights), max(weights)
             found["pairs"] = f"weighted by their column weight, {least:.3g} to {most:.3g} in the first rows"
-        if "label" in self.first.column_names and self.rows:
+        if "label" in row and self.rows:
             good = sum(self.train["label"])
             found["labels"] = f"{good} good (label true or 1), {self.rows - good} bad (false or 0)"
-        taken = [f"{_named(name)}{part['read']} read" for name, part in parts.items() if part["read"] is not None]
-        if taken:
-            skipped = [f"{self._skipped} skipped"] if self._skipped else []
+        skipped = sum(part["skipped"] for part in parts.values())
+        if taken := each(lambda part: "" if part["read"] is None else f"{part['read']} read"):
+            left_out = [f"{skipped} skipped"] if skipped else []
             used = [f"{self.source['held_out_rows']} held out", f"{self.rows} trained on"]
-            found["rows"] = ", ".join([*taken, *skipped, *used])
-        common, held_out = self.source.get("overlap") or {}, self.source["held_out_rows"]
-        if any(common.values()):
-            found["overlap"] = (
-                f"{common['rows']} of {held_out} held-out rows are trained on as well, {common['prompts']} have a "
-                "prompt that is: what is measured on them is not of unseen rows"
-            )
-        if unused := [f"{_named(name)}{', '.join(part['unused'])}" for name, part in parts.items() if part["unused"]]:
+            found["rows"] = ", ".join([*taken, *left_out, *used])
+        if "overlap" in self.source:
+            from posttrain.data import overlap
+
+            found |= overlap.note(self.source)
+        if unused := each(lambda part: ", ".join(part["unused"])):
             found["unused"] = f"columns {'; '.join(unused)}"
-        if count := self._skipped:
+        if skipped:
             where = ", kept in skipped.jsonl with the reasons" if kept else ""
-            found["skipped"] = f"{count} rows that do not fit{where}"
+            found["skipped"] = f"{skipped} rows that do not fit{where}"
         return found
 
 
@@ -122,37 +119,32 @@ def load(config: DataConfig, kind: str, template: Rendering | None = None) -> Da
         found = _gathered(config, {"": made})
         source = {**found.source, "train_rows": None}
         return Data(rows, found.eval, found.prompts, source, found.train, found.skipped)
-    return _gathered(config, load_parts(config, lambda part: load_rows(part, kind, template)))
+    return _gathered(config, load_parts(config, lambda part: for_trainer(split_rows(part, kind, None, template), kind)))
 
 
 def load_parts(config: DataConfig, make: Callable[[DataConfig], TrainerRows | None]) -> dict[str, TrainerRows]:
-    """Name -> rows of each part of the mixture, as `make` reads it; parts for which it returns None are left out."""
+    """Name -> rows of each part of the mixture, as `make` reads it; parts for which it returns None are left out.
+
+    Without a mixture there is one part, with an empty name.
+    """
     if config.streaming:
         raise PosttrainError("data.streaming=true: only for training; this job reads its rows as a whole")
-    made = {}
-    for name, part in _parts(config).items():
-        try:
-            if (found := make(part)) is not None:
-                made[name] = found
-        except PosttrainError as error:
-            # Messages name data.KEY; a part's settings are in data.mix.NAME.KEY.
-            lines = str(error).splitlines()
-            raise PosttrainError(
-                "\n".join(
-                    f"data.mix.{name}.{line[5:]}" if name and line.startswith("data.") else line for line in lines
-                )
-            ) from error
-    return made
+    if config.mix:
+        from posttrain.data import mix
+
+        made = mix.load_parts(config, make)
+    else:
+        made = {"": make(config)}
+    return {name: found for name, found in made.items() if found is not None}
 
 
 def check_learnable(kind: str, data: Data) -> None:
     """Raise `PosttrainError` for rows that are each valid, but together teach or measure nothing."""
     path, first = f"data.path={data.source['path']}", data.first
-    if (data.source.get("overlap") or {}).get("rows", 0) == data.source["held_out_rows"] > 0:
-        raise PosttrainError(
-            f"data.eval_path: each of the {data.source['held_out_rows']} held-out rows is a row of {path} too; give "
-            "other rows, or leave data.eval_path and data.eval_split out: data.eval_size holds rows out"
-        )
+    if "overlap" in data.source:
+        from posttrain.data import overlap
+
+        overlap.check(data.source)
     if trainers.of(kind).reads == "labels" and len(set(data.train["label"][:])) == 1:
         label = str(data.train["label"][0]).lower()
         raise PosttrainError(
@@ -170,15 +162,6 @@ def check_learnable(kind: str, data: Data) -> None:
                 f"{path}: {name} is text in one and a conversation in the other of training and held-out rows; "
                 "data.conversational=true makes both conversations"
             )
-
-
-def _parts(config: DataConfig) -> dict[str, DataConfig]:
-    """The sources by name; without a mixture `data` itself, under an empty name."""
-    if not config.mix:
-        return {"": config}
-    from posttrain.data import mix
-
-    return mix.parts(config)
 
 
 def concatenate(rows: dict[str, Dataset]) -> Dataset:
@@ -207,7 +190,9 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
         [skipped for one in made.values() for skipped in one.divided.skipped],
     )
     if held_out is not None and any(" of " not in one.divided.how for one in made.values()):
-        found.source["overlap"] = overlap(train, held_out)  # rows drawn from those of training have none
+        from posttrain.data import overlap  # rows drawn from those of training have none
+
+        found.source["overlap"] = overlap.count(train, held_out)
     if found.weighted and not any(weight is None or weight for weight in train["weight"]):
         raise PosttrainError(f"data.path={found.source['path']}: column weight: all are 0, so nothing is learned")
     return found
@@ -255,10 +240,6 @@ def source_of(
         "parts": parts,
         "fingerprint": fingerprint(train),
     }
-
-
-def _named(name: str) -> str:
-    return f"{name}: " if name else ""
 
 
 def _read_as(part: dict[str, Any]) -> str:

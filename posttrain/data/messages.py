@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from posttrain.data.example import REASONING_KEYS, Example, Message, TextOrTurns, Turns
+from posttrain.data.example import REASONING_KEYS, Example
 from posttrain.data.formats import ROW_SETTINGS, TOOLS
 from posttrain.data.json_values import parse_json, parse_json_string
 from posttrain.data.row import RowError, shortened, text
+from posttrain.data.turns import Message, TextOrTurns, Turns, as_turns
 
 # The names under which roles are written (OpenAI, ShareGPT, FastChat, axolotl, LLaMA-Factory, ms-swift), and ours.
 ROLES = {
@@ -209,39 +210,36 @@ def _calls(given: Any, field: str) -> tuple[dict[str, Any], ...]:
     return tools.calls(given, field)
 
 
-def template_options(value: Any) -> dict[str, Any] | None:
-    """`chat_template_kwargs` of a row: the variables of its chat template besides messages and tools."""
-    given = parse_json_string(value, "chat_template_kwargs")
-    if given is not None and not isinstance(given, dict):
-        raise RowError("chat_template_kwargs", f"expected an object, got {shortened(given)}")
-    return given
+def conversational(row: Example) -> Example:
+    """The row with text as turns: an instruct model needs its chat template, which renders conversations only."""
+    if row.prompt is None:
+        return row
+    answers = {name: getattr(row, name) for name in ("completion", "chosen", "rejected")}
+    made: dict[str, Any] = {name: said and as_turns(said, "assistant") for name, said in answers.items()}
+    several: Any = row.completions and [as_turns(one, "assistant") for one in row.completions]
+    return replace(row, prompt=as_turns(row.prompt, "user"), completions=several, **made)
 
 
-def system_turn(value: Any) -> Turns:
-    """A column `system` as the first turn of a conversation; no turn for an empty one."""
-    return [Message("system", value)] if value and text(value, "system", empty=True).strip() else []
+def with_row_settings(example: Example, turns: Turns, row: Mapping[str, Any]) -> Example:
+    """A conversation with the other columns of its row that belong to it: system prompt, tools, template options.
 
-
-def with_row_settings(example: Example, row: Mapping[str, Any]) -> Example:
-    """`example` with the other columns of its row that belong to a conversation: system prompt, tools, options.
-
-    Plain text is not rendered by a template, so it has none of them.
+    `turns` are its first ones. Plain text is not rendered by a template, so it has none of them.
     """
-    if not (turns := example.turns):
-        return example
+    options = parse_json_string(row.get("chat_template_kwargs"), "chat_template_kwargs")
+    if options is not None and not isinstance(options, dict):
+        raise RowError("chat_template_kwargs", f"expected an object, got {shortened(options)}")
+    found = replace(example, used=(*example.used, *ROW_SETTINGS), template_options=options)
     name = next((name for name in TOOLS if row.get(name)), "tools")
-    used = (*example.used, *ROW_SETTINGS)
-    found = replace(example, used=used, template_options=template_options(row.get("chat_template_kwargs")))
     if example.tools is None and (given := row.get(name)):
         from posttrain.data import tools
 
         found = replace(found, tools=tools.schemas(given, name))
-    if not (opening := system_turn(row.get("system"))):
+    system = row.get("system")
+    if not system or not text(system, "system", empty=True).strip():
         return found
     if turns[0].role == "system":
-        if turns[0].content.strip() != opening[0].content.strip():
+        if turns[0].content.strip() != system.strip():
             raise RowError("system", "differs from the system turn that the conversation has; a row has one of them")
         return found
-    if example.messages is not None:
-        return replace(found, messages=opening + turns)
-    return replace(found, prompt=opening + turns)
+    opening = [Message("system", system), *turns]
+    return replace(found, prompt=opening) if example.messages is None else replace(found, messages=opening)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -13,11 +14,13 @@ from posttrain.config import checks, schema_errors
 from posttrain.config.schema import DataConfig
 from posttrain.data.columns import TRL_COLUMNS
 from posttrain.data.formats import SETTINGS
-from posttrain.errors import PosttrainError, did_you_mean
+from posttrain.errors import PosttrainError
+from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Part = TypeVar("Part")
 SEED = 0
 # Settings that a part inherits from `data` where it does not set them itself.
 INHERITED_SETTINGS = ("eval_size", "conversational", "on_error", "threshold", "pairs")
@@ -38,6 +41,17 @@ def parts(config: DataConfig) -> dict[str, DataConfig]:
         given = {**common, **{key: value for key, value in entry.items() if key != "weight"}}
         found[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), given))
     return found
+
+
+def load_parts(config: DataConfig, make: Callable[[DataConfig], Part]) -> dict[str, Part]:
+    """What `make` returns for the settings of each part, by name; its errors name `data.mix.NAME.KEY`."""
+    made: dict[str, Part] = {}
+    for name, part in parts(config).items():
+        try:
+            made[name] = make(part)
+        except PosttrainError as error:
+            raise PosttrainError(re.sub(r"(?m)^data\.", f"data.mix.{name}.", str(error))) from error
+    return made
 
 
 def check(config: DataConfig) -> Iterator[str]:

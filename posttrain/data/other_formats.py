@@ -5,16 +5,28 @@ Sources: the data sets' cards and the documentation named in docs/data.md.
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from posttrain.data.example import Example, Message, TextOrTurns, Turns, as_turns
-from posttrain.data.formats import ANSWER_COLUMNS, PAIRS, QUESTION_COLUMNS, RATING_COLUMNS
+from posttrain.config import trainers
+from posttrain.data.columns import choose_columns
+from posttrain.data.example import Example
+from posttrain.data.formats import ACCEPTS, ANSWER_COLUMNS, PAIRS, QUESTION_COLUMNS, RATING_COLUMNS, is_scored
 from posttrain.data.json_values import parse_json_string
 from posttrain.data.labels import number, rating
 from posttrain.data.messages import conversation, message, text_or_turns
-from posttrain.data.prompts import check_last_is_answer, check_whole_answer, split_prompt, without_learn_marks
 from posttrain.data.row import RowError, shortened, text
 from posttrain.data.tools import schemas
+from posttrain.data.turns import (
+    Message,
+    TextOrTurns,
+    Turns,
+    as_turns,
+    check_last_is_answer,
+    check_whole_answer,
+    split_turns,
+    without_learn_marks,
+)
 
 Row = Mapping[str, Any]
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -63,7 +75,7 @@ def sharegpt(row: Row) -> Example:
     used = ("conversations", "conversation")
     if row.get("chosen") is not None:
         pair = {side: _reply(row.get(side), side) for side in PAIRS}
-        prompt, answers = split_prompt(turns, pair)
+        prompt, answers = split_turns(turns, pair)
         return Example(prompt=prompt, used=(*used, *PAIRS), **answers)
     return Example(messages=check_last_is_answer(turns, column), used=used)
 
@@ -79,7 +91,7 @@ def message_pairs(row: Row) -> Example:
     """`chosen_messages` (or `messages`) and `rejected_messages`: whole conversations that part at an answer."""
     better = "chosen_messages" if row.get("chosen_messages") is not None else "messages"
     theirs = {"chosen": better, "rejected": "rejected_messages"}
-    prompt, answers = split_prompt(None, {side: conversation(row.get(name), name) for side, name in theirs.items()})
+    prompt, answers = split_turns(None, {side: conversation(row.get(name), name) for side, name in theirs.items()})
     return Example(prompt=prompt, used=tuple(theirs.values()), **answers)
 
 
@@ -87,7 +99,7 @@ def ms_swift_preference(row: Row) -> Example:
     """ms-swift's pairs: `messages`, and `rejected_response`, the worse last answer."""
     turns = check_last_is_answer(conversation(row.get("messages"), "messages"), "messages")
     rejected = _reply(row.get("rejected_response"), "rejected_response")
-    prompt, answers = split_prompt(turns[:-1], {"chosen": turns[-1:], "rejected": rejected})
+    prompt, answers = split_turns(turns[:-1], {"chosen": turns[-1:], "rejected": rejected})
     return Example(prompt=prompt, used=("messages", "rejected_response"), **answers)
 
 
@@ -106,7 +118,7 @@ def orca(row: Row) -> Example:
     """Orca's pairs as a conversation: a question, `chosen`, `rejected`, and `system`."""
     column = next(name for name in (*QUESTION_COLUMNS, "question") if name in row or name == "question")
     asked = as_turns(text_or_turns(row.get(column), column), "user")
-    prompt, answers = split_prompt(asked, {side: text_or_turns(row.get(side), side) for side in PAIRS})
+    prompt, answers = split_turns(asked, {side: text_or_turns(row.get(side), side) for side in PAIRS})
     return Example(prompt=prompt, used=(column, *PAIRS), **answers)
 
 
@@ -124,7 +136,7 @@ def openai_preference(row: Row) -> Example:
     asked = conversation(given.get("messages"), "input.messages")
     theirs = {"chosen": "preferred_output", "rejected": "non_preferred_output"}
     answers = {ours: check_last_is_answer(conversation(row.get(name), name), name) for ours, name in theirs.items()}
-    prompt, split = split_prompt(asked, dict(answers))
+    prompt, split = split_turns(asked, dict(answers))
     return Example(prompt=prompt, tools=schemas(given.get("tools")), used=("input", *theirs.values()), **split)
 
 
@@ -148,7 +160,7 @@ def _dialogue(value: Any, field: str) -> Turns:
 
 def hh(row: Row) -> Example:
     """Anthropic's HH: `chosen` and `rejected` are whole dialogues, equal up to where they part."""
-    prompt, answers = split_prompt(
+    prompt, answers = split_turns(
         None, {side: check_last_is_answer(_dialogue(row.get(side), side), side) for side in PAIRS}
     )
     return Example(prompt=prompt, used=PAIRS, **answers)
@@ -247,3 +259,20 @@ FORMATS: dict[str, Callable[[Row], Example]] = {
     "rankings": rankings,
     "ratings": ratings,
 }
+
+
+def expected_columns(
+    first: list[dict[str, Any]], make: Callable[[Row], Example], name: str, kind: str | None
+) -> tuple[str, ...]:
+    """The TRL columns that every row of the format `name` must give, as the first readable rows do."""
+    made: list[list[str]] = []
+    for row in first:
+        with suppress(RowError):
+            made.append(list(make(row).columns()))
+    if not made or is_scored(made[0], name):
+        return ()
+    if kind is None:
+        return ("messages",) if "messages" in made[0] else ("prompt",)
+    accepted = ACCEPTS[trainers.of(kind).reads]
+    found = next((needed for needed in accepted if any({*needed} <= {*columns} for columns in made)), None)
+    return found or choose_columns(made[0], kind, name)

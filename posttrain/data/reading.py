@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from posttrain.config.schema import DataConfig
 from posttrain.data import columns as col
 from posttrain.data import files as f
 from posttrain.data.example import Example
-from posttrain.data.formats import ACCEPTS, DETECTION_ROWS, PAIRS, ROW_SETTINGS, detect, is_scored
+from posttrain.data.formats import ACCEPTS, DETECTION_ROWS, PAIRS, PLAIN_COLUMNS, ROW_SETTINGS
 from posttrain.data.row import INDEX_COLUMN, Row, RowError, display_path
 from posttrain.data.store import store
 from posttrain.data.trl_format import trl
@@ -31,37 +29,35 @@ if TYPE_CHECKING:
 
 @dataclass
 class Converter:
-    """Turns raw rows into our columns, and records which raw columns it used, left out and kept."""
+    """Turns raw rows into our columns, and records which raw columns it saw, used and did not read."""
 
     make: Callable[[Mapping[str, Any]], Example]
     kind: str | None
     conversational: bool = False
     template: Rendering | None = None
     keep: bool = False
-    labelled: bool = False
     needed: tuple[str, ...] = ()
+    seen: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     unread_keys: set[str] = field(default_factory=set)
 
-    def example(self, row: Mapping[str, Any]) -> Example:
-        made = self.make(row)
-        if not self.labelled:
-            return made
-        from posttrain.data.labels import with_label
-
-        return with_label(made, row.get("label"))
-
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of the row's `Example`; raises `RowError`."""
+        self.seen.update(dict.fromkeys(row))
         col.check_media(row)
-        example = self.example(row)
-        col.check_learnable(example, self.kind)
+        example = self.make(row)
+        if self.kind:
+            col.check_prompt(example, self.kind)
         if self.conversational:
-            example = example.conversational()
-        if example.turns:
             from posttrain.data import messages
 
-            example = messages.with_row_settings(example, row)
+            example = messages.conversational(example)
+        if opening := example.turns:
+            from posttrain.data import messages, turns
+
+            if self.kind:
+                turns.check_learnable(example.messages, example.prompt, self.kind)
+            example = messages.with_row_settings(example, opening, row)
             for name in example.used:
                 self.unread_keys |= messages.unread(row.get(name))
         self.used.update(example.used)
@@ -80,15 +76,18 @@ class Converter:
         """The other columns that are kept."""
         return [n for n in names if n not in used] if self.keep else col.extra_columns(names, used, self.kind)
 
-    def unused(self, names: Any) -> list[str]:
+    def unused(self) -> tuple[str, ...]:
         """The columns, and the keys of messages, that nothing reads: neither the trainer nor a reward function."""
-        rest = [name for name in names if name not in self.used and name != INDEX_COLUMN]
+        rest = [name for name in self.seen if name not in self.used and name != INDEX_COLUMN]
         if self.keep or self.kind is None or trainers.of(self.kind).samples_completions:
             read = {*self.extra_columns(rest, self.used)} - ROW_SETTINGS
         else:
             read = {name for columns in ACCEPTS[trainers.of(self.kind).reads] for name in columns} - col.TRL_COLUMNS
             read |= col.PAIR_FACTS if trainers.of(self.kind).weights_pairs else set()
-        return [name for name in rest if name not in read] + [f"messages[].{key}" for key in sorted(self.unread_keys)]
+        return (
+            *(name for name in rest if name not in read),
+            *(f"messages[].{key}" for key in sorted(self.unread_keys)),
+        )
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         made = self.columns(row)
@@ -121,34 +120,29 @@ class Rows:
 
 def read(
     config: DataConfig,
-    path: Any,
-    split: str,
     key: str,
     kind: str | None,
     needed: tuple[str, ...] | None = None,
     template: Rendering | None = None,
 ) -> Rows:
-    """The rows of `path` that trainer `kind` will learn from; with no `kind`, those that have prompts.
+    """The rows of `config.path` that trainer `kind` will learn from; with no `kind`, those that have prompts.
 
     `key` is the setting that names the path. `needed` are the TRL columns to check, by default those of `kind`; if it
     is given, all other columns are kept. Raises `PosttrainError` for rows that cannot be read or do not fit `kind`.
     """
-    named = f"{key}={display_path(path)}"
-    local = f.resolve(path)
+    named, skip = f"{key}={display_path(config.path)}", config.on_error == "skip"
+    local = f.resolve(config.path)
     if local and f.kind(local[0]) != ".parquet":
         source = open_files(config, local, kind, named, needed, template)
-        return _store_rows(source, config, named)
-    from posttrain.data.arrow_rows import arrow_rows, load_arrow
+        try:
+            return _as_rows(source, *store(source.rows(), source.convert, named, skip, source.convert.check))
+        except RecursionError as error:
+            raise PosttrainError(f"{named}: a row is nested too deeply") from error
+    from posttrain.data import arrow_rows
 
-    dataset = load_arrow(config, path, local, split, key)
-    if config.columns:
-        from posttrain.data.renaming import rename_dataset
-
-        dataset = rename_dataset(dataset, config.columns)
-    if not len(dataset):
-        raise PosttrainError(f"{named}: no rows")
-    source = open_rows(functools.partial(arrow_rows, dataset, path, local), config, kind, needed, template)
-    return _store_with_types(dataset, source, config, named)
+    dataset = arrow_rows.load(config, local, key)
+    source = open_rows(functools.partial(arrow_rows.rows, dataset, config.path, local), config, kind, needed, template)
+    return _as_rows(source, *arrow_rows.store_with_types(dataset, source, named, skip))
 
 
 def open_files(
@@ -185,111 +179,63 @@ def open_rows(
     """Detect the format from the first rows, and check that `kind` can learn from it (see `read`)."""
     first = [row for _, row in itertools.islice(rows(), DETECTION_ROWS) if isinstance(row, dict)]
     columns = list(dict.fromkeys(name for row in first for name in row if name != INDEX_COLUMN))
-    name = detect(columns, first) if config.format == "auto" else config.format
-    more: dict[str, Any] = {
-        "kind": kind,
-        "conversational": config.conversational,
-        "template": template,
-        "keep": needed is not None,
-    }
-    if kind and trainers.of(kind).reads == "labels":
-        from posttrain.data.labels import check_scale
+    name = _detect(columns, first) if config.format == "auto" else config.format
+    labelled = kind is not None and trainers.of(kind).reads == "labels"
+    if labelled:
+        from posttrain.data import labels
 
-        check_scale(row.get("label") for row in first)
-        more["labelled"] = "label" in columns
+        labels.check_scale(row.get("label") for row in first)
+    if name == "trl":
+        make = _trl(config, kind, needed, columns, first)
+    else:
+        from posttrain.data import other_formats
+
+        make = other_formats.FORMATS[name]
+    if labelled and "label" in columns:
+        make = functools.partial(labels.labelled, make)
+    expected: tuple[str, ...] = ()
     if name != "trl":
-        from posttrain.data.other_formats import FORMATS
+        expected = other_formats.expected_columns(first, make, name, kind)
+    convert = Converter(make, kind, config.conversational, template, keep=needed is not None, needed=expected)
+    return RowSource(rows, name, convert)
 
-        convert = Converter(FORMATS[name], **more)
-        convert.needed = _needed(first, convert, name, kind)
-        return RowSource(rows, name, convert)
+
+def _detect(columns: list[str], first: list[dict[str, Any]]) -> str:
+    """The name of the format, one of `formats.NAMES`; `trl` where no other is recognised."""
+    if {*columns} <= PLAIN_COLUMNS and not any("Human:" in str(row.get("chosen")) for row in first):
+        return "trl"
+    from posttrain.data import detection
+
+    return detection.detect({*columns}, first)
+
+
+def _trl(
+    config: DataConfig,
+    kind: str | None,
+    needed: tuple[str, ...] | None,
+    columns: list[str],
+    first: list[dict[str, Any]],
+) -> Callable[[Mapping[str, Any]], Example]:
+    """The function that makes an `Example` of a row in TRL's columns."""
     if needed is not None:
         needed = tuple(name for name in needed if name in columns)
     elif kind is not None and first:
         needed = tuple(name for name in col.choose_columns(columns, kind) if name in col.TRL_COLUMNS)
     else:
         sets: tuple[tuple[str, ...], ...] = (PAIRS, ("messages",), ("prompt",))
-        needed = next((one for one in sets if set(one) <= set(columns)), ())
+        needed = next((one for one in sets if {*one} <= {*columns}), ())
     if config.conversational and "prompt" not in columns and needed == ("text",):
         raise PosttrainError(
             f"data.conversational=true: needs a column prompt, and the data has {', '.join(columns)}; "
             "map it, ours to theirs: 'data.columns={prompt: question}'"
         )
-    repeated = _answers_repeat_prompt(first, needed)
-    make = functools.partial(trl, needed=needed, repeated=repeated, prompted="prompt" in columns)
-    return RowSource(rows, name, Converter(make, **more))
-
-
-def _answers_repeat_prompt(first: list[dict[str, Any]], needed: tuple[str, ...]) -> bool:
-    """Whether the answers, as text, repeat their prompt. A single one may do so by chance, so the majority decides."""
-    names = [name for name in needed if name in ("completion", *PAIRS)]
+    # Answers, as text, may repeat their prompt. A single one may do so by chance, so the majority decides.
+    answers = [name for name in needed if name in ("completion", *PAIRS)]
     asked = [row for row in first if isinstance(row.get("prompt"), str) and row["prompt"].strip()]
-    if not names or not asked:
-        return False
-    return 2 * sum(all(str(row.get(name)).startswith(row["prompt"]) for name in names) for row in asked) > len(asked)
+    repeated = sum(all(str(row.get(name)).startswith(row["prompt"]) for name in answers) for row in asked)
+    return functools.partial(trl, needed=needed, repeated=2 * repeated > len(asked), prompted="prompt" in columns)
 
 
-def _needed(first: list[dict[str, Any]], convert: Converter, name: str, kind: str | None) -> tuple[str, ...]:
-    """The TRL columns that every row must give, as the first readable rows do."""
-    made: list[list[str]] = []
-    for row in first:
-        with suppress(RowError):
-            made.append(list(convert.example(row).columns()))
-    if not made or is_scored(made[0], name):
-        return ()
-    if kind is None:
-        return next(one for one in (("messages",), ("prompt",)) if one[0] in made[0])
-    accepted = ACCEPTS[trainers.of(kind).reads]
-    found = next((needed for needed in accepted if any({*needed} <= {*columns} for columns in made)), None)
-    return found or col.choose_columns(made[0], kind, name)
-
-
-def _store_rows(source: RowSource, config: DataConfig, named: str) -> Rows:
-    seen: dict[str, None] = {}
-
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
-        seen.update(dict.fromkeys(row))
-        return source.convert(row)
-
-    try:
-        rows, skipped = store(source.rows(), convert, named, config.on_error == "skip", source.convert.check)
-    except RecursionError as error:
-        raise PosttrainError(f"{named}: a row is nested too deeply") from error
-    return _as_rows(rows, source, skipped, seen)
-
-
-def _store_with_types(dataset: Dataset, source: RowSource, config: DataConfig, named: str) -> Rows:
-    """As `_store_rows`; columns that need no conversion keep the types that they have."""
-    from datasets import concatenate_datasets
-
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
-        return {**source.convert.columns(row), INDEX_COLUMN: row[INDEX_COLUMN]}
-
-    stored, skipped = store(source.rows(), convert, named, config.on_error == "skip", source.convert.check)
-    numbers = stored[INDEX_COLUMN][:]
-    stored = stored.remove_columns(INDEX_COLUMN)
-    used = {*source.convert.used, *stored.column_names}
-    rest = dataset.select_columns(source.convert.extra_columns(dataset.column_names, used))
-    if not stored.column_names:
-        stored = rest.select(numbers)
-    elif rest.column_names:
-        stored = concatenate_datasets([stored, rest if len(numbers) == len(rest) else rest.select(numbers)], axis=1)
-    return _as_rows(stored, source, skipped, dataset.column_names)
-
-
-def _as_rows(rows: Dataset, source: RowSource, skipped: Skipped | None, columns: Any) -> Rows:
+def _as_rows(source: RowSource, rows: Dataset, skipped: Skipped | None) -> Rows:
     read = len(rows) + (skipped.count if skipped else 0)
-    return Rows(rows, source.format, read, skipped, tuple(source.convert.unused(columns)))
-
-
-def held_out_split(config: DataConfig) -> str:
-    """The split of `data.eval_path`; for reasoning_gym it is `test`, whose questions are not trained on."""
-    made = isinstance(config.eval_path, str) and config.eval_path.startswith("reasoning_gym:")
-    return config.eval_split or ("test" if made else "train")
-
-
-def has_splits(path: Any) -> bool:
-    """Whether `path` has named splits: not for files or a single saved data set."""
-    if not isinstance(path, str) or f.resolve(path):
-        return False
-    return not (Path(os.path.expanduser(path)) / "state.json").is_file()
+    return Rows(rows, source.format, read, skipped, source.convert.unused())

@@ -2,11 +2,13 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from posttrain.data.row import INDEX_COLUMN, Place, RowError
+
+MAX_SHOWN = 5
 
 
 @dataclass
@@ -15,20 +17,24 @@ class Skipped:
 
     path: Path
     count: int = 0
+    messages: list[str] = field(default_factory=list)
 
     def clear(self) -> None:
         """Start again, since a stream that is read again finds the same rows again."""
         self.count = 0
+        self.messages.clear()
         self.path.unlink(missing_ok=True)
 
     def add(self, place: Place, row_error: RowError, row: Any) -> None:
+        """Add a row; `row` is the error itself for one that cannot be read."""
         self.count += 1
+        if len(self.messages) < MAX_SHOWN:
+            self.messages.append(message(place, row_error))
         where = "line" if place.unit == "line" else "number"  # `row` is the row itself
         entry = {"file": place.file, where: place.number, "field": row_error.field or None, "reason": row_error.reason}
+        kept = {name: value for name, value in row.items() if name != INDEX_COLUMN} if isinstance(row, dict) else None
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            if isinstance(row, dict):
-                row = {name: value for name, value in row.items() if name != INDEX_COLUMN}
-            file.write(json.dumps({**entry, "row": row}, ensure_ascii=False, default=str) + "\n")
+            file.write(json.dumps({**entry, "row": kept}, ensure_ascii=False, default=str) + "\n")
 
     def first(self, most: int) -> list[tuple[str, int, str]]:
         """(file, line or row in it, what is wrong) of the first rows."""
@@ -39,18 +45,17 @@ class Skipped:
             for entry in entries
         ]
 
+    def report(self, key: str) -> str:
+        """The message for these rows, with the first of them; it begins with `key`."""
+        what, them = ("1 row does not fit", "it") if self.count == 1 else (f"{self.count} rows do not fit", "them")
+        more = [f"  and {self.count - len(self.messages)} more"] if self.count > len(self.messages) else []
+        fix = f"fix {them}"
+        if key.startswith("data."):
+            fix += f", or leave {them} out with data.on_error=skip"
+        return "\n".join([f"{key}: {what}; {fix}", *(f"  {line}" for line in self.messages), *more])
+
 
 def message(place: Place, row_error: RowError) -> str:
     """`file, line 3, messages[1].role: what is wrong`."""
     field = f", {row_error.field}" if row_error.field else ""
     return f"{place.file}, {place.unit} {place.number}{field}: {row_error.reason}"
-
-
-def report(key: str, first: list[str], count: int) -> str:
-    """The message for `count` rows that do not fit, with the `first` of them; it begins with `key`."""
-    what, them = ("1 row does not fit", "it") if count == 1 else (f"{count} rows do not fit", "them")
-    more = [f"  and {count - len(first)} more"] if count > len(first) else []
-    fix = f"fix {them}"
-    if key.startswith("data."):
-        fix += f", or leave {them} out with data.on_error=skip"
-    return "\n".join([f"{key}: {what}; {fix}", *(f"  {line}" for line in first), *more])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import PROMPT_COLUMNS, TRL_COLUMNS, prompt_of
-from posttrain.data.reading import Rows, display_path, has_splits, held_out_split, read
+from posttrain.data import files
+from posttrain.data.columns import PROMPT_COLUMNS, prompt_of
+from posttrain.data.reading import Rows, display_path, read
 from posttrain.data.sampled import data_file
 from posttrain.errors import PosttrainError
 
@@ -42,14 +45,14 @@ def split_rows(
     config: DataConfig, kind: str | None, needed: tuple[str, ...] | None = None, template: Rendering | None = None
 ) -> Split:
     """The rows of `data.path` (and `data.eval_path`), for trainer `kind`; the rest as in `reading.read`."""
-    own = config_for_path(config, config.path)
-    train = read(own, own.path, own.split, "data.path", kind, needed, template)
+    own = config_for_path(config, config.path, config.split)
+    train = read(own, "data.path", kind, needed, template)
     held_out: Rows | None = None
     if config.eval_path:
-        other = config_for_path(config, config.eval_path)
-        held_out, how = read(other, other.path, held_out_split(other), "data.eval_path", kind, None, template), "file"
-    elif own.eval_split and has_splits(own.path):
-        held_out, how = read(own, own.path, own.eval_split, "data.path", kind, None, template), own.eval_split
+        held_out, how = read(eval_config(config), "data.eval_path", kind, None, template), "file"
+    elif own.eval_split and _has_splits(own.path):
+        held_out = read(replace(own, split=own.eval_split), "data.path", kind, None, template)
+        how = own.eval_split
     elif config.eval_size:
         size: float | int = config.eval_size if config.eval_size < 1 else int(config.eval_size)
         if len(train.rows) < 2:
@@ -85,13 +88,26 @@ def first_rows(found: Rows, limit: int | None, config: DataConfig, name: str) ->
     return replace(found, rows=rows)
 
 
-def config_for_path(config: DataConfig, path: Any) -> DataConfig:
+def config_for_path(config: DataConfig, path: Any, split: str) -> DataConfig:
     """How to read `path`: a data set made by job=sample has TRL's columns, whatever the recipe's own data has."""
     file = data_file(path)
     if file == path:
-        return replace(config, path=path)
+        return replace(config, path=path, split=split)
     own: dict[str, Any] = {"columns": {}, "conversational": False, "format": "trl"}
     return replace(config, path=file, name=None, revision=None, split="train", eval_split=None, **own)
+
+
+def eval_config(config: DataConfig) -> DataConfig:
+    """How to read `data.eval_path`; of reasoning_gym the split is `test`, whose questions are not trained on."""
+    made = isinstance(config.eval_path, str) and config.eval_path.startswith("reasoning_gym:")
+    return config_for_path(config, config.eval_path, config.eval_split or ("test" if made else "train"))
+
+
+def _has_splits(path: Any) -> bool:
+    """Whether `path` has named splits: not for files or a single saved data set."""
+    if not isinstance(path, str) or files.resolve(path):
+        return False
+    return not (Path(os.path.expanduser(path)) / "state.json").is_file()
 
 
 def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
@@ -106,7 +122,7 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
             f"data.eval_size={size:g}: of {len(rows)} rows that leaves none to train on; set a smaller share or number"
         )
     groups: dict[str, list[int]] = {}
-    for index, prompt in enumerate(_prompts(rows)):
+    for index, prompt in enumerate(prompts_as_text(rows)):
         groups.setdefault(prompt or f"row {index}", []).append(index)
     if len(groups) < 2:
         raise PosttrainError(
@@ -127,20 +143,9 @@ def hold_out(rows: Dataset, size: float | int) -> tuple[Dataset, Dataset]:
     return rows.select(train), rows.select(held_out)
 
 
-def _prompts(rows: Dataset) -> Iterator[str | None]:
+def prompts_as_text(rows: Dataset) -> Iterator[str | None]:
     """The prompt of each row as text, to compare rows by; `None` for a row without one."""
     names = [name for name in PROMPT_COLUMNS if name in rows.column_names]
     for row in rows.select_columns(names) if names else ({} for _ in range(len(rows))):
         prompt = prompt_of(row)
         yield repr(prompt) if prompt else None
-
-
-def overlap(train: Dataset, held_out: Dataset) -> dict[str, int]:
-    """How many held-out rows are also training rows, and how many share their prompt with a training row."""
-    learnt = [name for name in sorted(TRL_COLUMNS) if name in train.column_names and name in held_out.column_names]
-
-    def whole(rows: Dataset) -> Iterator[int]:
-        return (hash(repr(row)) for row in rows.select_columns(learnt))
-
-    seen, asked = set(whole(train)), set(_prompts(train)) - {None}
-    return {"rows": sum(row in seen for row in whole(held_out)), "prompts": sum(p in asked for p in _prompts(held_out))}

@@ -10,8 +10,7 @@ import functools
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,16 +23,14 @@ if TYPE_CHECKING:
     from posttrain.data.skipped import Skipped
 
 Stored: TypeAlias = "tuple[Dataset, Skipped | None]"
-MAX_SHOWN = 5
 # Columns that must hold either text or conversations in all rows; a mix would be trained on wrongly.
 SAME_TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
-# bool comes before int, since it is a subclass.
-SCALAR_TYPES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "text"}
-ITEM_TYPES: dict[type, str] = {str: "texts", dict: "objects", float: "numbers"}
-
+SCALAR_TYPES = {type(None): "null", bool: "bool", int: "int", float: "float", str: "text"}
+ITEM_TYPES = {str: "texts", dict: "objects", float: "numbers"}
 
 _files = itertools.count()
-_passing: list[str] = []
+# Folders that take the files instead, the last of them first.
+folders: list[str] = []
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -50,58 +47,37 @@ def store(
     first rows that do not fit, unless `skip`, and where no row is left. `key` begins a message, as in
     `data.path=rows.jsonl`.
     """
-    kinds, path = ColumnTypes(), temporary_file("rows.jsonl")
+    kinds, path, count = ColumnTypes(), temporary_file("rows.jsonl"), 0
+    skipped: Skipped | None = None
     try:
         with path.open("w", encoding="ascii") as file:
+            for place, row in source:
+                try:
+                    if isinstance(row, RowError):
+                        raise row
+                    made = convert(row)
+                    kinds.check(made)
+                    if check is not None:
+                        check(made)
+                except RowError as row_error:
+                    from posttrain.data.skipped import Skipped
 
-            def seen(row: dict[str, Any]) -> None:
-                made = convert(row)
-                kinds.check(made)
-                if check is not None:
-                    check(made)
+                    skipped = skipped or Skipped(temporary_file("skipped.jsonl"))
+                    skipped.add(place, row_error, row)
+                    continue
                 kinds.add(made)
                 file.write(json.dumps(made, default=str) + "\n")
-
-            skipped = check_rows(source, seen, key, skip)
+                count += 1
+        if skipped and not (skip and count):
+            raise PosttrainError(skipped.report(key))
+        if not count:
+            raise PosttrainError(f"{key}: no rows")
         with path.open(encoding="ascii") as file:
             return _write(map(json.loads, file), kinds, key), skipped
     except OSError as error:
         raise PosttrainError(f"{key}: the rows cannot be kept: {error}") from error
     finally:
         path.unlink(missing_ok=True)
-
-
-def check_rows(
-    rows: Iterable[Row], check: Callable[[dict[str, Any]], None], key: str, skip: bool = False
-) -> Skipped | None:
-    """Call `check`, which raises `RowError`, on every row; the rows that do not fit, `None` where all fit.
-
-    Raises `PosttrainError` as `store` does.
-    """
-    skipped: Skipped | None = None
-    first: list[str] = []
-    count = 0
-    for place, row in rows:
-        try:
-            if isinstance(row, RowError):
-                raise row
-            check(row)
-            count += 1
-        except RowError as row_error:
-            from posttrain.data import skipped as skipped_rows
-
-            skipped = skipped or skipped_rows.Skipped(temporary_file("skipped.jsonl"))
-            if skip:
-                skipped.add(place, row_error, None if isinstance(row, RowError) else row)
-            else:
-                skipped.count += 1
-            if len(first) < MAX_SHOWN:
-                first.append(skipped_rows.message(place, row_error))
-    if skipped and not (skip and count):
-        raise PosttrainError(skipped_rows.report(key, first, skipped.count))
-    if not count:
-        raise PosttrainError(f"{key}: no rows")
-    return skipped
 
 
 def _write(rows: Iterable[dict[str, Any]], kinds: ColumnTypes, key: str) -> Dataset:
@@ -132,11 +108,11 @@ class ColumnTypes:
         self.found: dict[str, str] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row's types; raises `RowError` where text and conversations are mixed in a column."""
-        self.check(row)
+        """Add the types of a checked row."""
         self.found.update({n: _common_type(self.found.get(n, "null"), _value_type(value)) for n, value in row.items()})
 
     def check(self, row: Mapping[str, Any]) -> None:
+        """Raise `RowError` where text and conversations, or thumbs and numbers, would be mixed in a column."""
         for name in SAME_TYPE_COLUMNS:
             if name in row and {self.found.get(name), _value_type(row[name])} == {"text", "objects"}:
                 raise RowError(name, "is of another kind than in the rows before: text and conversations do not mix")
@@ -164,18 +140,10 @@ class ColumnTypes:
 
 
 def _value_type(value: Any) -> str:
-    if value is None:
-        return "null"
     if not isinstance(value, list):
-        return _type_name(value, SCALAR_TYPES) or "json"
-    if not value:
-        return "empty"
-    kinds = {_type_name(item, ITEM_TYPES) for item in value}
-    return kinds.pop() or "json" if len(kinds) == 1 else "json"
-
-
-def _type_name(value: Any, types: dict[type, str]) -> str | None:
-    return next((name for of, name in types.items() if isinstance(value, of)), None)
+        return SCALAR_TYPES.get(type(value), "json")
+    kinds = {ITEM_TYPES.get(type(item), "json") for item in value}
+    return "json" if len(kinds) > 1 else next(iter(kinds), "empty")
 
 
 def _common_type(one: str, other: str) -> str:
@@ -192,18 +160,7 @@ def _common_type(one: str, other: str) -> str:
 
 def temporary_file(name: str) -> Path:
     """A new file in this process's own folder, which is removed when it ends."""
-    return Path(_passing[-1] if _passing else _folder().name) / f"{next(_files)}-{name}"
-
-
-@contextmanager
-def temporary_files() -> Iterator[None]:
-    """Remove the files that are stored in the block at its end; those of a stream would fill the disk."""
-    with tempfile.TemporaryDirectory(dir=_folder().name) as folder:
-        _passing.append(folder)
-        try:
-            yield
-        finally:
-            _passing.remove(folder)
+    return Path(folders[-1] if folders else _folder().name) / f"{next(_files)}-{name}"
 
 
 @functools.cache

@@ -8,21 +8,22 @@ rows that it has seen.
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
+from posttrain.data import arrow_rows
 from posttrain.data import files as f
-from posttrain.data.arrow_rows import arrow_rows, is_saved_dataset, load_arrow
 from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template_options
-from posttrain.data.reading import Rows, RowSource, display_path, held_out_split, open_files, open_rows, read
-from posttrain.data.renaming import rename_dataset
+from posttrain.data.reading import Rows, RowSource, display_path, open_files, open_rows, read
 from posttrain.data.row import INDEX_COLUMN, Place, RowError
 from posttrain.data.skipped import Skipped, message
-from posttrain.data.split import Split, config_for_path, first_rows
-from posttrain.data.store import store, temporary_file, temporary_files
+from posttrain.data.split import Split, config_for_path, eval_config, first_rows
+from posttrain.data.store import folders, store, temporary_file
 from posttrain.data.trainer_rows import TrainerRows, for_trainer, to_trainer
 from posttrain.errors import PosttrainError
 
@@ -40,7 +41,7 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> Iterator[s
     """What cannot be streamed, before anything is read."""
     if f.built_in(config.path):
         yield f"data.path={config.path}: is made here, as a whole; set data.streaming=false"
-    elif isinstance(config.path, str) and is_saved_dataset(config.path):
+    elif isinstance(config.path, str) and arrow_rows.is_saved_dataset(config.path):
         yield f"data.path={config.path}: a folder saved by `datasets` is not streamed; set data.streaming=false"
     if job != "train":
         yield f"data.streaming=true: job={job} reads its rows as a whole; set it to false"
@@ -75,7 +76,7 @@ class Stream:
         source = self.opened()
         rest = itertools.islice(self.fitting(source), self.held, None)
         while batch := list(itertools.islice(rest, BATCH)):
-            with temporary_files():
+            with _files_removed():
                 rows = list(
                     with_template_options(to_trainer(_stored(batch, source, self.config), self.config, self.kind))
                 )
@@ -94,7 +95,7 @@ class Stream:
             )
 
     def opened(self) -> RowSource:
-        return _source(config_for_path(self.config, self.config.path), self.kind, self.template)
+        return _source(config_for_path(self.config, self.config.path, self.config.split), self.kind, self.template)
 
     def fitting(self, source: RowSource) -> Iterator[dict[str, Any]]:
         for place, row in source.rows():
@@ -110,7 +111,7 @@ class Stream:
                     fix = "fix it, or leave such rows out with data.on_error=skip"
                     where = f"data.path={display_path(self.config.path)}"
                     raise PosttrainError(f"{where}: a row does not fit; {fix}\n  {message(place, row_error)}") from None
-                self.skipped.add(place, row_error, None if isinstance(row, RowError) else row)
+                self.skipped.add(place, row_error, row)
 
 
 def load(config: DataConfig, kind: str, template: Rendering | None) -> tuple[IterableDataset, TrainerRows]:
@@ -132,8 +133,7 @@ def load(config: DataConfig, kind: str, template: Rendering | None) -> tuple[Ite
         )
     held_out = _stored(first[:held], source, config) if held else None
     if config.eval_path:
-        own = config_for_path(config, config.eval_path)
-        held_out = read(own, own.path, held_out_split(own), "data.eval_path", kind, None, template)
+        held_out = read(eval_config(config), "data.eval_path", kind, None, template)
     how = "file" if config.eval_path else f"the first {held} rows" if held else "none"
     train = replace(_stored(first[held:], source, config), skipped=stream.skipped)
     held_out = held_out and first_rows(held_out, config.max_eval_rows, config, "held-out")
@@ -146,15 +146,24 @@ def load(config: DataConfig, kind: str, template: Rendering | None) -> tuple[Ite
     return rows.shuffle(seed=SEED, buffer_size=BUFFER), made
 
 
+@contextmanager
+def _files_removed() -> Iterator[None]:
+    """Remove the files that are stored in the block at its end; those of a whole stream would fill the disk."""
+    with tempfile.TemporaryDirectory(dir=temporary_file("").parent) as folder:
+        folders.append(folder)
+        try:
+            yield
+        finally:
+            folders.remove(folder)
+
+
 def _source(config: DataConfig, kind: str, template: Rendering | None) -> RowSource:
     named = f"data.path={display_path(config.path)}"
     local = f.resolve(config.path)
     if local and f.kind(local[0]) != ".parquet":
         return open_files(config, local, kind, named, None, template)
-    found = load_arrow(config, config.path, local, config.split, "data.path", streaming=True)
-    if config.columns:
-        found = rename_dataset(found, config.columns)
-    return open_rows(lambda: arrow_rows(found, config.path, []), config, kind, None, template)
+    found = arrow_rows.load(config, local, "data.path", streaming=True)
+    return open_rows(lambda: arrow_rows.rows(found, config.path, []), config, kind, None, template)
 
 
 def _stored(rows: list[dict[str, Any]], source: RowSource, config: DataConfig) -> Rows:

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import PAIRS, prompts, to_trainer_columns
-from posttrain.data.formats import is_scored
+from posttrain.data.columns import TRL_COLUMNS, choose_columns
+from posttrain.data.formats import PAIRS, is_scored
 from posttrain.data.reading import Rows
-from posttrain.data.split import Split, split_rows
+from posttrain.data.split import Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from posttrain.data.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,6 @@ class TrainerRows:
     held_out: Dataset | None
     prompts: Dataset | None
     divided: Split
-
-
-def load_rows(config: DataConfig, kind: str, template: Rendering | None) -> TrainerRows:
-    """Load, split and adapt the data of `config.path` for the trainer `kind`; raises `PosttrainError` for bad input."""
-    return for_trainer(split_rows(config, kind, template=template), kind)
 
 
 def for_trainer(divided: Split, kind: str) -> TrainerRows:
@@ -54,11 +47,37 @@ def to_trainer(found: Rows, config: DataConfig, kind: str) -> Dataset:
     return made.cast_column("weight", Value("float64"))
 
 
+def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Dataset:
+    """Rows as the trainer `kind` takes them; columns that are not TRL's stay, for reward functions.
+
+    Raises `PosttrainError` for the wrong columns.
+    """
+    found, trainer = choose_columns(dataset.column_names, kind, name), trainers.of(kind)
+    if {*found} >= {*PAIRS}:
+        found = ("prompt", *found)
+    if trainer.reads != "pairs" or not trainer.weights_pairs:
+        from posttrain.data import conversion
+
+        dataset, found = conversion.convert(dataset, kind, found)
+    return _with_texts(dataset, found)
+
+
 def prompts_for(found: Rows, config: DataConfig, kind: str) -> Dataset | None:
     """The prompts of rows, with their other columns; `None` for plain text, which has no prompt."""
     rows = _answers_apart(found, replace(config, threshold=None), "grpo")
     # A trainer that samples is probed on the same prompts as it is trained on.
-    return prompts(to_trainer_columns(rows, kind, found.format) if trainers.of(kind).samples_completions else rows)
+    if trainers.of(kind).samples_completions:
+        rows = to_trainer_columns(rows, kind, found.format)
+    if "prompt" not in rows.column_names and "messages" in rows.column_names:
+        from posttrain.data.conversion import turns_to_answer
+
+        rows = turns_to_answer(rows).filter(lambda row: bool(row["prompt"]))
+    return _with_texts(rows, ("prompt",)) if "prompt" in rows.column_names else None
+
+
+def _with_texts(rows: Dataset, names: tuple[str, ...]) -> Dataset:
+    """Rows with those of TRL's columns that are in `names`, and all others."""
+    return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c not in names])
 
 
 def _answers_apart(found: Rows, config: DataConfig, kind: str) -> Dataset:

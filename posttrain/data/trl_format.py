@@ -1,17 +1,20 @@
 """TRL's own columns as an `Example`."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-from posttrain.data.example import Example, TextOrTurns
-from posttrain.data.prompts import split_prompt, without_learn_marks
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from posttrain.data.example import Example
+from posttrain.data.prompts import split_text
 from posttrain.data.row import RowError, text
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from posttrain.data.turns import TextOrTurns
 
 
-def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: bool = False) -> Example:
-    """TRL's own columns, those of `needed`: text stays text, lists are conversations; `repeated` as in `split_prompt`.
+def trl(row: Mapping[str, Any], needed: tuple[str, ...], repeated: bool = False, prompted: bool = False) -> Example:
+    """TRL's own columns, those of `needed`: text stays text, lists are conversations; `repeated` as in `split_text`.
 
     `prompted`: the data has a column `prompt`, so a common beginning of two answers is not taken for the prompt.
     """
@@ -24,21 +27,21 @@ def trl(row: Row, needed: tuple[str, ...], repeated: bool = False, prompted: boo
     if needed == ("text",):
         asked = row["prompt"] if isinstance(row.get("prompt"), str) else None  # for samples; the text is learnt
         return Example(text=text(row.get("text"), "text"), prompt=asked, used=("text", "prompt"))
-    given = ("prompt", *needed) if row.get("prompt") is not None or "prompt" in needed else needed
-    prompt = _text_or_turns(row.get("prompt"), "prompt") if "prompt" in given else None
-    if needed == ("prompt",):
-        return Example(prompt=without_learn_marks(prompt) if isinstance(prompt, list) else prompt, used=needed)
-    names = [name for name in needed if name not in ("prompt", "label")]
-    answers: dict[str, Any] = {name: _text_or_turns(row.get(name), name) for name in names}
+    used = ("prompt", *needed) if row.get("prompt") is not None else needed
+    prompt: Any = _text_or_turns(row.get("prompt"), "prompt") if "prompt" in used else None
+    answers: Any = {name: _text_or_turns(row.get(name), name) for name in needed if name not in ("prompt", "label")}
+    if all(said is None or isinstance(said, str) for said in (prompt, *answers.values())):
+        if prompt is None and prompted:
+            raise RowError("prompt", "is missing")
+        prompt, answers = split_text(prompt, answers, repeated)
+        return Example(prompt=prompt, used=used, **answers)
+    from posttrain.data import messages, turns
+
     begin_with_answer = all(isinstance(said, list) and said[0].role == "assistant" for said in answers.values())
     if prompt is None and isinstance(row.get("messages"), list) and begin_with_answer:
-        from posttrain.data.messages import conversation
-
-        prompt, given = conversation(row["messages"], "messages"), (*given, "messages")  # as axolotl has pairs
-    if prompt is None and prompted and all(isinstance(said, str) for said in answers.values()):
-        raise RowError("prompt", "is missing")
-    asked, answers = split_prompt(prompt, answers, repeated)
-    return Example(prompt=asked, used=given, **answers)
+        prompt, used = messages.conversation(row["messages"], "messages"), (*used, "messages")  # as axolotl has pairs
+    prompt, answers = turns.split_turns(prompt, answers)
+    return Example(prompt=prompt, used=used, **answers)
 
 
 def _text_or_turns(value: Any, field: str) -> TextOrTurns:

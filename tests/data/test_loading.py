@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from posttrain.config.schema import DataConfig
-from posttrain.data.columns import to_trainer_columns
 from posttrain.data.loading import fingerprint, load
+from posttrain.data.trainer_rows import to_trainer_columns
 from posttrain.errors import PosttrainError
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
@@ -190,7 +190,7 @@ def test_texts_and_prompts_of_the_probe_are_read_like_other_rows(tmp_path):
     assert texts.load(ProbeConfig(texts="texts.jsonl"), tokenizer, True).texts == {"x": [[97, 98]], "3": [[99, 100]]}
     for text in (None, 3, [USER]):
         write(tmp_path / "texts.jsonl", [{"text": text, "domain": "x"}])
-        with pytest.raises(PosttrainError, match=r"probe\.texts=texts\.jsonl: row 0, column text: expected text, got"):
+        with pytest.raises(PosttrainError, match=r"probe\.texts=texts\.jsonl: row 1, column text: expected text, got"):
             texts.load(ProbeConfig(texts="texts.jsonl"), tokenizer, True)
     write(tmp_path / "asked.jsonl", [{"prompt": "p"}, {"prompt": 3}])
     with pytest.raises(PosttrainError) as error:

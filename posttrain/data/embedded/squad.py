@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.embedded import cache, wheels
-from posttrain.errors import PosttrainError, did_you_mean
+from posttrain.errors import PosttrainError
+from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
