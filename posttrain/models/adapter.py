@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.config.options import as_typed
 from posttrain.config.schema import PeftConfig
-from posttrain.errors import PosttrainError, did_you_mean
+from posttrain.errors import PosttrainError
+from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import BitsAndBytesConfig
 
 
@@ -58,6 +59,22 @@ def keep_trained_in_float32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def changes_nothing(model: PeftModel) -> bool:
+    """Whether the policy's adapter gives, bit for bit, the outputs of the reference: its frozen copy, or the base."""
+    from peft import LoraConfig
+
+    config = model.peft_config["default"]
+    if not isinstance(config, LoraConfig) or config.use_dora:
+        return False
+    weights = dict(model.named_parameters())
+    if "ref" in model.peft_config:
+        own = {name: weight for name, weight in weights.items() if ".default" in name}
+        return all(weight.equal(weights[name.replace(".default", ".ref")]) for name, weight in own.items())
+    # With B = 0, B A x is 0. Some initialisations instead subtract B A from the base.
+    ends = [weights[name] for name in weights if "lora_B.default" in name or "lora_embedding_B.default" in name]
+    return bool(ends) and config.lora_bias is False and not any(weight.any() for weight in ends)
 
 
 def add_without_weights(model: Any, peft: PeftConfig, kind: str, sees: bool = False, value: bool = False) -> Any:

@@ -17,7 +17,7 @@ from posttrain.errors import PosttrainError
 from posttrain.models.drift import Drift, ReferenceOutputs, held_out
 from posttrain.models.weights import free_memory, load, load_base, saved_tokenizer
 from posttrain.runs import export_card
-from posttrain.runs.identity import content, files_digest
+from posttrain.runs.content import content, files_digest
 from posttrain.runs.lineage import Source
 
 # Mean KL in nats per position. In bfloat16 a right merge costs 0.002 to 0.006 on a 135M model, most of it because two

@@ -131,7 +131,11 @@ def group(rows: Sequence[Row], hidden: int) -> list[Group]:
     """The sorted rows, divided into groups of neighbours with the lowest total cost; empty rows are left out."""
     order = [r for r in range(len(rows)) if rows[r].tokens]
     order.sort(key=lambda r: (rows[r].position, rows[r].tokens))
-    alike = [0, *(_common_prefix_length(rows[a], rows[b]) for a, b in pairwise(order))]
+    alike = [0]
+    for a, b in pairwise(order):
+        same = rows[a].position == rows[b].position
+        alike.append(common_prefix_length(rows[a].tokens, rows[b].tokens) if same else 0)
+    # For each number of rows: the lowest cost, where its last group begins, and that group.
     best: list[tuple[float, int, Group | None]] = [(0.0, 0, None)]
     for end in range(1, len(order) + 1):
         shared, total = len(rows[order[end - 1]].tokens), 0
@@ -161,16 +165,10 @@ def _fill(groups: list[Group], width: int) -> list[list[Group]]:
     bins: list[list[Group]] = []
     room: list[int] = []
     for one in sorted(groups, key=lambda one: -one.length):
-        n = next((n for n, left in enumerate(room) if left >= one.length), None)
-        if n is None:
-            bins.append([one])
-            room.append(width - one.length)
-        else:
-            bins[n].append(one)
-            room[n] -= one.length
+        n = next((n for n, left in enumerate(room) if left >= one.length), len(bins))
+        if n == len(bins):
+            bins.append([])
+            room.append(width)
+        bins[n].append(one)
+        room[n] -= one.length
     return bins
-
-
-def _common_prefix_length(first: Row, second: Row) -> int:
-    """The number of first tokens that both rows have in common, at the same positions."""
-    return 0 if first.position != second.position else common_prefix_length(first.tokens, second.tokens)

@@ -113,23 +113,15 @@ class SharedPrompts:
                 return self._forward_grid(layout, kwargs)
         return self.inner(**kwargs)
 
-    def layout(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None = None
-    ) -> Layout | None:
+    def layout(self, ids: torch.Tensor, mask: Any, positions: Any = None) -> Layout | None:
         """The layout of the rows; `None` where they are not shared."""
         rows = _rows(ids, mask, positions) if len(ids) > 1 else None
         return None if rows is None else arrange(ids, rows, self.config.hidden_size)
 
     def _forward_grid(self, layout: Layout, kwargs: dict[str, Any]) -> Any:
         ids = kwargs["input_ids"]
-        output = self.inner(
-            **{
-                **kwargs,
-                "input_ids": ids.flatten()[layout.source],
-                "attention_mask": self._mask(layout),
-                "position_ids": layout.position,
-            }
-        )
+        grid = {"input_ids": ids.flatten()[layout.source], "attention_mask": self._mask(layout)}
+        output = self.inner(**{**kwargs, **grid, "position_ids": layout.position})
         output.last_hidden_state = layout.scatter(output.last_hidden_state, *ids.shape)
         if getattr(output, "router_logits", None) is not None:
             # (tokens, experts) of every layer.
@@ -143,13 +135,11 @@ class SharedPrompts:
         """The mask in the backbone's form: one, or one for each type of layer."""
         window = _window(self.config)
         if window is None or not getattr(self.config, "layer_types", None):
-            return self._as_attention_takes_it(layout, window)
-        return {
-            "full_attention": self._as_attention_takes_it(layout, None),
-            "sliding_attention": self._as_attention_takes_it(layout, window),
-        }
+            return self._mask_of_layer(layout, window)
+        windows = {"full_attention": None, "sliding_attention": window}
+        return {kind: self._mask_of_layer(layout, seen) for kind, seen in windows.items()}
 
-    def _as_attention_takes_it(self, layout: Layout, window: int | None) -> Any:
+    def _mask_of_layer(self, layout: Layout, window: int | None) -> Any:
         kind = self.config._attn_implementation
         if kind == "flex_attention":
             from posttrain.models.block_mask import block_mask
@@ -177,9 +167,9 @@ class SharedPrompts:
         try:
             layout = self.layout(ids, mask)
             assert layout is not None
-            kwargs = {"attention_mask": mask, "use_cache": False}
-            apart = self.inner(input_ids=ids, **kwargs).last_hidden_state
-            together = self._forward_grid(layout, {"input_ids": ids, **kwargs}).last_hidden_state
+            kwargs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+            apart = self.inner(**kwargs).last_hidden_state
+            together = self._forward_grid(layout, kwargs).last_hidden_state
         except Exception as error:  # an architecture may raise anything for a mask that it does not know
             return f"{type(self.backbone).__name__} does not take the mask ({type(error).__name__})"
         finally:

@@ -1,5 +1,6 @@
 """The curves of a run as a PNG: trainer metrics as lines, held-out measurements as points."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,16 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def series(metrics: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Panel -> metric -> (step, value): every panel with a metric that was logged at all."""
-    rows = [without_tie(row) for row in read(metrics)]
-    logged = {key for row in rows for key, value in row.items() if isinstance(value, (int, float))}
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in map(without_tie, read(metrics)):
+        for key, value in row.items():
+            if "step" in row and isinstance(value, (int, float)):
+                points.setdefault(key, []).append((row["step"], value))
     panels = {}
     for name, keys in PANELS.items():
-        found = [k for key in keys for k in (sorted(logged) if key.endswith("/") else [key]) if k.startswith(key)]
-        lines = {
-            key: [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and "step" in row]
-            for key in found
-            if key in logged
-        }
-        if any(lines.values()):
-            panels[name] = {key: points for key, points in lines.items() if points}
+        found = [k for key in keys for k in sorted(points) if k == key or (key.endswith("/") and k.startswith(key))]
+        if found:
+            panels[name] = {key: points[key] for key in found}
     return panels
 
 
@@ -71,11 +70,9 @@ def draw_curves(metrics: Path, target: Path, heading: str) -> None:
     panels = series(metrics)
     if not panels:
         return
-    columns = min(len(panels), 3)
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(4.4 * columns, 3.2 * lines), squeeze=False, layout="constrained"
-    )
+    columns, lines = min(len(panels), 3), math.ceil(len(panels) / 3)
+    size = (4.4 * columns, 3.2 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     # All panels have the same range of steps, so that single points are at the right place.
@@ -121,9 +118,9 @@ def _label(key: str, panel: Iterable[str]) -> str:
     held_out = key.startswith(HELD_OUT)
     alike = [other for other in panel if other.startswith(HELD_OUT) == held_out]
     kind = "held out" if held_out else "training"
-    name = LABELS.get(key.removeprefix("eval_"), title(key))
     if len(alike) == 1:
         return kind
+    name = LABELS.get(key.removeprefix("eval_")) or title(key)
     return f"{kind}: {name}" if held_out and not name.startswith(("reward:", "gold reward:")) else name
 
 

@@ -33,8 +33,9 @@ from posttrain.config.schema import Origin, Run
 from posttrain.errors import PosttrainError
 from posttrain.runs import checkpoint as checkpoints
 from posttrain.runs import durable
+from posttrain.runs.content import files_digest
 from posttrain.runs.durable import write_atomic, write_json
-from posttrain.runs.identity import digest, files_digest
+from posttrain.runs.identity import digest
 
 
 class RunDirectory:

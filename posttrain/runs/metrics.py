@@ -22,28 +22,6 @@ TITLES = {
 # Measured where the config asks for it; shown behind those above.
 REQUESTED = ("probe/rewards/", "probe/gold/", "probe/forgetting/", "probe/refusals/")
 
-# Metrics of job=evaluate.
-EVALUATION_TITLES = {
-    "loss_per_token": "loss (nats per token)",
-    "perplexity": "perplexity (per token)",
-    "implicit_accuracy": "preference accuracy (implicit reward)",
-    "implicit_margin": "preference margin (implicit reward)",
-    "likelihood_accuracy": "preference accuracy (log-likelihood per token)",
-    "likelihood_margin": "preference margin (log-likelihood per token)",
-    "chosen_log_prob": "chosen: log-likelihood per token",
-    "rejected_log_prob": "rejected: log-likelihood per token",
-    "accuracy": "preference accuracy (reward model)",
-    "margin": "preference margin (reward model)",
-}
-
-# Metrics of a set of completions (`sampled`, `greedy`); a title is the set's name, then this.
-SET_TITLES = {
-    "win_rate": "win rate by score",
-    "score": "score",
-    "length": "length (tokens)",
-    "ended": "share that ends",
-}
-
 # Parts of metric names that say nothing about the model.
 BOOKKEEPING = (
     *("runtime", "per_second", "num_tokens", "epoch", "model_preparation_time"),
@@ -82,10 +60,8 @@ def by_step(path: Path) -> dict[int, dict[str, float]]:
 
 def final_metrics(path: Path) -> dict[str, float]:
     """The last value of every metric of a run."""
-    last: dict[str, float] = {}
-    for row in read(path):
-        last.update({k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "epoch")})
-    return last
+    values = [item for row in read(path) for item in row.items()]
+    return {k: v for k, v in values if isinstance(v, (int, float)) and k not in ("step", "epoch")}
 
 
 def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
@@ -97,9 +73,7 @@ def held_out(path: Path) -> tuple[dict[str, float], dict[str, float], dict[str, 
         for key, value in row.items():
             # Names that the user chose may contain any word.
             bookkeeping = not key.startswith(REQUESTED) and any(word in key for word in BOOKKEEPING)
-            if not key.startswith(("eval_", "probe/")) or bookkeeping:
-                continue
-            if isinstance(value, (int, float)):
+            if key.startswith(("eval_", "probe/")) and not bookkeeping and isinstance(value, (int, float)):
                 first.setdefault(key, value)
                 last[key] = value
                 counts[key] = counts.get(key, 0) + 1
@@ -128,14 +102,15 @@ def first_value_text(metric: str, first: dict[str, float]) -> str:
 
 def title(metric: str) -> str:
     """A metric in words."""
-    kind, _, rest = metric.partition("/")
-    if kind not in ("sampled", "greedy"):
-        plain = metric.removeprefix("probe/").replace("rewards/", "reward: ").replace("gold/", "gold reward: ")
-        plain = plain.replace("_", " ")
-        return {**TITLES, **EVALUATION_TITLES}.get(metric, plain)
-    if rest.startswith("win_rates/"):
-        return f"{kind}: win rate by {rest.removeprefix('win_rates/').replace('_', ' ')}"
-    return f"{kind}: {SET_TITLES.get(rest, rest.removeprefix('rewards/').replace('_', ' '))}"
+    if metric in TITLES:
+        return TITLES[metric]
+    if not metric.startswith(("eval_", "probe/")):
+        from posttrain.runs.evaluation_titles import evaluation_title
+
+        if known := evaluation_title(metric):
+            return known
+    plain = metric.removeprefix("probe/").replace("rewards/", "reward: ").replace("gold/", "gold reward: ")
+    return plain.replace("_", " ")
 
 
 def stderr_metric(metric: str) -> str:

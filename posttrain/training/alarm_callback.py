@@ -1,19 +1,15 @@
-"""The callback that prints alarms, stores them in `run.json` and `metrics.jsonl`, sends them, and acts on them."""
+"""The callback that looks for alarms, and stops the training for those that ask for it."""
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.markup import escape
 from transformers import TrainerCallback
 
-from posttrain.config.alarms import AlarmsConfig, setting
-from posttrain.console import console, main_process
+from posttrain.config.alarms import AlarmsConfig
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.metrics import read
-from posttrain.training import sharding
 from posttrain.training.alarms import Alarm, AlarmDetector
-from posttrain.training.metrics_log import NoTracker, append
+from posttrain.training.metrics_log import NoTracker
 
 
 class Alarms(TrainerCallback):
@@ -38,22 +34,29 @@ class Alarms(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.detector.float16 = args.fp16
         if state.is_world_process_zero and self.raised:
-            self._write_alarms()
+            from posttrain.training.raised_alarms import write_alarms
+
+            write_alarms(self.raised, self.directory)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        self.check_row({"step": state.global_step, **(logs or {})}, args, state, control)
+        self.check_row({"step": state.global_step, **(logs or {})})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.weights_not_finite(args, state, control)
+        self.weights_not_finite()
 
-    def check_row(self, row: dict[str, Any], args: Any, state: Any, control: Any) -> None:
+    def check_row(self, row: dict[str, Any]) -> None:
         """Raise the alarms of a row; every process must call this at the same point."""
-        alarms = self.detector.check_row(row) if state.is_world_process_zero else []
-        for alarm in alarms:
-            self._announce(alarm)
-        self._act(next((alarm for alarm in alarms if alarm.action == "stop"), None), args, state, control)
+        self._act(self.detector.check_row(row) if self.trainer.is_world_process_zero() else [])
 
-    def _act(self, alarm: Alarm | None, args: Any, state: Any, control: Any) -> None:
+    def _act(self, alarms: list[Alarm]) -> None:
+        """Announce the alarms, and stop the training if one of them asks for it; only the main process has alarms."""
+        if alarms:
+            from posttrain.training.raised_alarms import announce, write_alarms
+
+            for one in alarms:
+                self.raised.append(announce(one, self.directory, self.tracker))
+                write_alarms(self.raised, self.directory)
+        alarm = next((one for one in alarms if one.action == "stop"), None)
         if self.trainer.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
@@ -69,51 +72,28 @@ class Alarms(TrainerCallback):
         state = self.trainer.state
         return self.stopped is not None and (self.stopped.name == "non_finite" or state.global_step < state.max_steps)
 
-    def weights_not_finite(self, args: Any, state: Any, control: Any) -> bool:
+    def weights_not_finite(self) -> bool:
         """Whether a trained weight is not finite, which raises the alarm; one pass over the trained weights."""
         accelerator = self.trainer.accelerator
         if self.trained is None:  # collected once, since the search takes longer than the pass
             self.trained = [p for p in self.trainer.model.parameters() if p.requires_grad]
-        norm = sharding.whole(torch.nn.utils.get_total_norm([sharding.own_part(p) for p in self.trained]))
+        # DeepSpeed keeps this process's part of a parameter beside it; FSDP's norm is still a sum over all processes.
+        norm: Any = torch.nn.utils.get_total_norm([getattr(p, "ds_tensor", p).detach() for p in self.trained])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         found = not accelerator.gather(norm.float().to(accelerator.device)).isfinite().all()
         if found and self.config.non_finite.action != "off" and "non_finite" not in self.detector.ringing:
             self.detector.ringing.add("non_finite")
             message = (
                 "the weights are no numbers any more; lower trainer.args.learning_rate, or look at the data before"
             )
-            alarm = Alarm("non_finite", state.global_step, None, self.config.non_finite.action, message)
-            if state.is_world_process_zero:
-                self._announce(alarm)
-            self._act(alarm if alarm.action == "stop" else None, args, state, control)
+            step, action = self.trainer.state.global_step, self.config.non_finite.action
+            alarm = Alarm("non_finite", step, None, action, message)
+            self._act([alarm] if self.trainer.is_world_process_zero() else [])
         return found
-
-    def _announce(self, alarm: Alarm) -> None:
-        colour = "red" if alarm.action == "stop" else "yellow"
-        console.print(
-            f"[bold {colour}]alarm[/]    step {alarm.step}, {alarm.name}: {escape(alarm.message)}", soft_wrap=True
-        )
-        found = {"name": alarm.name, "step": alarm.step, "value": alarm.value, "action": alarm.action}
-        self.raised.append({**found, "message": alarm.message})
-        append(self.directory.metrics, {"step": alarm.step, "alarm": self.raised[-1]})
-        if alarm.value is not None:
-            self.tracker.log({f"alarm/{alarm.name}": alarm.value}, alarm.step)
-        if alarm.action in ("alert", "stop"):
-            self.tracker.alert(f"{self.directory.name}: {alarm.name}", alarm.message)
-        self._write_alarms()
-
-    def _write_alarms(self) -> None:
-        self.directory.write({**(self.directory.record() or {}), "alarms": self.raised})
 
     def record_stop(self) -> dict[str, Any]:
         """Write the alarm that stopped the run into `run.json`; returns that entry."""
+        from posttrain.training.raised_alarms import record_stop
+
         assert self.stopped is not None
-        last = self.directory.last_checkpoint()
-        entry = {
-            **{k: v for k, v in asdict(self.stopped).items() if k not in ("name", "action")},
-            "alarm": self.stopped.name,
-            "setting": setting(self.config, self.stopped.name),
-            "checkpoint": str(last.relative_to(self.directory.path)) if last else None,
-        }
-        if main_process():
-            self.directory.write({**(self.directory.record() or {}), "status": "stopped", "stopped": entry})
-        return entry
+        return record_stop(self.stopped, self.config, self.directory)

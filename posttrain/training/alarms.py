@@ -1,8 +1,8 @@
 """Detection of alarms in a run's metrics, each as a sentence with the number and the fix.
 
-Nothing here knows torch. `AlarmDetector` reads the rows of `metrics.jsonl` one by one; `alarm_callback.py` acts on its
-alarms. Loss and gradients are judged here, measurements in `measured_alarms.py`. docs/probe.md has the conditions and
-their thresholds.
+Nothing here knows torch. `AlarmDetector` reads the rows of `metrics.jsonl` one by one; `alarm_callback.py` and
+`raised_alarms.py` act on its alarms. Loss and gradients are judged here, measurements in `measured_alarms.py`.
+docs/probe.md has the conditions and their thresholds.
 """
 
 import math
@@ -133,9 +133,7 @@ def stopped_run_message(record: dict[str, Any] | None, config: AlarmsConfig) -> 
     if record is None or record.get("status") != "stopped":
         return None
     stopped = record["stopped"]
-    if stopped["setting"] != setting(config, stopped["alarm"]):
-        return None
-    return stop_message(stopped)
+    return stop_message(stopped) if stopped["setting"] == setting(config, stopped["alarm"]) else None
 
 
 def stop_message(stopped: dict[str, Any]) -> str:

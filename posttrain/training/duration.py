@@ -17,8 +17,8 @@ from posttrain.training import footprint
 if TYPE_CHECKING:
     from posttrain.config.schema import Run
     from posttrain.models.hardware import Precision
-    from posttrain.training.footprint import Sizes
     from posttrain.training.lengths import Lengths
+    from posttrain.training.sizes import Sizes
 
 EFFICIENCY = 0.35  # share of a large matrix product's speed; training reached 0.25 to 0.45 (docs/performance.md)
 # Least seconds of a layer per token of a sampled batch of any size. On an H200, LoRA: 1B 0.0022, 8B in NF4 0.005.

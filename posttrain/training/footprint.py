@@ -13,13 +13,13 @@ layers (Chen et al. 2016, arXiv:1604.06174).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.trainers import Kind
 from posttrain.training import sharding
 from posttrain.training.memory import format_bytes
+from posttrain.training.sizes import Sizes
 
 if TYPE_CHECKING:
     from posttrain.config.schema import Run
@@ -37,27 +37,6 @@ LOGITS = 4
 FUSED = ("SFTTrainer", "DPOTrainer", "KTOTrainer", "GRPOTrainer", "RLOOTrainer")
 # PPO keeps the logits of a pass up to this number (KEPT_LOGITS in posttrain.ppo.forward).
 HELD = 1 << 24
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of an architecture. `queries`, `keys`: total widths of a token's queries and keys over all heads."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    queries: int
-    keys: int
-    vocabulary: int
-    total: int
-    trained: int
-    tied: bool
-
-    @property
-    def embedding(self) -> int:
-        """Weights of the embedding and the head."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
 
 @dataclass(frozen=True)
@@ -88,28 +67,6 @@ class Footprint:
         parts = sorted(self.moments[self.moment].items(), key=lambda part: -part[1])
         named = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts if value > 0.01 * self.peak)
         return f"about {format_bytes(self.peak)} in {self.moment}: {named}"
-
-
-def of_config(known: Any, parameters: tuple[int, int]) -> Sizes:
-    """The sizes in a model's own config; `parameters` are (all, trained)."""
-    text = known.get_text_config()
-    hidden = text.hidden_size
-    heads = getattr(text, "num_attention_heads", None) or 1
-    head = getattr(text, "head_dim", None) or hidden // heads
-    inner = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
-    experts = getattr(text, "num_experts_per_tok", None)
-    return Sizes(
-        layers=text.num_hidden_layers,
-        hidden=hidden,
-        intermediate=inner * experts if isinstance(experts, int) and experts else inner,
-        heads=heads,
-        queries=heads * head,
-        keys=(getattr(text, "num_key_value_heads", None) or heads) * head,
-        vocabulary=text.vocab_size,
-        total=parameters[0],
-        trained=parameters[1],
-        tied=bool(getattr(text, "tie_word_embeddings", False)),
-    )
 
 
 def estimate(run: Run, precision: Precision, sizes: Sizes, row: int, prompt: int) -> Footprint:
@@ -165,39 +122,22 @@ def _held_throughout(run: Run, precision: Precision, sizes: Sizes) -> dict[str, 
     width = BYTES[precision.dtype]
     own = width if full else 4  # an adapter is trained in float32
     trained = sizes.trained * (2 if trainers.value_adapter(run) and not full else 1)
-    frozen = _frozen(sizes, sizes.total - sizes.trained, run.peft.quantization, width)
     sharded, optimizer_sharded = sharding.parts(args)
+    frozen, reward_models, teacher = 1.0 * width * (sizes.total - sizes.trained), 0.0, 0.0
+    if run.peft.quantization or run.reward or run.trainer.teacher.model:
+        from posttrain.training import frozen_weights
+
+        frozen = frozen_weights.of_base(sizes, run.peft.quantization, width)
+        reward_models = frozen_weights.reward_models(run)
+        teacher = frozen_weights.teacher(run, width)
     return {
         "weights": (frozen + trained * own) / sharded,
         "gradients": trained * own / sharded,
         "optimizer": trained * _state(str(args.get("optim", "adamw_torch")), own) / optimizer_sharded,
         "reference": _reference(run, sizes, width) / sharded,
-        "reward models": _reward_models(run),
-        "teacher": _teacher(run, width),
+        "reward models": reward_models,
+        "teacher": teacher,
     }
-
-
-def _frozen(sizes: Sizes, weights: int, quantization: dict[str, Any], width: int) -> float:
-    """Bytes of frozen weights; with `quantization`, the linear layers are quantized and the embedding is not."""
-    quantized = weights - sizes.embedding if quantization else 0
-    return quantized * _quantized(quantization) + (weights - quantized) * width
-
-
-def _teacher(run: Run, width: int) -> float:
-    """Bytes of the teacher's weights; an adapter on them is merged, or small."""
-    if not run.trainer.teacher.model:
-        return 0.0
-    from posttrain.training import trainer_arguments
-
-    known, total, quantization = trainer_arguments.teacher_size(run)
-    return _frozen(of_config(known, (total, 0)), total, quantization, width)
-
-
-def _quantized(options: dict[str, Any]) -> float:
-    """Bytes per quantized weight, with the scale of its block of 64, which is in float32, or in 8 bits itself."""
-    if not options.get("load_in_4bit"):
-        return 1.0
-    return 0.5 + (1 / 64 + 4 / (64 * 256) if options.get("bnb_4bit_use_double_quant") else 4 / 64)
 
 
 def _state(optimizer: str, width: float) -> float:
@@ -221,13 +161,6 @@ def keeps_reference(kind: Kind, args: dict[str, Any]) -> bool:
     if "ref_model" in kind.parameters:
         return not args.get("precompute_ref_log_probs", False)
     return kind.reference and bool(args.get("beta", kind.default("beta")) if kind.has("beta") else True)
-
-
-def _reward_models(run: Run) -> float:
-    """Bytes of the reward models' weights, as far as they are local files."""
-    folders = [Path(model).expanduser() for entry in run.reward.values() for model in entry.models]
-    found = [folder / "model" if (folder / "model").is_dir() else folder for folder in folders]
-    return float(sum(file.stat().st_size for folder in found for file in folder.glob("*.safetensors")))
 
 
 def forward_pass(run: Run, row: int, prompt: int, rows: int) -> Pass:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.data import chat_text
 from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ def measure(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Leng
 def _count(tokenizer: PreTrainedTokenizerBase, text: str | list[dict[str, Any]], row: Mapping[str, Any]) -> int:
     if isinstance(text, str):
         return len(tokenizer(text)["input_ids"])
+    from posttrain.data import chat_text
+
     render = chat_text.renderer(tokenizer, row.get("tools"), row.get("chat_template_kwargs"))
     return len(tokenizer(render(text, False), add_special_tokens=False)["input_ids"])
 

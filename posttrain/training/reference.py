@@ -14,24 +14,16 @@ from posttrain.training.shared_prompts import base_models
 
 def is_policy(trainer: Any) -> bool:
     """Whether policy and reference give the same outputs, bit for bit: weights were equal and no step was taken."""
-    import torch
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
     if trainer.state.global_step > 0 or sharding.divides(trainer):
         return False
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not isinstance(model, PeftModel):
         return True  # TRL loads the reference from where it loaded the policy
-    config = model.peft_config["default"]
-    if not isinstance(config, LoraConfig) or config.use_dora:
-        return False
-    weights = dict(model.named_parameters())
-    if "ref" in model.peft_config:
-        own = {name: weight for name, weight in weights.items() if ".default" in name}
-        return all(torch.equal(weight, weights[name.replace(".default", ".ref")]) for name, weight in own.items())
-    # With B = 0, B A x is 0. Some initialisations instead subtract B A from the base.
-    ends = [weights[name] for name in weights if "lora_B.default" in name or "lora_embedding_B.default" in name]
-    return bool(ends) and config.lora_bias is False and not any(weight.any() for weight in ends)
+    from posttrain.models.adapter import changes_nothing
+
+    return changes_nothing(model)
 
 
 class CachedReference:

@@ -3,7 +3,7 @@
 import json
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,28 @@ def reading(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
-def check_weights(model: Any, checkpoint: Path) -> None:
+def explain_reading(trainer: Any) -> None:
+    """Put the steps of `trainer` that read a checkpoint into `reading`; first compare its weights with the adapter."""
+    load = trainer._load_from_checkpoint
+
+    def load_weights(checkpoint: str, model: Any = None) -> None:
+        _check_weights(trainer.accelerator.unwrap_model(model or trainer.model), Path(checkpoint))
+        load(checkpoint, model)
+
+    trainer._load_from_checkpoint = _explained(load_weights)
+    trainer._load_optimizer_and_scheduler = _explained(trainer._load_optimizer_and_scheduler)
+    trainer._load_rng_state = _explained(trainer._load_rng_state)
+
+
+def _explained(read: Callable[..., None]) -> Callable[..., None]:
+    def explained(checkpoint: str | None, *args: Any) -> None:
+        with reading(checkpoint):
+            read(checkpoint, *args)
+
+    return explained
+
+
+def _check_weights(model: Any, checkpoint: Path) -> None:
     """Raise `ValueError` where a checkpoint lacks weights of the adapter; PEFT would silently keep the old values."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -90,6 +111,7 @@ def end_step(trainer: Any) -> None:
         trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, trainer.state, control)
         trainer._maybe_log_save_evaluate(
             *(trainer._tr_loss, pending.grad_norm, trainer.model_wrapped, None, int(trainer.state.epoch or 0)),
-            *(None, time.time(), pending.learning_rate),
+            *(None, time.time()),
+            learning_rate=pending.learning_rate,
         )
         trainer._at_epoch_end = False

@@ -9,7 +9,8 @@ the process that resumes makes the measurements of that step. The sequence at a 
 and each part that was started and not finished is repeated. Evaluation has its own random numbers, so it can be
 repeated, and training is the same with and without it.
 
-`resume_generation` is for trainers that learn from a generation for several steps; `restore` reads checkpoints.
+`restore` reads checkpoints, `repeated_prompts` is for trainers that repeat a prompt in a batch, and `resume_generation`
+for those that learn from a generation for several steps.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,6 @@ from posttrain.training.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-    from posttrain.ppo.rollout import EpochSampler
 
     _Trainer = Trainer
 else:
@@ -69,7 +68,6 @@ class Resumable(_Trainer):
     doing = "loading"
     _sizes: dict[str, int]
     _agreed = False
-    _order: EpochSampler | None = None
     _before_the_end: dict[str, Any] | None = None
     _at_epoch_end = False
     _saved_step = -1
@@ -132,23 +130,15 @@ class Resumable(_Trainer):
     # The end of a step
 
     def _maybe_log_save_evaluate(
-        self,
-        tr_loss: Any,
-        grad_norm: Any,
-        model: Any,
-        trial: Any,
-        epoch: Any,
-        ignore_keys_for_eval: Any,
-        start_time: Any,
-        learning_rate: Any = None,
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
-        rest = (model, trial, epoch, ignore_keys_for_eval, start_time)
+        end_step = partial(super()._maybe_log_save_evaluate, tr_loss, grad_norm, model, trial, *args, **kwargs)
         first, control = not self._at_epoch_end, self.control
         evaluate, save = control.should_evaluate, control.should_save
         if first:
             norm = None if grad_norm is None else float(grad_norm)
             last = float(self.state.epoch or 0).is_integer() or self.state.global_step >= self.state.max_steps
-            self.pending = Pending(True, evaluate, last, norm, learning_rate)
+            self.pending = Pending(True, evaluate, last, norm, kwargs.get("learning_rate"))
         elif self._interrupted:
             self.stop()
             if self._stops_now:
@@ -158,13 +148,13 @@ class Resumable(_Trainer):
             return
         self._note_record_sizes()
         self.control.should_evaluate = self.control.should_save = False
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+        end_step()
         self._note_record_sizes()
         try:
             self._measure_at_step()
             if evaluate and not self._stops_now and not self._interrupted:
                 self.control.should_evaluate, self.control.should_save = True, save
-                super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+                end_step()
                 save = False
             if not first:
                 self.pending = replace(self.pending, epoch_end=False)
@@ -175,9 +165,8 @@ class Resumable(_Trainer):
         if self._stops_now or save:
             self.control.should_training_stop |= self._stops_now
             self.control.should_evaluate, self.control.should_save = False, self.stop_asked is not False
-            super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+            end_step()
         self.control.should_save = False
-        self.remember_step_end()
 
     def _measure_at_step(self) -> None:
         if not self.pending.measure:
@@ -225,37 +214,22 @@ class Resumable(_Trainer):
         self._before_the_end = self._progress()
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
-    # Data
-
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
         if not isinstance(sampler, RepeatSampler):
             return sampler
-        from posttrain.ppo.rollout import EpochSampler
+        from posttrain.training.repeated_prompts import ordered_by_epoch
 
-        if not isinstance(sampler, EpochSampler):
-            # TRL's sampler would start again with the first epoch's order when a later epoch is resumed.
-            options = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
-            sampler = EpochSampler(**{name: getattr(sampler, name) for name in options})
-        self._order = sampler
-        return sampler
+        return ordered_by_epoch(self, sampler)
 
     # Checkpoints
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from posttrain.training.restore import check_weights, reading
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            from posttrain.training.restore import explain_reading
 
-        with reading(resume_from_checkpoint):
-            check_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
-            super()._load_rng_state(checkpoint)
+            explain_reading(self)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_last_step_end(self) -> bool:
         """Save a checkpoint of the last step's end, if a signal or a failed reward ended the work after it.
@@ -266,9 +240,6 @@ class Resumable(_Trainer):
         if step > 0 and self._saved_step != step and self.accelerator.num_processes == 1:
             self._save_checkpoint(self.model_wrapped, None)
         return self._saved_step == step
-
-    def remember_step_end(self) -> None:
-        """Store the state at a step's end, in trainers whose next step may fail; here it does nothing."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.stop_asked is False or self._saved_step == self.state.global_step:
@@ -342,12 +313,6 @@ class _Boundaries(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.restore_progress()
-        self.trainer.remember_step_end()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Accelerate does not reach the sampler of a resumed epoch when several processes share the batches.
-        if self.trainer._order is not None:
-            self.trainer._order.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._at_epoch_end = False
@@ -361,11 +326,3 @@ class _Boundaries(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.check_signal()
-
-
-def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
-    if checkpoint is None:
-        return nullcontext()
-    from posttrain.training.restore import reading
-
-    return reading(checkpoint)

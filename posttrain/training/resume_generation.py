@@ -53,7 +53,12 @@ class ResumableGeneration(Resumable):
             self._before_the_end, self._step = ended.progress, 0
         return super().save_last_step_end()
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.remember_step_end()
+
     def remember_step_end(self) -> None:
+        """Store the state at a step's end, since the next step may fail."""
         self._step_begun = None
         tokens, whole = self.state.num_input_tokens_seen, not self.within_generation
         self._step_ended = _StepEnd(self._progress(), _random_state(), tokens, whole)
@@ -69,6 +74,9 @@ class _GenerationBoundaries(TrainerCallback):
 
     def __init__(self, trainer: ResumableGeneration):
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.remember_step_end()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._step_begun = self.trainer._step_ended

@@ -31,16 +31,6 @@ def divides(trainer: Any) -> bool:
     return bool(trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())
 
 
-def own_part(parameter: Any) -> Any:
-    """The part of a parameter on this process; under DeepSpeed the parameter itself is empty."""
-    return getattr(parameter, "ds_tensor", parameter).detach()
-
-
-def whole(tensor: Any) -> Any:
-    """The full tensor of one that FSDP has sharded; every process must call this at the same point."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def check_running(args: Mapping[str, Any], running: str) -> None:
     """Raise `PosttrainError` where sharding was asked for and accelerate runs something else, such as plain DDP.
 

@@ -7,7 +7,8 @@ import pytest
 from posttrain import chat, export
 from posttrain.errors import PosttrainError
 from posttrain.report.__main__ import main as report
-from posttrain.runs import identity, lineage, stored_config
+from posttrain.runs import lineage, stored_config
+from posttrain.runs.content import content
 from posttrain.runs.journal import Journal
 
 
@@ -45,7 +46,7 @@ def test_a_missing_or_damaged_config_is_named(tmp_path, text):
 @pytest.mark.parametrize("text", ['{"content": "ab', "[]"])
 def test_a_damaged_record_does_not_break_the_digest(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    assert identity.content(tmp_path)
+    assert content(tmp_path)
 
 
 @pytest.mark.parametrize("main", [chat.main, export.main, lambda argv: report([*argv, "--out=x"])])

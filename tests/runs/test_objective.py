@@ -10,7 +10,7 @@ from posttrain.config.objective import Objective, parse
 from posttrain.config.schema import ProbeConfig, RewardConfig, Run
 from posttrain.errors import PosttrainError
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.metrics import EVALUATION_TITLES
+from posttrain.runs.evaluation_titles import EVALUATION_TITLES
 from posttrain.runs.objective_value import from_metrics, of_run
 
 

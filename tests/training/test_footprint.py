@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from posttrain.models.hardware import Precision
-from posttrain.training import footprint
+from posttrain.training import footprint, frozen_weights
+from posttrain.training.sizes import Sizes
 from tests.helpers.runs import compose
 
-LLAMA_8B = footprint.Sizes(
+LLAMA_8B = Sizes(
     layers=32, hidden=4096, intermediate=14336,
     heads=32, queries=4096, keys=1024, vocabulary=128256,
     total=8_030_000_000, trained=8_030_000_000, tied=False,
@@ -52,7 +53,7 @@ def test_every_reward_model_with_files_here_is_counted(tmp_path):
         (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
     given = [f"+reward.{name}.model={tmp_path / name}" for name in "ab"]
     run, _ = compose("+recipe=grpo_smollm2", "~reward", *given)
-    assert footprint._reward_models(run) == 150
+    assert frozen_weights.reward_models(run) == 150
 
 
 def test_a_teacher_takes_its_weights_in_4_bits_if_asked():
