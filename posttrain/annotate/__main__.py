@@ -257,7 +257,7 @@ def report(answers: Answers, args: argparse.Namespace) -> None:
     decided = f"{written.items} item{'' if written.items == 1 else 's'}"
     print_plain(f"pairs    {args.out}: {written.pairs} from {decided}, by {args.export}{without}")
     print_plain(f"votes    {export.votes_file(args.out)}")
-    print_plain(f"train    {sampling.next_command(answers.task.get('data', ''), args.out)}")
+    print_plain(f"train    {sampling.next_command(str(answers.task.get('data', '')), args.out)}")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,18 @@ from posttrain.annotate.items import Item
 from posttrain.errors import PosttrainError
 
 SUFFIX = ".answers.jsonl"
-# Kind of a line -> the keys that it has.
-LINE_KEYS = {
-    "task": {"seed"},
-    "item": {"item", "prompt", "completions", "extra", "preferred"},
-    "shown": {"item", "annotator", "time"},
-    "answer": {"ticket", "item", "annotator", "choice", "place", "reason", "flag", "seconds", "time"},
-    "undo": {"ticket", "item", "annotator", "time"},
+# Kind of a line -> the keys that it has, and their types.
+SHOWN: dict[str, Any] = {"item": str, "annotator": str, "time": int | float}
+TYPES: dict[str, dict[str, Any]] = {
+    "task": {"seed": int},
+    "item": {"item": str, "prompt": object, "completions": list, "extra": dict, "preferred": int | None},
+    "shown": SHOWN,
+    "answer": {
+        **SHOWN,
+        **{"ticket": str, "choice": int | str, "place": int | None, "reason": str, "flag": bool},
+        "seconds": int | float | None,
+    },
+    "undo": {**SHOWN, "ticket": str},
 }
 
 
@@ -131,15 +136,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _fits(line: Any, items: dict[str, int]) -> bool:
     """Whether a line has its keys, and is about one of the `items` before it, to which a line of an item adds."""
     kind = line.get("kind") if isinstance(line, dict) else None
-    if not isinstance(kind, str) or not LINE_KEYS.get(kind, {"kind of another file"}) <= line.keys():
+    if not isinstance(kind, str) or kind not in TYPES:
+        return False
+    if not all(key in line and isinstance(line[key], of) for key, of in TYPES[kind].items()):
         return False
     if kind == "task":
         return True
     item = line["item"]
     if kind == "item":
-        if not (isinstance(item, str) and isinstance(line["completions"], list) and isinstance(line["extra"], dict)):
-            return False
         items[item] = len(line["completions"])
-    if not isinstance(item, str) or item not in items:
+    if item not in items:
         return False
     return kind != "answer" or line["choice"] in ("tie", "skip") or line["choice"] in range(items[item])

@@ -89,23 +89,23 @@ def _lists(rows: Dataset, path: str) -> list[Group]:
             "'data.columns={prompt: THEIRS}' maps one"
         )
     groups = []
-    for index, row in enumerate(rows):
-        _check(row["prompt"], f"data.path={path}: row {index}, column prompt")
+    for number, row in enumerate(rows, 1):
+        _check(row["prompt"], f"data.path={path}: row {number}, column prompt")
         answers = row["completions"]
         if not isinstance(answers, list):
             raise PosttrainError(
-                f"data.path={path}: row {index}, column completions: expected a list, got {answers!r:.80}"
+                f"data.path={path}: row {number}, column completions: expected a list, got {answers!r:.80}"
             )
         sides = {}
         for column in ("scores", "rewards"):
             sides[column] = row.get(column) or [None] * len(answers)
             if not isinstance(sides[column], list) or len(sides[column]) != len(answers):
                 raise PosttrainError(
-                    f"data.path={path}: row {index}, column {column}: expected one for each of the {len(answers)} "
+                    f"data.path={path}: row {number}, column {column}: expected one for each of the {len(answers)} "
                     f"completions, got {sides[column]!r:.80}"
                 )
         for answer in answers:
-            _check(answer, f"data.path={path}: row {index}, column completions")
+            _check(answer, f"data.path={path}: row {number}, column completions")
         candidates = tuple(
             Candidate(answer, _number(score), _numbers(rewards))
             for answer, score, rewards in zip(answers, sides["scores"], sides["rewards"], strict=True)
@@ -117,9 +117,9 @@ def _lists(rows: Dataset, path: str) -> list[Group]:
 def _rows(rows: Dataset, path: str) -> list[Group]:
     """Groups from rows of a prompt and one `completion`, as job=sample with `select=all` writes them."""
     found: dict[str, tuple[dict[str, Any], list[Candidate]]] = {}
-    for index, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         for column in ("prompt", "completion"):
-            _check(row[column], f"data.path={path}: row {index}, column {column}")
+            _check(row[column], f"data.path={path}: row {number}, column {column}")
         candidate = Candidate(row["completion"], _number(row.get("score")), _numbers(row.get("rewards")))
         found.setdefault(key(row["prompt"]), (row, []))[1].append(candidate)
     return [Group(row["prompt"], tuple(candidates), _extra(row)) for row, candidates in found.values()]

@@ -9,7 +9,6 @@ ensemble of reward models.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from statistics import pstdev, pvariance
 
@@ -58,10 +57,12 @@ def information(one: Candidate, other: Candidate, scales: Mapping[str, float]) -
     With `scales` of two or more rewards, their disagreement (0 to 0.25); else minus the distance of the scores.
     """
     if len(scales) > 1:
+        from scipy.special import expit
+
         names = [name for name in scales if name in one.rewards and name in other.rewards]
         if len(names) < 2:
             return None
-        return pvariance([_sigmoid((one.rewards[n] - other.rewards[n]) / scales[n]) for n in names])
+        return pvariance([float(expit((one.rewards[n] - other.rewards[n]) / scales[n])) for n in names])
     if one.score is None or other.score is None:
         return None
     return -abs(one.score - other.score)
@@ -76,7 +77,3 @@ def pick(worth: Mapping[tuple[int, int], float], count: int, show: int) -> list[
         rest = [i for i in range(count) if i not in kept]
         kept.append(max(rest, key=lambda i: sum(worth.get((min(i, k), max(i, k)), 0.0) for k in kept)))
     return sorted(kept)
-
-
-def _sigmoid(x: float) -> float:
-    return 0.5 * (1 + math.tanh(x / 2))

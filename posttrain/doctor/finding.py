@@ -68,13 +68,3 @@ def share(count: float, total: float) -> str:
 def plural(count: int, one: str, several: str = "") -> str:
     """`1 row`, `2,000 rows`."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
-
-
-def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:
-    """The 95% score interval of a share. Source: Wilson 1927, "Probable Inference", JASA 22."""
-    if not total:
-        return 0.0, 1.0
-    rate = successes / total
-    centre = (rate + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * (rate * (1 - rate) / total + z * z / (4 * total * total)) ** 0.5
-    return max(centre - half, 0.0), min(centre + half, 1.0)

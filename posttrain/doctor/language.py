@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 
 from posttrain.config.schema import DoctorConfig
-from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share, wilson
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share
 from posttrain.doctor.texts import Texts
+from posttrain.probe.intervals import wilson
 
 SAMPLE, SEED = 1000, 0
 # Letters that a text needs for a reliable answer; the detector's least probability; characters of a row that are read.

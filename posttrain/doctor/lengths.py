@@ -6,9 +6,10 @@ import numpy as np
 
 from posttrain.config import trainers
 from posttrain.config.schema import Run
-from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share, wilson
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, severity, share
 from posttrain.doctor.sequences import Sequence
 from posttrain.doctor.texts import Texts
+from posttrain.probe.intervals import wilson
 
 PERCENTILES = (50, 90, 99)
 

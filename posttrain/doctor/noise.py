@@ -17,8 +17,9 @@ import numpy as np
 from posttrain.config import trainers
 from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor.duplicates import normal
-from posttrain.doctor.finding import Example, Finding, excerpt, finding, wilson
+from posttrain.doctor.finding import Example, Finding, excerpt, finding
 from posttrain.doctor.texts import Texts
+from posttrain.probe.intervals import wilson
 
 SEED, FOLDS = 0, 5
 # Least number of rows for the folds. Below the accuracy WEAK the model knows nothing; below ACCURACY its own errors

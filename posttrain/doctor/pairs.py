@@ -7,8 +7,9 @@ import numpy as np
 
 from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor.duplicates import normal
-from posttrain.doctor.finding import Example, Finding, excerpt, finding, plural, severity, share, wilson
+from posttrain.doctor.finding import Example, Finding, excerpt, finding, plural, severity, share
 from posttrain.doctor.texts import Texts
+from posttrain.probe.intervals import wilson
 
 
 def check_empty(texts: Texts, settings: DoctorConfig) -> Finding:

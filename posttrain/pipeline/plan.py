@@ -16,12 +16,13 @@ from posttrain import __version__
 from posttrain.config import combinations, parse, paths_and_secrets
 from posttrain.config.flat_settings import flatten
 from posttrain.config.schema import Origin, Run, TrackingConfig
-from posttrain.errors import PosttrainError, did_you_mean
+from posttrain.errors import PosttrainError
 from posttrain.pipeline import overrides
 from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.runs import stored_config
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
+from posttrain.suggestions import did_you_mean
 
 UNKNOWN_HASH = "????????"  # the hash of a run whose parents are not there yet
 UNSET = object()
@@ -240,6 +241,9 @@ def check(run: Run, check_stage: Callable[[Run], None]) -> Stages:
     for stage in stages.stages.values() if not errors else []:
         for gate in stage.gates:
             errors += _unmeasured(runs[stage.name], gate.metric, f"{stage.path}.gate={gate}")
+    for name, group in stages.rounds.items() if not errors else []:
+        if group.metric is not None:
+            errors += _unmeasured(runs[group.measured[0]], group.metric, f"stages.{name}.stop={group.metric}")
     if errors:
         raise PosttrainError("\n".join(dict.fromkeys(errors)))
     return stages

@@ -173,7 +173,7 @@ class Probe(TrainerCallback):
 
         The main process measures, and the others wait; with sharded weights, all processes make the same measurement.
         """
-        if self.alarms.weights_not_finite(args, state, control):
+        if self.alarms.weights_not_finite():
             return  # the model is broken, so sampling would fail
         metrics: dict[str, float] = {}
         main = state.is_world_process_zero
@@ -191,7 +191,7 @@ class Probe(TrainerCallback):
             self.tracker.log(metrics, state.global_step)
             self.tracker.table("probe/samples", _by_prompt(self.samples), state.global_step)
         self.trainer.accelerator.wait_for_everyone()
-        self.alarms.check_row({"step": state.global_step, **metrics}, args, state, control)
+        self.alarms.check_row({"step": state.global_step, **metrics})
 
     def _restore(self) -> None:
         """Read the measurements from before a resume: forgetting and wins are measured against the start."""

@@ -72,6 +72,16 @@ def standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
+def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:
+    """The 95% score interval of a share. Source: Wilson 1927, "Probable Inference", JASA 22."""
+    if not total:
+        return 0.0, 1.0
+    rate = successes / total
+    centre = (rate + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * (rate * (1 - rate) / total + z * z / (4 * total * total)) ** 0.5
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
 def interval(metric: Metric, confidence: float, resamples: int, seed: int = SEED) -> tuple[float, float] | None:
     """The bias-corrected and accelerated bootstrap interval (BCa) of the metric; None with fewer than two groups.
 

@@ -46,10 +46,11 @@ def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational
     `conversational`: text prompts become a user turn, as the run's own prompts are.
     """
     texts: dict[str, list[list[int]]] = {}
-    for index, row in enumerate(_rows(config.texts, "probe.texts", ("text", "domain")) if config.texts else ()):
+    rows = _rows(config.texts, "probe.texts", ("text", "domain")) if config.texts else ()
+    for number, row in enumerate(rows, 1):
         if not isinstance(row["text"], str):
             raise PosttrainError(
-                f"probe.texts={config.texts}: row {index}, column text: expected text, got {row['text']!r:.80}"
+                f"probe.texts={config.texts}: row {number}, column text: expected text, got {row['text']!r:.80}"
             )
         domain = texts.setdefault(str(row["domain"]), [])
         # The first token is given and not predicted, so a text needs two.
@@ -74,7 +75,7 @@ def _rows(path: str, key: str, columns: tuple[str, ...]) -> Any:
 
     file = str(wheels.texts()) if path == "embedded:texts" else path
     checked = tuple(name for name in columns if name == "prompt")  # texts are checked here
-    rows = read(DataConfig(path=file, format="trl"), file, "train", key, None, checked).rows
+    rows = read(DataConfig(path=file, format="trl"), key, None, checked).rows
     if missing := [name for name in columns if name not in rows.column_names]:
         raise PosttrainError(
             f"{key}={path}: has no column {missing[0]!r}; it needs {' and '.join(columns)}, and has "

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from posttrain.config.objective import lower_is_better
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, first_line
 from posttrain.report import heldout
 from posttrain.report.baseline import Baseline, baseline
 from posttrain.report.gold import chosen_on_gold, on_gold, trained_on
@@ -110,6 +110,10 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
     _seen(result)
     _prompts(result)
     candidates = [c for group in result.compared if group.finished and (c := _candidate(group, metric))]
+    broken = [c.label for c in candidates if c.reward.nan or (c.kl and c.kl.nan)]
+    if broken:
+        result.notes.append(f"{', '.join(broken)}: ended in NaN, so the last finite values are of no model to choose")
+        candidates = [c for c in candidates if c.label not in broken]
     # The front includes the start, so that a group that is no better than the start is not on it.
     start = _start(result, metric)
     pool_ = [*start, *candidates]
@@ -275,7 +279,10 @@ def _baselines(result: Comparison) -> None:
     own = reference(result.compared[0].runs[0], result.found)[0]
     for run in result.others:
         if run.job == "sample" and reference(run, result.found)[0] == own:
-            made = baseline(run, result.rewards)
+            try:
+                made = baseline(run, result.rewards)
+            except (ArithmeticError, AttributeError, TypeError, ValueError) as error:  # files that a person has edited
+                made = f"its files hold something else: {first_line(error)}"
             if isinstance(made, str):
                 result.notes.append(f"{run.name}: no best-of-n baseline: {made}")
             elif str(result.metric) in made.rewards:

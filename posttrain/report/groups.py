@@ -32,17 +32,24 @@ SEED = re.compile(r"[_-]seed[_-]?\d*$")
 @dataclass(frozen=True)
 class Mean:
     """A number over seeds: `error` is the standard deviation between seeds, or with one seed the standard error over
-    prompts, or over held-out rows; `over` says which of them, or "" where neither is known."""
+    prompts, or over held-out rows; `over` says which of them, or "" where neither is known. `nan`: after it came NaN or
+    infinity, so that it is not the value of the final model."""
 
     value: float
     error: float | None
     over: str
     each: tuple[float, ...]
+    nan: bool = False
+
+    @property
+    def then(self) -> str:
+        """What came after the value, in words."""
+        return ", then NaN" if self.nan else ""
 
     def __str__(self) -> str:
         # Both with the same number of decimals.
         places = len(number(self.value).partition(".")[2])
-        return number(self.value) + (f" ± {self.error:.{places}f}" if self.error is not None else "")
+        return number(self.value) + (f" ± {self.error:.{places}f}" if self.error is not None else "") + self.then
 
 
 @dataclass(eq=False)
@@ -100,10 +107,11 @@ class Group:
             errors.append(standard_error([*run.by_prompt(metric, step).values()]) if logged is None else logged)
         if not values:
             return None
+        nan = not start and any(metric in run.ended_in_nan for run in self.counted)
         if len(values) > 1:
-            return Mean(fmean(values), stdev(values), "seeds", tuple(values))
+            return Mean(fmean(values), stdev(values), "seeds", tuple(values), nan)
         over = "rows" if metric.startswith("eval_") else "prompts"
-        return Mean(values[0], errors[0], over if errors[0] is not None else "", tuple(values))
+        return Mean(values[0], errors[0], over if errors[0] is not None else "", tuple(values), nan)
 
     def path(self, *metrics: str) -> list[dict[str, float]]:
         """The mean over seeds of `metrics` at each step at which all of them were logged."""
@@ -172,7 +180,7 @@ def identity(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> str
 
 def _counting(run: Run, names: dict[str, Run], seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings that distinguish groups: all but seeds, names and paths; a run counts by its settings or content."""
-    contents = {p.get("path"): p.get("content") for p in _parents(run)}
+    contents = {str(p.get("path")): p.get("content") for p in _parents(run)}
     # If the best checkpoint becomes the model, the intervals of evaluations and checkpoints change the result.
     chosen = run.settings.get("trainer.args.load_best_model_at_end")
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from posttrain.probe.intervals import wilson
+
 
 def pareto_front(points: Sequence[tuple[float, float]], minimise: bool = False) -> list[int]:
     """Indices of the (KL, reward) points on the Pareto front, by rising KL; of equal points the first."""
@@ -114,13 +116,6 @@ def welch(first: Sequence[float], second: Sequence[float], confidence: float = 0
     return float(ends.low), float(ends.high)
 
 
-def wilson(share: float, count: int, z: float) -> tuple[float, float]:
-    """The score interval of a share of `count` independent trials. Source: Wilson 1927."""
-    centre = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
-
-
 def newcombe(first: tuple[float, int], second: tuple[float, int], confidence: float = 0.95) -> tuple[float, float]:
     """The interval of the difference of two shares, each (share, trials), taken as independent.
 
@@ -130,7 +125,7 @@ def newcombe(first: tuple[float, int], second: tuple[float, int], confidence: fl
 
     z = float(ndtri((1 + confidence) / 2))
     (p, n), (q, m) = first, second
-    (low_p, high_p), (low_q, high_q) = wilson(p, n, z), wilson(q, m, z)
+    (low_p, high_p), (low_q, high_q) = wilson(p * n, n, z), wilson(q * m, m, z)
     difference = p - q
     return (
         difference - math.hypot(p - low_p, high_q - q),

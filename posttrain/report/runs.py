@@ -12,10 +12,11 @@ import yaml
 from posttrain.config import trainers
 from posttrain.config.flat_settings import leaves
 from posttrain.config.schema import OTHER_JOBS
-from posttrain.errors import PosttrainError, first_line, near_path
+from posttrain.errors import PosttrainError, first_line
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
-from posttrain.runs.metrics import by_step, read
+from posttrain.runs.metrics import by_step, final_metrics, read
+from posttrain.suggestions import near_path
 
 # Levels of folders below a given path that are searched for runs; outputs/sweeps/DATE is three.
 DEPTH = 3
@@ -77,6 +78,12 @@ class Run:
             if isinstance(row.get("step"), int):
                 steps.setdefault(row["step"], []).append(row)
         return steps
+
+    @cached_property
+    def ended_in_nan(self) -> set[str]:
+        """The metrics whose last logged value is NaN or infinite."""
+        last = final_metrics(self.path / "metrics.jsonl")
+        return {metric for metric, value in last.items() if not math.isfinite(value)}
 
     @property
     def held_out_rows(self) -> int:
@@ -173,7 +180,7 @@ def _add_run(folder: Path, found: Found) -> None:
         if "status" not in record or not isinstance(settings, dict) or not _has_expected_types(record):
             raise ValueError("its files hold something else")
         points = by_step(path / "metrics.jsonl")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
         found.left_out[path] = f"not a run of posttrain: {first_line(error)}"
         return
     unused = (*NOT_IN_DIGEST, *OTHER_JOBS.get(record.get("job", "train"), ()), "stages", "common")
@@ -185,7 +192,8 @@ def _add_run(folder: Path, found: Found) -> None:
 def _has_expected_types(record: dict[str, Any]) -> bool:
     """Whether the entries of `run.json` have the types that posttrain writes."""
     mappings = (record.get(key, {}) for key in ("model", "metrics", "intervals"))
-    return all(isinstance(value, dict) for value in mappings) and isinstance(record.get("parents", []), list)
+    others = isinstance(record.get("parents", []), list) and isinstance(record.get("job", ""), str)
+    return others and all(isinstance(value, dict) for value in mappings)
 
 
 def _status(path: Path, record: dict[str, Any]) -> str:

@@ -87,8 +87,8 @@ def failure_modes(c: Comparison) -> list[list[str]]:
 def _end(group: Group, metric: str, compared: bool) -> str:
     end, start = group.mean(metric), group.mean(metric, start=True)
     if end is None or compared or start is None:
-        return "" if end is None else number(end.value)
-    return f"{number(start.value)} → {number(end.value)}"
+        return "" if end is None else f"{number(end.value)}{end.then}"
+    return f"{number(start.value)} → {number(end.value)}{end.then}"
 
 
 def alarms(c: Comparison) -> list[list[str]]:
@@ -120,7 +120,7 @@ def others(c: Comparison) -> list[list[str]]:
 
 
 def description(run: Run) -> str:
-    metrics = run.record.get("metrics", {})
+    metrics = {k: v for k, v in run.record.get("metrics", {}).items() if isinstance(v, (int, float))}
     ends = run.record.get("intervals", {})
     parts = []
     for key, value in metrics.items():
@@ -244,13 +244,14 @@ def as_csv(c: Comparison) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [name for metric in metrics for name in (metric, f"{metric} error")]
-    writer.writerow(["run", "method", "status", "seeds", "front", *names, "error is over"])
+    writer.writerow(["run", "method", "status", "seeds", "front", *names, "error is over", "ended in NaN"])
     for group in c.groups:
         means = [group.mean(metric) for metric in metrics]
         values = [v for m in means for v in (("", "") if m is None else (m.value, "" if m.error is None else m.error))]
         over = " ".join(dict.fromkeys(m.over for m in means if m and m.over))
+        nan = " ".join(metric for metric, mean in zip(metrics, means, strict=True) if mean and mean.nan)
         front = any(c.compared[i] is group for i in c.front)
-        plain = [group.label, group.method, group.status, " ".join(map(str, group.seeds)), front, *values, over]
+        plain = [group.label, group.method, group.status, " ".join(map(str, group.seeds)), front, *values, over, nan]
         writer.writerow([_inert(v) if isinstance(v, str) else v for v in plain])
     return out.getvalue()
 
@@ -343,7 +344,13 @@ def _record(c: Comparison, group: Group) -> dict[str, Any]:
         "steps": [max(run.points, default=0) for run in group.runs],
         "on_front": any(c.compared[i] is group for i in c.front),
         "metrics": {
-            m: {"mean": mean.value, "error": mean.error, "over": mean.over or None, "each": mean.each}
+            m: {
+                "mean": mean.value,
+                "error": mean.error,
+                "over": mean.over or None,
+                "each": mean.each,
+                "ended_in_nan": mean.nan,
+            }
             for m in metrics
             if (mean := group.mean(m))
         },

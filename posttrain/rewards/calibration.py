@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import PosttrainError
+from posttrain.runs.code_identity import CALIBRATION
 from posttrain.runs.durable import write_json
-from posttrain.runs.identity import CALIBRATION
 
 SCALES = ("none", "zscore", "batch", "temperature")
 ARGS = ("scale", "length_penalty", "calibration")
@@ -91,7 +91,7 @@ def read(folder: str, key: str) -> Calibration:
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
         return Calibration(**{**known, "raw": Scale(**known["raw"]), "residual": Scale(**known["residual"])})
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise PosttrainError(f"{key}: {file} is no calibration ({error}); evaluate the reward model again") from None
 
 
@@ -233,11 +233,13 @@ def temperature(gaps: Any) -> float:
     """The maximum-likelihood T of sigmoid(gap / T), the probability of chosen; within [0.001, 1000] spreads.
 
     Platt scaling (Platt 1999) without its intercept, which would prefer the first answer of every pair:
-    temperature scaling (Guo et al. 2017, arXiv:1706.04599). The log-likelihood is concave in 1/T, so bisection
-    finds the root of its derivative. Where all pairs are right, the likeliest is T = 0, and where most are wrong,
+    temperature scaling (Guo et al. 2017, arXiv:1706.04599). The log-likelihood is concave in 1/T, so its derivative
+    has one root. Where all pairs are right, the likeliest is T = 0, and where most are wrong,
     infinity: hence the bounds.
     """
     import numpy as np
+    from scipy.optimize import brentq
+    from scipy.special import expit
 
     gaps = np.asarray(gaps, float)
     unit = float(np.abs(gaps).mean())
@@ -246,23 +248,14 @@ def temperature(gaps: Any) -> float:
 
     def slope(inverse: float) -> float:
         """Derivative of the mean log-likelihood by 1/T, in units of the mean gap."""
-        return float(np.mean(gaps / unit * _sigmoid(-inverse * gaps / unit)))
+        return float(np.mean(gaps / unit * expit(-inverse * gaps / unit)))
 
     low, high = 1e-3, 1e3
     if slope(low) <= 0:
         return unit / low
     if slope(high) >= 0:
         return unit / high
-    for _ in range(100):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    return unit / low
-
-
-def _sigmoid(values: Any) -> Any:
-    import numpy as np
-
-    return (1 + np.tanh(values / 2)) / 2  # exp would overflow
+    return unit / float(brentq(slope, low, high))
 
 
 def ece(gaps: Any) -> float:
@@ -272,9 +265,10 @@ def ece(gaps: Any) -> float:
     (Naeini et al. 2015; Guo et al. 2017, eq. 3). A tie counts half.
     """
     import numpy as np
+    from scipy.special import expit
 
     gaps = np.asarray(gaps, float)
-    p, right = _sigmoid(np.abs(gaps)), (gaps > 0) + 0.5 * (gaps == 0)
+    p, right = expit(np.abs(gaps)), (gaps > 0) + 0.5 * (gaps == 0)
     index = np.minimum(((p - 0.5) * 2 * BINS).astype(int), BINS - 1)
     off = np.abs(np.bincount(index, right - p, BINS))
     return float(off.sum() / len(gaps))

@@ -94,7 +94,7 @@ class Endpoint(JudgeClient):
                 return
             try:
                 body = {"model": self.model, "messages": conversations[index], **sampling}
-                keep(index, self._post(client, body, stop))
+                keep(index, self._content(self._post(client, "chat/completions", body, stop)))
             except BaseException:
                 stop.set()
                 raise
@@ -116,21 +116,26 @@ class Endpoint(JudgeClient):
             headers=key_header(self.key_env), timeout=httpx2.Timeout(seconds, connect=min(seconds, 10.0))
         )
 
-    def _post(self, client: httpx2.Client, body: dict[str, Any], stop: threading.Event) -> str:
-        """One answer; busy and failing servers are asked again, after waits that double, until `stop` is set."""
+    def request(self, path: str, body: dict[str, Any]) -> httpx2.Response:
+        """The response to one request at `path` below the base URL; raises `PosttrainError` where there is none."""
+        with self._client(self.timeout) as client:
+            return self._post(client, path, body, threading.Event())
+
+    def _post(self, client: httpx2.Client, path: str, body: dict[str, Any], stop: threading.Event) -> httpx2.Response:
+        """A response; busy and failing servers are asked again, after waits that double, until `stop` is set."""
         import httpx2
 
         for attempt in range(self.retries + 1):
             last = attempt == self.retries or stop.is_set()
             try:
-                response = client.post(f"{self.url}/chat/completions", json=body)
+                response = client.post(f"{self.url}/{path}", json=body)
             except httpx2.RequestError as error:
                 if last:
                     raise self._unreachable(error) from error
                 self._wait(attempt, None, stop)
                 continue
             if response.status_code == 200:
-                return self._content(response)
+                return response
             if last or not (response.status_code in (408, 409, 429) or response.status_code >= 500):
                 raise self._refused(response)
             self._wait(attempt, response.headers.get("retry-after"), stop)

@@ -74,7 +74,7 @@ class Local(JudgeClient):
     @cached_property
     def identity(self) -> dict[str, Any]:
         from posttrain.runs import lineage
-        from posttrain.runs.identity import content
+        from posttrain.runs.content import content
 
         return {"model": content(Path(os.path.expanduser(self.name))), "base": lineage.weights_location(self.source)}
 

@@ -114,7 +114,7 @@ def test_pairs_without_a_prompt_column_share_their_first_turns(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p", "completions": "x"}, "row 0, column completions: expected a list"),
+        ({"prompt": "p", "completions": "x"}, "row 1, column completions: expected a list"),
         ({"prompt": "p", "completions": ["x", "x"]}, "no prompt has two different completions"),
         ({"prompt": "p", "completions": ["x", "y"], "scores": [1]}, "column scores: expected one for each of the 2"),
         ({"question": "p", "completions": ["x", "y"]}, "completions need a column prompt"),
@@ -620,6 +620,10 @@ ANSWER = {
         [TASK, ITEM, {"kind": "answer"}],
         [TASK, ITEM, {**ANSWER, "choice": 2}],
         [TASK, ITEM, {**ANSWER, "item": ["i"]}],
+        [TASK, ITEM, {**ANSWER, "annotator": ["ann"]}],
+        [TASK, ITEM, {**ANSWER, "flag": "no"}],
+        [TASK, ITEM, {**ANSWER, "seconds": "long"}],
+        [TASK, ITEM, {"kind": "shown", "item": "i", "annotator": {}, "time": 1.0}],
         [{"kind": "task"}],
     ],
 )

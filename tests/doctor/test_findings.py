@@ -9,9 +9,10 @@ import pytest
 from posttrain.config import options
 from posttrain.config.schema import DoctorConfig, Run
 from posttrain.doctor import duplicates, language, noise, pairs, privacy, prompts
-from posttrain.doctor.finding import excerpt, severity, share, wilson
+from posttrain.doctor.finding import excerpt, severity, share
 from posttrain.doctor.patterns import kinds, masked
 from posttrain.doctor.texts import Texts, of
+from posttrain.probe.intervals import wilson
 
 SETTINGS = DoctorConfig()
 WORDS = re.findall(

@@ -21,8 +21,8 @@ class Served:
 
 
 @contextmanager
-def serve(answer: Callable[[dict[str, Any]], str]) -> Iterator[Served]:
-    """Answer each chat completion with `answer(body)` while the block lasts."""
+def serve(answer: Callable[[dict[str, Any]], Any]) -> Iterator[Served]:
+    """Answer each chat completion, or request of embeddings, with `answer(body)` while the block lasts."""
     served, lock = Served(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -39,10 +39,12 @@ def serve(answer: Callable[[dict[str, Any]], str]) -> Iterator[Served]:
                 served.requests.append(body)
                 served.keys.append(self.headers.get("authorization"))
                 status = served.statuses.pop(0) if served.statuses else 200
-            if not self.path.endswith("/v1/chat/completions"):
+            if self.path not in ("/v1/chat/completions", "/v1/embeddings"):
                 status = 404
             if status != 200:
                 self._send(status, {"error": {"message": f"refused {self.headers.get('authorization')}"}})
+            elif self.path == "/v1/embeddings":
+                self._send(200, {"data": answer(body)})
             else:
                 self._send(200, {"choices": [{"message": {"role": "assistant", "content": answer(body)}}]})
 

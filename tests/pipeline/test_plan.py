@@ -227,6 +227,14 @@ def test_a_gate_is_no_code(text):
         ({"a": {"rounds": 2, "stages": {"b": {**SFT, "each": [1]}}}}, "stages.a.stages.b.each=[1]: expected settings"),
         ({"a": {**SFT, "each": {"trainer.args.seed": [1]}}}, "stages.a.each: lists a value for every round"),
         ({"a": {**SFT, "gate": "eval_losss < 1"}}, "stages.a.gate=eval_losss < 1: sft logs no such metric; did you"),
+        (
+            {"a": {"rounds": 2, "stop": "eval_losss", "stages": {"b": SFT}}},
+            "stages.a.stop=eval_losss: sft logs no such metric; did you mean eval_loss?",
+        ),
+        (
+            {"a": {"rounds": 2, "stop": "b.probe/rewards/rm", "stages": {"b": SFT, "c": REWARD}}},
+            "stages.a.stop=probe/rewards/rm: ",
+        ),
         ({"a": {**SFT, "gate": "eval_loss < nan"}}, "stages.a.gate=eval_loss < nan: nan is not a number"),
     ],
 )
@@ -458,7 +466,7 @@ REST = {
     "rest": {
         "rounds": 3,
         "start": "sft",
-        "stop": "eval_loss_drop",
+        "stop": "eval_mean_token_accuracy",
         "stages": {
             "grow": {**SFT, "job": "sample", "from": {"model.init_from": "previous"}},
             "improve": {
@@ -493,7 +501,7 @@ def test_rounds_become_stages():
 )
 def test_rounds_stop_when_the_metric_does_not_rise_and_the_best_is_the_result(stand, values, ran, best):
     names = ("sft", "improve_1", "improve_2", "improve_3")
-    stand.metrics = {n: {"eval_loss_drop": v} for n, v in zip(names, values, strict=True) if v is not None}
+    stand.metrics = {n: {"eval_mean_token_accuracy": v} for n, v in zip(names, values, strict=True) if v is not None}
     run, origin = command(REST)
     pipeline(run, origin)
     rounds = [f"{stage}_{n}" for n in range(1, ran + 1) for stage in ("grow", "improve")]
@@ -504,7 +512,7 @@ def test_rounds_stop_when_the_metric_does_not_rise_and_the_best_is_the_result(st
     skipped = [name for name, entry in said["stages"].items() if entry["status"] == "skipped"]
     assert skipped == [f"{stage}_{n}" for n in range(ran + 1, 4) for stage in ("grow", "improve")]
     if ran < 3:
-        assert f"improve_{ran} has eval_loss_drop" in said["rounds"]["rest"]["ended"]
+        assert f"improve_{ran} has eval_mean_token_accuracy" in said["rounds"]["rest"]["ended"]
         assert states(run)["grow_3"][0] == "skip"
     before = len(stand.commands)
     pipeline(run, origin)
@@ -514,8 +522,8 @@ def test_rounds_stop_when_the_metric_does_not_rise_and_the_best_is_the_result(st
 def test_the_stop_metric_may_be_another_stages(stand):
     inner = {"improve": {**SFT, "from": {"model.init_from": "previous"}}}
     inner["judge"] = {**SFT, "from": {"model.init_from": "improve"}}
-    group = {"rounds": 3, "start": "sft", "result": "improve", "stop": "judge.score", "stages": inner}
-    stand.metrics = {"judge_1": {"score": 0.2}, "judge_2": {"score": 0.1}}
+    group = {"rounds": 3, "start": "sft", "result": "improve", "stop": "judge.eval_entropy", "stages": inner}
+    stand.metrics = {"judge_1": {"eval_entropy": 0.2}, "judge_2": {"eval_entropy": 0.1}}
     pipeline(*command({"sft": SFT, "rest": group}))
     assert stand.stages == ["sft", "improve_1", "judge_1", "improve_2", "judge_2"]
     assert f"model.init_from={only('improve_1-*')}" in stand.commands[3]
@@ -524,7 +532,9 @@ def test_the_stop_metric_may_be_another_stages(stand):
 
 def test_a_stop_metric_that_nobody_measured_is_said(stand):
     stand.metrics = {"improve_1": {"eval_loss": 1.0}}
-    with pytest.raises(PosttrainError, match=r"rest.stop=eval_loss_drop: improve_1 did not measure it; there are"):
+    with pytest.raises(
+        PosttrainError, match=r"rest.stop=eval_mean_token_accuracy: improve_1 did not measure it; there are"
+    ):
         pipeline(*command(REST))
 
 

@@ -57,6 +57,43 @@ def test_every_method_and_every_state_is_read(tmp_path, capsys):
     }
 
 
+@pytest.mark.parametrize("rewards", [{"rm": 3}, {"rm": "good"}, {"rm": {"a": 1}}, {"rm": [1, 10**400]}])
+def test_edited_files_of_a_sample_are_named_and_the_rest_is_reported(tmp_path, capsys, rewards):
+    write_run(tmp_path / "dpo-1", "dpo", [(0, 0, 0.1), (5, 1.0, 0.4)])
+    sample = write_sample(tmp_path / "drawn-1", {"rm": [1.0, 2.0]}, 2)
+    (sample / "rewards.jsonl").write_text(json.dumps({"rewards": rewards}))
+    record = json.loads((sample / "run.json").read_text())
+    (sample / "run.json").write_text(json.dumps({**record, "metrics": {"score": "high", "kept": 8}}))
+    found = as_json(capsys, tmp_path)
+    assert any(note.startswith("drawn-1: no best-of-n baseline: ") for note in found["notes"])
+    assert "kept 8" in report(capsys, "--format", "markdown", tmp_path)
+
+
+@pytest.mark.parametrize("metric", ["probe/kl", "probe/gold/mood"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_run_that_ended_in_nan_says_so_and_does_not_win(tmp_path, capsys, metric, value):
+    better = write_run(tmp_path / "broken-1", "dpo", [(0, 0, 0.1), (5, 1.0, 0.9)], args={"beta": 0.01})
+    write_run(tmp_path / "whole-1", "dpo", [(0, 0, 0.1), (5, 1.0, 0.4)], args={"beta": 0.1})
+    with (better / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, "probe/self_bleu": value, metric: value}) + "\n")
+    found = as_json(capsys, tmp_path)
+    ended = {
+        label: [m for m, mean in group["metrics"].items() if mean["ended_in_nan"]]
+        for label, group in groups(found).items()
+    }
+    assert ended == {"dpo beta=0.01": [metric, "probe/self_bleu"], "dpo beta=0.1": []}
+    assert [verdict["best"] for verdict in found["verdicts"]] == ["dpo beta=0.1"]
+    assert "dpo beta=0.01: ended in NaN, so the last finite values are of no model to choose" in found["notes"]
+    (line,) = [
+        s
+        for s in report(capsys, "--format", "markdown", tmp_path).splitlines()
+        if s.startswith("| dpo beta=0.01 | ") and "1.000" in s
+    ]
+    assert line.count(", then NaN") == 1
+    (row, _) = csv.DictReader(io.StringIO(report(capsys, "--format", "csv", tmp_path)))
+    assert row["ended in NaN"] == f"{metric} probe/self_bleu"
+
+
 def test_seeds_are_pooled_with_their_spread(tmp_path, capsys):
     group = groups(as_json(capsys, write_all(tmp_path / "outputs")))["dpo beta=0.1"]
     gold = group["metrics"]["probe/gold/mood"]

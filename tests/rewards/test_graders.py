@@ -146,30 +146,40 @@ def test_cosine_by_an_encoder_here_and_by_hand():
 
 
 def test_cosine_by_an_endpoint(monkeypatch):
-    import httpx2
-
     from posttrain.rewards.graders.embed import open_embedder
 
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    seen = {}
+    vectors = [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]
+    with serve(lambda body: vectors) as server:
+        embed = open_embedder("m", f"{server.url}/")
+        assert embed(["a", ""]) == [[1.0], [2.0]], "in the order of the texts"
+        assert open_embedder("m", f"{server.url}/chat/completions")(["a", "b"]) == [[1.0], [2.0]]
+        assert server.requests[0] == {"model": "m", "input": ["a", " "]}
+        assert server.keys[0] == "Bearer k"
+        server.statuses = [400]
+        with pytest.raises(PosttrainError, match=r"400 from m: refused Bearer \*\*\*"):
+            embed(["a", "b"])
 
-    def post(url, json, headers, timeout):
-        seen.update(url=url, body=json, headers=headers)
-        data = [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]
-        return httpx2.Response(seen.get("status", 200), json={"data": data}, request=httpx2.Request("POST", url))
 
-    monkeypatch.setattr(httpx2, "post", post)
-    embed = open_embedder("m", "http://127.0.0.1:1/v1/")
-    assert embed(["a", ""]) == [[1.0], [2.0]], "in the order of the texts"
-    assert seen["url"] == "http://127.0.0.1:1/v1/embeddings"
-    open_embedder("m", "http://127.0.0.1:1/v1/chat/completions")(["a", "b"])
-    assert seen["url"] == "http://127.0.0.1:1/v1/embeddings"
-    embed(["a", ""])
-    assert seen["body"] == {"model": "m", "input": ["a", " "]}
-    assert seen["headers"] == {"Authorization": "Bearer k"}
-    seen["status"] = 500
-    with pytest.raises(PosttrainError, match="500 for embeddings of m"):
-        embed(["a"])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_endpoint_is_asked_again_for_embeddings(status: int):
+    grader = {
+        "type": "text_similarity",
+        "input": "{{sample.output_text}}",
+        "reference": "x",
+        "evaluation_metric": "cosine",
+    }
+    vectors = [{"index": 0, "embedding": [1.0, 0.0]}, {"index": 1, "embedding": [1.0, 0.0]}]
+    with serve(lambda body: vectors) as server:
+        server.statuses = [status, status]
+        args = {"embeddings": "m", "endpoint": server.url, "retries": 2, "backoff": 0.01, "batch_size": 1}
+        assert grade(grader, ["y"], args) == [pytest.approx(1)]
+        assert len(server.requests) == 3
+        server.statuses = [status, status]
+        with pytest.raises(PosttrainError, match=f"{status} from m"):
+            grade(grader, ["y"], {**args, "retries": 1})
+    with pytest.raises(PosttrainError, match=r"cannot be reached.*start the server"):
+        grade(grader, ["y"], args)
 
 
 def test_templates():
@@ -369,6 +379,12 @@ WRONG = [
     (multi(graders={"a": multi()}, calculate_output="a"), 'graders.a.type="multi": multi graders cannot be nested'),
     (multi(calculate_output="exakt"), 'calculate_output="exakt": exakt: did you mean exact?'),
     (multi(calculate_output="exact +"), 'calculate_output="exact +": is no formula'),
+    (
+        multi(calculate_output="-" * 300 + "exact"),
+        f'calculate_output="{"-" * 100}": more than 200 operations within one',
+    ),
+    ({"type": "python", "source": "def grade(a, b): return " + "-" * 9000 + "1"}, "source: nested too deeply"),
+    ({**SCORE, "model": ""}, 'model="": '),
     ({**CHECK, "input": "{{ output_text }}"}, "input: {{ output_text }}: begins with neither item nor sample"),
     ({"type": "strings_check"}, 'type="strings_check": did you mean string_check?'),
     ({"input": "x"}, "type: choose from string_check"),
@@ -666,12 +682,11 @@ def test_options_of_the_other_kind_of_model_are_not_read(write):
 
 
 @pytest.mark.parametrize("data", [[], [{"index": 0, "embedding": None}], [{"index": 0, "embedding": []}]])
-def test_an_endpoint_without_an_embedding_for_each_text(monkeypatch, data):
-    import httpx2
-
+def test_an_endpoint_without_an_embedding_for_each_text(data):
     from posttrain.rewards.graders import embed
 
-    answer = httpx2.Response(200, json={"data": data}, request=httpx2.Request("POST", "http://h/v1"))
-    monkeypatch.setattr(httpx2, "post", lambda *a, **k: answer)
-    with pytest.raises(PosttrainError, match="answered something other than embeddings"):
-        embed.open_embedder("m", "http://h/v1")(["a"])
+    with (
+        serve(lambda body: data) as server,
+        pytest.raises(PosttrainError, match="answered something other than embeddings"),
+    ):
+        embed.open_embedder("m", server.url)(["a"])

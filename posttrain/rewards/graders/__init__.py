@@ -141,8 +141,8 @@ class Grader:
         self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
         self.answering = {key: args[key] for key in JUDGE_ARGS if key in args}
         self.sampling: dict[str, Any] = args.get("sampling") or {}
-        self.embedding: dict[str, Any] = {"model": args.get("embeddings")}
-        self.embedding |= {key: args[key] for key in ("endpoint", "key_env", "timeout") if key in args}
+        own = {key: value for key, value in self.answering.items() if key != "batch_size"}  # of a model that answers
+        self.embedding: dict[str, Any] = {**own, "model": args.get("embeddings")}
         self.wordnet = bool(args.get("wordnet"))
         self._askers: dict[str, JudgeClient] = {}
         self._embed: Embed | None = None

@@ -5,17 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 from posttrain.errors import PosttrainError, first_line
-from posttrain.rewards.endpoint import Endpoint, key_header
+from posttrain.rewards.endpoint import Endpoint
 
 Embed = Callable[[list[str]], list[list[float]]]
 BATCH = 32
 
 
-def open_embedder(
-    model: str, endpoint: str | None = None, key_env: str = "OPENAI_API_KEY", timeout: float = 120.0
-) -> Embed:
-    """A function from texts to vectors: of `model` at the base URL `endpoint`, or of that folder or hub id."""
-    return _served(model, endpoint, key_env, timeout) if endpoint else _local(model)
+def open_embedder(model: str, endpoint: str | None = None, **options: Any) -> Embed:
+    """A function from texts to vectors: of `model` at the base URL `endpoint`, or of that folder or hub id.
+
+    `options` are those of `Endpoint`; a model that is loaded here reads none.
+    """
+    return _served(Endpoint(model, endpoint, **options)) if endpoint else _local(model)
 
 
 def check_reachable(model: str, endpoint: str | None = None, key_env: str = "OPENAI_API_KEY") -> None:
@@ -47,31 +48,19 @@ def _cosine(first: list[float], second: list[float]) -> float:
     return sum(a * b for a, b in zip(first, second, strict=True)) / lengths if lengths else 0.0
 
 
-def _served(model: str, endpoint: str, key_env: str, timeout: float) -> Embed:
-    import httpx2
-
-    url = f"{endpoint.rstrip('/').removesuffix('/chat/completions')}/embeddings"
-
+def _served(endpoint: Endpoint) -> Embed:
     def embed(texts: list[str]) -> list[list[float]]:
-        headers = key_header(key_env)
+        # An endpoint takes no empty text.
+        body = {"model": endpoint.model, "input": [text or " " for text in texts]}
+        response = endpoint.request("embeddings", body)
         try:
-            # An endpoint takes no empty text.
-            body = {"model": model, "input": [text or " " for text in texts]}
-            response = httpx2.post(url, json=body, headers=headers, timeout=timeout)
-            response.raise_for_status()
             rows = sorted(response.json()["data"], key=lambda row: row["index"])
             vectors = [[float(value) for value in row["embedding"]] for row in rows]
             if len(vectors) != len(texts) or {len(vector) for vector in vectors} != {len(vectors[0]) or 1}:
                 raise ValueError
             return vectors
-        except httpx2.HTTPStatusError as error:
-            raise PosttrainError(
-                f"endpoint={endpoint}: {error.response.status_code} for embeddings of {model}"
-            ) from None
-        except httpx2.HTTPError as error:
-            raise PosttrainError(f"endpoint={endpoint}: cannot be reached ({error})") from error
         except (ValueError, KeyError, TypeError):
-            raise PosttrainError(f"endpoint={endpoint}: answered something other than embeddings") from None
+            raise PosttrainError(f"endpoint={endpoint.url}: answered something other than embeddings") from None
 
     return embed
 

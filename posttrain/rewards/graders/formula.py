@@ -6,8 +6,9 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.errors import did_you_mean
+from posttrain.suggestions import did_you_mean
 
+DEEPEST = 200  # operations within one another; `_value` calls itself for each
 _OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -48,25 +49,28 @@ def evaluate(tree: ast.expr, values: Mapping[str, float]) -> float:
     return result
 
 
-def _check(node: ast.expr, names: list[str]) -> None:
+def _check(node: ast.expr, names: list[str], left: int = DEEPEST) -> None:
+    inner: list[ast.expr] = []
+    if not left:
+        raise ValueError(f"more than {DEEPEST} operations within one another")
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        _check(node.left, names)
-        _check(node.right, names)
+        inner = [node.left, node.right]
     elif isinstance(node, ast.UnaryOp) and type(node.op) in _SIGNS:
-        _check(node.operand, names)
+        inner = [node.operand]
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         if node.func.id not in _FUNCTIONS:
             raise ValueError(f"{node.func.id}: {_near(node.func.id, list(_FUNCTIONS), 'functions')}")
         wanted = _FUNCTIONS[node.func.id][1]
         if (wanted is not None and len(node.args) != wanted) or not node.args:
             raise ValueError(f"{node.func.id}: takes {wanted or 'at least 1'}, given {len(node.args)}")
-        for argument in node.args:
-            _check(argument, names)
+        inner = node.args
     elif isinstance(node, ast.Name):
         if node.id not in names:
             raise ValueError(f"{node.id}: {_near(node.id, names, 'graders')}")
     elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
         raise ValueError(f"{ast.unparse(node)}: not of a formula; write numbers, + - * / ^, {', '.join(_FUNCTIONS)}")
+    for part in inner:
+        _check(part, names, left - 1)
 
 
 def _near(name: str, known: list[str], what: str) -> str:

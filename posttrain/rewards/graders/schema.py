@@ -99,7 +99,7 @@ class ScoreModel(_Grader):
     """The number that a language model gives, within `range`."""
 
     type: Literal["score_model"]
-    model: str
+    model: str = Field(min_length=1)
     input: list[Message] = Field(min_length=1)
     range: list[float] = [0.0, 1.0]
     sampling_params: Sampling = Sampling()
@@ -109,7 +109,7 @@ class LabelModel(_Grader):
     """1 where the label that a language model gives is among `passing_labels`, else 0."""
 
     type: Literal["label_model"]
-    model: str
+    model: str = Field(min_length=1)
     input: list[Message] = Field(min_length=1)
     labels: list[str] = Field(min_length=1)
     passing_labels: list[str]
@@ -176,7 +176,7 @@ def of_json(raw: Any) -> Node:
     try:
         tree = formula.parse(shape.calculate_output, list(inner))
     except ValueError as error:
-        wrong.append((f'calculate_output="{shape.calculate_output}"', str(error)))
+        wrong.append((f'calculate_output="{shape.calculate_output:.100}"', str(error)))
         odd = [name for name in inner if not name.isidentifier() or keyword.iskeyword(name)]
         wrong += [(f"graders.{name}", "a formula cannot name it; use letters, digits and _") for name in odd]
     if wrong:
@@ -250,6 +250,9 @@ def _source(source: str) -> Iterator[tuple[str, str]]:
         return
     try:
         tree = ast.parse(source)
+    except (RecursionError, MemoryError):
+        yield "source", "nested too deeply"
+        return
     except (SyntaxError, ValueError) as error:
         yield "source", f"line {getattr(error, 'lineno', None) or 1}: {getattr(error, 'msg', error)}"
         return
