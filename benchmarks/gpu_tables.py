@@ -91,6 +91,7 @@ def estimated(found: Found, name: str) -> float | None:
     from posttrain.config import composition, parse
     from posttrain.models.hardware import Precision
     from posttrain.training import footprint
+    from posttrain.training.sizes import of_config
 
     rows = found(name, "microbatch")
     accumulated = (found(name, "answers") or rows) // rows
@@ -102,7 +103,7 @@ def estimated(found: Found, name: str) -> float | None:
     given = [f"trainer.args.{key}={value}" for key, value in batch.items()]
     run = parse.parse(composition.compose([f"+recipe={name}_llama", "data.eval_size=0", *given]))
     trained = run.peft.lora["r"] * A_RANK
-    sizes = footprint.of_config(LlamaConfig(**REAL.llama), (WEIGHTS + trained, trained))
+    sizes = of_config(LlamaConfig(**REAL.llama), (WEIGHTS + trained, trained))
     length = REAL.lengths[name]
     prompt, row = (length, length + answer) if answer else (length - length // 2, length)
     card = Precision(found.results["card"], "bfloat16", True, False, "sdpa")

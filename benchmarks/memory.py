@@ -42,6 +42,7 @@ def gigabytes(name: str, peft: str, kind: str, rank: int = 16) -> float:
     """Peak memory of a run on a GPU, in GB."""
     from posttrain.models.hardware import Precision
     from posttrain.training import footprint
+    from posttrain.training.sizes import Sizes
     from tests.helpers.runs import compose
 
     layers, hidden, inner, keys, billions, tied = LLAMA[name]
@@ -49,7 +50,7 @@ def gigabytes(name: str, peft: str, kind: str, rank: int = 16) -> float:
     adapter = layers * rank * (2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner))
     total = int(billions * 1e9)
     full = peft == "none"
-    sizes = footprint.Sizes(
+    sizes = Sizes(
         layers,
         hidden,
         inner,

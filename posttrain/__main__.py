@@ -41,7 +41,7 @@ def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
         from posttrain.console import print_error
-        from posttrain.errors import did_you_mean
+        from posttrain.suggestions import did_you_mean
 
         fix = did_you_mean(argv[0], COMMANDS, 1, f"choose from {', '.join(COMMANDS)}.")
         print_error(f"posttrain: no command {argv[0]!r}; {fix} Settings are KEY=VALUE; a recipe is +recipe=NAME")
@@ -67,9 +67,15 @@ def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -
         from posttrain.jobs import help_page
 
         return help_page.show(name, [word for word in rest if word not in HELP])
+    job = where.removeprefix("job:")
+    own = f"job={job or 'train'}"
+    if name and (other := [word for word in rest if word.lstrip("+").startswith("job=") and word.lstrip("+") != own]):
+        from posttrain.console import print_error
+
+        print_error(f"{other[0]}: `posttrain {name}` is {own}; leave one of the two out")
+        return 2
     from posttrain.jobs import command
 
-    job = where.removeprefix("job:")
     return command.run([*rest, f"job={job}"] if job else rest)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.console import print_error, print_plain, quiet_libraries, show_status
-from posttrain.errors import PosttrainError, first_line, near_path
+from posttrain.errors import PosttrainError, first_line
+from posttrain.suggestions import near_path
 
 if TYPE_CHECKING:
     from posttrain.runs.lineage import Source

@@ -1,17 +1,14 @@
-"""Settings of the alarms, thresholds and actions, and checks of them."""
+"""Settings of the alarms: thresholds and actions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-ACTIONS = ("off", "warn", "alert", "stop")
 
 
 @dataclass
 class Action:
-    """What is done when an alarm rings: one of `ACTIONS`."""
+    """What is done when an alarm rings: off, warn, alert or stop."""
 
     action: str = "warn"
 
@@ -102,30 +99,6 @@ class AlarmsConfig:
 
 NAMES = tuple(f.name for f in fields(AlarmsConfig))
 
-# Alarms that only the probe feeds.
-NEED_PROBE = ("kl", "forgetting", "collapse", "length", "over_optimisation")
-
 
 def setting(config: AlarmsConfig, name: str) -> dict[str, Any]:
     return asdict(getattr(config, name))
-
-
-def check(config: AlarmsConfig, probed: bool, kl_logged: bool, measured: Mapping[str, str | None]) -> Iterator[str]:
-    """What is wrong with the settings; `probed`: the probe measures during training, `kl_logged`: the trainer logs KL.
-
-    `measured` maps alarms that need another setting besides the probe to that setting, or to None where it is set.
-    """
-    for name in NAMES:
-        entry = getattr(config, name)
-        if entry.action not in ACTIONS:
-            yield f"alarms.{name}.action={entry.action}: choose from {', '.join(ACTIONS)}"
-        fed = probed or (name == "kl" and kl_logged)
-        if entry.action == "stop" and name in NEED_PROBE and not fed:
-            yield (
-                f"alarms.{name}.action=stop: nothing is measured during training that could raise it; set probe.every "
-                "and probe.prompts"
-            )
-        elif entry.action in ("alert", "stop") and (lacks := measured.get(name)):
-            yield f"alarms.{name}.action={entry.action}: nothing measures it; set {lacks}"
-    if config.kl.action in ("alert", "stop") and config.kl.above is None:
-        yield f"alarms.kl.action={config.kl.action}: needs a budget; set alarms.kl.above, in nats per answer"

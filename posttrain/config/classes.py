@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,15 +79,12 @@ def in_trl(name: str) -> str | None:
     """The path of TRL's trainer `name`: a file `NAME_trainer.py`, or a folder among the experimental ones."""
     if not name.isidentifier():
         return None
-    places = [(TRL[0], f"{name}_trainer.py"), (f"{TRL[1]}.{name}", "*_trainer.py")]
-    for package, pattern in places:
+    for package, pattern in ((TRL[0], f"{name}_trainer.py"), (f"{TRL[1]}.{name}", "*_trainer.py")):
         folder = package_folder(package)
         for file in sorted(folder.glob(pattern)) if folder else []:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            found = [n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name.endswith("Trainer")]
-            for cls in found:
-                if not cls.startswith("_"):
-                    return f"{'trl' if package == TRL[0] else package}.{cls}"
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and re.fullmatch(r"[^_]\w*Trainer", node.name):
+                    return f"{'trl' if package == TRL[0] else package}.{node.name}"
     return None
 
 

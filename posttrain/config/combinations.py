@@ -33,7 +33,7 @@ SCHEDULE_NEEDS = {
 def check(run: Run) -> list[str]:
     """Options that do not fit together, one message each."""
     args, kind = run.trainer.args, trainers.of(run.trainer.kind)
-    errors = packages(args)
+    errors = packages(args) + check_smoothing(kind.name, kind.lineage, args)
     if any(args.get(name) for name in ("optim", "optim_args", "optim_target_modules")):
         from posttrain.config import optimizers
 
@@ -97,6 +97,8 @@ def _schedule(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]
 
 
 def _evaluation(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+    if not kind.evaluates and args.get("eval_strategy", "no") != "no":
+        yield f"eval_strategy: {kind.name} has no loss on held-out rows; the probe measures it"
     evaluated, saved = args.get("eval_strategy", "epoch"), args.get("save_strategy", "steps")
     if args.get("load_best_model_at_end") is True and saved != "best":
         if evaluated != saved:
@@ -149,6 +151,11 @@ def _losses(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
         if args.get("use_weighting") is True and {"aot", "aot_unpaired"} & set(map(str, types)):
             yield "use_weighting=true: the aot losses sort their batch and cannot be weighted; leave it out"
     if kind.is_a("KTOTrainer"):
+        if args.get("per_device_train_batch_size", 8) == 1:
+            yield (
+                "per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
+                "set at least 2, and fewer gradient_accumulation_steps"
+            )
         if args.get("loss_type", "kto") == "kto" and args.get("train_sampling_strategy", "sequential") != "sequential":
             yield (
                 f"train_sampling_strategy={args['train_sampling_strategy']}: loss_type=kto estimates its KL from "
@@ -177,3 +184,34 @@ def _parallel(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]
     for name in ("ddp_backend", "fsdp") if os.environ.get("WORLD_SIZE", "1") == "1" else ():
         if args.get(name):
             yield f"{name}={args[name]}: {ONE_PROCESS}; leave it out, or use accelerate launch"
+
+
+# The losses of DPO that read `label_smoothing` in TRL 1.16; the others ignore it, conservative DPO's sigmoid too.
+LOSSES_WITH_SMOOTHING = ("robust", "exo_pair", "aot", "aot_unpaired")
+
+
+def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -> list[str]:
+    """Label smoothing that TRL would ignore for the trainer `kind`, or fail on after the weights are loaded.
+
+    `lineage` are the names of its class and of those that it inherits from.
+    """
+    errors = []
+    if args.get("label_smoothing_factor") and "SFTTrainer" not in lineage:
+        fix = "set loss_type=[robust] and label_smoothing" if "DPOTrainer" in lineage else "leave it out"
+        errors.append(f"trainer.args.label_smoothing_factor: TRL's loss for {kind} does not read it; {fix}")
+    amount = args.get("label_smoothing", 0.0)
+    if "DPOTrainer" not in lineage or isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        return errors
+    types = args.get("loss_type") or ["sigmoid"]
+    types = types if isinstance(types, list) else [types]
+    where = f"trainer.args.label_smoothing={amount:g}"
+    if amount and not any(one in LOSSES_WITH_SMOOTHING for one in types):
+        errors.append(
+            f"{where}: TRL ignores it with loss_type=[{','.join(map(str, types))}]; set "
+            f"trainer.args.loss_type=[robust], or leave it out (read by {', '.join(LOSSES_WITH_SMOOTHING)})"
+        )
+    elif "exo_pair" in types and not amount:
+        errors.append(f"{where}: loss_type=[exo_pair] needs it above 0; its paper sets 0.001")
+    if "robust" in types and not 0 <= amount < 0.5:
+        errors.append(f"{where}: loss_type=[robust] divides by 1 - 2 label_smoothing; set it below 0.5")
+    return errors

@@ -5,7 +5,8 @@ import shlex
 from concurrent.futures import BrokenExecutor
 
 from posttrain.config import recipes, schema_errors
-from posttrain.errors import choose, did_you_mean, first_line
+from posttrain.errors import first_line
+from posttrain.suggestions import choose, did_you_mean
 
 LAUNCHERS = ("submitit", "ray", "joblib")  # launchers whose errors say why a job ended
 

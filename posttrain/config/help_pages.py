@@ -109,7 +109,7 @@ def trainer_options(words: list[str]) -> str:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from posttrain.config import composition_errors, options, trainer_names, trainers
+    from posttrain.config import composition_errors, options, own_options, trainer_names, trainers
     from posttrain.config.reserved_options import reserved_options
 
     try:
@@ -125,7 +125,7 @@ def trainer_options(words: list[str]) -> str:
         raise PosttrainError(trainer_names.unknown(name))
     chosen: Any = OmegaConf.to_container(config.trainer.args, resolve=False)
     known = options.options_of(kind.config)
-    own, decided = options.own_options(kind.config), reserved_options(kind)
+    own, decided = own_options.own_options(kind.config), reserved_options(kind)
     lines = [f"Options of trainer={name} ({kind.config})", "Each is set as trainer.args.NAME=VALUE"]
     for title, names in (
         (f"Those of {name}", [name for name in known if name in own]),

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from posttrain.errors import did_you_mean
 from posttrain.ppo import names
+from posttrain.suggestions import did_you_mean
 
 # A name in other libraries, older releases or common use -> the option of `trainer.args`.
 OPTIONS = {
@@ -67,6 +67,12 @@ KEYS = {
     "peft_config": "peft=lora|qlora|dora, and peft.lora",
 }
 LORA = {"rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+
+
+def unknown_option(cls: str, name: str, known: Iterable[str]) -> str:
+    """The message for an option that the class `cls` does not have."""
+    fix = for_option(cls, name, known) or did_you_mean(name, known, 3)
+    return f"not an option of {cls}{'; ' if fix else ''}{fix}"
 
 
 def for_option(cls: str, name: str, known: Iterable[str]) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from posttrain.config import ranges
 from posttrain.config.classes import Source, find
-from posttrain.errors import choose, did_you_mean
 
 # Classes that are no trainer's config.
 LORA, QUANTIZATION = "peft.LoraConfig", "transformers.BitsAndBytesConfig"
@@ -92,8 +91,7 @@ def check(cls: str, options: dict[str, Any], path: str, reserved: dict[str, str]
         elif name not in known:
             from posttrain.config import hints
 
-            fix = hints.for_option(short, name, known) or did_you_mean(name, known, 3)
-            errors.append(f"{path}.{name}: not an option of {short}{'; ' if fix else ''}{fix}")
+            errors.append(f"{path}.{name}: {hints.unknown_option(short, name, known)}")
         elif problem := _problem(known[name], value) or ranges.problem(short, name, value):
             errors.append(f"{path}.{name}={value!r}: {problem}")
     return errors
@@ -110,43 +108,16 @@ def as_typed(cls: str, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# The losses of DPO that read `label_smoothing` in TRL 1.16; the others ignore it, conservative DPO's sigmoid too.
-LOSSES_WITH_SMOOTHING = ("robust", "exo_pair", "aot", "aot_unpaired")
-
-
-def check_smoothing(kind: str, lineage: tuple[str, ...], args: dict[str, Any]) -> list[str]:
-    """Label smoothing that TRL would ignore for the trainer `kind`, or fail on after the weights are loaded.
-
-    `lineage` are the names of its class and of those that it inherits from.
-    """
-    errors = []
-    if args.get("label_smoothing_factor") and "SFTTrainer" not in lineage:
-        fix = "set loss_type=[robust] and label_smoothing" if "DPOTrainer" in lineage else "leave it out"
-        errors.append(f"trainer.args.label_smoothing_factor: TRL's loss for {kind} does not read it; {fix}")
-    amount = args.get("label_smoothing", 0.0)
-    if "DPOTrainer" not in lineage or isinstance(amount, bool) or not isinstance(amount, (int, float)):
-        return errors
-    types = args.get("loss_type") or ["sigmoid"]
-    types = types if isinstance(types, list) else [types]
-    where = f"trainer.args.label_smoothing={amount:g}"
-    if amount and not any(one in LOSSES_WITH_SMOOTHING for one in types):
-        errors.append(
-            f"{where}: TRL ignores it with loss_type=[{','.join(map(str, types))}]; set "
-            f"trainer.args.loss_type=[robust], or leave it out (read by {', '.join(LOSSES_WITH_SMOOTHING)})"
-        )
-    elif "exo_pair" in types and not amount:
-        errors.append(f"{where}: loss_type=[exo_pair] needs it above 0; its paper sets 0.001")
-    if "robust" in types and not 0 <= amount < 0.5:
-        errors.append(f"{where}: loss_type=[robust] divides by 1 - 2 label_smoothing; set it below 0.5")
-    return errors
-
-
 def _problem(option: Option, value: Any) -> str | None:
     if option.choices is not None:
         if value is None and check_type(option, None):
             return f"leave it out, or choose from {', '.join(map(str, option.choices))}"
-        several = value if isinstance(value, list) else [value]
-        return next((choose(v, option.choices) for v in several if v is not None and v not in option.choices), None)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one not in option.choices:
+                from posttrain.suggestions import choose
+
+                return choose(one, option.choices)
+        return None
     return check_type(option, value)
 
 
@@ -191,13 +162,6 @@ def _options(cls: Source) -> dict[str, Option]:
             found[name] = replace(found[name], choices=values)
     literal = {n: typing.get_args(o.type) for n, o in found.items() if typing.get_origin(o.type) is typing.Literal}
     return found | {name: replace(found[name], choices=values) for name, values in literal.items()}
-
-
-def own_options(cls: str) -> list[str]:
-    """The options that `cls` and its bases define or redefine, without those of Transformers' trainer and TRL's."""
-    ours = [one for one in source_of(cls).lineage() if not one.module.startswith(("transformers.", "trl.trainer.base"))]
-    fields = [n.target for one in ours for n in one.node.body if isinstance(n, ast.AnnAssign)]
-    return [target.id for target in fields if isinstance(target, ast.Name)]
 
 
 def source_of(cls: str) -> Source:
@@ -266,40 +230,35 @@ def _default(field: ast.AnnAssign) -> Any:
         return Expression(ast.unparse(node))
 
 
-class _Names(dict):
-    """Names an annotation may use; enumerations become literals of their values, unknown classes `Any`."""
-
-    def __init__(self, cls: Source):
-        super().__init__({n: getattr(typing, n) for n in ("Any", "Literal", "Optional", "Union", "Callable")})
-        self.update({t.__name__: t for t in (bool, int, float, str, list, dict, tuple, set, type(None))})
-        self.cls = cls
-
-    def __missing__(self, name: str) -> Any:
-        return self.enumeration(name) or Any
-
-    def enumeration(self, name: str) -> Any:
-        """The literal of an enumeration's values; `None` for another name."""
-        if name in self or (found := self.cls.resolve_class(name)) is None:
-            return None
-        values = [text for n in found.node.body if isinstance(n, ast.Assign) and (text := _text(n.value))]
-        return typing.Literal[tuple(values)] if values else None
-
-
 def _text(node: ast.expr) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
+# Names that an annotation may use.
+TYPES = {name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union", "Callable")}
+TYPES |= {type_.__name__: type_ for type_ in (bool, int, float, str, list, dict, tuple, set, type(None))}
+
+
 def _evaluate(annotation: ast.expr, cls: Source) -> Any:
-    names = _Names(cls)
-    if isinstance(annotation, ast.BinOp):
-        parts = [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
-        if any(names.enumeration(p) for p in parts):
-            # `SchedulerType | str` accepts any string, and Transformers rejects the unknown ones much later.
-            return typing.Union[tuple(names[p] for p in parts if p != "str")]  # noqa: UP007 - built from values
+    """The type that an annotation means; enumerations become literals of their values, unknown classes `Any`."""
     text = str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
     if "_[" in text:  # a pattern written as a literal: "pissa_niter_[number of iters]"
         return bool | str
+    tree = ast.parse(text, mode="eval")
     # Names and subscripts only; an annotation with a call in it is not evaluated.
-    if any(isinstance(n, ast.Call) for n in ast.walk(ast.parse(text, mode="eval"))):
+    if any(isinstance(n, ast.Call) for n in ast.walk(tree)):
         return Any
+    used = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    enumerations = {name: found for name in used if name not in TYPES and (found := _enumeration(name, cls))}
+    names = {**dict.fromkeys(used, Any), **TYPES, **enumerations}
+    if enumerations and isinstance(annotation, ast.BinOp):
+        # `SchedulerType | str` accepts any string, and Transformers rejects the unknown ones much later.
+        return typing.Union[tuple(names[name] for name in used if name != "str")]  # noqa: UP007 - built from values
     return eval(text, {"__builtins__": {}}, names)
+
+
+def _enumeration(name: str, cls: Source) -> Any:
+    """The literal of an enumeration's values; `None` for another class."""
+    found = cls.resolve_class(name)
+    values = [text for n in found.node.body if isinstance(n, ast.Assign) and (text := _text(n.value))] if found else []
+    return typing.Literal[tuple(values)] if values else None

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from posttrain.config import trainers
 from posttrain.config.schema import OTHER_JOBS, Origin, Run
 from posttrain.errors import PosttrainError
+
+SCHEMA: Any = OmegaConf.structured(Run)  # `OmegaConf.merge` copies it
 
 
 def parse(cfg: DictConfig) -> Run:
@@ -28,13 +29,12 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     errors: list[str] = []
-    schema = _schema()
     try:
-        merged = OmegaConf.merge(schema, plain)
+        merged = OmegaConf.merge(SCHEMA, plain)
     except OmegaConfBaseException:
         from posttrain.config import schema_errors
 
-        merged = OmegaConf.merge(schema, schema_errors.take_known(Run, plain, "", errors))
+        merged = OmegaConf.merge(SCHEMA, schema_errors.take_known(Run, plain, "", errors))
     try:
         OmegaConf.resolve(merged)
     except OmegaConfBaseException:
@@ -51,9 +51,7 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
     elif missing:
         from posttrain.config import schema_errors
 
-        if merged.stages:
-            return None, [*errors, schema_errors.pipeline_of_another_job(merged)]
-        return None, [*errors, *(f"{key}: required, and not set; {schema_errors.fix_missing(key)}" for key in missing)]
+        return None, [*errors, *schema_errors.missing(merged, missing)]
     run = OmegaConf.to_object(merged)
     assert isinstance(run, Run)
     run.output_dir = os.path.expanduser(run.output_dir)  # a shell leaves the ~ of KEY=~/runs as it is
@@ -64,14 +62,10 @@ def read(cfg: DictConfig) -> tuple[Run | None, list[str]]:
         run.probe.rewards = reward_entries.read(run.probe.rewards, "probe.rewards", errors)
         run.probe.gold = reward_entries.read(run.probe.gold, "probe.gold", errors)
     if run.job == "train" and run.peft.method == "lora" and (kind := trainers.find(run.trainer.kind)):
-        run.trainer.args.setdefault("learning_rate", kind.lora_learning_rate)
+        from posttrain.config.own_options import lora_learning_rate
+
+        run.trainer.args.setdefault("learning_rate", lora_learning_rate(kind))
     return run, errors
-
-
-@cache
-def _schema() -> Any:
-    """The schema of a run, made once: `OmegaConf.merge` copies it."""
-    return OmegaConf.structured(Run)
 
 
 def origin(hydra_config: Any) -> Origin:

@@ -2,28 +2,28 @@
 
 Where a library names a range, or refuses values outside one when it is built, ours is that range or a part of it
 (`tests/config/test_ranges.py` walks the tables against the installed libraries). NaN is in no range, infinity only
-where a bracket includes it, and an integer has 32 bits.
+in those of MAY_BE_INFINITE, and an integer has 32 bits. A range is written as the messages have it.
 """
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 MAX_INT = 2**31 - 1  # of integers that go to C, such as lengths, ranks and steps
 
-COUNT, FROM_0, ABOVE_0 = "[1, inf)", "[0, inf)", "(0, inf)"
-SHARE, PART = "[0, 1]", "(0, 1]"
+COUNT, FROM_0, ABOVE_0, FINITE = "at least 1", "at least 0", "above 0", "a finite number"
+SHARE, PART = "at least 0 and at most 1", "above 0 and at most 1"
+SEED = "at least 0 and at most 4294967295"
 
 
 def _by_name(names: dict[str, str]) -> dict[str, str]:
     return {name: interval for interval, several in names.items() for name in several.split()}
 
 
-# The options of Transformers, TRL, PPO, PEFT and bitsandbytes, for every class that has them, by their interval; a
-# number before `or` is allowed besides the interval.
+# The options of Transformers, TRL, PPO, PEFT and bitsandbytes, for every class that has them, by their interval.
 RANGES = _by_name(
     {
         COUNT: """
@@ -38,23 +38,21 @@ RANGES = _by_name(
         logging_steps eval_steps save_steps num_train_epochs learning_rate discopop_tau f_alpha_divergence_coef
         temperature repetition_penalty vllm_server_timeout epsilon epsilon_high delta off_policy_mask_threshold
         sapo_temperature_neg sapo_temperature_pos target_kl cliprange_value value_learning_rate kl_target
-        alpha_pattern""",
+        alpha_pattern vllm_importance_sampling_clip_max vllm_importance_sampling_cap""",
         FROM_0: """
         warmup_steps weight_decay eval_delay neftune_noise_alpha adam_epsilon dataloader_num_workers
         router_aux_loss_coef center_rewards_coefficient loss_weights beta desirable_weight undesirable_weight
         vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg entropy_coef_min entropy_coef_max
         entropy_coef_delta entropy_target vllm_importance_sampling_clip_min top_k vf_coef missing_eos_penalty
-        layers_to_transform trainable_token_indices alora_invocation_tokens llm_int8_threshold""",
-        "[0, 4294967295]": "seed data_seed",
-        "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor label_smoothing lora_dropout",
-        "-1 or [1, inf)": "max_steps",
-        "[0, inf]": "max_grad_norm",
-        "[-1, inf)": "local_rank",
+        layers_to_transform trainable_token_indices alora_invocation_tokens llm_int8_threshold max_grad_norm""",
+        SEED: "seed data_seed",
+        "at least 0 and below 1": "adam_beta1 adam_beta2 label_smoothing_factor label_smoothing lora_dropout",
+        "-1, or at least 1": "max_steps",
+        "at least -1": "local_rank",
         SHARE: "ld_alpha ref_model_mixup_alpha min_p top_entropy_quantile lam",
-        "[1, 65535]": "vllm_server_port vllm_group_port",
-        "(0, inf]": "vllm_importance_sampling_clip_max vllm_importance_sampling_cap",
+        "at least 1 and at most 65535": "vllm_server_port vllm_group_port",
         PART: "top_p vllm_gpu_memory_utilization gamma",
-        "[2, inf)": "num_generations",
+        "at least 2": "num_generations",
     }
 )
 # Where one class takes another range than the others.
@@ -65,6 +63,7 @@ CLASS_RANGES: dict[str, dict[str, str]] = {
 }
 # Numbers of any size: a bonus and a penalty, offsets of a score.
 UNBOUNDED = ("entropy_coef", "reward_weights", "reward_clip_range")
+MAY_BE_INFINITE = ("max_grad_norm", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap")
 # At and above 1 these are numbers of steps, below 1 shares of the run.
 WHOLE_ABOVE_1 = ("logging_steps", "eval_steps", "save_steps")
 NOT_EMPTY = (
@@ -80,20 +79,20 @@ SCHEMA_RANGES = _by_name(
         data.max_train_rows data.max_eval_rows probe.every probe.text_rows probe.max_new_tokens probe.batch_size
         probe.safety.prompts sample.n sample.prompts sample.max_new_tokens sample.batch_size evaluate.limit
         doctor.sample doctor.noise_rows""",
-        "(-inf, inf)": "data.min_score data.threshold sample.threshold reward.*.weight",
-        "[2, inf)": "probe.text_tokens",
+        FINITE: "data.min_score data.threshold sample.threshold reward.*.weight",
+        "at least 2": "probe.text_tokens",
         PART: "sample.fraction sample.top_p",
         ABOVE_0: """
         sample.temperature alarms.kl.above alarms.forgetting.above alarms.over_optimisation.above
         alarms.sampling.above data.mix.*.weight""",
-        "[0, 4294967295]": "sample.seed",
-        "(0, 1)": "evaluate.confidence alarms.gradient.below alarms.collapse.below alarms.length.above",
-        "[100, 1000000]": "evaluate.resamples",
-        "[0, 1000]": "evaluate.num_fewshot",
+        SEED: "sample.seed",
+        "above 0 and below 1": "evaluate.confidence alarms.gradient.below alarms.collapse.below alarms.length.above",
+        "at least 100 and at most 1000000": "evaluate.resamples",
+        "at least 0 and at most 1000": "evaluate.num_fewshot",
         SHARE: """
         doctor.near doctor.tolerance doctor.stop doctor.length_accuracy doctor.noise_rate doctor.other_language
         doctor.cluster""",
-        "(1, inf)": "alarms.gradient.above alarms.length.growth",
+        "above 1": "alarms.gradient.above alarms.length.growth",
     }
 )
 # Path with a name that the user chooses -> the path under which SCHEMA_RANGES has its range.
@@ -104,40 +103,21 @@ USER_NAMED_RANGES = (
 )
 
 
+COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+
+
 @dataclass(frozen=True)
 class Interval:
-    """`low` to `high`, each of them included or not, and `also`: one more number."""
+    """The finite numbers that a text names, such as "above 0 and at most 1", or "-1, or at least 1"."""
 
-    low: float
-    high: float
-    with_low: bool
-    with_high: bool
-    also: float | None
+    text: str
 
     def __contains__(self, value: float) -> bool:
-        if value == self.also:
+        beside, _, bounds = self.text.rpartition(", or ")
+        if beside and value == float(beside):
             return True
-        above = value >= self.low if self.with_low else value > self.low
-        below = value <= self.high if self.with_high else value < self.high
-        return above and below  # neither for NaN
-
-    def __str__(self) -> str:
-        ends = []
-        if self.low > -math.inf:
-            ends.append(f"{'at least' if self.with_low else 'above'} {self.low:.10g}")
-        if self.high < math.inf:
-            ends.append(f"{'at most' if self.with_high else 'below'} {self.high:.10g}")
-        text = " and ".join(ends) or "a finite number"
-        return f"{self.also:g}, or {text}" if self.also is not None else text
-
-
-@cache
-def interval(text: str) -> Interval:
-    """`(0, 1]` as an `Interval`; `-1 or [1, inf)` has -1 as `also`."""
-    match = re.fullmatch(r"(?:(\S+) or )?([\[(])(\S+), (\S+)([\])])", text)
-    assert match, text
-    beside, first, low, high, last = match.groups()
-    return Interval(float(low), float(high), first == "[", last == "]", None if beside is None else float(beside))
+        ends = re.findall(r"(at least|above|at most|below) (\S+)", bounds)
+        return abs(value) < math.inf and all(COMPARISONS[word](value, float(end)) for word, end in ends)
 
 
 def of_option(cls: str, name: str) -> str | None:
@@ -149,21 +129,22 @@ def problem(cls: str, name: str, value: Any) -> str | None:
     """What is wrong with the numbers in the value of an option, whose type is right."""
     if name in NOT_EMPTY and value in ([], ""):
         return "expected at least one"
-    text = of_option(cls, name)
+    text = of_option(cls, name) or FINITE
     for number in _numbers(value):
-        if wrong := out_of_range(number, text):
+        if number == math.inf and name in MAY_BE_INFINITE:
+            continue
+        if wrong := _out_of_range(number, text):
             return wrong
         if name in WHOLE_ABOVE_1 and number > 1 and number != int(number):
             return "expected a whole number of steps, or a share of the run below 1"
     return None
 
 
-def out_of_range(number: float, text: str | None) -> str | None:
-    """What is wrong with one number, given its interval (None: any finite one)."""
-    known = interval(text or "(-inf, inf)")
-    if number not in known:
-        return f"expected {known}"
-    if isinstance(number, int) and known.high == math.inf and number > MAX_INT:
+def _out_of_range(number: float, text: str) -> str | None:
+    """What is wrong with one number, given its interval."""
+    if number not in Interval(text):
+        return f"expected {text}"
+    if isinstance(number, int) and number > MAX_INT and "at most" not in text:
         return f"expected at most {MAX_INT}"
     return None
 
@@ -191,7 +172,7 @@ def check_schema(settings: Mapping[str, Any], path: str = "") -> list[str]:
         elif isinstance(value, str) and not value.strip():
             errors.append(f"{where}={value!r}: expected text; leave it out")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and (text := _schema_range(where)):
-            errors += [f"{where}={value:.10g}: {wrong}"] if (wrong := out_of_range(value, text)) else []
+            errors += [f"{where}={value:.10g}: {wrong}"] if (wrong := _out_of_range(value, text)) else []
     return errors
 
 

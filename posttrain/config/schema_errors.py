@@ -116,15 +116,21 @@ def unresolved(merged: Any, plain: Any, path: str) -> list[str]:
     return []
 
 
-def pipeline_of_another_job(merged: Any) -> str:
-    """The message for a pipeline that is run with another job."""
+def missing(merged: Any, keys: list[str]) -> list[str]:
+    """Messages for required values that are not set: in a pipeline that is run with another job, or in one run."""
+    if merged.stages:
+        return [_pipeline_of_another_job(merged)]
+    return [f"{key}: required, and not set; {_fix_missing(key)}" for key in keys]
+
+
+def _pipeline_of_another_job(merged: Any) -> str:
     stages = [stage for stage in merged.stages.values() if isinstance(stage, DictConfig)]
     recipes = dict.fromkeys(stage.recipe for stage in stages if stage.get("recipe"))
     taken = ", ".join(f"+recipe={name}" for name in recipes)
     return f"job={merged.job}: this is a pipeline, of {', '.join(merged.stages)}; take the recipe of one stage: {taken}"
 
 
-def fix_missing(key: str) -> str:
+def _fix_missing(key: str) -> str:
     return {
         "trainer.kind": "choose +recipe=NAME, or trainer=sft|reward|dpo|grpo|rloo|kto|ppo (more: see --help)",
         "model.path": "choose +recipe=NAME or model=NAME, or set model.path=HUB_ID_OR_FOLDER",

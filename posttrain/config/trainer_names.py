@@ -4,7 +4,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from posttrain.config import classes
-from posttrain.errors import choose
+from posttrain.suggestions import choose
 
 
 @cache

@@ -75,17 +75,6 @@ class Kind:
     def generations(self) -> int | None:
         return self.default("num_generations")
 
-    @property
-    def lora_learning_rate(self) -> float:
-        """The learning rate of an adapter where none is set.
-
-        TRL's defaults are rates of full fine-tuning, and an adapter takes about ten times as much (Schulman et al.
-        2025, "LoRA Without Regret"; TRL's documentation of PEFT). A reward model's default is one for adapters already.
-        """
-        full = self.default("learning_rate")
-        own = "learning_rate" in options.own_options(self.config)  # others have Transformers' default
-        return full if self.scores or not own or not isinstance(full, float) else float(f"{10 * full:.6g}")
-
     def default(self, option: str) -> Any:
         """The default of an option; `None` where there is no such option."""
         found = options.options_of(self.config).get(option)

@@ -34,14 +34,13 @@ def job(cfg: DictConfig, errors: tuple[str, ...] = ()) -> float | tuple[float, .
     quiet_imports()  # checks import some
     run, wrong = parse.read(cfg)
     origin = parse.origin(HydraConfig.get())
-    dropped = data_override.reset_settings(run, origin.overrides) if run is not None else {}
-    found = [*errors, *wrong]
-    try:
-        if run is not None:
-            preflight.check(run)
-    except PosttrainError as error:
-        found += str(error).splitlines()
+    found, dropped = [*errors, *wrong], {}
     if run is not None:
+        dropped = data_override.reset_settings(run, origin.overrides)
+        try:
+            preflight.check(run)
+        except PosttrainError as error:
+            found += str(error).splitlines()
         found += parse.unread_settings(run, origin.overrides)
     if found or run is None:
         raise PosttrainError("\n".join(dict.fromkeys(found)))
@@ -76,28 +75,18 @@ def run(argv: list[str]) -> int:
     recipes.register(tuple(argv))
     # argparse takes overrides in one stretch, so what would part them comes first.
     words = sorted((word for word in argv if word not in unknown), key=lambda word: word not in FLAGS)
-    multirun = bool({"-m", "--multirun"} & set(words))
-    if multirun:
-        from posttrain.jobs import sweep
-
-        grid = sweep.of_grid(words)
-        if wrong := sweep.check(grid):
-            print_error("\n".join(dict.fromkeys([*unknown.values(), *wrong])))
-            return 1
-    task = partial(job, errors=tuple(unknown.values()))
+    errors = tuple(unknown.values())
+    task = partial(job, errors=errors)
     entry = hydra.main(version_base="1.3", config_path=str(recipes.ROOT / "conf"), config_name="config")(task)
     # A console script, unlike `python -m`, does not find the user's own reward functions in the current folder.
     sys.path.append(os.getcwd())
     sys.argv[1:] = words  # Hydra reads its overrides there
-    with ExitOnSignal(shlex.join(["posttrain", *argv])), plain_errors(tuple(unknown.values())):
-        if not multirun:
-            entry()
-            return 0
-        sys.argv[1:] = [*sweep.arguments(words), f"+hydra.callbacks.record._target_={sweep.__name__}.Record"]
-        try:
-            entry()
-        finally:
-            sweep.report(grid)
+    with ExitOnSignal(shlex.join(["posttrain", *argv])), plain_errors(errors):
+        if {"-m", "--multirun"} & set(words):
+            from posttrain.jobs import sweep
+
+            return sweep.run(words, entry, errors)
+        entry()
     return 0
 
 

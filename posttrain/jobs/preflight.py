@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from operator import attrgetter
 
-from posttrain.config import checks, combinations, options, paths_and_secrets, ranges, trainers
-from posttrain.config.given_options import GivenOptions
+from posttrain.config import checks, options, paths_and_secrets, ranges, trainers
+from posttrain.config.alarms import AlarmsConfig
 from posttrain.config.reserved_options import reserved_options
 from posttrain.config.schema import Run
 from posttrain.data import files
 from posttrain.data.formats import SETTINGS
 from posttrain.data.sampled import data_file
-from posttrain.errors import PosttrainError, near_path
+from posttrain.errors import PosttrainError
 
 EMBEDDED_DATA = ("embedded:squad", "embedded:imdb", "embedded:arithmetic")
 JOBS = ("train", "sample", "evaluate", "doctor", "pipeline")
@@ -23,6 +23,11 @@ CHOICES = {
     "tracking.backend": ("wandb", "trackio", "tensorboard", "mlflow", "comet", "none"),
     "tracking.mode": ("auto", "online", "offline", "disabled"),
     **{f"data.{name}": allowed for name, allowed in SETTINGS.items()},
+}
+# Options of trainers that no check compares with other settings (`config/combinations.py`).
+UNCOMBINED = {
+    *("beta", "learning_rate", "weight_decay", "max_grad_norm", "max_length", "max_steps", "num_train_epochs", "seed"),
+    *("gradient_accumulation_steps", "per_device_eval_batch_size", "logging_steps", "eval_steps", "save_steps"),
 }
 
 
@@ -49,17 +54,6 @@ def _settings(run: Run) -> Iterator[str]:
         if wrong := checks.wrong_choice(key, attrgetter(key)(run), allowed):
             yield wrong
     yield from options.check(kind.config, run.trainer.args, "trainer.args", reserved_options(kind))
-    if not kind.evaluates and run.trainer.args.get("eval_strategy", "no") != "no":
-        yield f"trainer.args.eval_strategy: {kind.name} has no loss on held-out rows; the probe measures it"
-    if kind.is_a("KTOTrainer") and run.trainer.args.get("per_device_train_batch_size", 8) == 1:
-        yield (
-            "trainer.args.per_device_train_batch_size=1: kto estimates its KL from the other rows of a micro-batch; "
-            "set at least 2, and fewer gradient_accumulation_steps"
-        )
-    yield from options.check_smoothing(kind.name, kind.lineage, run.trainer.args)
-    yield from combinations.check(run)
-    if run.peft.quantization and run.peft.method == "none":
-        yield "peft.quantization: a quantized model cannot be trained in full; choose peft=qlora"
     if run.engine != "transformers" or run.tracking.backend != "none":
         from posttrain.config import backends
 
@@ -72,7 +66,6 @@ def _settings(run: Run) -> Iterator[str]:
         from posttrain.models import model_kwargs
 
         yield from model_kwargs.set_elsewhere(run.model)
-    yield from checks.probe(run)
     settings = asdict(run)
     if run.data.mix:
         del settings["data"]["path"]  # the parts have one each
@@ -82,6 +75,21 @@ def _settings(run: Run) -> Iterator[str]:
 def _parts(run: Run) -> Iterator[str]:
     """Errors in parts that a plain training does not have; each check is imported only for runs with that part."""
     kind, trains = trainers.of(run.trainer.kind), run.job == "train"
+    if run.trainer.args.keys() - UNCOMBINED or run.peft.lora or run.peft.value or run.peft.quantization:
+        from posttrain.config import combinations
+
+        yield from combinations.check(run)
+        if run.peft.quantization and run.peft.method == "none":
+            yield "peft.quantization: a quantized model cannot be trained in full; choose peft=qlora"
+    of_hub = (run.model.revision, run.trainer.teacher.revision, run.data.name, run.data.revision, run.data.mix)
+    if any(of_hub) or run.data.split != "train":
+        from posttrain.config import hub_settings
+
+        yield from hub_settings.check(run)
+    if run.probe.gold or run.probe.win_by is not None or run.alarms != AlarmsConfig():
+        from posttrain.config import probe_checks
+
+        yield from probe_checks.check(run)
     if trains and kind.samples_completions:
         from posttrain.training import online
 
@@ -112,6 +120,7 @@ def _parts(run: Run) -> Iterator[str]:
         yield from objective.check(run.objective)
         yield from objective.unmeasured(run) if trains or run.job in objective.OF_JOBS else ()
     if run.data.streaming:
+        from posttrain.config.given_options import GivenOptions
         from posttrain.data import stream
 
         steps = int(GivenOptions(run.trainer.args).number("max_steps", -1))
@@ -140,12 +149,14 @@ def _paths(run: Run) -> Iterator[str]:
             data_file(value)
         except PosttrainError as error:
             yield f"{key}={error}"
-    if run.model.init_from and not os.path.exists(os.path.expanduser(run.model.init_from)):
-        yield f"model.init_from={run.model.init_from}: no such run directory{near_path(run.model.init_from)}"
     template = run.model.chat_template
     if template and template.startswith("trl:"):
         from posttrain.models import chat_templates
 
         yield from chat_templates.unknown_template(template)
-    elif template and not os.path.exists(os.path.expanduser(template)):
-        yield f"model.chat_template={template}: no such file{near_path(template)}"
+        template = None
+    for key, path, what in (("init_from", run.model.init_from, "run directory"), ("chat_template", template, "file")):
+        if path and not os.path.exists(os.path.expanduser(path)):
+            from posttrain.suggestions import near_path
+
+            yield f"model.{key}={path}: no such {what}{near_path(path)}"

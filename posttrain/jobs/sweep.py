@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,20 @@ from posttrain.runs.metrics import read
 
 # Where this process's sweep keeps its record; `None` outside a sweep.
 current: Path | None = None
+
+
+def run(words: list[str], entry: Callable[[], object], errors: Sequence[str]) -> int:
+    """Run the jobs of the sweep `words` by Hydra's `entry`; returns the exit code. `errors` are known already."""
+    grid = of_grid(words)
+    if wrong := check(grid):
+        print_error("\n".join(dict.fromkeys([*errors, *wrong])))
+        return 1
+    sys.argv[1:] = [*arguments(words), f"+hydra.callbacks.record._target_={__name__}.Record"]
+    try:
+        entry()
+    finally:
+        report(grid)
+    return 0
 
 
 class Record(Callback):
@@ -122,8 +138,6 @@ def report(grid: list[tuple[str, ...]]) -> None:
 
 def arguments(argv: list[str]) -> list[str]:
     """`argv` with further settings of a sweep: its own folder, and an Optuna search that survives a failed trial."""
-    if not {"-m", "--multirun"} & set(argv):
-        return argv
     # After a pool's worker was killed, Python's resource tracker would warn of leaked objects.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     more = []

@@ -165,6 +165,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     from posttrain.data.loading import check_learnable
     from posttrain.models import architecture, hardware, value_head
     from posttrain.training import footprint, library_checks, shared_prompts
+    from posttrain.training.sizes import of_config
 
     if run.trainer.has_objects:
         from posttrain.training import trainer_arguments
@@ -197,7 +198,7 @@ def prepare(run: Run, output_dir: Path) -> Plan:
     parameters, context = architecture.architecture(run, start.config, start.revision)
     lengths = measure(run, tokenizer, data.first)
     check_lengths(run, lengths, context)
-    sizes = footprint.of_config(known, parameters)
+    sizes = of_config(known, parameters)
     needed = footprint.estimate(run, precision, sizes, *lengths.longest(run))
     there = _check_memory(run, precision, needed)
     _check_space(run, parameters, output_dir)

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from omegaconf import OmegaConf
 
-from posttrain.config import options, parse, paths_and_secrets, recipe_list, recipes
+from posttrain.config import combinations, parse, paths_and_secrets, recipe_list, recipes
 from posttrain.errors import PosttrainError
 from posttrain.jobs import help_page, preflight, sweep
 from posttrain.runs.identity import digest
@@ -16,7 +16,7 @@ PLAIN = ("trainer=dpo", "model=tiny", "data.path=rows.jsonl", "tracking=none")
 
 @pytest.mark.parametrize("value", [3, True, 0.5])
 def test_a_loss_type_that_is_no_text_gets_a_message(value):
-    assert not options.check_smoothing("dpo", ("DPOTrainer",), {"loss_type": value})
+    assert not combinations.check_smoothing("dpo", ("DPOTrainer",), {"loss_type": value})
 
 
 @pytest.mark.parametrize("value", ["abc", None])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.config import options, trainer_names, trainers
+from posttrain.config import combinations, options, trainer_names, trainers
 from posttrain.errors import PosttrainError
 
 # Some trainers need packages or machines to be imported that are not here.
@@ -152,7 +152,7 @@ def test_all_errors_come_at_once():
     ],
 )
 def test_smoothing_that_would_do_nothing_is_told(kind, args, said):
-    errors = options.check_smoothing(kind, trainers.of(kind).lineage, args)
+    errors = combinations.check_smoothing(kind, trainers.of(kind).lineage, args)
     assert len(errors) == (said is not None)
     assert said is None or said in errors[0]
 
@@ -164,7 +164,7 @@ def test_the_losses_that_smooth_are_those_of_the_library():
     source = inspect.getsource(inspect.getmodule(DPOTrainer))
     branches = re.split(r'\n +(?:el)?if loss_type == "(\w+)":', source)
     read = {name for name, body in zip(branches[1::2], branches[2::2], strict=True) if "self.label_smoothing" in body}
-    assert read == set(options.LOSSES_WITH_SMOOTHING)
+    assert read == set(combinations.LOSSES_WITH_SMOOTHING)
 
 
 def test_lora_and_quantization_typos():
@@ -196,12 +196,12 @@ def test_lora_options_that_would_change_the_base(recipe, given, said):
 
 
 def test_a_gold_reward_by_another_grader_is_another_reward(tmp_path):
-    from posttrain.config import checks
+    from posttrain.config import probe_checks
     from tests.helpers.runs import compose
 
     words = ("+recipe=grpo_smollm2", "~reward", "+reward.mine.grader=a.json")
-    assert checks.probe(compose(*words, "+probe.gold.real.grader=b.json")[0]) == []
-    (error,) = checks.probe(compose(*words, "+probe.gold.real.grader=a.json")[0])
+    assert probe_checks.check(compose(*words, "+probe.gold.real.grader=b.json")[0]) == []
+    (error,) = probe_checks.check(compose(*words, "+probe.gold.real.grader=a.json")[0])
     assert error == "probe.gold.real: training sees reward.mine; gold must be another reward"
 
 

@@ -81,7 +81,7 @@ def test_what_the_library_refuses_is_refused_before_it_loads(kind):
 
 @pytest.mark.parametrize("text", sorted({*ranges.RANGES.values(), *ranges.SCHEMA_RANGES.values()}))
 def test_no_interval_holds_nan(text):
-    assert math.nan not in ranges.interval(text)
+    assert math.nan not in ranges.Interval(text)
 
 
 @pytest.mark.parametrize(
@@ -352,3 +352,13 @@ def test_what_only_the_libraries_know_is_said_before_a_run_directory(train, tmp_
         train("+recipe=sft_smollm2", args)
     assert said in str(error.value)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_that_skip_the_combinations_are_in_none(kind):
+    """Whatever their values, alone and together: without other options `preflight` does not call `combinations`."""
+    run = Run()
+    run.trainer.kind = kind
+    for value in (*VALUES, 1, "x", None):
+        run.trainer.args = dict.fromkeys(preflight.UNCOMBINED, value)
+        assert combinations.check(run) == []

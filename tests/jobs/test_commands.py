@@ -34,6 +34,13 @@ def test_a_job_is_a_recipe_with_that_job(name, job, monkeypatch):
     assert called == [["+recipe=dpo_smollm2", "dry_run=true", *([f"job={job}"] if job else [])]]
 
 
+@pytest.mark.parametrize(("name", "job"), [("sample", "evaluate"), ("train", "pipeline"), ("doctor", "train,doctor")])
+def test_a_command_and_another_job_are_refused(name, job, capsys):
+    assert __main__.main([name, "+recipe=dpo_smollm2", f"job={job}"]) == 2
+    said = capsys.readouterr().err
+    assert f"job={job}: `posttrain {name}` is job={name}; leave one of the two out" in " ".join(said.split())
+
+
 @pytest.mark.parametrize("module", ["chat", "export", "report.__main__", "annotate.__main__"])
 def test_a_module_keeps_its_own_command_line(module, capsys):
     with pytest.raises(SystemExit) as ended:

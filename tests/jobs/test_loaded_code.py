@@ -30,7 +30,7 @@ UNUSED_DATA = (
     "embedded.smollm2",
 )
 # Lines of our code, comments and docstrings included: a ceiling, to be lowered.
-MOST_LINES = 9907
+MOST_LINES = 9200
 
 CODE = """
 import json, sys

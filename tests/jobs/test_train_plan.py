@@ -6,8 +6,8 @@ from posttrain import console
 from posttrain.jobs import train_plan
 from posttrain.models.hardware import Precision
 from posttrain.training import duration
-from posttrain.training.footprint import Sizes
 from posttrain.training.lengths import Lengths
+from posttrain.training.sizes import Sizes
 from tests.helpers.runs import compose
 
 SIZES = Sizes(30, 576, 1536, 9, 576, 192, 49152, 139_000_000, 4_880_000, True)

@@ -1,0 +1,34 @@
+"""Checks of the settings that only repositories of the hub have: names, revisions and splits."""
+
+import os
+from collections.abc import Iterator
+
+from posttrain.config.schema import Run
+
+
+def check(run: Run) -> Iterator[str]:
+    """Revisions, names and splits of what is not on the hub."""
+    of_hub = [
+        ("model", "revision", run.model.revision, run.model.path),
+        ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),
+    ]
+    for at, source in (("data", vars(run.data)), *((f"data.mix.{name}", one) for name, one in run.data.mix.items())):
+        path = source.get("path") if isinstance(source, dict) else None
+        if not path or (isinstance(path, str) and os.path.isdir(path)):
+            continue  # a folder may hold several data sets by name, and splits
+        of_hub += [(at, name, source.get(name), path) for name in ("name", "revision")]
+        if source.get("split", "train") != "train" and not (isinstance(path, str) and ":" in path):
+            of_hub.append((at, "split", source["split"], path))
+    for at, name, value, path in of_hub:
+        if value and not path:
+            where = f"{at}.{'model' if 'teacher' in at else 'path'}"
+            yield f"{at}.{name}={value}: there is no {where}; leave it out"
+        elif value and _is_here(path):
+            yield f"{at}.{name}={value}: {path} is no repository of the hub; leave it out"
+
+
+def _is_here(path: object) -> bool:
+    """Whether it is no id of the hub, but built in, generated, a local file or a folder."""
+    if not isinstance(path, str):
+        return True
+    return ":" in path or path.startswith((".", "/", "~")) or os.path.exists(os.path.expanduser(path))
