@@ -2,7 +2,7 @@
 
     python benchmarks/frontier.py --size small --dry-run       # what would run, and how long each takes
     python benchmarks/frontier.py --size small                 # three seeds: 90 minutes on 2 CPU cores
-    python benchmarks/frontier.py --size overoptimization      # PPO against a poor reward model, three seeds
+    python benchmarks/frontier.py --size overoptimization      # PPO against a poor reward model, two seeds
     python benchmarks/frontier.py --size medium                # all of it with more betas: a night
     python benchmarks/frontier.py --size full                  # more data, more points, three seeds: for a GPU
     python benchmarks/frontier.py --size tiny                  # the random model: the chain, end to end, no result
@@ -106,7 +106,7 @@ SMALL = Size(
 )
 OVEROPTIMIZATION = Size(
     grid={"overoptimize": ()},
-    seeds=(1, 2, 3),
+    seeds=(1, 2),
     jobs=2,
     rates=CORE,
     minutes=90,
