@@ -166,7 +166,7 @@ def spread(values: Sequence[float], pairs: int) -> str:
 
 
 def of_one(accuracy: float, pairs: int) -> tuple[float, float]:
-    from posttrain.doctor.finding import wilson
+    from posttrain.probe.intervals import wilson
 
     return wilson(round(accuracy * pairs), pairs)
 
