@@ -190,7 +190,7 @@ def _gathered(config: DataConfig, made: dict[str, TrainerRows]) -> Data:
         [skipped for one in made.values() for skipped in one.divided.skipped],
     )
     if held_out is not None and any(" of " not in one.divided.how for one in made.values()):
-        from posttrain.data import overlap  # rows drawn from those of training have none
+        from posttrain.data import overlap  # held-out rows drawn from the training rows have none
 
         found.source["overlap"] = overlap.count(train, held_out)
     if found.weighted and not any(weight is None or weight for weight in train["weight"]):

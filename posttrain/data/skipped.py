@@ -25,11 +25,13 @@ class Skipped:
         self.messages.clear()
         self.path.unlink(missing_ok=True)
 
-    def add(self, place: Place, row_error: RowError, row: Any) -> None:
-        """Add a row; `row` is the error itself for one that cannot be read."""
+    def add(self, place: Place, row_error: RowError, row: Any, keep: bool = True) -> None:
+        """Add a row, to the file too unless `keep` is false; `row` is the error itself for one that cannot be read."""
         self.count += 1
         if len(self.messages) < MAX_SHOWN:
             self.messages.append(message(place, row_error))
+        if not keep:
+            return
         where = "line" if place.unit == "line" else "number"  # `row` is the row itself
         entry = {"file": place.file, where: place.number, "field": row_error.field or None, "reason": row_error.reason}
         kept = {name: value for name, value in row.items() if name != INDEX_COLUMN} if isinstance(row, dict) else None

@@ -29,7 +29,7 @@ SCALAR_TYPES = {type(None): "null", bool: "bool", int: "int", float: "float", st
 ITEM_TYPES = {str: "texts", dict: "objects", float: "numbers"}
 
 _files = itertools.count()
-# Folders that take the files instead, the last of them first.
+# Folders for the files instead of the process's own; the last one is used.
 folders: list[str] = []
 Convert = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -63,7 +63,7 @@ def store(
                     from posttrain.data.skipped import Skipped
 
                     skipped = skipped or Skipped(temporary_file("skipped.jsonl"))
-                    skipped.add(place, row_error, row)
+                    skipped.add(place, row_error, row, keep=skip)
                     continue
                 kinds.add(made)
                 file.write(json.dumps(made, default=str) + "\n")

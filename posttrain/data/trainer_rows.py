@@ -59,7 +59,7 @@ def to_trainer_columns(dataset: Dataset, kind: str, name: str = "trl") -> Datase
         from posttrain.data import conversion
 
         dataset, found = conversion.convert(dataset, kind, found)
-    return _with_texts(dataset, found)
+    return _without_other_texts(dataset, found)
 
 
 def prompts_for(found: Rows, config: DataConfig, kind: str) -> Dataset | None:
@@ -72,11 +72,11 @@ def prompts_for(found: Rows, config: DataConfig, kind: str) -> Dataset | None:
         from posttrain.data.conversion import turns_to_answer
 
         rows = turns_to_answer(rows).filter(lambda row: bool(row["prompt"]))
-    return _with_texts(rows, ("prompt",)) if "prompt" in rows.column_names else None
+    return _without_other_texts(rows, ("prompt",)) if "prompt" in rows.column_names else None
 
 
-def _with_texts(rows: Dataset, names: tuple[str, ...]) -> Dataset:
-    """Rows with those of TRL's columns that are in `names`, and all others."""
+def _without_other_texts(rows: Dataset, names: tuple[str, ...]) -> Dataset:
+    """Rows without TRL's columns other than `names`; columns that are not TRL's stay."""
     return rows.remove_columns([c for c in rows.column_names if c in TRL_COLUMNS and c not in names])
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config.schema import DataConfig
-from posttrain.data import files
+from posttrain.data import files, store
 from posttrain.data.formats import NAMES
 from posttrain.data.loading import load
 from posttrain.errors import PosttrainError
@@ -149,6 +149,16 @@ def test_broken_lines_are_all_named_and_can_be_skipped(tmp_path: Path):
         assert reason in whole
         if number < 7:
             assert f"d.jsonl, line {number}" in said
+
+
+def test_rows_that_stop_the_run_are_not_copied(tmp_path: Path, monkeypatch):
+    """They may be all rows of a large file."""
+    (folder := tmp_path / "kept").mkdir()
+    monkeypatch.setattr(store, "folders", [str(folder)])
+    (tmp_path / "d.jsonl").write_bytes(b'{"text": 1}\n' * 3)
+    with pytest.raises(PosttrainError, match="3 rows do not fit"):
+        texts("d.jsonl")
+    assert not [*folder.iterdir()]
 
 
 def test_nothing_left_is_an_error_even_when_skipping(tmp_path: Path):

@@ -141,7 +141,7 @@ class Grader:
         self.limits = Limits(**{key: args[key] for key in LIMITS if key in args})
         self.answering = {key: args[key] for key in JUDGE_ARGS if key in args}
         self.sampling: dict[str, Any] = args.get("sampling") or {}
-        own = {key: value for key, value in self.answering.items() if key != "batch_size"}  # of a model that answers
+        own = {key: value for key, value in self.answering.items() if key != "batch_size"}  # which is for answers
         self.embedding: dict[str, Any] = {**own, "model": args.get("embeddings")}
         self.wordnet = bool(args.get("wordnet"))
         self._askers: dict[str, JudgeClient] = {}
