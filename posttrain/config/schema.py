@@ -251,7 +251,7 @@ class DoctorConfig:
     near: float = _setting(0.85, "Jaccard similarity from which texts are near duplicates")
     tolerance: float = _setting(0.001, "share of bad rows from which a finding is a warning")
     stop: float = _setting(0.05, "share of bad rows from which it is an error")
-    length_accuracy: float = _setting(0.65, "warn if the longer answer is chosen in more than this share of pairs")
+    length_accuracy: float = _setting(0.65, "warn if the length of the answers alone is right in this share of pairs")
     noise_rate: float = _setting(0.05, "warn from this share of wrong labels on")
     other_language: float = _setting(0.02, "warn from this share of rows in a second language on")
     cluster: float = _setting(0.2, "warn if the largest cluster has more than this share of prompts")
