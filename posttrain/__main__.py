@@ -40,8 +40,8 @@ def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -
     """Run the command that `argv` names; commands that are no jobs get the signal handlers `before` back."""
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
     if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
+        from posttrain.config.suggestions import did_you_mean
         from posttrain.console import print_error
-        from posttrain.suggestions import did_you_mean
 
         fix = did_you_mean(argv[0], COMMANDS, 1, f"choose from {', '.join(COMMANDS)}.")
         print_error(f"posttrain: no command {argv[0]!r}; {fix} Settings are KEY=VALUE; a recipe is +recipe=NAME")

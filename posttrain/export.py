@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config.suggestions import near_path
 from posttrain.console import print_error, print_plain, quiet_libraries, show_status
 from posttrain.errors import PosttrainError, first_line
-from posttrain.suggestions import near_path
 
 if TYPE_CHECKING:
     from posttrain.runs.lineage import Source
@@ -140,7 +140,7 @@ def check(args: argparse.Namespace, source: Source) -> None:
 
 def plain(source: Source, folder: Path) -> None:
     """Copy adapter or full weights into `folder`, with what is needed to use them; an equal export is left alone."""
-    from posttrain.atomic_folder import atomic_folder, folder_lock
+    from posttrain.data.atomic_folder import atomic_folder, folder_lock
     from posttrain.models.merge import find_existing, identity, write_marker
     from posttrain.models.weights import saved_tokenizer
     from posttrain.runs import export_card

@@ -26,7 +26,7 @@ def _not_there(path: str) -> str | None:
     if os.path.exists(os.path.expanduser(path)):
         return None
     if path.startswith((".", "/", "~")):
-        from posttrain.suggestions import near_path
+        from posttrain.config.suggestions import near_path
 
         return f"no such folder{near_path(path)}"
     return None if HUB_ID.fullmatch(path) else "neither a folder here nor an id of the hub, ORG/NAME"
@@ -36,6 +36,6 @@ def wrong_choice(key: str, value: object, allowed: tuple[str, ...]) -> str | Non
     """What is wrong with a value that must be one of `allowed`."""
     if value in allowed:
         return None
-    from posttrain.suggestions import choose
+    from posttrain.config.suggestions import choose
 
     return f"{key}={value}: {choose(value, allowed)}"

@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from posttrain.config.suggestions import did_you_mean
 from posttrain.errors import Stopped
-from posttrain.suggestions import did_you_mean
 
 
 def load(path: str) -> Callable[..., Any]:

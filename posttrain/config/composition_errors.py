@@ -5,8 +5,8 @@ import shlex
 from concurrent.futures import BrokenExecutor
 
 from posttrain.config import recipes, schema_errors
+from posttrain.config.suggestions import choose, did_you_mean
 from posttrain.errors import first_line
-from posttrain.suggestions import choose, did_you_mean
 
 LAUNCHERS = ("submitit", "ray", "joblib")  # launchers whose errors say why a job ended
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from posttrain.config.suggestions import did_you_mean
 from posttrain.ppo import names
-from posttrain.suggestions import did_you_mean
 
 # A name in other libraries, older releases or common use -> the option of `trainer.args`.
 OPTIONS = {

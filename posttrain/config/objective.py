@@ -12,9 +12,9 @@ from typing import Any
 
 from posttrain.config import classes, hints, trainers
 from posttrain.config.schema import Run
+from posttrain.config.suggestions import did_you_mean
 from posttrain.config.trainers import Kind
 from posttrain.errors import PosttrainError
-from posttrain.suggestions import did_you_mean
 
 AT_KL = re.compile(r"(?P<metric>\S+)\s+at\s+(?:probe/)?kl\s*(?:<=|≤)?\s*(?P<budget>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)")
 # What Transformers' Trainer logs, whatever the trainer.

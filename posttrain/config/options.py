@@ -114,7 +114,7 @@ def _problem(option: Option, value: Any) -> str | None:
             return f"leave it out, or choose from {', '.join(map(str, option.choices))}"
         for one in value if isinstance(value, list) else [value]:
             if one is not None and one not in option.choices:
-                from posttrain.suggestions import choose
+                from posttrain.config.suggestions import choose
 
                 return choose(one, option.choices)
         return None

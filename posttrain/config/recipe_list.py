@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.config.composition import compose
 from posttrain.config.recipes import recipe_files
-from posttrain.suggestions import did_you_mean
+from posttrain.config.suggestions import did_you_mean
 
 
 def purposes() -> dict[str, str]:

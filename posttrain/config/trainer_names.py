@@ -4,7 +4,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from posttrain.config import classes
-from posttrain.suggestions import choose
+from posttrain.config.suggestions import choose
 
 
 @cache

@@ -72,7 +72,7 @@ def _check_one(path: Any, listed: bool) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     if not exists and looks_local(path):
-        from posttrain.suggestions import near_path
+        from posttrain.config.suggestions import near_path
 
         return "no file matches" if glob.has_magic(path) else f"no such file or folder{near_path(path)}"
     if listed and not files:

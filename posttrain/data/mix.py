@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from posttrain.config import checks, schema_errors
 from posttrain.config.schema import DataConfig
+from posttrain.config.suggestions import did_you_mean
 from posttrain.data.columns import TRL_COLUMNS
 from posttrain.data.formats import SETTINGS
 from posttrain.errors import PosttrainError
-from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset

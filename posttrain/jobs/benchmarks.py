@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
 from posttrain.config.schema import EvaluateConfig
+from posttrain.config.suggestions import did_you_mean
 from posttrain.errors import PosttrainError
 from posttrain.probe.intervals import Metric, mean
-from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -157,6 +157,6 @@ def _paths(run: Run) -> Iterator[str]:
         template = None
     for key, path, what in (("init_from", run.model.init_from, "run directory"), ("chat_template", template, "file")):
         if path and not os.path.exists(os.path.expanduser(path)):
-            from posttrain.suggestions import near_path
+            from posttrain.config.suggestions import near_path
 
             yield f"model.{key}={path}: no such {what}{near_path(path)}"

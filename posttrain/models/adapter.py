@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import trainers
 from posttrain.config.options import as_typed
 from posttrain.config.schema import PeftConfig
+from posttrain.config.suggestions import did_you_mean
 from posttrain.errors import PosttrainError
-from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

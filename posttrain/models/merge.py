@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from posttrain.atomic_folder import atomic_folder, folder_lock
 from posttrain.console import console
+from posttrain.data.atomic_folder import atomic_folder, folder_lock
 from posttrain.errors import PosttrainError
 from posttrain.models.drift import Drift, ReferenceOutputs, held_out
 from posttrain.models.weights import free_memory, load, load_base, saved_tokenizer

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import ModelConfig
+from posttrain.config.suggestions import did_you_mean
 from posttrain.errors import PosttrainError
-from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

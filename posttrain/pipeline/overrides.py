@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from posttrain.config import composition, composition_errors, data_override, parse
 from posttrain.config.flat_settings import groups
 from posttrain.config.schema import Run
+from posttrain.config.suggestions import choose
 from posttrain.errors import PosttrainError, first_line
-from posttrain.suggestions import choose
 
 # Text that Hydra reads as a string even without quotes.
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)

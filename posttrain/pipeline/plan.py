@@ -16,13 +16,13 @@ from posttrain import __version__
 from posttrain.config import combinations, parse, paths_and_secrets
 from posttrain.config.flat_settings import flatten
 from posttrain.config.schema import Origin, Run, TrackingConfig
+from posttrain.config.suggestions import did_you_mean
 from posttrain.errors import PosttrainError
 from posttrain.pipeline import overrides
 from posttrain.pipeline.stages import Stage, Stages, read
 from posttrain.runs import stored_config
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
-from posttrain.suggestions import did_you_mean
 
 UNKNOWN_HASH = "????????"  # the hash of a run whose parents are not there yet
 UNSET = object()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.flat_settings import flatten, groups
+from posttrain.config.suggestions import did_you_mean
 from posttrain.errors import PosttrainError
 from posttrain.pipeline.gates import Gate
-from posttrain.suggestions import did_you_mean
 
 # Settings of the whole pipeline, which a stage cannot have -> the fix.
 OF_PIPELINE = {

@@ -12,11 +12,11 @@ import yaml
 from posttrain.config import trainers
 from posttrain.config.flat_settings import leaves
 from posttrain.config.schema import OTHER_JOBS
+from posttrain.config.suggestions import near_path
 from posttrain.errors import PosttrainError, first_line
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.identity import NOT_IN_DIGEST
 from posttrain.runs.metrics import by_step, final_metrics, read
-from posttrain.suggestions import near_path
 
 # Levels of folders below a given path that are searched for runs; outputs/sweeps/DATE is three.
 DEPTH = 3

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.suggestions import near_path
 from posttrain.errors import PosttrainError
 from posttrain.runs import damage
 from posttrain.runs.directory import RunDirectory
 from posttrain.runs.pretrained import check_trained, pretrained_path
-from posttrain.suggestions import near_path
 
 PICKLES = ("adapter_model*.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 

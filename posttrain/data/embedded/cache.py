@@ -23,7 +23,7 @@ def cached(name: str, build: Callable[[Path], object]) -> Path:
     final = cache_dir() / name
     if final.is_dir():
         return final
-    from posttrain.atomic_folder import atomic_folder, folder_lock
+    from posttrain.data.atomic_folder import atomic_folder, folder_lock
 
     try:
         with folder_lock(final):

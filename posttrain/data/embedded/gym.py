@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from posttrain import extras
+from posttrain.config.suggestions import did_you_mean
 from posttrain.errors import PosttrainError
-from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

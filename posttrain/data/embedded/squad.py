@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config.suggestions import did_you_mean
 from posttrain.data.embedded import cache, wheels
 from posttrain.errors import PosttrainError
-from posttrain.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.suggestions import did_you_mean
+from posttrain.config.suggestions import did_you_mean
 
 DEEPEST = 200  # operations within one another; `_value` calls itself for each
 _OPERATORS: dict[type, Any] = {
