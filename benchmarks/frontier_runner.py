@@ -1,7 +1,8 @@
 """The stages of a pipeline, several at a time: each a process of its own, on processor cores of its own.
 
-A stage's run directory says whether it is finished, so a study that was stopped, however it was, goes on where it was:
-finished stages are used again, an interrupted one continues from its checkpoint, one that still runs is waited for.
+A stage that nothing can run beside gets all cores. A stage's run directory says whether it is finished, so a study that
+was stopped, however it was, goes on where it was: finished stages are used again, an interrupted one continues from its
+checkpoint, one that still runs is waited for.
 """
 
 import os
@@ -106,19 +107,23 @@ class Study:
 
     def run(self) -> dict[str, Ended]:
         """All stages; those after one that failed are left out. Raises `SystemExit` when a signal came."""
-        running: dict[Future[int], tuple[Step, float, tuple[int, ...]]] = {}
+        running: dict[Future[int], tuple[Step, float, list[tuple[int, ...]]]] = {}
         free = list(self.cores)
         with self.signals, ThreadPoolExecutor(len(self.cores)) as pool:
             while True:
                 while free and (step := self._next({step.stage.name for step, *_ in running.values()})):
-                    cores = free.pop(0)
+                    taken = [free.pop(0)]
+                    if not running and not self._next({step.stage.name}):  # nothing can run beside it
+                        taken += free
+                        free = []
                     print_plain(f"{time.strftime('%H:%M:%S')}  {step.stage.name} starts ({step.why})")
-                    running[pool.submit(self._turn, step, cores)] = (step, time.monotonic(), cores)
+                    future = pool.submit(self._turn, step, tuple(core for share in taken for core in share))
+                    running[future] = (step, time.monotonic(), taken)
                 if not running:
                     break
                 for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
-                    step, began, cores = running.pop(future)
-                    free.append(cores)
+                    step, began, taken = running.pop(future)
+                    free += taken
                     self._end(step, future, time.monotonic() - began, [began for _, began, _ in running.values()])
         if self.signals.number:
             print_plain(f"Stopped by {self.signals.signal}; the same command goes on from here")
