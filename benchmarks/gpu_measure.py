@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpu_model import Place, llama, pairs, peak_gib, small_llama, start_counting
-from in_process import Watch, cuda, now, run
+from gpu_model import Place, llama, pairs, small_llama, start_counting
+from in_process import Watch, cuda, now, peak_gib, run
 
 from posttrain.config import recipes
 
@@ -268,20 +268,17 @@ def tests(place: Place) -> dict[str, Any]:
 
 
 def overhead(place: Place) -> dict[str, Any]:
-    """SFT and DPO by posttrain and by a plain TRL script, in turn: benchmarks/overhead.py in this process."""
+    """SFT and DPO by posttrain and by a plain TRL script, which take their steps in turn: benchmarks/overhead.py."""
     import overhead as script
 
     model, data = place.folder / "overhead-model", place.folder / "overhead.jsonl"
-    steps = 3 if place.rehearsal else 22
+    steps = 5 if place.rehearsal else 42
     start_counting(None)
     script.make_model(model, place.size.overhead_hidden)
     script.make_data(data, 8 * steps)
     found: dict[str, Any] = {"steps": steps, "hidden": place.size.overhead_hidden}
     for kind in ("sft", "dpo"):
-        for way in script.WAYS:
-            start_counting(None)
-            one = script.inside(way, kind, model, data, steps)
-            found[f"{kind}_{way}"] = {"seconds_a_step": one["step"], "peak_gib": peak_gib()}
+        found[kind] = script.compared([script.in_turn(kind, model, data, steps)])
     return found
 
 

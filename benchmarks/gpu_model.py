@@ -135,17 +135,6 @@ def start_counting(cap: int | None) -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-def peak_gib() -> float:
-    """The most that PyTorch has reserved since `start_counting`, in GiB; on a CPU the process's resident memory."""
-    if cuda():
-        import torch
-
-        return torch.cuda.max_memory_reserved() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 # Model and data
 
 

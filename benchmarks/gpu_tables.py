@@ -168,11 +168,13 @@ def shared(found: Found) -> str:
 def overhead(found: Found) -> str:
     rows = []
     for kind in ("sft", "dpo"):
-        plain, ours = (found("overhead", f"{kind}_{way}") or {} for way in ("plain", "posttrain"))
-        a, b = plain.get("seconds_a_step"), ours.get("seconds_a_step")
-        ratio = number(b / a, 3) if a and b else NONE
-        peaks = (number(plain.get("peak_gib"), 2), number(ours.get("peak_gib"), 2))
-        rows.append((kind.upper(), number(a, 4), number(b, 4), ratio, *peaks))
+        one = found("overhead", kind) or {}
+        step, peak = (one.get(key, {}) for key in ("seconds_a_step", "peak_gib"))
+        between = " to ".join(number(value, 2) for value in one.get("quartiles", ()))
+        ratio = f"{number(one['ratio'], 2)} ({between})" if between else NONE
+        seconds = (number(step.get(way), 4) for way in ("plain", "posttrain"))
+        peaks = (number(peak.get(way), 2) for way in ("plain", "posttrain"))
+        rows.append((kind.upper(), *seconds, ratio, *peaks))
     head = ("", "plain TRL, s a step", "posttrain", "ratio", "plain TRL, GiB", "posttrain")
     return table(head, rows)
 

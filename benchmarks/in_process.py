@@ -1,6 +1,7 @@
 """Runs of posttrain in this process, as the command makes them, with their trainer at hand."""
 
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -35,6 +36,15 @@ def now() -> float:
 
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def peak_gib() -> float:
+    """The most that PyTorch has reserved on the GPU, in GiB; on a CPU the process's resident memory."""
+    if cuda():
+        import torch
+
+        return torch.cuda.max_memory_reserved() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Watch:

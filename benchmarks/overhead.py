@@ -11,7 +11,6 @@ medians, memory is the peak resident memory of a process. A random Llama (see `-
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -69,7 +68,7 @@ class Turns:
         os.write(self.other, b".")
 
 
-def stopwatch(turns: Turns | None = None) -> Any:
+def stopwatch(turns: Turns) -> Any:
     """A Trainer callback that keeps in `seconds` the time from each step's begin to the next one's."""
     from in_process import now
     from transformers import TrainerCallback
@@ -81,8 +80,7 @@ def stopwatch(turns: Turns | None = None) -> Any:
 
         def on_step_begin(self, *args: object, **kwargs: object) -> None:
             self._end()
-            if turns:
-                turns.wait()
+            turns.wait()
             self.began = now()
 
         def on_train_end(self, *args: object, **kwargs: object) -> None:
@@ -91,8 +89,7 @@ def stopwatch(turns: Turns | None = None) -> Any:
         def _end(self) -> None:
             if self.began is not None:
                 self.seconds.append(now() - self.began)
-                if turns:
-                    turns.give()
+                turns.give()
 
     return Stopwatch()
 
@@ -142,15 +139,14 @@ def layered(kind: str, model: str, data: str, steps: int, clock: Any) -> None:
 WAYS = {"plain": plain, "posttrain": layered}
 
 
-def inside(way: str, kind: str, model: Path, data: Path, steps: int, turns: Turns | None = None) -> dict[str, Any]:
-    """One way in this process, in a folder of its own: the seconds of its steps but the first two, and peak memory."""
-    from in_process import empty_folder
+def inside(way: str, kind: str, model: str, data: str, steps: int, turns: Turns) -> dict[str, Any]:
+    """One way in this process, in a folder of its own: the seconds of its steps but the first two, and peak GiB."""
+    from in_process import empty_folder, peak_gib
 
     clock = stopwatch(turns)
     with empty_folder():
-        WAYS[way](kind, str(model), str(data), steps, clock)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": clock.seconds[2:], "step": statistics.median(clock.seconds[2:]), "peak_mb": peak}
+        WAYS[way](kind, model, data, steps, clock)
+    return {"seconds": clock.seconds[2:], "peak_gib": peak_gib()}
 
 
 def in_turn(kind: str, model: Path, data: Path, steps: int) -> dict[str, dict[str, Any]]:
@@ -174,6 +170,19 @@ def in_turn(kind: str, model: Path, data: Path, steps: int) -> dict[str, dict[st
                     process.kill()
             time.sleep(0.5)
         return {way: _result(Path(folder) / f"{way}.log", f"{way} {kind}") for way in processes}
+
+
+def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Of rounds of `in_turn`: medians of seconds and peak GiB by way, and of the pairs' ratios, with quartiles."""
+    seconds = {way: [s for one in rounds for s in one[way]["seconds"]] for way in WAYS}
+    pairs = zip(seconds["plain"], seconds["posttrain"], strict=True)
+    low, ratio, high = statistics.quantiles([ours / plain for plain, ours in pairs], n=4)
+    return {
+        "seconds_a_step": {way: statistics.median(seconds[way]) for way in WAYS},
+        "peak_gib": {way: statistics.median(one[way]["peak_gib"] for one in rounds) for way in WAYS},
+        "ratio": ratio,
+        "quartiles": [low, high],
+    }
 
 
 def _result(log: Path, name: str) -> dict[str, Any]:
@@ -204,16 +213,13 @@ def main() -> None:
             f"{'':5}{'plain s/step':>14}{'posttrain':>12}{'ratio':>8}{'quartiles':>16}{'plain MB':>11}{'posttrain':>12}"
         )
         for kind in ("sft", "dpo"):
-            rounds = [in_turn(kind, model, data, given.steps) for _ in range(given.rounds)]
-            seconds = {way: [s for one in rounds for s in one[way]["seconds"]] for way in WAYS}
-            peaks = {way: statistics.median(one[way]["peak_mb"] for one in rounds) for way in WAYS}
-            ratios = [ours / plain for plain, ours in zip(seconds["plain"], seconds["posttrain"], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            row = "".join(
-                f"{statistics.median(seconds[way]):>{width}.4f}" for way, width in (("plain", 14), ("posttrain", 12))
+            found = compared([in_turn(kind, model, data, given.steps) for _ in range(given.rounds)])
+            low, high = found["quartiles"]
+            step, peak = found["seconds_a_step"], {way: 1024 * gib for way, gib in found["peak_gib"].items()}
+            print(
+                f"{kind:5}{step['plain']:>14.4f}{step['posttrain']:>12.4f}{found['ratio']:>8.3f}"
+                f"{f'{low:.3f} to {high:.3f}':>16}{peak['plain']:>11.0f}{peak['posttrain']:>12.0f}"
             )
-            between = f"{low:.3f} to {high:.3f}"
-            print(f"{kind:5}{row}{middle:>8.3f}{between:>16}{peaks['plain']:>11.0f}{peaks['posttrain']:>12.0f}")
 
 
 if __name__ == "__main__":

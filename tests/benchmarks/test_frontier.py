@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,34 @@ def test_makespan_by_hand(jobs: int, end: float):
     assert frontier_runner.makespan(DIAMOND, SECONDS, jobs) == end
     # With a there already, b and d run side by side on two, then c.
     assert frontier_runner.makespan(DIAMOND, {n: s for n, s in SECONDS.items() if n != "a"}, 2) == 20
+
+
+def test_a_stage_that_nothing_can_run_beside_has_all_cores(monkeypatch, tmp_path):
+    """`a` first, `b` and `c` side by side, `d` after both."""
+    monkeypatch.setattr(frontier_runner, "divide", lambda jobs: [(0,), (1,)])
+    stages = {s.name: s for s in (stage("a"), stage("b", "a"), stage("c", "a"), stage("d", "b", "c"))}
+    given: dict[str, tuple[int, ...]] = {}
+    both = threading.Barrier(2, timeout=30)
+
+    def execute(step: Any, cores: tuple[int, ...]) -> int:
+        given[step.stage.name] = cores
+        if step.stage.name in ("b", "c"):
+            both.wait()
+        (tmp_path / step.stage.name / "done").touch()
+        return 0
+
+    def step_for(one: Stage) -> Any:
+        folder = tmp_path / one.name
+        folder.mkdir(exist_ok=True)
+        directory = SimpleNamespace(path=folder, finished=(folder / "done").exists)
+        return SimpleNamespace(stage=one, state="run", why="new", directory=directory)
+
+    monkeypatch.setattr(frontier_runner, "wait_until_free", lambda *args: nullcontext())
+    progress: Any = SimpleNamespace(stages=SimpleNamespace(stages=stages), finished={}, step_for=step_for)
+    ended = frontier_runner.Study(progress, dict.fromkeys(stages, 1.0), 2, execute, tmp_path).run()
+    assert {name: end.state for name, end in ended.items()} == dict.fromkeys(stages, "finished")
+    assert sorted(given["a"]) == sorted(given["d"]) == [0, 1]
+    assert {given["b"], given["c"]} == {(0,), (1,)}
 
 
 def test_a_grid_multiplies_a_stage_and_leaves_the_others():
