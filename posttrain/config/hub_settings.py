@@ -1,19 +1,24 @@
-"""Checks of the settings that only repositories of the hub have: names, revisions and splits."""
+"""Checks of the settings that only some sources have: names, revisions and splits of the hub, options of tasks."""
 
 import os
 from collections.abc import Iterator
 
+from posttrain.config.data_override import BUILT_IN
 from posttrain.config.schema import Run
 
 
 def check(run: Run) -> Iterator[str]:
-    """Revisions, names and splits of what is not on the hub."""
+    """Revisions, names and splits of what is not on the hub, and options of data that has none."""
     of_hub = [
         ("model", "revision", run.model.revision, run.model.path),
         ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),
     ]
     for at, source in (("data", vars(run.data)), *((f"data.mix.{name}", one) for name, one in run.data.mix.items())):
         path = source.get("path") if isinstance(source, dict) else None
+        args = source.get("args") if isinstance(source, dict) else None
+        given = args if isinstance(args, dict) and not any(map(_built_in, (path, source.get("eval_path")))) else {}
+        if path and (words := [f"{at}.args.{name}={value}" for name, value in given.items() if value is not None]):
+            yield f"{', '.join(words)}: only embedded:squad and reasoning_gym:TASK have options; leave them out"
         if not path or (isinstance(path, str) and os.path.isdir(path)):
             continue  # a folder may hold several data sets by name, and splits
         of_hub += [(at, name, source.get(name), path) for name in ("name", "revision")]
@@ -25,6 +30,10 @@ def check(run: Run) -> Iterator[str]:
             yield f"{at}.{name}={value}: there is no {where}; leave it out"
         elif value and _is_here(path):
             yield f"{at}.{name}={value}: {path} is no repository of the hub; leave it out"
+
+
+def _built_in(path: object) -> bool:
+    return str(path).startswith(BUILT_IN)
 
 
 def _is_here(path: object) -> bool:

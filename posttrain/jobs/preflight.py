@@ -82,7 +82,7 @@ def _parts(run: Run) -> Iterator[str]:
         if run.peft.quantization and run.peft.method == "none":
             yield "peft.quantization: a quantized model cannot be trained in full; choose peft=qlora"
     of_hub = (run.model.revision, run.trainer.teacher.revision, run.data.name, run.data.revision, run.data.mix)
-    if any(of_hub) or run.data.split != "train":
+    if any(of_hub) or run.data.args or run.data.split != "train":
         from posttrain.config import hub_settings
 
         yield from hub_settings.check(run)

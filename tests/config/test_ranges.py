@@ -260,6 +260,14 @@ def test_what_checkpointing_reads_is_what_torch_takes():
         (["+model.kwargs.load_in_4bit=true"], "model.kwargs.load_in_4bit: choose peft=qlora"),
         (["model.revision=main"], "model.revision=main: embedded:tiny is no repository of the hub; leave it out"),
         (["trainer.teacher.revision=v1"], "trainer.teacher.revision=v1: there is no trainer.teacher.model; leave it"),
+        (
+            ["data.path=pairs.jsonl", "data.args.words=[1,2]"],
+            "data.args.words=[1, 2], data.args.missed=article: only embedded:squad and reasoning_gym:TASK have options",
+        ),
+        (
+            ["~data", "data.mix.a={path: pairs.jsonl, args: {size: 3}}"],
+            "data.mix.a.args.size=3: only embedded:squad and reasoning_gym:TASK have options; leave them out",
+        ),
         (["data.path=pairs.jsonl", "data.name=x"], "data.name=x: pairs.jsonl is no repository of the hub"),
         (["data.path=[pairs.jsonl]", "data.revision=x"], "data.revision=x: ['pairs.jsonl'] is no repository"),
         (["output_dir=/proc/nope"], "output_dir=/proc/nope: no folder can be made in /proc"),
