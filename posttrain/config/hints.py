@@ -56,7 +56,7 @@ KEYS = {
     **dict.fromkeys(("stop_token", "eos_token"), "model.eos_token"),
     "pad_token": "model.pad_token",
     **dict.fromkeys(("wandb_project", "project"), "tracking.project"),
-    **dict.fromkeys(("report_to", "logger"), "tracking=wandb|trackio|tensorboard|none"),
+    **dict.fromkeys(("report_to", "logger"), "tracking=wandb|trackio|tensorboard|mlflow|comet|none"),
     **dict.fromkeys(("run_name", "exp_name", "experiment_name"), "name"),
     **dict.fromkeys(("reward_model", "reward_model_path", "rm_path"), "reward=rm reward.rm.model=RUN_OR_HUB_ID"),
     "reward_funcs": "+reward.NAME.function=package.module.function",

@@ -254,7 +254,7 @@ class DoctorConfig:
     length_accuracy: float = _setting(0.65, "warn if the length of the answers alone is right in this share of pairs")
     noise_rate: float = _setting(0.05, "warn from this share of wrong labels on")
     other_language: float = _setting(0.02, "warn from this share of rows in a second language on")
-    cluster: float = _setting(0.2, "warn if the largest cluster has more than this share of prompts")
+    cluster: float = _setting(0.2, "warn if the largest cluster has this share of prompts, or more")
     examples: int = _setting(5, "rows shown for a finding")
     fail_on: str = _setting("error", "exit code 1 from this on: error, warning or never")
 

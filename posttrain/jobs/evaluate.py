@@ -110,7 +110,8 @@ def _draw(run: Run, plan: Plan, candidate: Candidate, model: Any) -> dict[str, l
     from posttrain.training.counters import Counter
 
     limit, batch_size = run.probe.max_new_tokens, run.probe.batch_size
-    encoded = {name: encode_prompts(candidate.tokenizer, rows) for name, rows in plan.prompts.items()}
+    template = run.trainer.args.get("chat_template_kwargs")
+    encoded = {name: encode_prompts(candidate.tokenizer, rows, template) for name, rows in plan.prompts.items()}
     longest = max(len(ids) for prompts in encoded.values() for ids in prompts) + limit
     sampler = engines.load(run.engine, candidate.source, batch_size, longest, model)
     drawn = {}

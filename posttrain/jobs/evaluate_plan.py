@@ -104,7 +104,9 @@ def _candidate(
     tokenizer = common.tokenizer(run, source)
     first = next(row for part in (rows, *prompts.values()) for row in part)
     tokenizers.check_template(tokenizer, first, run.model)
-    longest = max((len(ids) for part in prompts.values() for ids in encode_prompts(tokenizer, part)), default=0)
+    template = run.trainer.args.get("chat_template_kwargs")
+    encoded = (encode_prompts(tokenizer, part, template) for part in prompts.values())
+    longest = max((len(ids) for part in encoded for ids in part), default=0)
     common.check_context("probe.max_new_tokens", run.probe.max_new_tokens, longest, context)
     limits = [limit for limit in (run.trainer.args.get("max_length"), context) if limit]
     candidate = Candidate(source, tokenizer, min(limits, default=None))

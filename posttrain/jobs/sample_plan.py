@@ -52,7 +52,7 @@ def prepare(run: Run) -> Plan:
     errors = rewards.missing_columns(run.reward, "reward", prompts.features)
     if errors := errors + rewards.check_reachable(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = encode_prompts(tokenizer, prompts, run.trainer.args.get("chat_template_kwargs"))
     common.check_context("sample.max_new_tokens", run.sample.max_new_tokens, max(map(len, encoded)), context)
     size = run.sample.batch_size * (1 if run.engine == "transformers" else ENGINE_BATCHES)
     plan = batches([len(ids) for ids in encoded], max(size // run.sample.n, 1))

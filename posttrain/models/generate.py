@@ -125,9 +125,14 @@ def _pass_counter(step: Callable[[int], None]) -> Callable[..., torch.Tensor]:
     return stop
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """Token ids of each row's `prompt`; a conversation ends with the generation prompt."""
-    return [token_ids(tokenizer, row["prompt"], generation=True, row=row) for row in rows]
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], options: Mapping[str, Any] | None = None
+) -> list[list[int]]:
+    """Token ids of each row's `prompt`; a conversation ends with the generation prompt.
+
+    `options` are variables of the chat template (`trainer.args.chat_template_kwargs`); the row's own win.
+    """
+    return [token_ids(tokenizer, row["prompt"], True, row, options) for row in rows]
 
 
 def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:

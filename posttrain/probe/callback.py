@@ -260,7 +260,7 @@ class Probe(TrainerCallback):
             return generate(
                 engines.of_model(self.engine, model, self.trainer),
                 self.tokenizer,
-                encode_prompts(self.tokenizer, rows),
+                encode_prompts(self.tokenizer, rows, getattr(self.trainer.args, "chat_template_kwargs", None)),
                 max_new_tokens=limit,
                 batch_size=self.config.batch_size,
                 do_sample=do_sample,

@@ -147,7 +147,7 @@ def message(shift: Shift) -> None:
         console.print(
             f"[bold yellow]warning[/]    the chosen answers are {shift.gap:.1f} nats per token less likely than what "
             "the model says itself: DPO may rank the pairs and leave its own answers as they are. Sample on-policy "
-            "pairs (recipe online_dpo, or job=sample sample.select=pairs), or do SFT on the chosen answers first "
-            "(recipe sft_dpo): docs/dpo.md",
+            "pairs (recipes online_dpo_*, or job=sample sample.select=pairs), or do SFT on the "
+            "chosen answers first (recipes sft_dpo_*): docs/dpo.md",
             soft_wrap=True,
         )

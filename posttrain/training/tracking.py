@@ -1,4 +1,4 @@
-"""Experiment tracking: W&B, Trackio or TensorBoard besides `metrics.jsonl`, under one vocabulary (docs/tracking.md).
+"""Experiment tracking: trackers besides `metrics.jsonl`, under one vocabulary (docs/tracking.md).
 
 Transformers' own callbacks send a trainer's logs. This module starts the run (name, group, tags, config, resume), adds
 the probe's metrics and the samples table, and prevents that a tracker stops or blocks a training.

@@ -1,11 +1,15 @@
 """The probe: its KL against exact KL by enumeration, and that training is the same with it and without."""
 
+import json
 import math
 import re
 
 import pytest
 import torch
 
+from posttrain import models
+from posttrain.models.generate import generate
+from posttrain.probe import callback
 from posttrain.probe.distance import entropy_and_kl
 from tests.helpers.runs import rows, weights
 
@@ -65,6 +69,38 @@ def test_the_probe_leaves_training_untouched(train):
     assert len([r for r in rows(probed.metrics) if "probe/kl" in r]) == 3
     first, second = weights(plain.model), weights(probed.model)
     assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+TEMPLATE = (
+    "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}<|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}assistant ({{ mood }}): {% endif %}"
+)
+
+
+@pytest.mark.parametrize("job", ["train", "sample", "evaluate"])
+def test_prompts_are_rendered_with_the_trainers_template_options(train, tmp_path, monkeypatch, job):
+    """As in training: with `enable_thinking=false`, say."""
+    (tmp_path / "mood.jinja").write_text(TEMPLATE)
+    with (tmp_path / "prompts.jsonl").open("w") as file:
+        for i in range(8):
+            file.write(json.dumps({"prompt": [{"role": "user", "content": f"number {i}?"}]}) + "\n")
+    drawn: list[str] = []
+
+    def recorded(model, tokenizer, prompts, *args, **kwargs):
+        drawn.extend(map(tokenizer.decode, prompts))
+        return generate(model, tokenizer, prompts, *args, **kwargs)
+
+    for module in (callback, models.generate):
+        monkeypatch.setattr(module, "generate", recorded)
+    train(
+        *("trainer=grpo", "model=tiny", f"model.chat_template={tmp_path / 'mood.jinja'}", f"job={job}"),
+        *(f"data.path={tmp_path / 'prompts.jsonl'}", "data.eval_size=4", "~reward", "tracking=none"),
+        *("+reward.letter.function=tests.helpers.rewards.letter", "trainer.args.max_steps=1"),
+        *("trainer.args.chat_template_kwargs={mood: calm}", "probe.prompts=2", "probe.max_new_tokens=4"),
+        *("sample.max_new_tokens=4", "sample.n=2", "sample.unfinished=true", "sample.select=all"),
+    )
+    assert drawn
+    assert all("assistant (calm): " in prompt for prompt in drawn)
 
 
 def test_a_start_that_is_known_is_not_measured(train, tmp_path):

@@ -70,7 +70,7 @@ def test_a_policy_that_never_says_such_things_is_warned_of(train, capsys):
     far = train(*options, *swapped)
     out = capsys.readouterr().out
     assert "log-probability per token under the policy: chosen -" in out
-    assert "Sample on-policy pairs (recipe online_dpo, or job=sample sample.select=pairs)" in out
+    assert "Sample on-policy pairs (recipes online_dpo_*, or job=sample sample.select=pairs)" in out
     elsewhere = train(*options, "probe.max_new_tokens=8", "data.path=others.jsonl", "data.eval_path=pairs.jsonl")
     assert "Sample on-policy pairs" in capsys.readouterr().out, "the pairs that are learnt from count"
     for run, warned in ((near, False), (far, True), (elsewhere, True)):
