@@ -34,7 +34,7 @@ PARTS: dict[str, dict[str, int]] = {
     "llama": {"sft": 60, "dpo": 60, "reward": 25, "grpo": 60, "ppo": 70, "ppo_separate": 70},
     "shared prompts": {"shared_1b": 60, "shared_8b": 60, "shared_1b_flex": 40, "shared_8b_flex": 40},
     "overhead": {"overhead": 60},
-    "demo": {"demo": 150, "drift": 60},
+    "demo": {"demo": 110, "drift": 100},
 }
 MARK = "RESULT "
 
