@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -97,8 +98,8 @@ def check(args: argparse.Namespace) -> None:
     errors = []
     if len(args.runs) > 2:
         errors.append(f"RUN: one or two, got {len(args.runs)}")
-    if args.temperature is not None and not args.temperature >= 0:
-        errors.append(f"--temperature={args.temperature}: expected 0 or more")
+    if args.temperature is not None and not 0 <= args.temperature < math.inf:
+        errors.append(f"--temperature={args.temperature}: expected a number, 0 or more")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         errors.append(f"--top-p={args.top_p}: expected above 0, and at most 1")
     if args.max_new_tokens < 1:

@@ -163,8 +163,11 @@ def _reward_scores(
     lengths = [[model.length(row["prompt"], ids, row) for ids in pair] for row, pair in zip(rows, tokens, strict=True)]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
     prompts = [row["prompt"] for row in kept]
+    settings = [name for name in ("tools", "chat_template_kwargs") if kept and name in kept[0]]
+    columns = {name: [row[name] for row in kept] * len(SIDES) for name in settings}
     # Both sides in one call, so that their prompt is computed once.
-    scores = model(completions=[row[side] for side in SIDES for row in kept], prompts=prompts * len(SIDES))
+    completions = [row[side] for side in SIDES for row in kept]
+    scores = model(completions=completions, prompts=prompts * len(SIDES), **columns)
     scored = iter(zip(scores[: len(kept)], scores[len(kept) :], strict=True))
     return [list(next(scored)) if fit else [None, None] for fit in fits], lengths
 
@@ -181,7 +184,7 @@ def _score(run: Run, plan: Plan, measured: list[Measurements]) -> dict[str, Any]
     pairwise = {
         name: function
         for name, function in functions.items()
-        if len(measured) > 1 and hasattr(function, "compare") and entries[name].args.get("column") is None
+        if len(measured) > 1 and rewards.compares(function) and entries[name].args.get("column") is None
     }
     single = {name: function for name, function in functions.items() if name not in pairwise}
     for each in measured:

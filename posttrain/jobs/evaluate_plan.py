@@ -79,8 +79,9 @@ def prepare(run: Run) -> Plan:
         for name, count in (("sampled", run.probe.prompts), ("greedy", run.probe.greedy_prompts)):
             if count:
                 prompts[name] = list(data.prompts.select(range(min(count, len(data.prompts)))))
-        columns = data.prompts.features
-        errors = [e for path, entries in run.rewards.items() for e in rewards.missing_columns(entries, path, columns)]
+        errors = [
+            e for path, entries in run.rewards.items() for e in rewards.column_errors(entries, path, data.prompts)
+        ]
         if prompts:
             errors += [e for path, entries in run.rewards.items() for e in rewards.check_reachable(entries, path)]
         if errors:

@@ -49,7 +49,7 @@ def prepare(run: Run) -> Plan:
     if run.sample.prompts is not None:
         prompts = prompts.select(range(min(run.sample.prompts, len(prompts))))
     tokenizers.check_template(tokenizer, prompts[0], run.model)
-    errors = rewards.missing_columns(run.reward, "reward", prompts.features)
+    errors = rewards.column_errors(run.reward, "reward", prompts)
     if errors := errors + rewards.check_reachable(run.reward, "reward"):
         raise PosttrainError("\n".join(errors))
     encoded = encode_prompts(tokenizer, prompts, run.trainer.args.get("chat_template_kwargs"))

@@ -8,7 +8,6 @@ models' configs and ask endpoints.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -18,12 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from posttrain.config import code
 from posttrain.config.schema import RewardConfig
 from posttrain.errors import PosttrainError
-from posttrain.rewards import user_function
+from posttrain.rewards import binding, user_function
 from posttrain.rewards.checks import check as check
 from posttrain.rewards.checks import check_all_reachable as check_all_reachable
 from posttrain.rewards.checks import check_columns as check_columns
 from posttrain.rewards.checks import check_reachable as check_reachable
 from posttrain.rewards.checks import check_run as check_run
+from posttrain.rewards.checks import column_errors as column_errors
+from posttrain.rewards.checks import compares as compares
 from posttrain.rewards.checks import default_column as default_column
 from posttrain.rewards.checks import missing_columns as missing_columns
 
@@ -51,9 +52,8 @@ def resolve(entries: dict[str, RewardConfig], shared: str | None = None) -> dict
         else:
             assert entry.function is not None
             function = code.load(entry.function)
-            bound = functools.partial(function, **entry.args)
-            if isinstance(function, type):
-                bound = _built(name, entry)
+            built = isinstance(function, type)
+            bound = _built(name, entry) if built else binding.bind(entry.function, function, entry.args)
             functions[name] = user_function.wrap(name, entry.function, bound, entry.timeout)
     return functions
 
@@ -117,7 +117,7 @@ def compare_completions(
 
 def take_judge_counts(functions: Mapping[str, Any]) -> dict[str, Any]:
     """The counts of the judges among `functions` since the last call; judges that judged no pair are left out."""
-    judges = {name: function for name, function in functions.items() if hasattr(function, "compare")}
+    judges = {name: function for name, function in functions.items() if compares(function)}
     return {name: counts for name, judge in judges.items() if (counts := judge.take_counts()).pairs}
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import code, trainers
 from posttrain.config.schema import RewardConfig, Run
 from posttrain.errors import PosttrainError
+from posttrain.rewards import binding
+from posttrain.rewards.binding import COLUMN_ARGS, GIVEN
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,13 +21,6 @@ CHECKED_BY_CALL = ("posttrain.rewards.text.", "posttrain.rewards.abstain.", "pos
 VERIFY = "posttrain.rewards.verify."
 READ_TEXT = (*CHECKED_BY_CALL[:2], f"{VERIFY}math_equal")
 LONGEST_TIMEOUT = 1e9  # seconds; threads take no longer one
-# The args that name a column of the data.
-COLUMN_ARGS = ("column", "entry_point")
-# What TRL's trainers give a reward besides the data's columns.
-GIVEN = (
-    *("completions", "prompts", "prompt_ids", "completion_ids", "trainer_state", "environments"),
-    *("log_extra", "log_metric"),
-)
 MODEL_ARGS = ("batch_size", "max_length", "dtype", "scale", "length_penalty", "calibration")
 
 
@@ -92,9 +87,17 @@ def _check_function(entry: RewardConfig, key: str) -> list[str]:
         return unknown
     if wrong:
         return [f"{key}.function={path}: {wrong}"]
-    if hasattr(function, "check"):
-        return list(function.check(args, f"{key}.args"))
+    if (own_check := _class_check(function, "check")) is not None:
+        return list(own_check(args, f"{key}.args"))
     return _try_without_rows(function, entry, f"{key}.args") if path.startswith(CHECKED_BY_CALL) else []
+
+
+def _class_check(function: Any, name: str) -> Callable[..., list[str]] | None:
+    """The class method `name(args, key)` of a class; another method by that name is the class's own affair."""
+    if isinstance(function, type) and isinstance(inspect.getattr_static(function, name, None), classmethod):
+        found: Callable[..., list[str]] = getattr(function, name)
+        return found if code.misfit(found, {}, "") is None else None
+    return None
 
 
 def _uncallable(function: Any, accepted: dict[str, inspect.Parameter], args: dict[str, Any]) -> str | None:
@@ -124,7 +127,7 @@ def _try_without_rows(function: Callable[..., Any], entry: RewardConfig, key: st
     """Errors that a function raises for its args, without a row to score."""
     column = entry.args.get("column") or default_column(entry)
     try:
-        function([], **entry.args, **({column: []} if column else {}))
+        binding.bind(str(entry.function), function, entry.args)([], **({column: []} if column else {}))
     except (PosttrainError, TypeError) as error:
         return [f"{key}: {error}"]
     return []
@@ -151,9 +154,14 @@ def _check_comparisons(entries: dict[str, RewardConfig], path: str) -> list[str]
     ]
 
 
+def compares(function: Any) -> bool:
+    """Whether it is a judge, which compares answers; a user's class may have a `compare` of another kind."""
+    return hasattr(function, "compare") and hasattr(function, "take_counts")
+
+
 def _is_comparison(path: str) -> bool:
     try:
-        return hasattr(code.load(path), "compare")
+        return compares(code.load(path))
     except ValueError:
         return False  # `check` says so
 
@@ -175,8 +183,9 @@ def check_reachable(entries: dict[str, RewardConfig], path: str) -> list[str]:
                 from posttrain.rewards import graders
 
                 graders.check_reachable(entry, key)
-            elif entry.function is not None and hasattr(function := code.load(entry.function), "check_reachable"):
-                errors += function.check_reachable(entry.args, f"{key}.args")
+            elif entry.function is not None:
+                reach = _class_check(code.load(entry.function), "check_reachable")
+                errors += reach(entry.args, f"{key}.args") if reach else []
         except PosttrainError as error:
             errors.append(str(error))
     return errors
@@ -241,11 +250,14 @@ def check_columns(run: Run, first: Dataset, prompts: Dataset | None) -> None:
     """
     errors: list[str] = []
     for path, entries in run.rewards.items():
-        rows = first if path == "reward" or not prompts else prompts
-        errors += missing_columns(entries, path, rows.features)
-        errors += [] if errors else _unreadable_columns(entries, path, rows)
+        errors += column_errors(entries, path, first if path == "reward" or not prompts else prompts)
     if errors:
         raise PosttrainError("\n".join(errors))
+
+
+def column_errors(entries: Mapping[str, RewardConfig], path: str, rows: Dataset) -> list[str]:
+    """Errors for rewards that read columns which the rows lack, or else which hold what is no reference."""
+    return missing_columns(entries, path, rows.features) or _unreadable_columns(entries, path, rows)
 
 
 def _unreadable_columns(entries: Mapping[str, RewardConfig], path: str, rows: Dataset) -> list[str]:
@@ -258,7 +270,9 @@ def _unreadable_columns(entries: Mapping[str, RewardConfig], path: str, rows: Da
         column, function = entry.args.get("column") or default_column(entry), str(entry.function)
         if column and function.startswith((*READ_TEXT, VERIFY)):
             try:
-                verify.check_column(function.removeprefix(VERIFY), {column: rows[column]}, column)
+                entry_point = entry.args.get("entry_point")
+                columns = {name: rows[name] for name in (column, entry_point) if name}
+                verify.check_column(function.removeprefix(VERIFY), columns, column, entry_point)
                 if function.startswith(READ_TEXT):
                     references({column: rows[column]}, column)
             except PosttrainError as error:

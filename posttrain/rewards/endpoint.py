@@ -72,6 +72,10 @@ class Endpoint(JudgeClient):
     def identity(self) -> dict[str, Any]:
         return {"model": self.model, "endpoint": self.url}
 
+    def _read_cached(self, key: str) -> str | None:
+        """An empty answer may be a failure of the server, such as a content of null: it is asked again."""
+        return super()._read_cached(key) or None
+
     def check_reachable(self, seconds: float = 5.0) -> None:
         """Raise `PosttrainError` where nothing answers at the endpoint, or it does not take the key."""
         import httpx2

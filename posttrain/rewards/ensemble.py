@@ -69,10 +69,10 @@ class Ensemble:
         self.__name__ = "ensemble"
 
     def __call__(
-        self, completions: list[Completion], prompts: list[Completion], log_metric: Any = None, **columns: Any
+        self, /, completions: list[Completion], prompts: list[Completion], log_metric: Any = None, **columns: Any
     ) -> list[float | None]:
         """One score per completion; the mean disagreement is logged where the trainer takes it."""
-        each = [member(completions=completions, prompts=prompts) for member in self.members]
+        each = [member(completions=completions, prompts=prompts, **columns) for member in self.members]
         rows = [[score for score in row if score is not None] for row in zip(*each, strict=True)]
         if log_metric is not None and rows:
             log_metric("ensemble/std", fmean(pstdev(row) for row in rows))

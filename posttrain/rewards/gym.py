@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.errors import PosttrainError
+from posttrain.console import print_plain
+from posttrain.errors import PosttrainError, first_line
 from posttrain.rewards.text import Completion, number, references, text_of
 
 _TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
@@ -18,6 +19,7 @@ FUNCTIONS = {
     *("exp", "log", "sqrt"),
 }
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UAdd, ast.USub)
+_FAILED: set[str] = set()  # tasks whose scorer failed, each said once
 LARGEST, HIGHEST = 10**30, 32  # number and exponent of a formula
 
 
@@ -29,8 +31,9 @@ def reasoning_gym(
     `extract` says what of the completion is the answer: `tag` what is in the last <answer>...</answer>, or all of
     it without one; `text` all of it; `number` the last number. None for rows of other data.
 
-    Some scorers evaluate the answer as Python. They get only answers that run no code and end soon: lists without
-    calls, formulas of numbers, names and FUNCTIONS. Any other answer is scored as an empty one.
+    Some scorers evaluate the answer as Python. They get only answers that run no code and end soon: literals, and
+    formulas of numbers, names and FUNCTIONS. Any other answer is scored as an empty one, and an answer that a scorer
+    fails on as 0.
     """
     if extract not in ("tag", "text", "number"):
         raise PosttrainError(f"reward reasoning_gym: extract={extract}: choose from tag, text, number")
@@ -58,13 +61,31 @@ def _score(answer: str, task: str) -> float:
         raise PosttrainError(
             f"reward reasoning_gym: a row's task is {task!r:.60}; it scores rows of data.path=reasoning_gym:TASK"
         ) from None
-    tasks = dataset(place["name"], options, "reward reasoning_gym")
-    if (place["name"] in LISTS and re.search(r"[(*]|<<", answer)) or (
-        place["name"] in FORMULAS and not _formula(answer)
-    ):
+    name = place["name"]
+    tasks = dataset(name, options, "reward reasoning_gym")
+    entry = tasks[index]  # generated again, since its metadata may not survive JSON
+    if (name in LISTS and not _literal(answer)) or (name in FORMULAS and not _formula(answer)):
         answer = ""
-    # The entry is generated again, since its metadata may not survive JSON.
-    return float(tasks.score_answer(answer, entry=tasks[index]))
+    try:
+        return float(tasks.score_answer(answer, entry=entry))
+    except Exception as error:  # a scorer that takes for granted how an answer looks
+        if name not in _FAILED:
+            print_plain(f"reasoning_gym: the scorer of {name} fails on {answer!r:.80} ({first_line(error)}); scored 0")
+        _FAILED.add(name)
+        return 0.0
+
+
+def _literal(text: str) -> bool:
+    """Whether eval ends soon: it is a literal or a name, or no Python at all."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(node, ast.Name):
+            ast.literal_eval(node)
+    except SyntaxError:
+        return True
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _formula(text: str) -> bool:
@@ -75,7 +96,7 @@ def _formula(text: str) -> bool:
 
 
 def _harmless(node: ast.expr) -> bool:
-    """Whether it is a formula of + - * / and ** with small exponents."""
+    """Whether it is a formula of + - * / and ** with small exponents, without a function of a function."""
     if isinstance(node, ast.Constant):
         return _number(node.value, LARGEST)
     if isinstance(node, ast.UnaryOp):
@@ -87,7 +108,8 @@ def _harmless(node: ast.expr) -> bool:
         return isinstance(node.op, _OPERATORS) and _harmless(node.left) and _harmless(node.right)
     if isinstance(node, ast.Call):
         known = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS
-        return known and not node.keywords and all(_harmless(argument) for argument in node.args)
+        nested = any(isinstance(part, ast.Call) for argument in node.args for part in ast.walk(argument))
+        return known and not nested and not node.keywords and all(_harmless(argument) for argument in node.args)
     return isinstance(node, ast.Name)
 
 

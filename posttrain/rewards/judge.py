@@ -122,7 +122,12 @@ class Judge:
         self.__name__ = "judge"
 
     def __call__(
-        self, completions: Sequence[Completion], prompts: Sequence[Completion], log_metric: Any = None, **columns: Any
+        self,
+        /,
+        completions: Sequence[Completion],
+        prompts: Sequence[Completion],
+        log_metric: Any = None,
+        **columns: Any,
     ) -> list[float | None]:
         """A reward for each completion; the judge's own figures are logged where the trainer takes them."""
         before, self.counts = self.counts, Counts()

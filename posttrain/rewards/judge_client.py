@@ -23,8 +23,10 @@ def check_args(args: dict[str, Any], key: str) -> list[str]:
     if args.get("endpoint") is not None and (wrong := check_endpoint(args["endpoint"])):
         errors.append(f"{key}.endpoint={args['endpoint']}: {wrong}")
     for name, least in (("concurrency", 1), ("batch_size", 1), ("retries", 0), ("max_tokens", 1)):
-        value = args.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        value = args.get(name, least)
+        if value is None and name == "max_tokens":  # is left out of the request
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             errors.append(f"{key}.{name}={value}: expected a whole number of at least {least}")
     for name in ("timeout", "backoff"):
         value = args.get(name, 1)

@@ -63,7 +63,9 @@ class RewardModel:
         assert self.source.adapter is not None
         self.model = _OnBase(policy, self.source.adapter, self.tokenizer.pad_token_id, autocast)
 
-    def __call__(self, completions: list[Completion], prompts: list[Completion], **columns: Any) -> list[float | None]:
+    def __call__(
+        self, /, completions: list[Completion], prompts: list[Completion], **columns: Any
+    ) -> list[float | None]:
         """One score per completion; `prompts` and `completions` are strings or lists of messages."""
         settings: list[str] = [name for name in ("tools", "chat_template_kwargs") if name in columns]
         rows: list[Any] = [{name: columns[name][n] for name in settings} for n in range(len(prompts))]
@@ -125,7 +127,7 @@ class AdjustedScore:
         self.function, self.adjust = function, adjust
         self.__name__ = function.__name__
 
-    def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    def __call__(self, /, prompts: list[Any], completion_ids: list[list[int]], **columns: Any) -> list[float]:
         scores = self.function(prompts=prompts, completion_ids=completion_ids, **columns)
         return self.adjust(scores, [len(ids) for ids in self.function.completions(prompts, completion_ids)])
 

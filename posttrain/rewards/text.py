@@ -2,7 +2,7 @@
 
 A completion is a string or a list of messages; `columns` are the data set's own, each a list as long as the batch.
 None means that the reward does not apply to that row; TRL leaves it out of the sum. Options such as `column` are
-keywords, bound by `functools.partial` from the config.
+keywords, bound by `binding.bind` from the config.
 """
 
 import math

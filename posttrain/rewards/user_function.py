@@ -34,7 +34,7 @@ class UserFunction:
             raise AttributeError(attribute)
         return getattr(self.function, attribute)
 
-    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def __call__(self, /, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         where, count = _where(self.name, self.path, completions, columns.get("trainer_state")), len(completions)
         try:
             if self.timeout is None:

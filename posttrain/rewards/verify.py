@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -49,6 +49,8 @@ def check(function: str, args: dict[str, Any], key: str) -> list[str]:
 def math_equal(completions: Sequence[Completion], column: str = "answer", **columns: Any) -> list[float | None]:
     r"""1.0 where the completion's last result equals the reference mathematically (1/2, 0.5, \frac{1}{2}), else 0.0.
 
+    Several \boxed in one line count together, as 1 and 2 for the reference {1, 2}, and the last one alone.
+
     math-verify reads LaTeX and plain numbers; of GSM8K's references, the part after ####. None where the reference is
     not mathematics. Each parse and each comparison may take 3 seconds.
     """
@@ -60,8 +62,9 @@ def _equal(text: str, reference: str) -> float:
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every text that takes too long
-    limit = _limit()
-    return float(verify(list(_mathematics(reference)), parse(text, parsing_timeout=limit), timeout_seconds=limit))
+    limit, wanted = _limit(), list(_mathematics(reference))
+    texts = [text] if text.count("\\boxed") < 2 else [text, text[text.rfind("\\boxed") :]]
+    return float(any(verify(wanted, parse(said, parsing_timeout=limit), timeout_seconds=limit) for said in texts))
 
 
 @cache
@@ -106,13 +109,12 @@ def _validators(columns: dict[str, Any], column: str) -> list[Any]:
         raise PosttrainError(f"reward: the column {column!r}: {error}") from None
 
 
-def check_column(function: str, columns: dict[str, Any], column: str) -> None:
+def check_column(function: str, columns: dict[str, Any], column: str, entry_point: str | None = None) -> None:
     """Raise `PosttrainError` for a column that a function here cannot read."""
     if function == "json_schema":
         _validators(columns, column)
     elif function == "unit_tests":
-        for row in references(columns, column):
-            _tests(row, column)
+        _tests(columns, column, entry_point)
 
 
 def _valid(validator: Any, text: str) -> bool:
@@ -196,17 +198,13 @@ def unit_tests(
     if execute is not True:
         raise PosttrainError("reward unit_tests: runs code of completions; allow it with execute=true")
     sandbox.require_walls("reward.unit_tests.args.walls", walls)
-    tests = [_tests(row, column) for row in references(columns, column)]
-    names = (
-        [row[0] if row else None for row in references(columns, entry_point)] if entry_point else [None] * len(tests)
-    )
+    tests = _tests(columns, column, entry_point)
     calls: list[tuple[str, str, list[Any]]] = []
     expected: list[list[str]] = []
-    for completion, row, name in zip(completions, tests, names, strict=True):
-        asked = f"\ncheck({name})" if name else ""
+    for completion, row in zip(completions, tests, strict=True):
         code = code_of(text_of(completion))
         for test in row:
-            source, values = split_comparisons(f"{test}{asked}")
+            source, values = split_comparisons(test)
             calls.append((f"{code}\n\n{source}\n\ndef passed(): return __posttrain['noted']", "passed", []))
             expected.append(values)
     outcomes = sandbox.run_all(calls, sandbox.Limits(seconds, memory, packages=packages))
@@ -215,27 +213,75 @@ def unit_tests(
     return [None if not row else float(all(row)) if every else sum(row) / len(row) for row in shares]
 
 
-def _tests(row: list[Any], column: str) -> list[str]:
-    """The tests of a row; raises `PosttrainError` for one that is no code, and would pass whatever the code does."""
+def _tests(columns: dict[str, Any], column: str, entry_point: str | None) -> list[list[str]]:
+    """The tests of each row, with the call of `check` where the row has an entry point.
+
+    Raises `PosttrainError` for one that is no code, or that would pass whatever the code does.
+    """
+    rows = references(columns, column)
+    names = references(columns, entry_point) if entry_point else [[]] * len(rows)
+    asked = [f"\ncheck({name[0]})" if name else "" for name in names]
+    return [[_test(test, call, column) for test in _listed(row)] for row, call in zip(rows, asked, strict=True)]
+
+
+def _listed(row: list[Any]) -> list[Any]:
+    """The tests of a row that are not blank, out of a string that lists them."""
     if len(row) == 1 and isinstance(row[0], str) and row[0].lstrip().startswith("["):
         for read in (json.loads, ast.literal_eval):
             with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 row = read(row[0])
                 break
-    row = [test for test in row if not isinstance(test, str) or test.strip()]
-    if wrong := [test for test in row if not isinstance(test, str) or _tests_nothing(test)]:
-        raise PosttrainError(
-            f"reward: the column {column!r} holds {wrong[0]!r:.80}; a test is Python code, as text, with an assert"
-        )
-    return row
+    return [test for test in row if not isinstance(test, str) or test.strip()]
 
 
-def _tests_nothing(test: str) -> bool:
-    """Whether it is a value, such as inputs and outputs as JSON, or a comment: any code would pass it."""
+def _test(test: Any, call: str, column: str) -> str:
+    wrong = _nothing_tested(test + call) if isinstance(test, str) else _NO_TEST
+    if wrong is not None:
+        raise PosttrainError(f"reward: the column {column!r} holds {test!r:.80}; {wrong}")
+    return str(test + call)
+
+
+_NO_TEST = "a test is Python code, as text, with an assert"
+_TESTING = (ast.Assert, ast.Raise, ast.Call)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _nothing_tested(test: str) -> str | None:
+    """Why any code would pass it: it is a value, such as inputs and outputs as JSON, or its assertions never run."""
     try:
-        return not any(isinstance(node, (ast.Assert, ast.Raise, ast.Call)) for node in ast.walk(ast.parse(test)))
+        tree = ast.parse(test)
+        if any(isinstance(node, _TESTING) for node in _running(tree)):
+            return None
+        for node in tree.body:
+            if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and any(isinstance(n, _TESTING) for n in ast.walk(node)):
+                entry = "set args.entry_point to the column that names the function to test in each row, or "
+                return f"nothing calls `{node.name}`; {entry if node.name == 'check' else ''}call it in the test"
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+        return None  # fails as it is
+    return _NO_TEST
+
+
+def _running(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes that run: of a function only where it is called, and then its body instead of the call.
+
+    What stands below `if __name__ == "__main__"` does not run in the sandbox.
+    """
+    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS)}
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                continue
+            case ast.If(ast.Compare(ast.Name("__name__"), [ast.Eq()])):
+                pending += node.orelse
+                continue
+            case ast.Call(ast.Name(name)) if name in functions:
+                pending += functions[name].body
+                functions[name].body = []
+            case _:
+                yield node
+        pending += ast.iter_child_nodes(node)
 
 
 def code_of(text: str) -> str:

@@ -205,3 +205,15 @@ def test_extras_are_installed_by_a_command_that_works_before_a_release(monkeypat
     assert said.startswith("pip install ")
     assert "rensa<0.6,>=0.5" in said
     assert "posttrain" not in said
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_chat_takes_no_temperature_without_an_end(value: str):
+    from argparse import Namespace
+
+    from posttrain import chat
+    from posttrain.errors import PosttrainError
+
+    args = Namespace(runs=["a"], temperature=float(value), top_p=None, max_new_tokens=1, seed=None)
+    with pytest.raises(PosttrainError, match=r"^--temperature=.*: expected a number, 0 or more$"):
+        chat.check(args)

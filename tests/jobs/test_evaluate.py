@@ -256,3 +256,44 @@ def test_killed_then_the_same_command(pairs, tmp_path):
     run.name = "whole"
     evaluate(run, origin)
     assert killed.record()["metrics"] == RunDirectory.of(run, origin).record()["metrics"]
+
+
+def test_a_column_that_a_reward_cannot_read_is_said_before_weights_load(train, tmp_path, monkeypatch):
+    from posttrain.models import weights
+
+    made = [{"prompt": [{"role": "user", "content": f"q{n}"}], "answers": {"value": "a"}} for n in range(40)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    monkeypatch.setattr(weights, "load", lambda *_: pytest.fail("weights were loaded"))
+    data = (f"data.path={tmp_path}/odd.jsonl", "reward=exact_match", *PROBE)
+    for job in (("job=sample",), QUICK):
+        with pytest.raises(PosttrainError, match=r"^reward\.exact_match: the column 'answers' holds objects"):
+            train("+recipe=grpo_smollm2", *job, *data)
+
+
+def test_a_reward_model_scores_with_the_rows_tools(monkeypatch):
+    from types import SimpleNamespace
+
+    from posttrain.jobs import evaluate
+    from posttrain.rewards import model
+
+    given = {}
+
+    class Model:
+        def __init__(self, path):
+            pass
+
+        def ids(self, prompt, completion, row):
+            return [0] * len(completion)
+
+        def length(self, prompt, ids, row):
+            return len(ids)
+
+        def __call__(self, **columns):
+            given.update(columns)
+            return [float(len(completion)) for completion in columns["completions"]]
+
+    monkeypatch.setattr(model, "RewardModel", Model)
+    candidate = SimpleNamespace(source=SimpleNamespace(name="rm"), max_length=3)
+    rows = [{"prompt": "q", "chosen": "ab", "rejected": "a" * n, "tools": [n]} for n in (1, 4, 3)]
+    assert evaluate._reward_scores(candidate, rows)[0] == [[2.0, 1.0], [None, None], [2.0, 3.0]]
+    assert given["tools"] == [[1], [3]] * 2

@@ -168,3 +168,13 @@ def test_models_are_looked_at_before_weights_load(monkeypatch, tmp_path):
     assert "trained on different bases" in error
     assert "scale=zscore" in error
     assert reached([str(tmp_path / "x"), str(tmp_path / "y")], scale="batch") == []
+
+
+def test_members_are_given_the_rows_tools():
+    from posttrain.rewards.ensemble import Ensemble
+
+    ensemble, seen = Ensemble.__new__(Ensemble), []
+    ensemble.combine, ensemble.k = "mean", 1.0
+    ensemble.members = [lambda **given: seen.append(given) or [0.0]] * 2
+    assert ensemble(completions=["a"], prompts=["q"], tools=[["t"]], self=[1]) == [0.0]
+    assert [given["tools"] for given in seen] == [[["t"]]] * 2

@@ -690,3 +690,22 @@ def test_an_endpoint_without_an_embedding_for_each_text(data):
         pytest.raises(PosttrainError, match="answered something other than embeddings"),
     ):
         embed.open_embedder("m", server.url)(["a"])
+
+
+def test_what_a_model_thinks_is_no_answer():
+    node = {**{k: SCORE[k] for k in ("input", "model")}, "type": "label_model", "passing_labels": []}
+    label = schema.LabelModel(**node, labels=["correct", "incorrect"])
+    assert model_grader.label(label, "<think>maybe incorrect</think>\ncorrect") == "correct"
+    assert model_grader.label(label, "maybe correct</think>\nincorrect.") == "incorrect"
+    score = schema.of_json(SCORE)
+    assert model_grader.score(score, '<think>{"result": 1}</think> {"result": "3"}') == 3
+    assert model_grader.score(score, "<think>1</think>\n2") == 2
+    assert model_grader.score(score, '{"result": "none"}') is None
+
+
+@pytest.mark.parametrize("name", ["retries", "batch_size", "concurrency", "max_tokens"])
+def test_only_max_tokens_may_be_null(name: str):
+    from posttrain.rewards.judge_client import check_args
+
+    said = [] if name == "max_tokens" else [f"k.{name}=None: expected a whole number of at least {int(name[0] != 'r')}"]
+    assert check_args({name: None}, "k") == said

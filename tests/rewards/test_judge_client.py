@@ -215,3 +215,10 @@ def test_a_key_that_no_header_takes_is_refused_and_not_shown(monkeypatch: pytest
 def test_a_base_url_that_no_library_takes(url: str):
     with pytest.raises(PosttrainError, match=r"expected a base URL"):
         open_judge("m", url)
+
+
+def test_an_empty_answer_is_asked_for_again():
+    said = iter((None, "yes"))
+    with endpoint.serve(lambda body: next(said)) as server:
+        answers = [open_judge("m", server.url).ask([say("a")]) for _ in range(3)]
+    assert answers == [[""], ["yes"], ["yes"]]

@@ -213,3 +213,54 @@ def test_the_column_of_an_entry_point_is_looked_for():
     entry = RewardConfig(function="posttrain.rewards.verify.unit_tests", args={"entry_point": "nope"})
     (message,) = missing_columns({"a": entry}, "r", {"tests": None})
     assert message == "r.a: reads the column 'nope', and the data has tests"
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "columns"),
+    [
+        ("text.regex", {"pattern": "1"}, {"pattern": ["x"]}),
+        ("text.length", {}, {"aim": [3], "self": [1]}),
+        ("text.token_f1", {}, {"answers": ["1"], "column": ["x"]}),
+        ("text.exact_match", {"column": "column"}, {"column": ["1"]}),
+        ("verify.json_schema", {"column": "schema"}, {"schema": ['{"type": "integer"}']}),
+        (
+            "verify.unit_tests",
+            {"execute": True, "walls": "reduced"},
+            {"tests": ["assert True"], "seconds": [0], "every": ["x"]},
+        ),
+    ],
+)
+def test_a_column_by_the_name_of_an_option_does_not_set_it(function: str, args: dict, columns: dict):
+    from posttrain import rewards
+
+    entry = RewardConfig(function=f"posttrain.rewards.{function}", args=args)
+    assert check({"r": entry}, "reward") == []
+    assert rewards.resolve({"r": entry})["r"](completions=["1"], prompts=["q"], **columns) == [1.0]
+
+
+class Own:
+    """A class of a user, whose `check` and `compare` are for itself."""
+
+    def __call__(self, completions, **columns):
+        return [self.check(completion) for completion in completions]
+
+    def check(self, completion):
+        return float(self.compare(completion, "a"))
+
+    def compare(self, one, other):
+        return one == other
+
+    def check_reachable(self):
+        raise AssertionError
+
+
+def test_methods_of_a_users_class_are_its_own_affair():
+    from posttrain import rewards
+    from posttrain.rewards import checks
+
+    entries = {"r": RewardConfig(function=f"{__name__}.Own")}
+    assert check(entries, "reward") == checks.check_reachable(entries, "reward") == []
+    assert checks._check_comparisons(entries, "reward") == []
+    functions = rewards.resolve(entries)
+    assert functions["r"](completions=["a", "b"]) == [1.0, 0.0]
+    assert rewards.take_judge_counts(functions) == {}

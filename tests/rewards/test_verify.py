@@ -387,3 +387,89 @@ def test_schemas_as_objects_and_numbers_of_hundreds_of_digits():
 def test_a_task_of_other_data_is_named():
     with pytest.raises(PosttrainError, match=r"^reward reasoning_gym: a row's task is 'summarize'; it scores rows of"):
         gym.reasoning_gym(["a"], task=["summarize"])
+
+
+HUMANEVAL = "def check(candidate):\n    assert candidate(1) == 2\n"
+IDLE = {
+    HUMANEVAL: "`check`; set args.entry_point to the column that names the function to test in each row, or call it",
+    "def test_f():\n    assert f(1) == 2": "`test_f`; call it in the test",
+    "import pytest\n@pytest.mark.slow()\ndef test_f():\n    assert f(1) == 2": "`test_f`; call it in the test",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n        self.assertEqual(f(1), 2)\n\n"
+    "if __name__ == '__main__':\n    unittest.main()": "`T`; call it in the test",
+}
+
+
+@pytest.mark.parametrize("test", IDLE)
+def test_a_test_that_nothing_calls_is_refused(test: str):
+    with pytest.raises(PosttrainError, match=f"nothing calls {re.escape(IDLE[test])}"):
+        verify.unit_tests(["f"], tests=[[test]], execute=True, walls="reduced")
+    with pytest.raises(PosttrainError, match="nothing calls"):
+        verify.check_column("unit_tests", {"tests": [[test]], "e": [None]}, "tests", "e")
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        f"{HUMANEVAL}check(f)",
+        f"def main():\n    check(f)\n{HUMANEVAL}main()",
+        "if True:\n    assert f(1) == 2",
+        "for n in (1,):\n    assert f(n) == n + 1",
+        "try:\n    assert f(1) == 2\nfinally:\n    pass",
+        "class T:\n    assert f(1) == 2",
+        "import contextlib\nwith contextlib.suppress(KeyError):\n    assert f(1) == 2",
+        "while True:\n    assert f(1) == 2\n    break",
+        "def test_f():\n    assert f(1) == 2\n\nfor name, test in list(globals().items()):\n"
+        "    if name.startswith('test_'):\n        test()",
+    ],
+)
+def test_a_test_that_runs_is_taken(test: str):
+    codes = ["def f(n): return n + 1", "def f(n): return n"]
+    assert verify.unit_tests(codes, tests=[[test]] * 2, execute=True, walls="reduced") == [1.0, 0.0]
+
+
+def test_a_row_without_an_entry_point_may_call_its_check_itself():
+    given = {"tests": [[HUMANEVAL], [HUMANEVAL + "check(f)"]], "e": ["f", None]}
+    verify.check_column("unit_tests", given, "tests", "e")
+    code = "def f(n): return n + 1"
+    assert verify.unit_tests([code] * 2, execute=True, walls="reduced", entry_point="e", **given) == [1.0, 1.0]
+
+
+def test_a_check_that_checks_nothing_is_no_test():
+    with pytest.raises(PosttrainError, match="a test is Python code, as text, with an assert"):
+        verify.unit_tests(["f"], tests=[["def check(f):\n    pass\ncheck(f)"]], execute=True, walls="reduced")
+
+
+def test_numbers_and_sets_of_the_standard_library_equal_literals():
+    code = "from decimal import Decimal\nfrom fractions import Fraction\n"
+    values = {
+        "Decimal('0.5')": "0.5",
+        "Decimal('1e30')": str(10**30),
+        "Fraction(4, 2)": "2",
+        "{1: 2}.keys()": "{1}",
+        "{1: 2}.items()": "{(1, 2)}",
+    }
+    tests = [f"assert {value} == {literal}" for value, literal in values.items()]
+    assert verify.unit_tests([code], tests=[tests], execute=True, walls="reduced") == [1.0]
+    wrong = ["assert Decimal('0.1') == 0.1", "assert Fraction(1, 3) == 0.3", "assert {1: 2}.values() == {2}"]
+    assert verify.unit_tests([code], tests=[wrong], execute=True, walls="reduced") == [0.0]
+
+
+def test_the_last_of_several_boxes_counts():
+    said = r"First \boxed{1}. Then, corrected, \boxed{2}."
+    assert verify.math_equal([said] * 3, answer=["2", "1", "1, 2"]) == [1.0, 0.0, 1.0]
+
+
+def test_an_answer_that_a_scorer_fails_on_is_wrong(capsys):
+    row = json.dumps({"name": "prime_factorization", "options": {"size": 2, "seed": 0}, "index": 0})
+    gym._FAILED.clear()
+    assert gym.reasoning_gym(["The factors are 2 and 3"] * 2, task=[row] * 2) == [0.0, 0.0]
+    assert capsys.readouterr().out.count("the scorer of prime_factorization fails on 'The factors") == 1
+
+
+def test_scorers_get_nothing_that_does_not_end_soon():
+    endless = ["'%3000000000d' % 1", "[a for a in 'aa' for b in 'aa']", "{a: a for a in 'aa'}", "'a'.__class__"]
+    assert not any(map(gym._literal, endless))
+    assert all(map(gym._literal, ("['a', 'b']", "1 2 3", "_ Q\nQ _", "ABC", "[[0, 1]]", "")))
+    assert not gym._formula("exp(exp(exp(20)))")
+    assert not gym._formula("sin(1 + exp(2))")
+    assert gym._formula("exp(2*x) + 3*sin(x)**2")

@@ -148,7 +148,7 @@ class Grader:
         self._embed: Embed | None = None
         self._said: Counter[str] = Counter()
 
-    def __call__(self, completions: list[Completion], prompts: Any = None, **columns: Any) -> list[float | None]:
+    def __call__(self, /, completions: list[Completion], prompts: Any = None, **columns: Any) -> list[float | None]:
         """One score per completion; `item` is the row's columns and its prompt."""
         rows: list[dict[str, Any]] = []
         names = [name for name in columns if name not in NOT_COLUMNS]

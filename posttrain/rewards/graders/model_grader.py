@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from posttrain.rewards.graders import template
@@ -31,20 +32,19 @@ def _sampling(node: ScoreModel | LabelModel) -> dict[str, Any]:
 
 
 def score(node: ScoreModel, answer: str) -> float | None:
-    """The `result` of the last JSON object that has one, or a bare number, clipped to the range; else None."""
-    for found in reversed(list(_objects(answer))):
-        value = found.get("result")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and (score := _within(node, value)) is not None:
-            return score
-    try:
-        return _within(node, float(answer.strip()))
-    except ValueError:
-        return None
+    """The `result` of the last JSON object with a number there, or a bare number, clipped to the range; else None."""
+    answer = _after_thinking(answer)
+    for value in (*(found.get("result") for found in reversed(list(_objects(answer)))), answer):
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            with suppress(ValueError):
+                if (score := _within(node, float(value) if isinstance(value, str) else value)) is not None:
+                    return score
+    return None
 
 
 def label(node: LabelModel, answer: str) -> str | None:
     """The label that the answer gives: alone, as `label` or `result` of a JSON object, or the only one in the text."""
+    answer = _after_thinking(answer)
     texts = [answer] + [str(found.get("label", found.get("result"))) for found in _objects(answer)]
     for text in texts:
         for name in node.labels:
@@ -52,6 +52,11 @@ def label(node: LabelModel, answer: str) -> str | None:
                 return name
     named = [name for name in node.labels if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", answer, re.IGNORECASE)]
     return named[0] if len(named) == 1 else None
+
+
+def _after_thinking(answer: str) -> str:
+    """What follows a model's thinking, <think>...</think>, whose start its template may have written."""
+    return answer.rpartition("</think>")[2]
 
 
 def _conversation(node: ScoreModel | LabelModel, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -65,6 +65,11 @@ def canonical(value: object) -> str:
     """
     if callable(plain := getattr(value, "tolist", None)):
         value = plain()
+    from decimal import Decimal
+    from fractions import Fraction
+
+    if isinstance(value, (Decimal, Fraction)):
+        value = int(value) if value == int(value) else float(value) if value == float(value) else f"number {value}"
     if isinstance(value, complex) and not value.imag:
         value = value.real
     if isinstance(value, float) and value.is_integer():
@@ -76,7 +81,7 @@ def canonical(value: object) -> str:
         return repr(bytes(value))
     if isinstance(value, dict):
         return "{" + ",".join(sorted(f"{canonical(key)}:{canonical(one)}" for key, one in value.items())) + "}"
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, (set, frozenset, type({}.keys()), type({}.items()))):
         return "set(" + ",".join(sorted(map(canonical, value))) + ")"
     if isinstance(value, (list, tuple)):
         first, last = "[]" if isinstance(value, list) else "()"
