@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -27,13 +28,18 @@ MEMORY = (
 )
 
 
+def home_path(path: str) -> Path:
+    """`path` with `~` as the home folder, which no shell expands in `--out=~/x`."""
+    return Path(os.path.expanduser(path))
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="posttrain export", description=__doc__.split("\n\n")[0].split(": ", 1)[1].capitalize()
     )
     parser.add_argument("run", metavar="RUN", help="a finished run directory, or a folder with an adapter")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base, and verify it")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export, with --merge RUN/merged")
+    parser.add_argument("--out", metavar="FOLDER", type=home_path, help="default: RUN/export, with --merge RUN/merged")
     types = ("float32", "bfloat16", "float16")
     parser.add_argument(
         "--dtype", choices=types, help="type of the merged weights (default: the type of the run's base)"

@@ -33,22 +33,20 @@ def explain(error: BaseException, path: str, what: str) -> str | None:
     def any_of(*classes: type[BaseException]) -> bool:
         return any(isinstance(e, classes) for e in chain)
 
-    # `datasets` hides the cause: only the message tells a gated data set from a missing one.
-    if any_of(errors.GatedRepoError) or "is a gated dataset" in text:
+    # Phrases of the libraries, since a path may hold any word. `datasets` hides the cause: only the message tells a
+    # gated data set from a missing one.
+    if any_of(errors.GatedRepoError) or "' is a gated dataset on the Hub" in text:
         return f"gated on the hub; accept its terms on the page of {path}, then run `hf auth login`"
     if any_of(errors.RevisionNotFoundError):
         return f"the hub has no such revision of {path}"
     if any_of(errors.RepositoryNotFoundError) or type(error).__name__ == "DatasetNotFoundError":
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"
-    if (
-        any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TransportError)
-        or "offline" in text.lower()
-    ):
+    if any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError, TransportError):
         _pause()
         return (
             "not in the local cache, and the hub cannot be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         )
-    if "trust_remote_code" in text:
+    if "`trust_remote_code=True`" in text:
         return "brings its own code, which would run here; read it, then set model.trust_remote_code=true"
     if "valid model identifier" in text or "not a local folder" in text:
         return f"no such {what} on the hub, nor a local folder; check the spelling, or log in if it is private"

@@ -19,6 +19,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     Needs `folder_lock(folder)`: a temporary folder that is already there is then the rest of a killed process.
     """
+    folder = folder.resolve()  # where a link leads
     temporary = folder.with_name(f".{folder.name}.incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -31,5 +32,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def folder_lock(folder: Path) -> FileLock:
     """The lock for making `folder`; a second process waits."""
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(folder.with_name(f".{folder.name}.lock"))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def load_config(model: ModelConfig, path: str, revision: str | None) -> PretrainedConfig:
     """The model's own config, at `path` and `revision`; raises `PosttrainError` where there is none."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     try:
         known = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
@@ -22,19 +22,13 @@ def load_config(model: ModelConfig, path: str, revision: str | None) -> Pretrain
         from posttrain.hub import cannot_load
 
         raise PosttrainError(f"model.path={model.path}: {cannot_load(error, model.path)}") from error
-    if _only_sees(known):
+    kind = type(known)
+    if kind in AutoModelForImageTextToText._model_mapping and kind not in AutoModelForCausalLM._model_mapping:
         raise PosttrainError(
             f"model.path={model.path}: a {known.model_type} model reads images, and Transformers has no text model of "
             "its kind, so it cannot be trained on text alone here; choose a text checkpoint of the family"
         )
     return known
-
-
-def _only_sees(known: PretrainedConfig) -> bool:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    kind = type(known)
-    return kind in AutoModelForImageTextToText._model_mapping and kind not in AutoModelForCausalLM._model_mapping
 
 
 def sees(known: PretrainedConfig) -> bool:
@@ -103,6 +97,9 @@ def _without_weights(auto: Any, known: PretrainedConfig, model: ModelConfig) -> 
     try:
         return auto.from_config(known, trust_remote_code=model.trust_remote_code, **options)
     except (ValueError, ImportError) as error:
+        if str(error).startswith("Unrecognized configuration class"):
+            what = "causal language model; choose one" if "Causal" in auto.__name__ else "classifier; choose one"
+            raise PosttrainError(f"model.path={model.path}: a {known.model_type} model is no {what}") from error
         if not options:
             raise
         raise PosttrainError(f"model.attn_implementation={asked}: {first_line(error)}") from error

@@ -95,8 +95,12 @@ def find_existing(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None
     """The record of the export `wanted` in `folder`; `None` if there is no folder, or an empty one; else an error."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    record = json.loads((folder / MARKER).read_text(encoding="utf-8")) if (folder / MARKER).is_file() else {}
-    if (made := record.get("made")) == wanted:
+    try:
+        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        made = dict(record["made"])
+    except (OSError, ValueError, TypeError, KeyError):  # none, or damaged
+        record, made = {}, {}
+    if made == wanted:
         return record
     other = [f"{key} {made[key]}, now {wanted[key]}" for key in wanted if made and made.get(key) != wanted[key]]
     what = f"holds another export ({'; '.join(other)})" if other else "is not empty"

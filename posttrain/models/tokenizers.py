@@ -36,9 +36,9 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
 
         raise PosttrainError(f"model.path={config.path}: {cannot_load(error, config.path)}") from error
     if config.chat_template:
-        from posttrain.models.chat_templates import template_file
+        from posttrain.models.chat_templates import template_text
 
-        tok.chat_template = template_file(config.chat_template).read_text(encoding="utf-8")
+        tok.chat_template = template_text(config.chat_template)
     for key in ("eos_token", "pad_token"):
         if token := getattr(config, key):
             if token not in tok.get_vocab():
@@ -50,16 +50,9 @@ def load_tokenizer(config: ModelConfig, path: str | None = None) -> PreTrainedTo
         vocabulary = tok.get_vocab()
         free = [t for t in PAD_TOKENS if t in vocabulary and vocabulary[t] != tok.eos_token_id]
         if not free:
-            from posttrain.models.chat_templates import end_of_turn
+            from posttrain.models.chat_templates import no_padding
 
-            if (ending := end_of_turn(tok)) not in (None, tok.eos_token):
-                raise PosttrainError(
-                    f"model.path={config.path}: the chat template ends an assistant turn with {ending}, and EOS is "
-                    f"{tok.eos_token}, the only token for padding as well; set model.eos_token={ending}"
-                )
-            raise PosttrainError(
-                f"model.path={config.path}: no padding token other than EOS; set model.pad_token to one it never emits"
-            )
+            raise no_padding(tok, config.path)
         tok.pad_token = free[0]
     return tok
 
@@ -82,6 +75,7 @@ def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: Mo
 
     Generation stops at EOS; a model trained on turns that end otherwise never stops.
     """
+    from jinja2 import TemplateError
     from trl.data_utils import is_conversational
 
     if not is_conversational(row):
@@ -92,8 +86,13 @@ def check_template(tok: PreTrainedTokenizerBase, row: dict[str, Any], config: Mo
             "set model.chat_template=FILE.jinja, or take an instruct model"
         )
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rendered: Any = [tok.apply_chat_template(some, tokenize=True, return_dict=True) for some in (turns, turns[:1])]
-    whole, prompt = (one["input_ids"] for one in rendered)
+    try:
+        rendered: Any = [tok.apply_chat_template(some, tokenize=True, return_dict=True) for some in (turns, turns[:1])]
+        whole, prompt = (one["input_ids"] for one in rendered)
+    except TemplateError:  # a template may ask for a system turn
+        from posttrain.models.chat_templates import tokenized_row
+
+        whole, prompt = tokenized_row(tok, row, config)
     if tok.eos_token_id not in whole[len(prompt) :]:
         end = tok.decode([i for i in whole if i in tok.added_tokens_decoder][-1:]) or repr(tok.decode(whole[-3:]))
         raise PosttrainError(

@@ -84,6 +84,7 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
 
     from posttrain import hub
     from posttrain.models.adapter import quantization_config
+    from posttrain.models.local_folder import missing_weights
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Without `trust_remote_code`, Transformers would ask on a terminal whether to run a model's own code.
@@ -98,14 +99,19 @@ def load_base(origin: Source, device: str | None = None, dtype: str | None = Non
         kwargs["quantization_config"] = quantization_config(PeftConfig(quantization=origin.quantization))
         kwargs["device_map"] = where
     auto: Any = AutoModelForCausalLM
-    if origin.scores if scores is None else scores:
+    scores = origin.scores if scores is None else scores
+    if scores:
         auto, kwargs["num_labels"] = AutoModelForSequenceClassification, 1
     try:
-        model = auto.from_pretrained(origin.base, **kwargs)
+        model, info = auto.from_pretrained(origin.base, output_loading_info=True, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         of = "no such run or folder; as a hub id" if origin.base == origin.name else f"its base {origin.base}"
         of = "" if Path(origin.name).is_dir() and not origin.adapter else f"{of}: "
         raise PosttrainError(f"RUN={origin.name}: {of}{hub.cannot_load(error, origin.base)}") from error
+    if missing := missing_weights(model, info["missing_keys"], new_head=scores and origin.adapter is not None):
+        raise PosttrainError(
+            f"RUN={origin.name}: the weights at {origin.base} lack {missing}; restore or copy them again"
+        )
     return model.eval() if origin.quantization else model.to(where).eval()
 
 

@@ -416,3 +416,23 @@ def test_help_is_fast_and_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--push-to-hub" in done.stdout
+
+
+def test_a_damaged_record_is_no_export(run, tmp_path, capsys):
+    path = run("full")
+    for text in ('{"made"', "[]", '{"made": 1}'):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out/export.json").write_text(text)
+        assert main([str(path), f"--out={tmp_path}/out"]) == 1
+        assert f"--out={tmp_path}/out: is not empty, and nothing is overwritten" in capsys.readouterr().err
+
+
+def test_out_may_be_a_link_or_in_the_home_folder(run, tmp_path, monkeypatch):
+    path = run("lora")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert main([str(path), "--merge", "--out=~/link"]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk/model.safetensors").is_file()
+    assert not list(tmp_path.glob(".*.incomplete"))

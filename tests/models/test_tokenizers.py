@@ -68,6 +68,46 @@ def test_a_template_from_a_file(folder, tmp_path):
     assert tok.apply_chat_template(CHAT["prompt"], tokenize=False) == "[user]Hi<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Is a directory; give a Jinja file"),
+        (b"", "is empty; give a Jinja file"),
+        (b"{# \xe9 #}", "is not UTF-8 (byte 3); save it as UTF-8"),
+        (b"a\n{% if x %}", "line 2: Unexpected end of template"),
+    ],
+)
+def test_a_file_that_holds_no_template_is_named(folder, tmp_path, content, message):
+    file = tmp_path / "mine.jinja"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(PosttrainError) as caught:
+        tokenizers.load_tokenizer(ModelConfig(path=str(folder), chat_template=str(file)))
+    assert str(caught.value).startswith(f"model.chat_template={file}: {message}")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(folder, tmp_path):
+    text = (folder / "chat_template.jinja").read_text()
+    (tmp_path / "mine.jinja").write_text(text, encoding="utf-8-sig")
+    tok = tokenizers.load_tokenizer(ModelConfig(path=str(folder), chat_template=str(tmp_path / "mine.jinja")))
+    assert tok.chat_template == text
+
+
+def test_a_template_may_ask_for_a_system_turn(folder):
+    template = folder / "chat_template.jinja"
+    asks = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('needs a system turn') }}{% endif %}"
+    template.write_text(asks + template.read_text())
+    config, system = ModelConfig(path=str(folder)), {"role": "system", "content": "s"}
+    tok, answer = tokenizers.load_tokenizer(config), [{"role": "assistant", "content": "b"}]
+    prompt = [system, *CHAT["prompt"]]
+    for row in ({"prompt": prompt}, {"prompt": prompt, "chosen": answer}, {"messages": [*prompt, *answer]}):
+        tokenizers.check_template(tok, row, config)
+    with pytest.raises(PosttrainError, match="cannot render the first row: needs a system turn"):
+        tokenizers.check_template(tok, CHAT, config)
+    tok.eos_token = "<|endoftext|>"
+    with pytest.raises(PosttrainError, match=r"ends an assistant turn with <\|im_end\|>"):
+        tokenizers.check_template(tok, {"prompt": prompt}, config)
+
+
 def test_a_turn_that_does_not_end_with_eos_is_an_error(folder):
     config = ModelConfig(path=str(folder), eos_token="<|endoftext|>", pad_token="<|im_start|>")
     with pytest.raises(PosttrainError, match=r"ends an assistant turn with <\|im_end\|>.*set model\.eos_token"):
