@@ -1,5 +1,6 @@
 """Checks of the settings that only some sources have: names, revisions and splits of the hub, options of tasks."""
 
+import glob
 import os
 from collections.abc import Iterator
 
@@ -14,16 +15,21 @@ def check(run: Run) -> Iterator[str]:
         ("trainer.teacher", "revision", run.trainer.teacher.revision, run.trainer.teacher.model),
     ]
     for at, source in (("data", vars(run.data)), *((f"data.mix.{name}", one) for name, one in run.data.mix.items())):
-        path = source.get("path") if isinstance(source, dict) else None
-        args = source.get("args") if isinstance(source, dict) else None
+        if not isinstance(source, dict):
+            continue
+        path, args, split, eval_split = map(source.get, ("path", "args", "split", "eval_split"))
         given = args if isinstance(args, dict) and not any(map(_built_in, (path, source.get("eval_path")))) else {}
         if path and (words := [f"{at}.args.{name}={value}" for name, value in given.items() if value is not None]):
             yield f"{', '.join(words)}: only embedded:squad and reasoning_gym:TASK have options; leave them out"
+        if eval_split and not source.get("eval_path") and _without_splits(path):
+            yield f"{at}.eval_split={eval_split}: {path} has no splits; leave it out, or set {at}.eval_path"
         if not path or (isinstance(path, str) and os.path.isdir(path)):
+            if split not in (None, "train") and _without_splits(path):
+                yield f"{at}.split={split}: {path} has no splits; leave it out"
             continue  # a folder may hold several data sets by name, and splits
         of_hub += [(at, name, source.get(name), path) for name in ("name", "revision")]
-        if source.get("split", "train") != "train" and not (isinstance(path, str) and ":" in path):
-            of_hub.append((at, "split", source["split"], path))
+        if split not in (None, "train") and not (isinstance(path, str) and ":" in path):
+            of_hub.append((at, "split", split, path))
     for at, name, value, path in of_hub:
         if value and not path:
             where = f"{at}.{'model' if 'teacher' in at else 'path'}"
@@ -34,6 +40,16 @@ def check(run: Run) -> Iterator[str]:
 
 def _built_in(path: object) -> bool:
     return str(path).startswith(BUILT_IN)
+
+
+def _without_splits(path: object) -> bool:
+    """Whether it names local files, or a folder with the one data set that `datasets` saved."""
+    if not isinstance(path, str):
+        return isinstance(path, list)
+    local = os.path.expanduser(path)
+    if os.path.isdir(local):
+        return os.path.isfile(os.path.join(local, "state.json"))
+    return os.path.exists(local) or bool(glob.glob(local))
 
 
 def _is_here(path: object) -> bool:

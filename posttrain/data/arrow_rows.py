@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -10,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.config.schema import DataConfig
 from posttrain.data.row import INDEX_COLUMN, Place, Row, display_path
-from posttrain.data.store import Stored, store
+from posttrain.data.store import Stored, store, temporary_file
 from posttrain.errors import PosttrainError, first_line
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pyarrow
+    from datasets import Dataset, Features
 
 
 def load(config: DataConfig, local: list[Path], key: str, streaming: bool = False) -> Any:
@@ -31,11 +34,13 @@ def load(config: DataConfig, local: list[Path], key: str, streaming: bool = Fals
     except PosttrainError:
         raise
     except Exception as error:
-        raise PosttrainError(f"{named}: {explain(error, display_path(path), split)}") from error
+        why = f"cannot be read: {first_line(error)}" if local else explain(error, display_path(path), split)
+        raise PosttrainError(f"{named}: {why}") from error
     if isinstance(found, dict):
         if split not in found:
             raise PosttrainError(f"{named}: no split {split}; there are {', '.join(found)}")
         found = found[split]
+    found = _as_stored(found.with_format(None))
     if config.columns:
         from posttrain.data.renaming import rename_dataset
 
@@ -46,19 +51,78 @@ def load(config: DataConfig, local: list[Path], key: str, streaming: bool = Fals
 
 
 def _parquet(files: list[Path], named: str, streaming: bool) -> Any:
+    """The rows of Parquet files, without the cache of `datasets`, which trusts names and times of change."""
     import datasets
     import pyarrow.parquet
+    from datasets.arrow_writer import ArrowWriter
+    from datasets.iterable_dataset import ArrowExamplesIterable
 
     from posttrain.data import file_contents
 
+    features, count = datasets.Features(), 0
     for file in files:
         try:
             file_contents.check(file, ".parquet")
         except PosttrainError as error:
             raise PosttrainError(f"{named}: {error}") from None
-    if not sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files):
+        with pyarrow.parquet.ParquetFile(file) as opened:
+            count += opened.metadata.num_rows
+            features |= _common_type(features, datasets.Features.from_arrow_schema(opened.schema_arrow))
+    if not count:
         raise PosttrainError(f"{named}: no rows")
-    return datasets.load_dataset("parquet", data_files=[*map(str, files)], split="train", streaming=streaming)
+    tables = functools.partial(_tables, files, features)
+    if streaming:
+        return datasets.IterableDataset(ArrowExamplesIterable(tables, {}), info=datasets.DatasetInfo(features=features))
+    path = str(temporary_file("parquet.arrow"))
+    with ArrowWriter(path=path, features=features) as writer:
+        for _, table in tables():
+            writer.write_table(table)
+        writer.finalize()
+    return datasets.Dataset.from_file(path)
+
+
+def _tables(files: list[Path], features: Features) -> Iterator[tuple[tuple[int, int], pyarrow.Table]]:
+    """The rows of Parquet files in batches, each with a key; columns that a file lacks are null."""
+    import pyarrow.parquet
+    from datasets.table import table_cast
+
+    for number, file in enumerate(files):
+        with pyarrow.parquet.ParquetFile(file) as opened:
+            for batch_number, batch in enumerate(opened.iter_batches(batch_size=256)):
+                yield (number, batch_number), table_cast(pyarrow.Table.from_batches([batch]), features.arrow_schema)
+
+
+def _common_type(one: Any, other: Any) -> Any:
+    """The feature `one`, with what only `other` has: columns, keys, and types where `one` has nulls only."""
+    import datasets
+
+    if isinstance(one, dict) and isinstance(other, dict):
+        both = {name: _common_type(one[name], type_) if name in one else type_ for name, type_ in other.items()}
+        return {**one, **both}
+    if isinstance(one, (datasets.List, datasets.LargeList)) and type(one) is type(other):
+        return dataclasses.replace(one, feature=_common_type(one.feature, other.feature))
+    return other if one == datasets.Value("null") else one
+
+
+def _as_stored(found: Any) -> Any:
+    """`found`, its images, sound and video not decoded: that needs packages, fails for bad ones, and is of no use."""
+    import datasets
+
+    def stored(feature: Any) -> Any:
+        if isinstance(feature, dict):
+            return {name: stored(one) for name, one in feature.items()}
+        if isinstance(feature, (datasets.List, datasets.LargeList)):
+            return dataclasses.replace(feature, feature=stored(feature.feature))
+        media = hasattr(feature, "decode") and not isinstance(feature, datasets.Json)
+        return dataclasses.replace(feature, decode=False) if media else feature
+
+    features = found.features and datasets.Features(stored(found.features))
+    if features == found.features:
+        return found
+    if isinstance(found, datasets.IterableDataset):
+        return found.decode(num_threads=0).cast(features)  # without the threads that decode those of the hub
+    found.info.features = features  # a cast would copy the rows
+    return found
 
 
 def _named(config: DataConfig, path: str, streaming: bool) -> Any:

@@ -18,7 +18,7 @@ from posttrain.config import trainers
 from posttrain.config.schema import DataConfig
 from posttrain.data import arrow_rows
 from posttrain.data import files as f
-from posttrain.data.columns import EXTRA_TRL_COLUMNS, TRL_COLUMNS, with_template_options
+from posttrain.data.columns import EXTRA_TRL_COLUMNS, PAIR_FACTS, TRL_COLUMNS, with_template_options
 from posttrain.data.reading import Rows, RowSource, display_path, open_files, open_rows, read
 from posttrain.data.row import INDEX_COLUMN, Place, RowError
 from posttrain.data.skipped import Skipped, message
@@ -55,6 +55,11 @@ def check(config: DataConfig, kind: str, max_steps: int, job: str) -> Iterator[s
             f"data.eval_size={config.eval_size:g}: a share of a stream is unknown; set the number of first rows to "
             "hold out, or data.eval_path, or 0"
         )
+    if config.eval_split and not config.eval_path:
+        yield (
+            f"data.eval_split={config.eval_split}: not for streams; leave it out, and set the number of first rows to "
+            "hold out (data.eval_size), or data.eval_path"
+        )
     for name in ("mix", "min_score", "max_train_rows"):
         if getattr(config, name):
             yield f"data.{name}: not for streams; leave it out, or set data.streaming=false"
@@ -87,7 +92,8 @@ class Stream:
 
     def check_columns(self, row: dict[str, Any]) -> None:
         """Raise `PosttrainError` for a value that training needs, in a column that the first rows do not have."""
-        late = [name for name in ("chat_template_kwargs", "weight") if name not in self.columns and row.get(name)]
+        names = [name for name in ("chat_template_kwargs", *PAIR_FACTS) if name not in self.columns]
+        late = [name for name in names if row.get(name) not in (None, {})]  # a weight may be 0
         if late:
             raise PosttrainError(
                 f"data.path={display_path(self.config.path)}: the column {late[0]} comes after the first rows, which "
@@ -138,7 +144,7 @@ def load(config: DataConfig, kind: str, template: Rendering | None) -> tuple[Ite
     train = replace(_stored(first[held:], source, config), skipped=stream.skipped)
     held_out = held_out and first_rows(held_out, config.max_eval_rows, config, "held-out")
     made = for_trainer(Split(config, train, held_out, how), kind)
-    taken = {*TRL_COLUMNS, *EXTRA_TRL_COLUMNS, "weight"}
+    taken = {*TRL_COLUMNS, *EXTRA_TRL_COLUMNS, *PAIR_FACTS}
     features = {name: feature for name, feature in made.train.features.items() if name in taken}
     features["tools"] = Value("string")  # the first rows may have none
     stream.columns = list(features)

@@ -21,12 +21,12 @@ def remove_ends(trainer: Any) -> None:
     def cut(row: dict[str, Any]) -> dict[str, Any]:
         made = {}
         for flag, ids in ENDED_COLUMNS.items():
-            if row[flag] is False:  # None: a row of another source
+            if row.get(flag) is False:  # None: a row of another source
                 last = len(row[ids]) - 1 - (0 if row[ids][-1] in ends else tail)
                 made[ids] = row[ids][:last] if row[ids][last] in ends else row[ids]
         return made
 
     for name in ("train_dataset", "eval_dataset"):
         rows = getattr(trainer, name)
-        if rows is not None and set(ENDED_COLUMNS) <= set(rows.column_names):
-            setattr(trainer, name, rows.map(cut, desc="Removing the end of cut answers"))
+        if rows is not None:  # a stream that TRL has prepared does not know its columns
+            setattr(trainer, name, rows.map(cut))

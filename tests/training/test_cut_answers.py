@@ -57,3 +57,22 @@ def test_sampled_pairs_say_which_answers_ended(train):
     rows = load_dataset("parquet", data_files=str(run.data / "train.parquet"), split="train")
     assert {type(row[name]) for row in rows for name in ("ended_chosen", "ended_rejected")} == {bool}
     assert not all(rows["ended_chosen"]), "the random model seldom ends an answer"
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_a_cut_answer_of_a_stream_has_no_end(train, monkeypatch, kind):
+    from posttrain.training import build
+
+    trainers, original = [], build.build
+    monkeypatch.setattr(build, "build", lambda *given: trainers.append(original(*given)) or trainers[0])
+    write(False)
+    train(
+        *(f"trainer={kind}", "data.path=rows.jsonl", "data.eval_size=0", "data.streaming=true"),
+        "trainer.args.max_steps=1",
+    )
+    eos = trainers[0].processing_class.eos_token_id
+    rows = list(trainers[0].train_dataset)
+    assert len(rows) == 4
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            assert (row[f"{side}_ids"][-1] != eos) == (row[f"ended_{side}"] is False)
