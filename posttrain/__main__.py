@@ -39,7 +39,7 @@ def _hand_over(before: dict[signal.Signals, Any]) -> None:
 def dispatch(argv: list[str], before: dict[signal.Signals, Any] | None = None) -> int:
     """Run the command that `argv` names; commands that are no jobs get the signal handlers `before` back."""
     name, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("", argv)
-    if argv and "=" not in argv[0] and not argv[0].startswith("-") and not name:
+    if argv and "=" not in argv[0] and argv[0][:1] not in ("-", "~") and not name:
         from posttrain.config.suggestions import did_you_mean
         from posttrain.console import print_error
 

@@ -20,8 +20,6 @@ GENERATION = {
 
 def check(args: GivenOptions, kind: Kind) -> Iterator[str]:
     """What is wrong with the options of `kind`, a trainer that samples completions."""
-    if args.get("auto_find_batch_size") is True:
-        yield "auto_find_batch_size=true: would break groups of completions; lower per_device_train_batch_size"
     if args.get("generation_batch_size") is not None and args.get("steps_per_generation") is not None:
         yield "generation_batch_size: steps_per_generation is set too; leave one of them out"
     elif not kind.is_a("PPOTrainer") and (whole := args.number("generation_batch_size", 0)):

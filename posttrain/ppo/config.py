@@ -132,6 +132,12 @@ class PPOConfig(RLOOConfig):
                 f"({self.world_size}) = {self.generation_batch_size}: leave generation_batch_size out, or change one "
                 "of the factors."
             )
+        completions = self.generation_batch_size or 0
+        if self.kl_target is not None and 5 * self.kl_horizon <= completions:
+            raise ValueError(
+                f"kl_horizon={self.kl_horizon} would let one rollout of {completions} completions lower beta to 0 or "
+                f"below: set it to {completions} or more."
+            )
         self._set_minimum_length()
         if self.fp16 and self.target_kl is not None:
             raise ValueError("target_kl skips optimizer steps, which fp16's gradient scaler does not allow: use bf16.")

@@ -1,5 +1,6 @@
 """Making experience: generate a rollout, score it in every role, turn scores into advantages and returns."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ class ExperienceTrainer(RLOOTrainer):
         first = self.accelerator.process_index * len(prompts)  # rewards are of all processes
         rollout["scores"] = self._penalize(self._combine(rewards)[first : first + len(prompts)], ended)
         # A completion that no reward function could judge teaches nothing.
-        rollout["loss_mask"] *= ~torch.isnan(rollout["scores"]).unsqueeze(1)
+        rollout["judged"] = ~torch.isnan(rollout["scores"])
+        rollout["loss_mask"] *= rollout["judged"].unsqueeze(1)
         rollout["scores"] = torch.nan_to_num(rollout["scores"])
         self._estimate_advantages(rollout)
         self._record_rewards(rewards, prompts, completions, rollout)
@@ -180,21 +182,22 @@ class ExperienceTrainer(RLOOTrainer):
             kl, charge: (B, T), unbiased KL estimate in nats, and the KL penalty as a (negative) reward.
         """
         mask, learned, values = rollout["completion_mask"], rollout["loss_mask"], rollout["old_values"]
-        scores = rollout["scores"]
+        scores, judged = rollout["scores"], rollout["judged"]
         sums = {
             "objective/kl": kl.sum(),
             "objective/entropy": -(rollout["old_logps"] * mask).sum(),
             "objective/non_score_reward": charge.sum(),
-            "objective/rlhf_reward": charge.sum() + scores.sum(),
+            "objective/rlhf_reward": charge[judged].sum() + scores.sum(),
             "objective/scores": scores.sum(),
             "kl": kl.sum(),
             "advantages/mean": rollout["advantages"].sum(),
             "value/mean": (values * learned).sum(),
         }
-        counts = torch.stack([torch.tensor(len(mask), device=mask.device), mask.sum(), learned.sum()])
+        counts = torch.stack([torch.tensor(len(mask), device=mask.device), judged.sum(), mask.sum(), learned.sum()])
         totals = self._sum(torch.stack([*sums.values(), *counts])).tolist()
-        completions, tokens, learned_tokens = totals[len(sums) :]
-        divisors = [completions] * 5 + [tokens] + [max(learned_tokens, 1)] * 2
+        completions, judgements, tokens, learned_tokens = totals[len(sums) :]
+        # NaN, which TRL leaves out of its means, where nothing was judged.
+        divisors = [completions] * 3 + [judgements or math.nan] * 2 + [tokens] + [max(learned_tokens, 1)] * 2
         metrics = {name: total / by for name, total, by in zip(sums, totals, divisors, strict=False)}
         if not self._has_reference:
             del metrics["objective/kl"], metrics["kl"]

@@ -1,7 +1,8 @@
 """A rollout: completions and everything known about them, and its division into minibatches and microbatches.
 
 A rollout is a dict of tensors with B rows. Prompt fields, (B, P), are padded on the left; all other two-dimensional
-fields are per completion token, (B, T), padded on the right; `scores` is (B,).
+fields are per completion token, (B, T), padded on the right; `scores` and `judged` (whether a
+reward function gave one) are (B,).
 """
 
 import torch

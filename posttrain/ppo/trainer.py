@@ -316,6 +316,11 @@ class PPOTrainer(ExperienceTrainer):
             # Optimizers skip parameters without a gradient; with a zero gradient, momentum would still move them.
             model.zero_grad(set_to_none=True)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._stopped:  # no step was made: a norm of 0 would look like gradients that vanish
+            logs.pop("grad_norm", None)
+        super().log(logs, start_time)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         created = self.optimizer is None
         self.roles.repair()  # something may have switched adapters with PEFT's own methods before the training

@@ -75,8 +75,7 @@ class AlarmDetector:
             conditions |= {name: partial(judge, self) for name, judge in measured_alarms.CONDITIONS.items()}
         for name in NAMES:
             action = getattr(self.config, name).action
-            finding = conditions[name](row) if name in conditions and action != "off" else None
-            if finding is None:
+            if name not in conditions or action == "off" or (finding := conditions[name](row)) is None:
                 continue
             value, message = finding
             if message is None:
@@ -90,9 +89,12 @@ class AlarmDetector:
         found = {key: row[key] for key in ("loss", "reward") if key in row}
         broken = {key: value for key, value in found.items() if not _finite(value)}
         self.lost = self.lost + 1 if broken else 0
-        if not found or 0 < self.lost < (IN_A_ROW if self.float16 else 1):
+        unrewarded = broken == {"reward": None}
+        if not found or 0 < self.lost < (IN_A_ROW if self.float16 or unrewarded else 1):
             return None
         for key, value in broken.items():
+            if unrewarded:
+                return self.lost, f"no completion has had a reward in the last {self.lost} logs; look at the rewards"
             return math.nan if value is None else value, (
                 f"{key} is {value}, from which no run recovers; lower trainer.args.learning_rate, or look for a broken "
                 "row or reward just before"
@@ -112,7 +114,7 @@ class AlarmDetector:
                 f"gradients explode: grad_norm is {norm:.3g}, {norm / usual:.3g} times its median so far; lower "
                 "trainer.args.learning_rate or max_grad_norm, or look at the data of these steps"
             )
-        elif usual is not None and norm <= setting.below * usual:
+        elif usual and norm <= setting.below * usual:
             message = (
                 f"gradients vanish: grad_norm is {norm:.3g}, its median so far {usual:.3g}: the loss has nothing left "
                 "to teach, or all answers to a prompt score alike; stop earlier, or take other data or another reward"

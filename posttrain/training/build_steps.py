@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from posttrain.console import print_plain
+from posttrain.console import console, print_plain
 from posttrain.models.tokens import token_ids
 
 if TYPE_CHECKING:
@@ -60,8 +60,16 @@ def render_prompts_with_row_settings(trainer: Any) -> None:
     trainer._generate_and_score_completions, trainer._tokenize_prompts = noted, tokenized
 
 
+def print_completions_safely() -> None:
+    """Have TRL print its table of completions on our console, which shows a model's escape sequences as text."""
+    from trl.trainer import utils
+
+    setattr(utils, "Console", lambda: console)  # noqa: B010 - a class of rich there
+
+
 def connect_rewards(trainer: Any, parts: Parts) -> None:
     """Give rewards the config's names, adjust the reward on PPO's base, and attach other adapters to the base."""
+    print_completions_safely()
     names = list(parts.rewards)
     if parts.reward_adapter is not None:
         names = [parts.reward_adapter[0], *names]

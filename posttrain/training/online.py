@@ -40,13 +40,8 @@ def check(run: Run) -> list[str]:
         )
     if weighted := [n for n, e in run.reward.items() if e.weight != 1 and not kind.has("reward_weights")]:
         errors.append(f"reward.{weighted[0]}.weight: {kind.name} has no option reward_weights; leave it at 1")
+    errors += [f"trainer.args.reward_weights={e}; set reward.NAME.weight in its place" for e in _weights(run)]
     args = run.trainer.args
-    weights = args.get("reward_weights")
-    if isinstance(weights, list) and not run.trainer.environment and len(weights) != len(run.reward):
-        errors.append(
-            f"trainer.args.reward_weights={weights} has {len(weights)} weights for {len(run.reward)} rewards; set "
-            "reward.NAME.weight in its place"
-        )
     group = args.get("num_generations", kind.generations)
     factors = _batch_factors(run)
     batch = args.get("generation_batch_size") or completions(args, factors)
@@ -63,6 +58,21 @@ def check(run: Run) -> list[str]:
             f"groups of {group}; set a multiple of it, or num_generations_eval"
         )
     return [*errors, *_roles(run)] if kind.is_a("PPOTrainer") else errors
+
+
+def _weights(run: Run) -> Iterator[str]:
+    """What is wrong with `reward_weights`, which has one weight for each reward, in the config's order."""
+    weights = run.trainer.args.get("reward_weights")
+    if not isinstance(weights, list):
+        return
+    if not run.trainer.environment and len(weights) != len(run.reward):
+        yield f"{weights} has {len(weights)} weights for {len(run.reward)} rewards"
+    for name, entry in run.reward.items():
+        if entry.weight != 1:
+            yield f"{weights} would replace reward.{name}.weight={entry.weight:g}"
+    shared = shared_reward(run) if trainers.is_ppo(run) else None
+    if shared and shared[0] != next(iter(run.reward)):
+        yield f"{weights}: PPO takes the reward on its base, {shared[0]}, before the others"
 
 
 def _batch_factors(run: Run) -> list[str]:

@@ -10,24 +10,21 @@ from posttrain.config.schema import Run
 
 def schedule(run: Run, rows: int) -> tuple[int, int, int]:
     """Optimizer steps of the run, prompts of a step (PPO: of a rollout), and steps per rollout."""
-    args, kind = run.trainer.args, trainers.of(run.trainer.kind)
-    batch, per_rollout = completions(args, ["per_device_train_batch_size", "gradient_accumulation_steps"]), 1
-    epochs = args.get("num_train_epochs", 3.0)
-    if trainers.is_ppo(run):
-        minibatches = args.get("num_mini_batches", 1)
-        batch, per_rollout = batch * minibatches, args.get("num_ppo_epochs", 4) * minibatches
-    if kind.samples_completions and kind.generations is not None:
-        # A row is repeated num_generations times, so a step has fewer rows.
-        batch = max(batch // args.get("num_generations", kind.generations), 1)
-    steps = args.get("max_steps", -1)
-    if steps <= 0:
-        if trainers.is_ppo(run):  # drops an incomplete rollout
-            steps = epochs * (rows // batch) * per_rollout
-        elif kind.samples_completions:
-            steps = epochs * rows / batch
-        else:  # the last step of an epoch takes the rows that are left
-            steps = epochs * (rows // batch if args.get("dataloader_drop_last") else math.ceil(rows / batch))
-    return math.ceil(steps), batch, per_rollout
+    args, kind, ppo = run.trainer.args, trainers.of(run.trainer.kind), trainers.is_ppo(run)
+    micro, accumulated = completions(args, ["per_device_train_batch_size"]), args.get("gradient_accumulation_steps", 1)
+    minibatches = args.get("num_mini_batches", 1) if ppo else 1
+    repeats = args.get("num_ppo_epochs", 4) if ppo else args.get("num_iterations", 1)
+    # A row is repeated num_generations times, so a step has fewer rows.
+    answers = (args.get("num_generations") or kind.generations or 1) if kind.samples_completions else 1
+    if (steps := args.get("max_steps", -1)) <= 0:
+        if kind.has("generation_batch_size") or kind.is_a("DistillationTrainer"):  # drops an incomplete generation
+            slices = args.get("steps_per_generation") or accumulated * minibatches
+            whole = args.get("generation_batch_size") or micro * slices
+            batches = rows // (whole // answers) * (whole // micro) * repeats
+        else:
+            batches = rows // micro if args.get("dataloader_drop_last") else math.ceil(rows * answers / micro)
+        steps = args.get("num_train_epochs", 3.0) * math.ceil(batches / accumulated)
+    return math.ceil(steps), max(micro * accumulated * minibatches // answers, 1), repeats * minibatches if ppo else 1
 
 
 def completions(args: dict[str, Any], factors: list[str]) -> int:

@@ -249,3 +249,10 @@ def test_streams_are_not_counted(make_trainer):
 
 def test_config_is_serializable(tmp_path):
     assert json.loads(json.dumps(config(tmp_path).to_dict(), default=str))["num_ppo_epochs"] == 4
+
+
+def test_a_horizon_that_would_turn_the_kl_coefficient_negative(tmp_path):
+    options = {"kl_target": 1.0, "per_device_train_batch_size": 50}
+    with pytest.raises(ValueError, match=r"kl_horizon=10 would let .* 50 completions .*: set it to 50 or more\."):
+        config(tmp_path, kl_horizon=10, **options)
+    assert config(tmp_path, kl_horizon=11, **options).kl_horizon == 11

@@ -554,3 +554,19 @@ def test_streaming_dataset(make_trainer):
     trainer = make_trainer({"train_dataset": stream}, max_steps=4)
     trainer.train()
     assert trainer.state.global_step == 4
+
+
+def test_a_skipped_step_logs_no_gradient_norm(make_trainer):
+    trainer = make_trainer(target_kl=1e-6, num_ppo_epochs=4, max_steps=8, learning_rate=0.05)
+    trainer.train()
+    assert [row["step"] for row in trainer.state.log_history if "grad_norm" in row] == [1, 5]
+
+
+@pytest.mark.parametrize("judged", [0, 1, 2])
+def test_scores_are_averaged_over_completions_that_have_one(make_trainer, judged):
+    trainer = make_trainer(
+        {"reward_funcs": lambda completions, **_: [*[3.0] * judged, *[None] * (len(completions) - judged)]}, max_steps=1
+    )
+    trainer.train()
+    for name in ("reward", "objective/scores", "objective/rlhf_reward"):  # without KL at the first rollout
+        assert logged(trainer, name) == [3.0 if judged else None]

@@ -284,3 +284,28 @@ def test_told_says_how_to_go_on():
         "alarms.kl.action=warn, or another threshold"
     )
     assert alarms.stopped_run_message({"status": "finished"}, AlarmsConfig()) is None
+
+
+def test_gradients_that_are_usually_zero_do_not_vanish():
+    assert raised([{"step": i, "grad_norm": 0.0} for i in range(20)]) == []
+
+
+def test_a_batch_without_a_reward_is_no_alarm_and_several_in_a_row_are_one_that_keeps_the_model():
+    watch = AlarmDetector(AlarmsConfig())
+    rewards = [None, 1.0, None, None, None, None]
+    found = [watch.check_row({"step": i, "loss": 0.0, "reward": reward}) for i, reward in enumerate(rewards)]
+    assert [len(alarms) for alarms in found] == [0, 0, 0, 0, 1, 0]
+    (alarm,) = found[4]
+    assert (alarm.name, alarm.action, alarm.value) == ("non_finite", "stop", 3)
+    assert alarm.message == "no completion has had a reward in the last 3 logs; look at the rewards"
+
+
+def unrewarded(completions, **columns):
+    return [None] * len(completions)
+
+
+def test_a_run_without_rewards_stops_with_a_checkpoint(train):
+    reward = ("~reward", "+reward.none.function=tests.training.test_alarms.unrewarded")
+    sizes = ("trainer.args.num_generations=4", "trainer.args.max_completion_length=4", "data.eval_size=0")
+    with pytest.raises(PosttrainError, match=r"no completion has had a reward .* Kept: checkpoints/checkpoint-3\."):
+        train("+recipe=grpo_smollm2", *reward, *sizes, "name=none", "trainer.args.max_steps=5")

@@ -11,6 +11,7 @@ from posttrain.jobs import preflight
 from posttrain.jobs.train import train as job
 from posttrain.rewards import calibration
 from posttrain.rewards.model import RewardModel
+from posttrain.training import online
 from posttrain.training.schedule import schedule
 from tests.helpers.runs import SMALL, compose, rows, weights
 
@@ -268,3 +269,30 @@ def test_the_kl_penalty_decides_whether_the_reward_is_hacked(train):
     assert last[0.0001]["rewards/words/mean"] > 2 * last[0.2]["rewards/words/mean"]
     assert last[0.0001]["objective/kl"] > 10 * last[0.2]["objective/kl"]
     assert last[0.0001]["entropy"] < last[0.2]["entropy"] - 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], ": PPO takes the reward on its base, rm, before the others; set reward.NAME.weight in its place"),
+        (["reward.rm.shared=false"], None),
+        (["reward.rm.shared=false", "reward.letter.weight=0.5"], " would replace reward.letter.weight=0.5; set"),
+    ],
+)
+def test_weights_that_would_go_to_other_rewards_are_refused(tmp_path, overrides, said):
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "adapter_config.json").write_text("{}")
+    rewards = (*LETTER, f"+reward.rm={{model: {tmp_path / 'rm'}, shared: true}}", "trainer.args.reward_weights=[0,1]")
+    found = online.check(compose(RECIPE, *SMALL, *rewards, *overrides)[0])
+    assert [error[:36] for error in found] == (["trainer.args.reward_weights=[0, 1]" + said[:2]] if said else [])
+    assert said is None or said in found[0]
+
+
+def test_logged_completions_do_not_steer_the_terminal(train, pairs, capsys):
+    row = json.loads(pairs.read_text().splitlines()[0])
+    row["prompt"][-1]["content"] = "\x1b]0;owned\x07?\x1b[31m"
+    pairs.write_text((json.dumps(row) + "\n") * 16)
+    train(RECIPE, *LETTER, *SHORT, "trainer.args.max_steps=1", "trainer.args.log_completions=true", "data.eval_size=0")
+    said = capsys.readouterr().out
+    assert "]0;owned" in said
+    assert "\x1b" not in said
