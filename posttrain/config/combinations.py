@@ -110,8 +110,25 @@ def _evaluation(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[st
             every, kept = args.number("eval_steps", args.number("logging_steps", 10)), args.number("save_steps", 500)
             if every > 0 and abs(kept / every - round(kept / every)) > 1e-9:
                 yield f"save_steps={kept:g}: load_best_model_at_end needs a multiple of eval_steps={every:g}"
+    if args.get("load_best_model_at_end") is True and evaluated == "steps" and kind.has("steps_per_generation"):
+        every, whole = args.number("eval_steps", args.number("logging_steps", 10)), _steps_of_a_generation(args, kind)
+        if every >= 1 and every % whole:
+            yield (
+                f"load_best_model_at_end=true: eval_steps={every:g} is no multiple of the {whole:g} steps that learn "
+                f"from one generation, within which nothing is saved; set trainer.args.eval_steps={whole:g}"
+            )
     if args.get("save_strategy") == "best" and not args.get("metric_for_best_model"):
         yield "save_strategy=best: needs a metric; set trainer.args.metric_for_best_model=eval_loss, or another metric"
+
+
+def _steps_of_a_generation(args: GivenOptions, kind: Kind) -> float:
+    """Optimizer steps that learn from the same completions."""
+    if kind.is_a("PPOTrainer"):
+        return args.number("num_mini_batches", 1) * args.number("num_ppo_epochs", 4)
+    if args.get("generation_batch_size"):
+        return 1  # it depends on the processes; a best model that was not saved is reported at the end
+    accumulated = args.number("gradient_accumulation_steps", kind.default("gradient_accumulation_steps"))
+    return args.number("steps_per_generation", accumulated) * args.number("num_iterations", 1) / accumulated
 
 
 WORKER_OPTIONS = [f"dataloader_{name}" for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context")]
@@ -120,6 +137,8 @@ BY_LENGTH = ("group_by_length", "batch_rebalance")  # these read a row's `input_
 
 
 def _loading(args: GivenOptions, kind: Kind, peft: PeftConfig) -> Iterator[str]:
+    if args.get("auto_find_batch_size") is True:
+        yield "auto_find_batch_size=true: would break groups of completions, and resuming; lower the batch size instead"
     for name in WORKER_OPTIONS:
         if args.get(name) and not args.get("dataloader_num_workers"):
             yield f"{name}={args[name]}: only read with dataloader_num_workers above 0; leave it out, or set that"

@@ -9,6 +9,7 @@ RESERVED_OPTIONS = {
     "run_name": "set name",
     "project": "set tracking.project",
     "disable_tqdm": "posttrain draws the progress bar",
+    "save_only_model": "a run could not resume",
     "resume_from_checkpoint": "the same command continues from the last checkpoint by itself",
     "model_init_kwargs": "set model.dtype, model.attn_implementation or model.kwargs",
     "trust_remote_code": "set model.trust_remote_code",

@@ -44,7 +44,9 @@ def check(run: Run) -> None:
     else:
         errors = [*_settings(run), *_parts(run)]
     if errors:
-        raise PosttrainError("\n".join(errors))
+        from posttrain.config import masking
+
+        raise PosttrainError(masking.masked(errors, asdict(run)))
 
 
 def _settings(run: Run) -> Iterator[str]:
@@ -82,11 +84,11 @@ def _parts(run: Run) -> Iterator[str]:
         if run.peft.quantization and run.peft.method == "none":
             yield "peft.quantization: a quantized model cannot be trained in full; choose peft=qlora"
     of_hub = (run.model.revision, run.trainer.teacher.revision, run.data.name, run.data.revision, run.data.mix)
-    if any(of_hub) or run.data.args or run.data.split != "train":
+    if any((*of_hub, run.data.args, run.data.eval_split)) or run.data.split != "train":
         from posttrain.config import hub_settings
 
         yield from hub_settings.check(run)
-    if run.probe.gold or run.probe.win_by is not None or run.alarms != AlarmsConfig():
+    if any(run.rewards.values()) or run.probe.win_by is not None or run.alarms != AlarmsConfig():
         from posttrain.config import probe_checks
 
         yield from probe_checks.check(run)
@@ -136,14 +138,14 @@ def _paths(run: Run) -> Iterator[str]:
     for name, part in run.data.mix.items():
         local |= {f"data.mix.{name}.{key}": part.get(key) for key in ("path", "eval_path") if isinstance(part, dict)}
     for key, value in local.items():
-        if not value and value != []:
+        if value == "" or (value is None and key != "data.path"):
             continue
         if isinstance(value, str) and value.startswith("embedded:"):
             if value not in EMBEDDED_DATA:
                 yield f"{key}={value}: choose from {', '.join(EMBEDDED_DATA)}"
             continue
         if wrong := files.check(value):
-            yield f"{key}={value}: {wrong}"
+            yield f"{key}={'null' if value is None else value}: {wrong}"
             continue
         try:
             data_file(value)

@@ -75,8 +75,10 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
     tracker = _tracker(run, origin, directory)
     try:
         alarms = Alarms(run.alarms, tracker, directory)
-        if main_process():
-            alarms.restore()
+        if checkpoint and main_process():
+            from posttrain.training.restore import restore_alarms
+
+            restore_alarms(alarms)
         bar, interrupt = ProgressBar(directory.name), StopOnSignal()
         trainer = _trainer(run, plan, directory, tracker, bar, alarms)
         trainer.signals = interrupt
@@ -93,9 +95,11 @@ def _train(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
                 raise explained from error
             finally:
                 bar.close()
-        if alarms.ended:
+        if alarms.stopped and alarms.ended:
+            from posttrain.training.raised_alarms import record_stop
+
             trainer.accelerator.wait_for_everyone()
-            raise PosttrainError(stop_message(alarms.record_stop()))
+            raise PosttrainError(stop_message(record_stop(alarms.stopped, run.alarms, directory)))
         if not trainer.state.global_step:
             raise PosttrainError("no step was made, since the rows that are left fill no batch; nothing is saved")
         _finish(run, plan, directory, trainer, tracker, started)
@@ -271,7 +275,7 @@ def _logging_steps(run: Run, steps: int) -> int:
 
 def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirectory, checkpoint: Path | None) -> None:
     """Write `config.yaml` and `run.json`, and cut the logs back to the checkpoint."""
-    before = execution.record_with_same_data(directory, plan.data.source) or {}
+    execution.record_with_same_data(directory, plan.data.source)  # raises where the data has changed
     directory.rewind(checkpoint)
     directory.write_config(run)
     directory.write_prompts(plan.data.held_out_prompts())
@@ -295,7 +299,6 @@ def _start(run: Run, origin: Origin, plan: train_plan.Plan, directory: RunDirect
             seed=run.trainer.args.get("seed", 42),
             precision=str(plan.precision),
             device=plan.precision.device,
-            seconds=before.get("seconds", 0.0),
         )
     )
 
@@ -319,7 +322,7 @@ def _finish(
     record = directory.record() or {}
     record["steps"] = trainer.state.global_step
     record["metrics"] = metrics.final_metrics(directory.metrics)
-    record["seconds"] = round(record["seconds"] + time.time() - started, 1)
+    record["seconds"] = round(trainer.seconds_before + time.time() - started, 1)
     record["tracking"] = tracker.where
 
     # training_args.bin is a pickle, and config.yaml has its content. Value function, reference and a reward on the
@@ -340,7 +343,8 @@ def _finish(
 
 def _evaluate_at_end(plan: train_plan.Plan, trainer: Any) -> None:
     """Evaluate the trained model, unless this was done or evaluations are off."""
-    state, wanted = trainer.state, trainer.args.eval_strategy != "no" or trainer.args.eval_on_start
-    done = any(row["step"] == state.global_step and "eval_loss" in row for row in state.log_history)
-    if plan.data.eval is not None and wanted and not done:
+    args, state = trainer.args, trainer.state
+    step = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else state.global_step
+    done = any(row["step"] == step == state.global_step and "eval_loss" in row for row in state.log_history)
+    if plan.data.eval is not None and not done and (args.eval_strategy != "no" or args.eval_on_start):
         trainer.evaluate()

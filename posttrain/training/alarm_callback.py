@@ -7,13 +7,12 @@ from transformers import TrainerCallback
 
 from posttrain.config.alarms import AlarmsConfig
 from posttrain.runs.directory import RunDirectory
-from posttrain.runs.metrics import read
 from posttrain.training.alarms import Alarm, AlarmDetector
 from posttrain.training.metrics_log import NoTracker
 
 
 class Alarms(TrainerCallback):
-    """`stopped` is the alarm that ends the training, or None; `ended` whether it ended before the last step."""
+    """`stopped` is the alarm that ends the training; `broken`: the model is lost; `ended`: before the last step."""
 
     def __init__(self, config: AlarmsConfig, tracker: NoTracker, directory: RunDirectory):
         self.config = config
@@ -21,15 +20,11 @@ class Alarms(TrainerCallback):
         self.directory = directory
         self.detector = AlarmDetector(config)
         self.raised: list[dict[str, Any]] = []
+        self.restored: list[Alarm] = []  # these stop a run that was killed before it stopped
         self.stopped: Alarm | None = None
+        self.broken = False
         self.trainer: Any = None
         self.trained: list[torch.Tensor] | None = None
-
-    def restore(self) -> None:
-        """Read the rows that were logged before a resume."""
-        rows = read(self.directory.metrics)
-        self.detector.restore([row for row in rows if "alarm" not in row])
-        self.raised = [row["alarm"] for row in rows if "alarm" in row]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.detector.float16 = args.fp16
@@ -37,6 +32,7 @@ class Alarms(TrainerCallback):
             from posttrain.training.raised_alarms import write_alarms
 
             write_alarms(self.raised, self.directory)
+        self._stop(self.restored)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.check_row({"step": state.global_step, **(logs or {})})
@@ -56,6 +52,9 @@ class Alarms(TrainerCallback):
             for one in alarms:
                 self.raised.append(announce(one, self.directory, self.tracker))
                 write_alarms(self.raised, self.directory)
+        self._stop(alarms)
+
+    def _stop(self, alarms: list[Alarm]) -> None:
         alarm = next((one for one in alarms if one.action == "stop"), None)
         if self.trainer.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
@@ -64,13 +63,13 @@ class Alarms(TrainerCallback):
         # A non-finite loss takes precedence over other alarms, since the weights are lost.
         if alarm is not None and (self.stopped is None or alarm.name == "non_finite"):
             self.stopped = alarm
-            # With a checkpoint, unless the model is broken.
-            self.trainer.stop(save=alarm.name != "non_finite")
+            self.broken = alarm.name == "non_finite" and alarm.value is None
+            self.trainer.stop(save=not self.broken)
 
     @property
     def ended(self) -> bool:
         state = self.trainer.state
-        return self.stopped is not None and (self.stopped.name == "non_finite" or state.global_step < state.max_steps)
+        return self.stopped is not None and (self.broken or state.global_step < state.max_steps)
 
     def weights_not_finite(self) -> bool:
         """Whether a trained weight is not finite, which raises the alarm; one pass over the trained weights."""
@@ -83,17 +82,8 @@ class Alarms(TrainerCallback):
         found = not accelerator.gather(norm.float().to(accelerator.device)).isfinite().all()
         if found and self.config.non_finite.action != "off" and "non_finite" not in self.detector.ringing:
             self.detector.ringing.add("non_finite")
-            message = (
-                "the weights are no numbers any more; lower trainer.args.learning_rate, or look at the data before"
-            )
+            message = "the weights are no numbers any more; lower trainer.args.learning_rate, or look at the data"
             step, action = self.trainer.state.global_step, self.config.non_finite.action
             alarm = Alarm("non_finite", step, None, action, message)
             self._act([alarm] if self.trainer.is_world_process_zero() else [])
         return found
-
-    def record_stop(self) -> dict[str, Any]:
-        """Write the alarm that stopped the run into `run.json`; returns that entry."""
-        from posttrain.training.raised_alarms import record_stop
-
-        assert self.stopped is not None
-        return record_stop(self.stopped, self.config, self.directory)

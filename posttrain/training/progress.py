@@ -52,11 +52,8 @@ class ProgressBar(TrainerCallback):
         if console.is_terminal:
             from posttrain.training import terminal_bar
 
-            self.bar = terminal_bar.new_bar(console)
+            self.bar, self.task = terminal_bar.started_bar(console, self.label, state)
             shown_bars.append(self.bar)
-            label = (self.label.rpartition("-")[0] or self.label) if terminal_bar.narrow(console) else self.label
-            self.task = self.bar.add_task(label, total=state.max_steps, completed=state.global_step, figures="")
-            self.bar.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The clock starts at the first step: measurements before it are no training time.
@@ -107,8 +104,7 @@ class ProgressBar(TrainerCallback):
 
     def _due(self, state: Any) -> bool:
         """A line at each twentieth of the steps, and at least one a minute."""
-        every = max(state.max_steps // 20, 1)
-        now = time.monotonic()
+        every, now = max(state.max_steps // 20, 1), time.monotonic()
         if state.global_step % every < max(state.logging_steps, 1) or now - self.printed > 60:
             self.printed = now
             return True
@@ -123,11 +119,11 @@ class ProgressBar(TrainerCallback):
         seconds = time.monotonic() - self.started[0]
         if tokens > 0 and seconds > 0:
             parts.append(f"{tokens / seconds:.0f} tokens/s")
-        if self.bar is None:
-            return "  ".join(parts)
-        from posttrain.training import terminal_bar
+        if self.bar is not None:
+            from posttrain.training import terminal_bar
 
-        return terminal_bar.figures(console, parts)
+            return terminal_bar.figures(console, parts)
+        return "  ".join(parts)
 
     def _left(self, state: Any) -> str:
         assert self.started is not None
@@ -136,8 +132,7 @@ class ProgressBar(TrainerCallback):
 
 
 class Phase:
-    """A short piece of work within a run, in `total` parts: a bar on a terminal; in a log file one line with the time
-    that is left, if the work takes long."""
+    """Work in `total` parts: a bar on a terminal; in a log file one line with the time left, if it takes long."""
 
     def __init__(self, label: str, total: int):
         self.label, self.total, self.done = label, total, 0
@@ -145,16 +140,12 @@ class Phase:
         self.stack = ExitStack()
 
     def __enter__(self) -> Phase:
-        if not console.is_terminal:
-            self.stack.enter_context(call_while_slow(self._report))
-            return self
-        from posttrain.training.terminal_bar import new_bar
+        if console.is_terminal:
+            from posttrain.training import terminal_bar
 
-        # Only one live display can be shown, so it uses the run's bar where there is one.
-        self.bar = shown_bars[-1] if shown_bars else self.stack.enter_context(new_bar(console, transient=True))
-        name, _, what = self.label.partition(" ")
-        self.task = self.bar.add_task(name, total=self.total, figures=what.strip())
-        self.stack.callback(self.bar.remove_task, self.task)
+            self.bar, self.task = terminal_bar.phase_bar(console, self, shown_bars)
+        else:
+            self.stack.enter_context(call_while_slow(self._report))
         return self
 
     def __exit__(self, *exception: object) -> None:

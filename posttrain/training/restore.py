@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.console import main_process, print_plain
 from posttrain.errors import PosttrainError
 from posttrain.runs.checkpoint import REFERENCE
+from posttrain.runs.metrics import read
 from posttrain.training import out_of_memory
 from posttrain.training.signals import Interrupted
 
@@ -81,7 +83,7 @@ def restore(trainer: Any, progress: Path) -> None:
         trainer._total_loss_scalar = known["total_loss"]
         trainer._globalstep_last_logged = known["last_logged"]
         trainer._initial_global_step = 0
-        trainer._seconds_before = known["seconds"]
+        trainer.seconds_before = known["seconds"]
         if hasattr(trainer, "_total_train_tokens"):
             trainer._total_train_tokens = known["tokens"]
         for name, values in known["metrics"].items():
@@ -115,3 +117,35 @@ def end_step(trainer: Any) -> None:
             learning_rate=pending.learning_rate,
         )
         trainer._at_epoch_end = False
+
+
+def restore_alarms(alarms: Any) -> None:
+    """Read the rows that were logged before a resume into `alarms`, with those that were about to stop the run.
+
+    An alarm stops it again if it also did with the settings of now; after a stop that was reported, these have changed.
+    """
+    rows = read(alarms.directory.metrics)
+    alarms.raised = [row["alarm"] for row in rows if "alarm" in row]
+    stops = {(one["name"], one["step"]) for one in alarms.raised if one["action"] == "stop"}
+    judged = [one for row in rows if "alarm" not in row for one in alarms.detector.check_row(row)]
+    alarms.restored = [one for one in judged if (one.name, one.step) in stops]
+    alarms.detector.restore([])
+
+
+def find_best(trainer: Any, at_end: bool = False) -> None:
+    """Note where the best checkpoint is, which Transformers does only within a save; a run can also be moved.
+
+    At the end, `load_best_model_at_end` keeps the last model where there is no such checkpoint, which is said.
+    """
+    args, state = trainer.args, trainer.state
+    best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+    state.best_model_checkpoint = str(best) if best.is_dir() else None
+    if not at_end or state.best_model_checkpoint or not args.load_best_model_at_end or not main_process():
+        return
+    why = f"{best}, the best by {args.metric_for_best_model}, is not there"
+    if not state.best_global_step:
+        why = f"no evaluation during training had a number for {args.metric_for_best_model}"
+    print_plain(
+        f"trainer.args.load_best_model_at_end=true: {why}; the model of step {state.global_step} is kept. To get the "
+        "best one, set name=OTHER and train again"
+    )

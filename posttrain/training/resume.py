@@ -9,8 +9,7 @@ the process that resumes makes the measurements of that step. The sequence at a 
 and each part that was started and not finished is repeated. Evaluation has its own random numbers, so it can be
 repeated, and training is the same with and without it.
 
-`restore` reads checkpoints, `repeated_prompts` is for trainers that repeat a prompt in a batch, and `resume_generation`
-for those that learn from a generation for several steps.
+`restore` reads checkpoints, `repeated_prompts` is for repeated prompts, `resume_generation` for steps on a generation.
 """
 
 from __future__ import annotations
@@ -67,12 +66,12 @@ class Resumable(_Trainer):
     # The current work and its batch, for the message when memory runs out.
     doing = "loading"
     _sizes: dict[str, int]
-    _agreed = False
+    _agreed = _at_epoch_end = False
     _before_the_end: dict[str, Any] | None = None
-    _at_epoch_end = False
     _saved_step = -1
     _began = 0.0
-    _seconds_before = 0.0
+    seconds_before = 0.0  # of training, in the processes that a resumed run had before
+    _order = torch.Generator()  # seeded at each epoch's begin
 
     def attach(self, records: Sequence[Path], measures: Sequence[Any]) -> None:
         """Cut the files `records` back on a resume to match the checkpoint, and call `measures` at step ends."""
@@ -212,15 +211,21 @@ class Resumable(_Trainer):
             raise Interrupted
         self._note_record_sizes()
         self._before_the_end = self._progress()
-        return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
+        if self.args.load_best_model_at_end or self.state.best_global_step:
+            from posttrain.training import restore
+
+            restore.find_best(self, at_end=not self._stops_now)
+        return super()._finalize_training(trial, num_train_samples, start_time - self.seconds_before)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(dataset)
-        if not isinstance(sampler, RepeatSampler):
-            return sampler
-        from posttrain.training.repeated_prompts import ordered_by_epoch
+        sampler: Any = super()._get_train_sampler(dataset)
+        if isinstance(sampler, RepeatSampler):
+            from posttrain.training.repeated_prompts import ordered_by_epoch
 
-        return ordered_by_epoch(self, sampler)
+            return ordered_by_epoch(self, sampler)
+        if getattr(sampler, "generator", self) is None:  # torch's own has another state when a later epoch is resumed
+            sampler.generator = self._order
+        return sampler
 
     # Checkpoints
 
@@ -254,6 +259,10 @@ class Resumable(_Trainer):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             checkpoints.seal(folder)
+            if self.state.best_global_step:
+                from posttrain.training import restore
+
+                restore.find_best(self)
             # After the new checkpoint is complete, and ordered by step, since clocks can be wrong.
             rotate_checkpoints(str(args.output_dir), limit, self.state.best_model_checkpoint)
         self._saved_step = self.state.global_step
@@ -287,7 +296,7 @@ class Resumable(_Trainer):
             "tokens": getattr(self, "_total_train_tokens", 0),
             # TRL logs the metrics of the mode that the model is in.
             "training": bool(getattr(self.model, "training", True)),
-            "seconds": self._seconds_before + time.time() - self._began,
+            "seconds": self.seconds_before + time.time() - self._began,
         }
 
     def restore_progress(self) -> None:
@@ -313,6 +322,9 @@ class _Boundaries(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.restore_progress()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._order.manual_seed(args.seed + int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._at_epoch_end = False

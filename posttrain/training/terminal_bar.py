@@ -1,5 +1,7 @@
 """The live bar of a training on a terminal, wide or narrow."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
@@ -24,6 +26,24 @@ def new_bar(console: Console, transient: bool = False) -> Progress:
         console=console,
         transient=transient,
     )
+
+
+def started_bar(console: Console, label: str, state: Any) -> tuple[Progress, Any]:
+    """The bar of a training, shown from now on, and its task."""
+    bar = new_bar(console)
+    label = (label.rpartition("-")[0] or label) if narrow(console) else label
+    task = bar.add_task(label, total=state.max_steps, completed=state.global_step, figures="")
+    bar.start()
+    return bar, task
+
+
+def phase_bar(console: Console, phase: Any, shown: list[Progress]) -> tuple[Progress, Any]:
+    """A bar for `phase`, and its task: only one live display can be shown, so it is the run's where there is one."""
+    bar = shown[-1] if shown else phase.stack.enter_context(new_bar(console, transient=True))
+    name, _, what = phase.label.partition(" ")
+    task = bar.add_task(name, total=phase.total, figures=what.strip())
+    phase.stack.callback(bar.remove_task, task)
+    return bar, task
 
 
 def figures(console: Console, parts: list[str]) -> str:

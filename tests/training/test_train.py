@@ -260,3 +260,11 @@ def test_a_reward_run_scores_for_grpo_just_as_it_was_trained(train):
     assert any("rewards/rm/mean" in row for row in rows(run.metrics))
     [parent] = run.record()["parents"]
     assert (parent["role"], parent["name"]) == ("reward.rm", reward.name)
+
+
+def test_a_command_may_begin_with_what_it_takes_away(monkeypatch):
+    from posttrain import __main__
+    from posttrain.jobs import command
+
+    monkeypatch.setattr(command, "run", lambda words: 7 if words == ["~reward", "trainer=dpo"] else 1)
+    assert __main__.main(["~reward", "trainer=dpo"]) == 7
