@@ -97,7 +97,7 @@ class Demo:
         given += ["probe.prompts=0", f"probe.greedy_prompts={self.questions}", f"data.max_eval_rows={self.questions}"]
         given += ["+probe.rewards.withheld.function=posttrain.rewards.abstain.withheld", "evaluate.resamples=100"]
         path, _ = run(given)
-        rows = [json.loads(line) for line in (path / "scores.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (path / "scores.jsonl").read_text().split("\n") if line]
         return [row for row in rows if row["set"] == "greedy"]
 
 

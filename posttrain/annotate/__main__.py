@@ -82,6 +82,11 @@ def main(argv: list[str] | None = None) -> int:
     except PosttrainError as error:
         print_error(error)
         return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full or read-only disk, a name that is too long
+        print_error(f"{error.filename or args.out}: {error.strerror or error}; choose another place")
+        return 1
     except KeyboardInterrupt:  # while reading or sampling
         return 130
     return 0

@@ -138,5 +138,9 @@ def _write_rows(rows: list[dict[str, Any]], out: Path) -> None:
     # Stored as read data are: with the columns of all rows, and columns of several types.
     numbered = ((Place(str(out), "row", number), row) for number, row in enumerate(rows, 1))
     temporary = out.with_name(out.name + ".incomplete")
-    store(numbered, dict, str(out))[0].to_parquet(temporary)
-    os.replace(temporary, out)
+    try:
+        store(numbered, dict, str(out))[0].to_parquet(temporary)
+        os.replace(temporary, out)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

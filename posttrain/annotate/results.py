@@ -42,7 +42,7 @@ def page(session: Session) -> str:
     pairs = [(p.one, p.other, p.items, _number(p.equal, 2), _number(p.kappa)) for p in agreement.pairs(votes)]
     ends = agreement.alpha_interval(votes)
     span = f" (95% interval {_number(ends[0])} to {_number(ends[1])})" if ends else ""
-    known = sum(1 for given in votes.values() if given)
+    known = sum(1 for item, given in votes.items() if given and item in session.items)
     return f"""{HEAD}
 <h1>Agreement</h1>
 <p class="figure"><b id="alpha">{_number(agreement.alpha(votes))}</b> Krippendorff's alpha{span}, over {several}

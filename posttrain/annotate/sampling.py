@@ -51,7 +51,7 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from posttrain.config import parse, recipes, schema
+    from posttrain.config import data_override, parse, recipes, schema
     from posttrain.jobs import preflight
 
     words = command(run, record, overrides)
@@ -63,6 +63,7 @@ def sample(run: Path, record: dict[str, Any], overrides: Sequence[str]) -> Path:
     except (HydraException, OmegaConfBaseException) as error:
         raise PosttrainError(f"{shlex.join(overrides)}: {first_line(error)}") from None
     settings = parse.parse(composed)
+    data_override.reset_settings(settings, words)
     if settings.job != "sample" or settings.sample.select not in ("all", "pairs") or settings.dry_run:
         raise PosttrainError("job, dry_run, sample.select: candidates need job=sample, with sample.select=all or pairs")
     sys.path.append(os.getcwd())  # the user's own reward functions, as `posttrain` finds them

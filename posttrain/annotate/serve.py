@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 from filelock import FileLock, Timeout
 
@@ -91,4 +92,4 @@ def run(session: Session, listening: socket.socket, host: str, token: str | None
 def address(host: str, port: int, token: str | None) -> str:
     """The address to open in a browser."""
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{name}:{port}/" + (f"?{urlencode({'token': token})}" if token else "")

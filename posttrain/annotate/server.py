@@ -110,7 +110,11 @@ async def _json(request: Request) -> dict[str, Any]:
 
 
 def _state(session: Session, annotator: str, kept: bool = True) -> Response:
-    view = session.view(annotator)
+    try:
+        view = session.view(annotator)
+    except OSError as error:
+        message = f"The next item cannot be stored: {error.strerror or error}. What was answered before it is kept."
+        raise BadRequest(message, 507) from error
     shown = {"guidelines": to_html(session.guidelines), **_shown(view)}
     return JSONResponse({"annotator": annotator, "kept": kept, **shown})
 

@@ -44,10 +44,6 @@ def _evaluate(run: Run) -> Iterator[str]:
         yield f"reward: job=evaluate of {run.trainer.kind} needs one; choose reward=NAME, or set probe.rewards"
     if online and not (run.probe.prompts or run.probe.greedy_prompts):
         yield "probe.prompts=0: nothing to evaluate; set it, or probe.greedy_prompts"
-    for name in run.reward.keys() & run.probe.rewards.keys():
-        one, other = run.reward[name], run.probe.rewards[name]
-        if (one.function, one.model, one.grader) != (other.function, other.model, other.grader):
-            yield f"probe.rewards.{name}: is not reward.{name}; give it another name"
 
 
 def _doctor(doctor: DoctorConfig) -> list[str]:

@@ -1,12 +1,15 @@
 """Checks of the probe's rewards and of the alarms; imports nothing heavy."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from posttrain.config import trainers
 from posttrain.config.alarms import NAMES
 from posttrain.config.schema import Run
 
 ACTIONS = ("off", "warn", "alert", "stop")
+# What samples.jsonl says of a completion besides its rewards.
+SAMPLE_FIELDS = ("step", "prompt", "completion")
 # Alarms that only the probe feeds.
 NEED_PROBE = ("kl", "forgetting", "collapse", "length", "over_optimisation")
 
@@ -18,6 +21,12 @@ def check(run: Run) -> list[str]:
 
 def _rewards(run: Run) -> Iterator[str]:
     config = run.probe
+    for path in ("reward", "probe.rewards") if run.job == "train" else ():
+        for name in filter(run.rewards[path].__contains__, SAMPLE_FIELDS):
+            yield f"{path}.{name}: samples.jsonl has its own {name!r}; give the reward another name"
+    for name, entry in config.rewards.items():
+        if name in run.reward and replace(entry, weight=1.0) != replace(run.reward[name], weight=1.0):
+            yield f"probe.rewards.{name}: is not reward.{name}; give it another name"
     # job=sample trains nothing and has no probe.
     for name, entry in config.gold.items() if run.job != "sample" else ():
         gold = (entry.function, entry.model, entry.grader, entry.args)

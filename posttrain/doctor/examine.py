@@ -134,7 +134,7 @@ def tokenize(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, own: Text
 def show(run: Run, tokenizer: PreTrainedTokenizerBase, own: Texts, tokenized: Tokenized) -> list[Shown]:
     """The first rows without secrets or personal data, as the trainer sees them."""
     most, mode = lengths.limit(run)
-    clean = [row for row in tokenized.sample[:50] if not kinds(f"{own.system[row[0].row]}\n{own.row(row[0].row)}")]
+    clean = [row for row in tokenized.sample[:50] if not kinds(own.everything(row[0].row))]
     shown = []
     for row in clean[:ROWS_SHOWN]:
         for one in row:

@@ -114,7 +114,8 @@ def _held_out(features: Any, labels: np.ndarray | None, groups: np.ndarray) -> n
 
 def check(texts: Texts, doubt: Doubt | None, run: Run) -> Finding:
     if doubt is None:
-        return finding("noise", "info", f"fewer than {ROWS} usable rows: label noise cannot be estimated", {})
+        least = f"{ROWS} usable rows and {2 * FOLDS} prompts" + (f", {2 * FOLDS} of each label" if texts.labels else "")
+        return finding("noise", "info", f"label noise cannot be estimated: it takes at least {least}", {})
     accuracy, (wrong, size, steady) = doubt.accuracy, doubt.disagreement()
     rate, (low, high) = wrong / size, wilson(wrong, size)
     numbers = {"rows": len(doubt.rows), "accuracy": accuracy, "rate": rate, "low": low, "high": high, "steady": steady}

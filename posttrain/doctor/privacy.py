@@ -15,7 +15,7 @@ def check(splits: list[Texts], settings: DoctorConfig) -> list[Finding]:
     examples: dict[str, list[Example]] = {"secrets": [], "personal": []}
     for which, texts in enumerate(splits):
         for index in range(len(texts)):
-            text = texts.row(index) if not texts.system[index] else f"{texts.system[index]}\n{texts.row(index)}"
+            text = texts.everything(index)
             for kind, start, end in found(text):
                 group = "secrets" if kind in SECRETS else "personal"
                 counts[group][kind] += 1

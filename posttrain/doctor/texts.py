@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.columns import EXTRA_TRL_COLUMNS
 from posttrain.data.example import REASONING_KEYS
 
 if TYPE_CHECKING:
@@ -16,13 +17,17 @@ ANSWER_COLUMNS = ("chosen", "rejected", "completion", "text")
 
 @dataclass(frozen=True)
 class Texts:
-    """One split, a list per column; system turns are separate from prompts, since rows share them."""
+    """One split, a list per column; system turns are separate from prompts, since rows share them.
+
+    `settings`: row -> its tools and options of the chat template as JSON, if it has any; rows share them too.
+    """
 
     split: str
     system: list[str]
     prompts: list[str]
     answers: dict[str, list[str]]
     labels: list[bool] | None = None
+    settings: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -40,6 +45,10 @@ class Texts:
         """Prompt and answers of a row."""
         return "\n".join([self.prompts[index], *(column[index] for column in self.answers.values())])
 
+    def everything(self, index: int) -> str:
+        """A row with its system turns, tools and options of the chat template."""
+        return "\n".join(filter(None, (self.system[index], self.settings.get(index), self.row(index))))
+
     def whole(self) -> list[str]:
         return [self.row(index) for index in range(len(self))]
 
@@ -53,6 +62,7 @@ def of(rows: Dataset, split: str) -> Texts:
         conversations = columns.pop("messages")
         columns["prompt"] = [turns[:-1] for turns in conversations]
         columns["completion"] = [turns[-1:] for turns in conversations]
+    given = sorted(EXTRA_TRL_COLUMNS & set(rows.column_names))
     prompts = columns.get("prompt", [""] * len(rows))
     return Texts(
         split,
@@ -60,7 +70,13 @@ def of(rows: Dataset, split: str) -> Texts:
         [_text(prompt) for prompt in prompts],
         {name: [_text(value) for value in columns[name]] for name in ANSWER_COLUMNS if name in columns},
         columns.get("label"),
+        {i: text for i, row in enumerate(rows.select_columns(given)) if (text := _settings(row))} if given else {},
     )
+
+
+def _settings(row: dict[str, Any]) -> str:
+    values = filter(None, row.values())
+    return "\n".join(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in values)
 
 
 def _text(value: Any, system: bool = False) -> str:

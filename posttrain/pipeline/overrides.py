@@ -1,10 +1,11 @@
 """A stage's settings as overrides of the command line, and the `Run` that these overrides give."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
@@ -15,10 +16,10 @@ from posttrain.config.suggestions import choose
 from posttrain.errors import PosttrainError, first_line
 
 # Text that Hydra reads as a string even without quotes.
-UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE)
+UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:[A-Za-z_/]|\.{1,2}/)[\w./:-]*", re.IGNORECASE | re.ASCII)
 # Characters that a key of a dict has with a backslash before them; it cannot be quoted.
 IN_KEYS = re.compile(r"[\\()\[\]{}:=, \t]")
-KEY = re.compile(r"[\w./-]+")
+KEY = re.compile(r"[\w./-]+", re.ASCII)
 
 
 def to_overrides(settings: Mapping[str, Any]) -> list[str]:
@@ -70,7 +71,30 @@ def check(settings: Mapping[str, Any], recipe: str | None) -> list[str]:
         if key in groups() and value is not None and value != {} and not isinstance(value, str)
     ]
     errors += [f"{key}: letters, digits, _, - and / only in a key here" for key in settings if not KEY.fullmatch(key)]
+    errors += [
+        f"{key}: a stage cannot have the key {inner!r} in it; take another name, or a recipe of your own"
+        for key, value in settings.items()
+        for inner in _keys(value)
+        if not _read_back(inner)
+    ]
     return [error for error in errors if error]
+
+
+def _keys(value: Any) -> Iterator[Any]:
+    """The keys of all dicts in a value."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield key
+        yield from _keys(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from _keys(inner)
+
+
+def _read_back(key: Any) -> bool:
+    """Whether Hydra reads a dict's key as it was; it has no quotes for keys."""
+    try:
+        return bool(OverridesParser.create().parse_override(f"key={quote({key: 0})}").value() == {key: 0})
+    except HydraException:
+        return False
 
 
 @cache

@@ -81,12 +81,11 @@ def likelihood_metrics(rows: Sequence[dict[str, Any]], found: Sequence[list[Answ
     """
     by_prompt = groups(rows)
     if "chosen" in rows[0]:
-        gaps = [_minus(chosen.per_token, rejected.per_token) for chosen, rejected in found]
+        pairs = [(chosen.per_token, rejected.per_token) for chosen, rejected in found]
         return {
-            "likelihood_accuracy": mean([_wins(gap) for gap in gaps], by_prompt),
-            "likelihood_margin": mean(gaps, by_prompt),
-            "chosen_log_prob": mean([chosen.per_token for chosen, _ in found], by_prompt),
-            "rejected_log_prob": mean([rejected.per_token for _, rejected in found], by_prompt),
+            **preference_metrics(pairs, by_prompt, "likelihood_"),
+            "chosen_log_prob": mean([chosen for chosen, _ in pairs], by_prompt),
+            "rejected_log_prob": mean([rejected for _, rejected in pairs], by_prompt),
         }
     if "label" in rows[0]:
         per_token = [answer.per_token for (answer,) in found]
@@ -117,21 +116,21 @@ def preference_metrics(
 ) -> dict[str, Metric]:
     """Accuracy (chosen above rejected, ties count half) and mean margin of (chosen, rejected) scores."""
     gaps = [_minus(chosen, rejected) for chosen, rejected in scores]
-    accuracy = mean([_wins(gap) for gap in gaps], by_prompt)
+    accuracy = mean([_win(chosen, rejected) for chosen, rejected in scores], by_prompt)
     return {f"{prefix}accuracy": accuracy, f"{prefix}margin": mean(gaps, by_prompt)}
 
 
 def wins(first: Sequence[float | None], second: Sequence[float | None], sign: float = 1.0) -> list[float | None]:
     """1.0 where `first` is higher (`sign` -1: lower), 0.5 where they tie, None where either has no score."""
-    return [_wins(None if (gap := _minus(a, b)) is None else sign * gap) for a, b in zip(first, second, strict=True)]
+    return [_win(a, b) if sign > 0 else _win(b, a) for a, b in zip(first, second, strict=True)]
 
 
 def _minus(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first - second
 
 
-def _wins(gap: float | None) -> float | None:
-    return None if gap is None else 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+def _win(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else 0.5 if first == second else float(first > second)
 
 
 def _good_minus_bad(rows: Sequence[dict[str, Any]], values: Sequence[float | None], by_prompt: Sequence[int]) -> Metric:

@@ -1,5 +1,6 @@
 """Metrics with bootstrap confidence intervals, over prompts."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, stdev
@@ -68,8 +69,8 @@ def _divided(sums: np.ndarray) -> np.ndarray:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """The standard error of the mean; `None` for fewer than two values."""
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    """The standard error of the mean; `None` for fewer than two values, or where one is not finite."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:

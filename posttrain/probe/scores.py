@@ -85,12 +85,13 @@ class ProbeRewards:
         """The fall of a score since the measurement with the best mean, paired over prompts, and its standard error."""
         measured = [scores for scores in (*earlier, now) if any(value is not None for value in scores)]
         sign = self._sign(name)
-        best = max(measured, key=lambda scores: sign * fmean(v for v in scores if v is not None), default=now)
+        best = max(measured, key=lambda scores: sign * _average([v for v in scores if v is not None]), default=now)
         pairs = zip(best, now, strict=True)
-        falls = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
-        if not falls or fmean(falls) <= 0:
+        # Equal scores have no fall, also where they are infinite.
+        falls = [sign * (a - b) if a != b else 0.0 for a, b in pairs if a is not None and b is not None]
+        if not falls or _average(falls) <= 0:
             return 0.0, 0.0
-        return fmean(falls), standard_error(falls)
+        return _average(falls), standard_error(falls)
 
     def _sign(self, name: str) -> float:
         return math.copysign(1.0, self.entries[name].weight)
@@ -101,22 +102,25 @@ def probe_rewards(
 ) -> ProbeRewards:
     """The run's own rewards (`trained`, with their `functions`), those of the probe, and the gold ones.
 
-    Only an `online` trainer trains on the run's own rewards.
+    Only an `online` trainer trains on the run's own rewards. A name in both is one reward, by `probe_checks`.
     """
-    own = {name: entry for name, entry in config.rewards.items() if trained.get(name) != entry}
+    training = trained if online else {}
+    own = {name: entry for name, entry in config.rewards.items() if name not in training}
     gold = {f"gold/{name}": entry for name, entry in config.gold.items()}
     win_by = config.win_by or next(iter((*config.gold, *config.rewards, *trained)), None)
     return ProbeRewards(
         functions={**functions, **resolve({**own, **gold})},
         entries={**trained, **config.rewards, **gold},
-        training={name: entry for name, entry in trained.items() if online and name not in own},
+        training=training,
         win_by=f"gold/{win_by}" if win_by in config.gold else win_by,
     )
 
 
 def length_explains(scores: Scores, lengths: Sequence[int]) -> dict[str, float]:
-    """Pearson's correlation of score and length in tokens; nothing where either is constant."""
-    found = [(value, n) for value, n in zip(scores, lengths, strict=False) if value is not None]
+    """Pearson's correlation of finite scores and lengths in tokens; nothing where either is constant."""
+    found = [
+        (value, n) for value, n in zip(scores, lengths, strict=False) if value is not None and math.isfinite(value)
+    ]
     try:
         return {"probe/length_correlation": correlation([value for value, _ in found], [n for _, n in found])}
     except StatisticsError:  # fewer than two, or constant
@@ -128,4 +132,9 @@ def _mean(name: str, values: Scores) -> dict[str, float]:
     if not applicable:
         return {}
     error = standard_error(applicable)
-    return {name: fmean(applicable), **({} if error is None else {stderr_metric(name): error})}
+    return {name: _average(applicable), **({} if error is None else {stderr_metric(name): error})}
+
+
+def _average(values: Sequence[float]) -> float:
+    """The mean, where `fmean` fails too: infinite with an infinite value, NaN with both infinities."""
+    return fmean(values) if all(map(math.isfinite, values)) else sum(values) / len(values)

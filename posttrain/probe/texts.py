@@ -52,6 +52,8 @@ def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational
             raise PosttrainError(
                 f"probe.texts={config.texts}: row {number}, column text: expected text, got {row['text']!r:.80}"
             )
+        if row["domain"] is None:
+            raise PosttrainError(f"probe.texts={config.texts}: row {number}, column domain: expected a name, got null")
         domain = texts.setdefault(str(row["domain"]), [])
         # The first token is given and not predicted, so a text needs two.
         if len(domain) < config.text_rows and len(ids := tokenizer(row["text"])["input_ids"][: config.text_tokens]) > 1:
@@ -61,10 +63,15 @@ def load(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase, conversational
     safety = {}
     for name, path in (("harmful", config.safety.harmful), ("harmless", config.safety.harmless)):
         if path:
-            prompts = [row["prompt"] for row in _rows(path, f"probe.safety.{name}", ("prompt",))]
+            prompts = _rows(path, f"probe.safety.{name}", ("prompt",))["prompt"][: config.safety.prompts]
+            turns = next((number for number, p in enumerate(prompts, 1) if not isinstance(p, str)), None)
+            if turns and not tokenizer.chat_template:
+                raise PosttrainError(
+                    f"probe.safety.{name}={path}: row {turns}, column prompt: is a conversation, and the model has no "
+                    "chat template; give the prompt as text, or set model.chat_template"
+                )
             safety[name] = [
-                [{"role": "user", "content": p}] if conversational and isinstance(p, str) else p
-                for p in prompts[: config.safety.prompts]
+                [{"role": "user", "content": p}] if conversational and isinstance(p, str) else p for p in prompts
             ]
     return ProbeTexts({name: found for name, found in texts.items() if found}, safety)
 

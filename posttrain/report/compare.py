@@ -138,9 +138,9 @@ def _compare(result: Comparison, budgets: list[float]) -> None:
         verdict = judge(pool_, metric, budget, result.minimise)
         seen = verdict.best.group is not None and trained_on(verdict.best.group, metric)
         result.verdicts.append(_with_best_of_n(verdict, metric, result.best_of if seen else blind, limit))
-        if seen:
+        fair = [c for c in pool_ if c.group is None or not trained_on(c.group, metric)]
+        if seen and any(c in fair for c in allowed):
             # The best that is possible without training on that reward.
-            fair = [c for c in pool_ if c.group is None or not trained_on(c.group, metric)]
             other = judge(fair, metric, budget, result.minimise, pool_)
             sentence = f"Of those that never saw {name(metric)}: {other.sentence[0].lower()}{other.sentence[1:]}"
             result.verdicts.append(_with_best_of_n(replace(other, sentence=sentence), metric, blind, limit))

@@ -157,7 +157,7 @@ class Spread:
 
 
 def spread(samples: Iterable[Sequence[float]]) -> Spread | None:
-    """The variance within `samples`, from those with two values or more; `None` where there are none.
+    """The variance within `samples`, from those with two values or more; `None` without any, and where all are equal.
 
     The mean square within groups of a one-way analysis of variance: the sum of squared distances to each sample's
     mean, divided by the number of values minus that of samples. It assumes equal variances.
@@ -166,4 +166,4 @@ def spread(samples: Iterable[Sequence[float]]) -> Spread | None:
     arrays = [np.asarray(values, float) for values in samples if len(values) > 1]
     freedom = sum(len(x) - 1 for x in arrays)
     squares = sum(float(((x - x.mean()) ** 2).sum()) for x in arrays)
-    return Spread(squares / freedom, freedom, len(arrays)) if arrays else None
+    return Spread(squares / freedom, freedom, len(arrays)) if any(np.ptp(x) > 0 for x in arrays) else None

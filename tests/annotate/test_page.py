@@ -245,3 +245,29 @@ def test_markdown_and_code_are_rendered():
     for part in ("<strong>b</strong>", "x = 1 &lt; 2", "<td>1</td>", 'rel="noopener noreferrer nofollow"'):
         assert part in made
     assert render.to_html("<b>" + "x" * render.LONGEST).startswith("<pre>&lt;b&gt;x")
+
+
+@pytest.mark.parametrize("token", ["Zm9v+YmFy/cXV4Zm9vYg==", "a&b" + "c" * 20, "a#b" + "c" * 20, "a%41b" + "c" * 20])
+def test_the_printed_address_opens_the_page_with_any_token(session, token):
+    address = serve.address("192.168.1.5", 8765, token).removeprefix("http://192.168.1.5:8765")
+    wide = {"host": "0.0.0.0", "token": token, "base": "http://192.168.1.5:8765"}
+    opened, page = ask(session, get(str(httpx.URL("http://x" + address).raw_path, "ascii")), get("/"), **wide)
+    assert (opened.status_code, page.status_code) == (303, 200)
+
+
+def test_an_answer_that_is_kept_is_not_called_lost(session, monkeypatch):
+    (state,) = ask(session, get("/api/state?annotator=ann"))
+    append = session.journal.append
+
+    def full(piece):
+        if piece["kind"] == "item":
+            raise OSError(28, "No space left on device")
+        append(piece)
+
+    monkeypatch.setattr(session.journal, "append", full)
+    (response,) = ask(session, post("/api/answer", {"annotator": "ann", "ticket": state.json()["ticket"], "choice": 0}))
+    assert (response.status_code, response.json()["error"]) == (
+        507,
+        "The next item cannot be stored: No space left on device. What was answered before it is kept.",
+    )
+    assert len(session.answers.standing) == 1

@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from posttrain import extras
 from posttrain.annotate import __main__ as command
-from posttrain.annotate import agreement, export, items, selection
+from posttrain.annotate import agreement, export, items, results, selection
 from posttrain.annotate.answers import Answers, read
 from posttrain.annotate.candidates import Candidate, Group
 from posttrain.annotate.session import LEASE_SECONDS, Session, order
@@ -643,3 +643,24 @@ def test_parquet_keeps_columns_of_several_types_and_those_of_later_rows(tmp_path
 def test_other_columns_of_an_item_are_json():
     row = {"prompt": "p", "a": [float("nan")], "b": float("inf"), "c": float("nan"), "d": 1}
     assert items._extra(row) == {"a": [None], "b": None, "c": None, "d": 1}
+
+
+def test_answers_to_items_that_are_gone_are_not_counted_as_items_with_a_vote(tmp_path):
+    run = session(tmp_path)
+    for _ in range(4):
+        say(run, "ann", 0)
+    assert "Of 2 items\n1 has a vote" in results.page(session(tmp_path, "az"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_full_disk_at_the_export_is_said_and_leaves_no_part(tmp_path, monkeypatch, capsys, suffix):
+    say(session(tmp_path), "ann", 0)
+
+    def full(source, target):
+        raise OSError(28, "No space left on device", str(source))
+
+    monkeypatch.setattr(os, "replace", full)
+    out = tmp_path / f"pairs.{suffix}"
+    assert command.main([str(tmp_path / "prefs.answers.jsonl"), "--out", str(out)]) == 1
+    assert "No space left on device; choose another place" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.incomplete"))

@@ -1,5 +1,6 @@
 """The doctor's checks: each finds the fault that was planted, with its number, and is silent on clean data."""
 
+import json
 import random
 import re
 
@@ -382,3 +383,25 @@ def test_a_special_token_in_a_message_is_found():
     assert [(one.row, one.text.split(":")[0]) for one in found.examples] == [(3, "<|im_end|>"), (7, "<|endoftext|>")]
     assert prompts.check_control_tokens(texts(clean()), special, SETTINGS).severity == "info"
     assert prompts.check_control_tokens(texts(rows), [], SETTINGS).numbers["rows"] == 0
+
+
+def test_tools_and_template_options_are_read_for_secrets():
+    from datasets import Dataset
+
+    row = {"prompt": "q", "completion": "a", "tools": "[]", "chat_template_kwargs": {"note": None}}
+    rows = [row, {**row, "tools": json.dumps([{"name": "get", "description": "with AKIAIOSFODNN7EXAMPLE"}])}]
+    rows.append({**row, "chat_template_kwargs": {"note": "me@company.org"}})
+    read = of(Dataset.from_list(rows), "train")
+    assert [kinds(read.everything(index)).total() for index in range(3)] == [0, 1, 1]
+    secrets, personal = privacy.check([read], DoctorConfig())
+    assert [one.row for one in secrets.examples + personal.examples] == [1, 2]
+    assert "EXAMPLE" not in secrets.examples[0].text
+
+
+def test_why_noise_cannot_be_estimated():
+    rows = texts([{**row, "prompt": "one"} for row in clean(500)])
+    assert noise.check(rows, noise.estimate(rows, SETTINGS), Run()).says == (
+        "label noise cannot be estimated: it takes at least 100 usable rows and 10 prompts"
+    )
+    labelled, run = kto(495, 5)
+    assert "10 prompts, 10 of each label" in noise.check(labelled, noise.estimate(labelled, SETTINGS), run).says

@@ -658,3 +658,19 @@ def test_a_signal_ends_the_pipeline_with_the_way_to_go_on(stand, monkeypatch, ca
     assert stopped.value.code == 143
     assert "Stopped by SIGTERM. Continue with: posttrain job=pipeline" in capsys.readouterr().out
     assert record()["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("value", ["/data/jos\u00e9/pairs.jsonl", "\u65e5\u672c", "./Gr\u00f6\u00dfe", "$x"])
+def test_a_value_beyond_ascii_is_read_back(value):
+    (word,) = overrides.to_overrides({"data.path": value})
+    assert overrides.run_of(("+recipe=dpo_smollm2", word)).data.path == value
+
+
+def test_keys_that_hydra_cannot_read_back_are_refused():
+    given = {"trainer.args.model_kwargs": {"a b": 1, "a.b": [{"\u00e9": 1, "1": 2, 3: 4, "null": 5, "": 6, 'a"b': 7}]}}
+    errors = overrides.check(given, None)
+    assert len(errors) == 5
+    assert errors[0].startswith("trainer.args.model_kwargs: a stage cannot have the key '\u00e9' in it; ")
+    assert overrides.check({"data.columns.\u00e9": "x"}, None) == [
+        "data.columns.\u00e9: letters, digits, _, - and / only in a key here"
+    ]

@@ -1,5 +1,7 @@
 """Metrics over items, and how often their intervals hold the truth."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -115,3 +117,10 @@ def test_labelled_rows_have_a_margin_between_good_and_bad():
 
 def test_rows_of_one_prompt_are_one_group():
     assert groups([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}, {"text": "c"}, {"text": "c"}]) == [0, 1, 0, 2, 3]
+
+
+def test_infinite_scores_win_and_tie_as_others_do():
+    infinite = math.inf
+    assert wins([-infinite, infinite, infinite, -infinite], [-infinite, infinite, 1.0, 1.0]) == [0.5, 0.5, 1.0, 0.0]
+    assert wins([-infinite, -infinite], [-infinite, 1.0], sign=-1.0) == [0.5, 1.0]
+    assert preference_metrics([[-infinite, -infinite], [1.0, -infinite]], [0, 1])["accuracy"].value == 0.75

@@ -10,11 +10,12 @@ import torch
 
 from posttrain.config.schema import ProbeConfig, RewardConfig, SafetyConfig
 from posttrain.errors import PosttrainError
+from posttrain.jobs import preflight
 from posttrain.models.generate import Generated
 from posttrain.probe import distance, diversity, forgetting, safety, texts
 from posttrain.probe.callback import Cost
-from posttrain.probe.scores import ProbeRewards, length_explains
-from tests.helpers.runs import rows
+from posttrain.probe.scores import ProbeRewards, length_explains, probe_rewards
+from tests.helpers.runs import compose, rows
 from tests.probe.test_callback import table_model
 
 
@@ -288,3 +289,78 @@ def test_an_async_reward_is_scored_inside_and_outside_an_event_loop():
         return score(functions, rows, drawn)
 
     assert score(functions, rows, drawn) == asyncio.run(inside()) == {"f": [3.0], "c": [3.0]}
+
+
+def test_an_infinite_reward_is_measured_and_has_no_standard_error():
+    scores = iter(([1.0, 2.0], [-math.inf, 3.0], [-math.inf, 1.0]))
+    entries = {"gold/r": RewardConfig()}
+    rewards = ProbeRewards({"gold/r": lambda completions, **_: next(scores)}, entries, {}, "gold/r")
+    drawn = [Generated([1], [2] * n, "a", True) for n in (1, 2)]
+    start, second, third = (
+        rewards.measure([{"prompt": "q"}] * 2, drawn, SimpleNamespace(global_step=step))[0] for step in (0, 1, 2)
+    )
+    assert start["probe/gold_stderr/r"] == 0.5
+    assert second["probe/gold/r"] == third["probe/gold/r"] == -math.inf
+    assert "probe/gold_stderr/r" not in second
+    assert "probe/length_correlation" not in second, "one finite score is left"
+    assert (second["probe/gold_drop/r"], third["probe/win_rate"]) == (math.inf, 0.0)
+    both = ProbeRewards({"r": lambda completions, **_: [-math.inf, math.inf]}, {"r": RewardConfig()}, {})
+    found, _ = both.measure([{"prompt": "q"}] * 2, drawn, SimpleNamespace(global_step=0))
+    assert math.isnan(found["probe/rewards/r"])
+    assert length_explains([1.0, -math.inf, 2.0, 2.0], [1, 9, 2, 3])["probe/length_correlation"] == pytest.approx(
+        0.75**0.5
+    )
+
+
+def test_a_reward_by_the_name_of_a_training_reward_still_counts_as_trained():
+    trained = {"a": RewardConfig("tests.helpers.rewards.letter", weight=2.0)}
+    config = ProbeConfig(rewards={"a": RewardConfig("tests.helpers.rewards.letter")})
+    functions = {"a": lambda completions, **_: [3.0] * len(completions)}
+    online, offline = (probe_rewards(trained, config, given, bool(given)) for given in (functions, {}))
+    drawn = [Generated([1], [2], "a", True)]
+    measured, _ = online.measure([{"prompt": "q"}], drawn, SimpleNamespace(global_step=0))
+    assert (measured["probe/rewards/a"], measured["probe/reward"]) == (3.0, 6.0)
+    assert (list(offline.functions), offline.training) == (["a"], {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["+reward.a.function=posttrain.rewards.text.length", "+probe.rewards.a.function=x.y"],
+            "probe.rewards.a: is not reward.a; give it another name",
+        ),
+        (
+            ["+probe.rewards.abstention={function: posttrain.rewards.abstain.abstention, args: {column: x}}"],
+            "probe.rewards.abstention: is not reward.abstention",
+        ),
+        (
+            ["+reward.prompt.function=posttrain.rewards.text.length"],
+            "reward.prompt: samples.jsonl has its own 'prompt'; give the reward another name",
+        ),
+        (["+probe.rewards.step.function=posttrain.rewards.text.length"], "probe.rewards.step: samples.jsonl has its"),
+    ],
+)
+def test_names_that_would_hide_something_are_refused(options, message):
+    run, _ = compose("+recipe=ppo_smollm2", *options)
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(run)
+    assert message in str(error.value)
+
+
+def test_a_conversation_needs_a_template_and_a_text_its_domain(tmp_path):
+    from transformers import AutoTokenizer
+
+    from posttrain.data.embedded import tiny
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_model())
+    rows_ = [{"prompt": "How?"}, {"prompt": [{"role": "user", "content": "How?"}]}]
+    for name, lines in (("talk", rows_[1:]), ("none", [{"text": "abc", "domain": "a"}, {"text": "abc"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = ProbeConfig(safety=SafetyConfig(harmful="talk.jsonl"))
+    assert texts.load(config, tokenizer, conversational=False).safety == {"harmful": [rows_[1]["prompt"]]}
+    tokenizer.chat_template = None
+    with pytest.raises(PosttrainError, match=r"probe\.safety\.harmful=talk\.jsonl: row 1, column prompt: is a conv"):
+        texts.load(config, tokenizer, conversational=False)
+    with pytest.raises(PosttrainError, match=r"probe\.texts=none\.jsonl: row 2, column domain: expected a name"):
+        texts.load(ProbeConfig(texts="none.jsonl"), tokenizer, conversational=True)

@@ -562,3 +562,15 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("budget", "status"), [(["--kl-budget", "1"], "finished"), ([], "running")])
+def test_without_another_to_choose_the_one_trained_on_gold_stands_alone(tmp_path, capsys, budget, status):
+    gold = {"mood": {"function": "my.mood"}}
+    seen = write_run(tmp_path / "seen", "grpo", [(10, 0.5, 0.8)], more={"reward": gold})
+    log = (seen / "metrics.jsonl").read_text().replace("probe/gold/mood", "probe/rewards/mood")
+    (seen / "metrics.jsonl").write_text(log)
+    more = {"reward": {"rm": {"model": "x"}}, "probe": {"gold": gold}}
+    write_run(tmp_path / "blind", "ppo", [(10, 5.0, 0.4)], more=more, status=status)
+    (verdict,) = as_json(capsys, tmp_path, *budget)["verdicts"]
+    assert verdict["best"] == "grpo"

@@ -136,3 +136,12 @@ def test_a_loss_beside_a_reward_is_left_out(tmp_path):
     head, *lines = tables.held_out(compare(find([tmp_path]), None, [], None))
     assert {line[0]: line[head.index("held-out loss")] for line in lines}.get("grpo", "") == ""
     assert any("0.600" in line for line in lines), "that of DPO stays"
+
+
+def test_seeds_that_are_all_alike_tell_nothing_of_the_noise(tmp_path, capsys):
+    for beta, value in ((0.1, 0.75), (0.5, 0.8125)):
+        for seed in (1, 2):
+            write_held_out(tmp_path / f"{beta}-{seed}", "dpo", dpo(value), rows=16, args={"beta": beta}, seed=seed)
+    (verdict,) = as_json(capsys, tmp_path)["verdicts"]
+    assert verdict["over"] == "rows"
+    assert verdict["interval"] == pytest.approx(maths.newcombe((0.8125, 16), (0.75, 16)))

@@ -151,3 +151,8 @@ def test_of_equals_the_best_is_seldom_called_better():
     assert {verdict.noise.over for verdict in found} == {"pooled seeds", "seeds"}
     assert sum(verdict.noise.exceeded for verdict in found) / len(found) < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
     assert np.mean([len(verdict.ties) for verdict in found]) > 8, "nearly all of them are said to be as good"
+
+
+def test_equal_values_have_no_spread():
+    assert spread([[0.1, 0.1, 0.1], [0.2, 0.2], [3.0]]) is None
+    assert spread([[0.1, 0.1], [0.2, 0.4]]) == Spread(pytest.approx(0.01), 2, 2)
