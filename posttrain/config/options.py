@@ -112,7 +112,7 @@ def _problem(option: Option, value: Any) -> str | None:
     if option.choices is not None:
         if value is None and check_type(option, None):
             return f"leave it out, or choose from {', '.join(map(str, option.choices))}"
-        for one in value if isinstance(value, list) else [value]:
+        for one in value if isinstance(value, list) and "list[" in str(option.type) else [value]:
             if one is not None and one not in option.choices:
                 from posttrain.config.suggestions import choose
 
@@ -123,13 +123,15 @@ def _problem(option: Option, value: Any) -> str | None:
 
 def check_type(option: Option, value: Any) -> str | None:
     """What is wrong with the type of a value."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
     try:
         # JSON mode: strict about types, yet a YAML list is fine for a tuple.
         TypeAdapter(option.type).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         return f"expected {_type_name(option.type)} ({error.errors()[0]['msg'].lower()})"
+    except PydanticUserError:
+        return None  # JSON has no value of this type
     except (TypeError, ValueError):
         return f"expected {_type_name(option.type)}"
     return None
@@ -155,8 +157,11 @@ def _options(cls: Source) -> dict[str, Option]:
         if _initialised(field):
             stated, type_ = _metadata(field), _evaluate(field.annotation, cls)
             found[field.target.id] = Option(type_, stated.get("choices"), _default(field), stated.get("help"))
-    if not fields and (own := _signature(cls.node)):
-        found = own
+    if not fields:
+        from posttrain.config import signatures
+
+        given = signatures.defaults(cls.node).items()
+        found = {n: Option(Any if d is None else type(d), default=d) for n, d in given} or found
     for name, values in CHOICES.get(cls.name, {}).items():
         if name in found:
             found[name] = replace(found[name], choices=values)
@@ -173,17 +178,6 @@ def source_of(cls: str) -> Source:
             f"{cls}: not in the installed {package}; run `make install`, or pip install {package}"
         )
     return found
-
-
-def _signature(node: ast.ClassDef) -> dict[str, Option]:
-    """Options of a class without annotated fields: the arguments of its own `__init__`, typed by their defaults."""
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    if init is None:
-        return {}
-    names = [a.arg for a in init.args.args[1:]]
-    defaults = [ast.literal_eval(d) for d in init.args.defaults]
-    given = zip(names[len(names) - len(defaults) :], defaults, strict=True)
-    return {n: Option(Any if d is None else type(d), default=d) for n, d in given}
 
 
 def _keywords(field: ast.AnnAssign) -> dict[str, ast.expr]:
@@ -235,26 +229,29 @@ def _text(node: ast.expr) -> str | None:
 
 
 # Names that an annotation may use.
-TYPES = {name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union", "Callable")}
+TYPES = {name: getattr(typing, name) for name in typing.__all__} | {"typing": typing}
 TYPES |= {type_.__name__: type_ for type_ in (bool, int, float, str, list, dict, tuple, set, type(None))}
 
 
 def _evaluate(annotation: ast.expr, cls: Source) -> Any:
-    """The type that an annotation means; enumerations become literals of their values, unknown classes `Any`."""
+    """The type that an annotation means; enumerations become literals of their values, all else `Any`."""
     text = str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
     if "_[" in text:  # a pattern written as a literal: "pissa_niter_[number of iters]"
         return bool | str
-    tree = ast.parse(text, mode="eval")
-    # Names and subscripts only; an annotation with a call in it is not evaluated.
-    if any(isinstance(n, ast.Call) for n in ast.walk(tree)):
+    try:
+        tree = ast.parse(text, mode="eval")
+        # Names and subscripts only; an annotation with a call in it is not evaluated.
+        if any(isinstance(n, ast.Call) for n in ast.walk(tree)):
+            return Any
+        used = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+        enumerations = {name: found for name in used if name not in TYPES and (found := _enumeration(name, cls))}
+        names = {**dict.fromkeys(used, Any), **TYPES, **enumerations}
+        if enumerations and isinstance(annotation, ast.BinOp):
+            # `SchedulerType | str` accepts any string, and Transformers rejects the unknown ones much later.
+            return typing.Union[tuple(names[name] for name in used if name != "str")]  # noqa: UP007 - built from values
+        return eval(text, {"__builtins__": {}}, names)
+    except Exception:
         return Any
-    used = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
-    enumerations = {name: found for name in used if name not in TYPES and (found := _enumeration(name, cls))}
-    names = {**dict.fromkeys(used, Any), **TYPES, **enumerations}
-    if enumerations and isinstance(annotation, ast.BinOp):
-        # `SchedulerType | str` accepts any string, and Transformers rejects the unknown ones much later.
-        return typing.Union[tuple(names[name] for name in used if name != "str")]  # noqa: UP007 - built from values
-    return eval(text, {"__builtins__": {}}, names)
 
 
 def _enumeration(name: str, cls: Source) -> Any:

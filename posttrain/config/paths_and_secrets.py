@@ -49,7 +49,7 @@ def long_names(settings: Any) -> list[str]:
     """Errors for paths with a name that is too long for a file system; looking there would raise an `OSError`."""
     return [
         f"{path}={_readable(value)}: a name in it is longer than {FILE_SYSTEM} bytes, and no file has one"
-        for path, key, value in _leaves(settings, "")
+        for path, key, value in leaves(settings, "")
         if key in PLACES and isinstance(value, str) and max(map(len, os.fsencode(value).split(b"/"))) > FILE_SYSTEM
     ]
 
@@ -89,8 +89,8 @@ def _readable(text: str) -> str:
 def secrets(settings: Any) -> list[str]:
     """Keys and values that are secrets: the config is stored in the run directory and sent to the tracker."""
     errors = []
-    for path, key, value in _leaves(settings, ""):
-        by_key = key == "use_auth_token" or (isinstance(value, str) and _names_secret(key, value))
+    for path, key, value in leaves(settings, ""):
+        by_key = key == "use_auth_token" or _names_secret(key, value)
         if value and (by_key or (isinstance(value, str) and VALUE.search(value))):
             of_hub = "token" in key.lower() or str(value).startswith("hf_")
             fix = "run `hf auth login`, or set HF_TOKEN in the environment" if of_hub else "put it into the environment"
@@ -98,19 +98,20 @@ def secrets(settings: Any) -> list[str]:
     return errors
 
 
-def _names_secret(key: str, value: str) -> bool:
+def _names_secret(key: str, value: Any) -> bool:
     if SECRET.search(key):
-        return not key.lower().endswith(("_env", "_file", "_path"))
+        return not isinstance(value, bool) and not key.lower().endswith(("_env", "_file", "_path"))
     # Special tokens look like <this> or [this]; a secret does not.
-    return bool(TOKEN_KEY.fullmatch(key) and not NOT_SECRET.fullmatch(key) and not re.fullmatch(r"[<\[].*[>\]]", value))
+    is_token = TOKEN_KEY.fullmatch(key) and isinstance(value, str) and not re.fullmatch(r"[<\[].*[>\]]", value)
+    return bool(is_token and not NOT_SECRET.fullmatch(key))
 
 
-def _leaves(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
+def leaves(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _leaves(inner, f"{path}.{name}" if path else str(name), str(name))
+            yield from leaves(inner, f"{path}.{name}" if path else str(name), str(name))
     elif isinstance(value, list):
         for inner in value:
-            yield from _leaves(inner, path, key)
+            yield from leaves(inner, path, key)
     else:
         yield path, key, value

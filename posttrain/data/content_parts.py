@@ -9,7 +9,9 @@ from posttrain.data.tools import calls as calls_of
 
 
 def read(value: Any, field: str) -> tuple[str, str | None, tuple[dict[str, Any], ...]]:
-    """Text, reasoning and tool calls of a list of parts; raises `RowError` for a part of another kind."""
+    """Text, reasoning and tool calls of a list of parts, or of one; raises `RowError` for a part of another kind."""
+    if isinstance(value, Mapping) and "type" in value:
+        value = [value]
     if not isinstance(value, list):
         raise RowError(field, f"expected text, got {shortened(value)}")
     texts: list[str] = []

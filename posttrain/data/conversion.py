@@ -53,7 +53,8 @@ def _drop_equal_weights(dataset: Dataset, kind: str) -> Dataset:
     """Rows without `weight`, for a trainer that weights all rows equally; raises `PosttrainError` if weights differ."""
     if "weight" not in dataset.column_names:
         return dataset
-    if len({1.0 if weight is None else weight for weight in dataset["weight"]}) > 1:
+    weights = [1.0 if weight is None else weight for weight in dataset["weight"]]
+    if any(weight != weights[0] for weight in weights):
         raise PosttrainError(
             f"data.path: column weight: {kind} counts all rows alike; set data.pairs=one where it comes from several "
             "answers to a prompt, or give the column another name: 'data.columns={OTHER: weight}'"

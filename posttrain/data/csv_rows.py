@@ -59,6 +59,8 @@ def _fields(lines: IO[str], file: Path) -> Iterator[tuple[int, Any]]:
             continue
         if not header:
             header = fields
+            if any("\udc80" <= char <= "\udcff" or char == "\0" for field in header for char in field):
+                raise PosttrainError(f"{file}: the header is not UTF-8; save the file as UTF-8")
             if len(set(header)) < len(header) or not all(header):
                 names, index = ", ".join(header), "" if all(header[:1]) else " (pandas: to_csv(index=False))"
                 raise PosttrainError(f"{file}: the header must name each column once, and has {names!r:.200}{index}")

@@ -63,7 +63,7 @@ def check(path: Any) -> str | None:
 
 def _check_one(path: Any, listed: bool) -> str | None:
     if not isinstance(path, str):
-        return "expected a path"
+        return "expected a path: a file, a folder or an id of the hub"
     if built_in(path) and not listed:
         return None
     try:
@@ -75,6 +75,8 @@ def _check_one(path: Any, listed: bool) -> str | None:
         from posttrain.config.suggestions import near_path
 
         return "no file matches" if glob.has_magic(path) else f"no such file or folder{near_path(path)}"
+    if odd := [name for name in (path, *map(str, files)) if re.search("[\ud800-\udfff]", name)]:
+        return f"the name {odd[-1]!a} is not UTF-8; rename it"
     if listed and not files:
         return "expected a file; a list names files (other sources: data.mix)"
     for file in files:

@@ -98,7 +98,8 @@ def _value(text: str, position: int) -> tuple[Any, int]:
     except (ValueError, RecursionError) as error:
         reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
         try:
-            end = json.JSONDecoder().raw_decode(text, position)[1]
+            # Python refuses to read integers of several thousand digits.
+            end = json.JSONDecoder(parse_int=str).raw_decode(text, position)[1]
         except RecursionError:
             raise json.JSONDecodeError("nested too deeply", text[: position + 80], position) from None
         return RowError("", reason), end

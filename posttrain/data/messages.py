@@ -127,16 +127,18 @@ def message(given: Any, field: str) -> Message:
             raise RowError(f"{field}.{key}", why)
     content, reasoning, calls = _content(given.get(what), f"{field}.{what}")
     reasoning = _reasoning(given, content, reasoning, field)
-    if given.get("function_call"):
-        calls += _calls(given["function_call"], f"{field}.function_call")
-    if given.get("tool_calls"):
-        calls += _calls(parse_json_string(given["tool_calls"], f"{field}.tool_calls"), f"{field}.tool_calls")
+    for key in ("function_call", "tool_calls"):
+        if called := parse_json_string(given.get(key) or None, f"{field}.{key}"):
+            calls += _calls(called, f"{field}.{key}")
     if calls and role != "assistant":
         raise RowError(f"{field}.tool_calls", f"only the assistant calls tools, and the role is {name}")
     if reasoning is not None and role != "assistant":
         raise RowError(field, f"only the assistant reasons, and the role is {name}")
-    kept = {ours: key for ours, key in (("name", "name"), ("call_id", "tool_call_id")) if given.get(key) is not None}
-    known_as = {ours: text(given[key], f"{field}.{key}") for ours, key in kept.items()}
+    known_as = {
+        ours: text(given[key], f"{field}.{key}")
+        for ours, key in (("name", "name"), ("call_id", "tool_call_id"))
+        if given.get(key) not in (None, "")
+    }
     made = Message(role, content, reasoning, calls, learn=_learn_mark(given, role, field), **known_as)
     if role == "assistant" and not made.has_content:
         raise RowError(f"{field}.{what}" if what in given else field, "an assistant turn is empty")
@@ -225,7 +227,8 @@ def with_row_settings(example: Example, turns: Turns, row: Mapping[str, Any]) ->
 
     `turns` are its first ones. Plain text is not rendered by a template, so it has none of them.
     """
-    options = parse_json_string(row.get("chat_template_kwargs"), "chat_template_kwargs")
+    given = row.get("chat_template_kwargs")
+    options = parse_json_string(None if given == "" else given, "chat_template_kwargs")
     if options is not None and not isinstance(options, dict):
         raise RowError("chat_template_kwargs", f"expected an object, got {shortened(options)}")
     found = replace(example, used=(*example.used, *ROW_SETTINGS), template_options=options)

@@ -67,7 +67,7 @@ def check(config: DataConfig) -> Iterator[str]:
                 fix = did_you_mean(key, known, 1, f"known here: {', '.join(known)}")
                 yield f"{where}.{key}: unknown key; {fix}"
         yield from _wrong_values({key: value for key, value in entry.items() if key in known[:-1]}, where)
-        if not entry.get("path"):
+        if entry.get("path") in (None, ""):
             yield f"{where}.path: required, and not set"
         weight = entry.get("weight")
         if weight is not None and (not isinstance(weight, (int, float)) or isinstance(weight, bool)):

@@ -6,6 +6,7 @@ Sources: the data sets' cards and the documentation named in docs/data.md.
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from posttrain.config import trainers
@@ -68,8 +69,11 @@ def _history(given: Any) -> Turns:
     return turns
 
 
-def sharegpt(row: Row) -> Example:
-    """`conversations` of `from` and `value`; with `chosen` and `rejected` turns, pairs."""
+def sharegpt(row: Row, unanswered: bool = False) -> Example:
+    """`conversations` of `from` and `value`; with `chosen` and `rejected` turns, pairs.
+
+    `unanswered`: the last turn may be the human's.
+    """
     column = "conversations" if row.get("conversations") is not None else "conversation"
     turns = conversation(row.get(column), column, "turns")
     used = ("conversations", "conversation")
@@ -77,7 +81,7 @@ def sharegpt(row: Row) -> Example:
         pair = {side: _reply(row.get(side), side) for side in PAIRS}
         prompt, answers = split_turns(turns, pair)
         return Example(prompt=prompt, used=(*used, *PAIRS), **answers)
-    return Example(messages=check_last_is_answer(turns, column), used=used)
+    return Example(messages=turns if unanswered else check_last_is_answer(turns, column), used=used)
 
 
 def _reply(given: Any, field: str) -> Turns:
@@ -259,6 +263,13 @@ FORMATS: dict[str, Callable[[Row], Example]] = {
     "rankings": rankings,
     "ratings": ratings,
 }
+
+
+def maker(name: str, kind: str | None) -> Callable[[Row], Example]:
+    """The function that makes an `Example` of a row of the format `name`, for the trainer `kind`."""
+    if name == "sharegpt" and (kind is None or trainers.of(kind).reads == "prompts"):
+        return partial(sharegpt, unanswered=True)
+    return FORMATS[name]
 
 
 def expected_columns(

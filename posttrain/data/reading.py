@@ -190,7 +190,7 @@ def open_rows(
     else:
         from posttrain.data import other_formats
 
-        make = other_formats.FORMATS[name]
+        make = other_formats.maker(name, kind)
     if labelled and "label" in columns:
         make = functools.partial(labels.labelled, make)
     expected: tuple[str, ...] = ()

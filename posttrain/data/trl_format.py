@@ -30,16 +30,16 @@ def trl(row: Mapping[str, Any], needed: tuple[str, ...], repeated: bool = False,
     used = ("prompt", *needed) if row.get("prompt") is not None else needed
     prompt: Any = _text_or_turns(row.get("prompt"), "prompt") if "prompt" in used else None
     answers: Any = {name: _text_or_turns(row.get(name), name) for name in needed if name not in ("prompt", "label")}
+    begin_with_answer = all(isinstance(said, str) or said[0].role == "assistant" for said in answers.values())
+    if prompt is None and begin_with_answer and str(row.get("messages")).lstrip().startswith("["):
+        prompt, used = _text_or_turns(row["messages"], "messages"), (*used, "messages")  # as axolotl has pairs
     if all(said is None or isinstance(said, str) for said in (prompt, *answers.values())):
         if prompt is None and prompted:
             raise RowError("prompt", "is missing")
         prompt, answers = split_text(prompt, answers, repeated)
         return Example(prompt=prompt, used=used, **answers)
-    from posttrain.data import messages, turns
+    from posttrain.data import turns
 
-    begin_with_answer = all(isinstance(said, list) and said[0].role == "assistant" for said in answers.values())
-    if prompt is None and isinstance(row.get("messages"), list) and begin_with_answer:
-        prompt, used = messages.conversation(row["messages"], "messages"), (*used, "messages")  # as axolotl has pairs
     prompt, answers = turns.split_turns(prompt, answers)
     return Example(prompt=prompt, used=used, **answers)
 

@@ -244,3 +244,32 @@ def test_an_annotation_with_a_call_is_not_evaluated(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     found = options.options_of("annotated_by_call.C")
     assert (found["x"].type, found["y"].type) == (Any, int)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        ("BitsAndBytesConfig", "bnb_4bit_quant_type", ["nf4"]),
+        ("BitsAndBytesConfig", "bnb_4bit_compute_dtype", ["bfloat16"]),
+        ("DPOConfig", "optim", ["adamw_torch"]),
+        ("DPOConfig", "save_strategy", ["steps"]),
+        ("DPOConfig", "lr_scheduler_type", []),
+    ],
+)
+def test_a_list_for_an_option_that_takes_one_choice(cls, name, value):
+    (error,) = options.check(cls, {name: value}, "at")
+    assert error.startswith(f"at.{name}={value}: ")
+    assert "choose from" in error
+    assert options.check("DPOConfig", {"loss_type": ["sigmoid", "sft"]}, "at") == []
+
+
+def test_annotations_of_a_users_own_class(tmp_path, monkeypatch):
+    (tmp_path / "annotated_freely.py").write_text(
+        "class C:\n    names: Sequence[str] = ()\n    n: typing.Optional[int] = None\n    t: 'some text' = 0\n"
+        "    own: Mine[int] = None\n    there: np.typing.NDArray[int] = None\n    file: typing.IO[str] = None\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = {"names": ["a"], "n": 3, "t": 1, "own": 2, "there": [1], "file": "x"}
+    assert options.check("annotated_freely.C", given, "at") == []
+    said = options.check("annotated_freely.C", {"names": [1], "n": "x"}, "at")
+    assert [line.partition(":")[0] for line in said] == ["at.names=[1]", "at.n='x'"]

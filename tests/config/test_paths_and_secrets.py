@@ -150,3 +150,19 @@ def test_a_name_that_no_file_can_have(length):
         preflight.check(compose("trainer=dpo", "model=tiny", "data.path=y", *given)[0])
     said = [line for line in str(error.value).splitlines() if "longer than 255 bytes" in line]
     assert len(said) == (len(names) if length > 255 else 0)
+
+
+def test_no_error_line_shows_a_secret(tmp_path):
+    token, url = "hf_abcdefghijklmnopqrstuvwx0123", "https://me:pw@host/rows.jsonl"
+    given = (f"data.args.hf_token={token}", f"data.path={url}", "+data.args.api_key=a.b", "+data.args.password=987654")
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(compose("trainer=dpo", "model=tiny", *(f"+{word.lstrip('+')}" for word in given))[0])
+    said = str(error.value)
+    assert not [one for one in (token, "pw", "a.b", "987654") if one in said]
+    for line in ("data.args.hf_token=***", "data.args.api_key=***", "data.args.password=***", "data.path=***"):
+        assert line in said
+
+
+def test_a_secret_may_be_a_number():
+    assert paths_and_secrets.secrets({"password": 123456})
+    assert paths_and_secrets.secrets({"passwords": True, "cost_per_token": 0.1, "password": None}) == []

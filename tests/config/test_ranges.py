@@ -294,6 +294,7 @@ def test_what_checkpointing_reads_is_what_torch_takes():
         (["trainer.args.log_level=loud"], "trainer.args.log_level='loud': choose from detail, debug"),
         (["trainer.args.accelerator_config={split_batches: 3}"], "accelerator_config.split_batches=3: expected bool"),
         (["trainer.args.label_names=[x]"], "trainer.args.label_names: set by posttrain"),
+        (["trainer.args.save_only_model=true"], "save_only_model: set by posttrain; a run could not resume"),
         (["trainer.args.hub_model_id=a/b"], "trainer.args.hub_model_id: set by posttrain; run `posttrain export"),
         (["trainer.args.ddp_backend=gloo"], "ddp_backend=gloo: one process has no process group"),
     ],

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,45 @@ def test_two_names_for_a_column_of_parquet(columns: dict[str, str]):
 def test_a_link_to_a_file_that_is_missing_is_named_with_it():
     Path("d.jsonl").symlink_to("gone.jsonl")
     assert str(files.check("d.jsonl")).endswith("; it is a link to gone.jsonl, which is missing")
+
+
+def test_a_number_of_many_digits_in_an_array():
+    rows = b'[{"text": "a"},\n{"text": "b", "n": ' + b"1" * 5000 + b'},\n{"text": "c"}]'
+    assert texts("d.json", rows, on_error="skip") == ["a", "c"]
+    with pytest.raises(PosttrainError, match=r"line 2: holds the number 1+, which does not fit 64 bits"):
+        texts("d.json", rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.csv", "text,é\na,b\n".encode("latin-1")),
+        ("d.csv.gz", gzip.compress("text,n\na,1\n".encode("utf-16"), mtime=0)),
+        ("d.csv.gz", gzip.compress("text,n\na,1\n".encode("utf-16-le"), mtime=0)),
+    ],
+)
+def test_a_header_that_is_not_utf_8(name: str, content: bytes):
+    with pytest.raises(PosttrainError, match="the header is not UTF-8; save the file as UTF-8"):
+        texts(name, content)
+
+
+def test_a_name_that_is_not_utf_8():
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    Path(name).write_text('{"text": "a"}\n')
+    for path in (name, "*.jsonl", [name]):
+        assert r"the name 'caf\udce9.jsonl' is not UTF-8; rename it" in str(files.check(path))
+
+
+@pytest.mark.parametrize(("given", "shown"), [(None, "null"), (0, "0"), (False, "False"), ({}, "{}")])
+def test_a_path_that_is_no_text_is_said_before_anything_loads(given: Any, shown: str):
+    from posttrain.jobs import preflight
+    from tests.helpers.runs import compose
+
+    run, _ = compose("trainer=dpo", "model=tiny", "data.path=d.jsonl", "tracking=none")
+    run.data.path = given
+    with pytest.raises(PosttrainError) as error:
+        preflight.check(run)
+    assert str(error.value) == f"data.path={shown}: expected a path: a file, a folder or an id of the hub"
+    run.data.path, run.data.mix = "", {"a": {"path": given}}
+    with pytest.raises(PosttrainError, match=r"^data\.mix\.a\.path[^\n]*$"):
+        preflight.check(run)

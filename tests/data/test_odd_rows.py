@@ -412,3 +412,55 @@ def test_a_run_draws_after_the_tools_of_its_rows(kind: str, train: Any, monkeypa
     )
     assert asked
     assert {*asked} <= {json.dumps(own[n : n + 1]) + f"uq<|im_end|>{n}" for n in range(8)}
+
+
+@pytest.mark.parametrize("messages", [[USER], json.dumps([USER])])
+def test_messages_beside_two_texts_are_their_question(messages: Any):
+    row = {"messages": messages, "chosen": "Yes I can", "rejected": "Yes but no"}
+    for kind in ("reward", "dpo", "kto", "grpo"):
+        assert loaded(write(row, row), kind, "qwen25")[0].train[0]["prompt"] == [USER]
+    assert learnt(write(row), "dpo", "qwen25")[0][1] == "Yes I can" + END
+
+
+ACCEPTED: list[tuple[dict[str, Any], str, str]] = [
+    (chat("q", "a", images=[[]], image="[]", video=0), "a" + END, ""),
+    (chat({**USER, "name": ""}, said("a", name="", tool_call_id="", tool_calls="null")), "a" + END, ""),
+    (chat("q", "a", chat_template_kwargs=""), "a" + END, ""),
+    (chat({"role": "user", "content": {"type": "text", "text": "Q!"}}, "a"), "a" + END, "Q!"),
+    (
+        chat("q", said(None, function_call=json.dumps(CALL["function"]))),
+        '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' + END,
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "trained", "whole"), ACCEPTED)
+def test_fields_that_are_empty_or_written_in_another_way(row: dict[str, Any], trained: str, whole: str):
+    found = learnt(write(row), "sft", "qwen25")
+    assert found[0][1] == trained
+    assert whole in found[0][0]
+
+
+def test_an_empty_list_of_images_in_a_cell():
+    Path("d.csv").write_text("prompt,completion,images\nq,a,[]\n")
+    assert len(load(DataConfig(path="d.csv", eval_size=0), "sft").train) == 1
+
+
+def test_conversations_that_end_with_the_human_are_prompts():
+    asked = {"conversations": [{"from": "human", "value": "q"}]}
+    for row in (asked, SHAREGPT):
+        data, _ = loaded(write(row, asked), "grpo", "qwen25")
+        assert data.train["prompt"][:] == [[USER], [USER]]
+    with pytest.raises(PosttrainError, match="the last message is the user's; nothing is answered"):
+        loaded(write(asked, SHAREGPT), "sft", "qwen25")
+
+
+@pytest.mark.parametrize(("kind", "more"), [("sft", {}), ("kto", {"label": True})])
+def test_a_column_weight_that_holds_no_numbers(kind: str, more: dict[str, Any]):
+    row = {"prompt": "q", "completion": "a", **more}
+    for weight in ([1], {"a": 1}, "x"):
+        data, _ = loaded(write({**row, "weight": weight}, {**row, "weight": weight}), kind, "qwen25")
+        assert "weight" not in data.train.column_names
+    with pytest.raises(PosttrainError, match=r"column weight: .* give the column another name"):
+        loaded(write({**row, "weight": [1]}, {**row, "weight": [2]}), kind, "qwen25")
